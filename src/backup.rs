@@ -1,0 +1,3 @@
+//! `create`: the linear story of one backup.
+
+pub mod retention;

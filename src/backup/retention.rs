@@ -1,0 +1,1 @@
+//! What prune keeps and why: a pure function.

@@ -1,0 +1,205 @@
+//! What the operator wants, resolved: one file is one site.
+//!
+//! `raw` reads TOML into spans and reports every mistake at once; this module holds what comes out,
+//! with defaults applied, `${VAR}` expanded and connection settings resolved the way libpq does.
+//! Nothing else in the crate reads the environment (the AWS credential chain in `store::s3` aside).
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub mod keys;
+pub mod raw;
+pub mod secret;
+
+use secret::Secret;
+
+/// One site.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The file it was read from.
+    pub path: PathBuf,
+    /// Name of the site: first component of every key in the repository, label of every metric.
+    pub site: String,
+    /// Where sets are kept.
+    pub repository: Repository,
+    /// Who can read sets, and who vouches for them.
+    pub encryption: Encryption,
+    /// PostgreSQL servers by name.
+    pub postgres: BTreeMap<String, Postgres>,
+    /// Backup jobs by name.
+    pub backup: BTreeMap<String, BackupJob>,
+}
+
+/// A store and a prefix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repository {
+    /// What kind, and where.
+    pub location: Location,
+    /// Endpoint of an S3-compatible store; absent means AWS.
+    pub endpoint: Option<String>,
+    /// Region to sign for; absent means what the AWS chain says.
+    pub region: Option<String>,
+    /// Bucket in the path instead of in the host name.
+    pub path_style: bool,
+}
+
+/// Where a repository's bytes are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Location {
+    /// `s3://bucket/prefix`; the prefix has no slash at either end and may be empty.
+    S3 {
+        /// Bucket name.
+        bucket: String,
+        /// Key prefix.
+        prefix: String,
+    },
+    /// `file:///path`.
+    File(PathBuf),
+}
+
+/// Keys. Recipients are public; the files hold secrets and are read only when needed.
+#[derive(Debug, Clone, Default)]
+pub struct Encryption {
+    /// age X25519 (`age1…`) or SSH public keys, checked to parse.
+    pub recipients: Vec<String>,
+    /// age identities; only where restores run.
+    pub identity_file: Option<PathBuf>,
+    /// minisign secret key; where backups are made.
+    pub sign_key_file: Option<PathBuf>,
+    /// minisign public keys (`RW…`); where backups are read.
+    pub trusted_keys: Vec<String>,
+}
+
+/// A PostgreSQL server: how to connect, and which client tools to use.
+#[derive(Debug, Clone)]
+pub struct Postgres {
+    /// Name in the configuration.
+    pub name: String,
+    /// Resolved connection settings.
+    pub connection: Connection,
+    /// Directory with pg_dump and friends; absent means search.
+    pub bin_dir: Option<PathBuf>,
+    /// Words put before every tool, for a server in a container; empty means none.
+    pub tool_prefix: Vec<String>,
+}
+
+/// libpq connection settings, resolved once for tokio-postgres and the client tools alike.
+#[derive(Debug, Clone)]
+pub struct Connection {
+    /// Host names, addresses, or (starting with `/`) socket directories, each with its port.
+    pub hosts: Vec<(String, u16)>,
+    /// Role.
+    pub user: String,
+    /// Password, from the URL, PGPASSWORD, or the password file.
+    pub password: Option<Secret>,
+    /// Database.
+    pub dbname: String,
+    /// How TLS is negotiated.
+    pub sslmode: SslMode,
+    /// Certificate authorities to trust: a file, or `system`.
+    pub sslrootcert: Option<PathBuf>,
+    /// Client certificate.
+    pub sslcert: Option<PathBuf>,
+    /// Its key.
+    pub sslkey: Option<PathBuf>,
+    /// Bound on connecting to one host.
+    pub connect_timeout: Duration,
+    /// Server settings sent at the start (`-c name=value`).
+    pub options: Option<String>,
+}
+
+/// libpq's `sslmode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SslMode {
+    /// Never TLS.
+    Disable,
+    /// Without TLS first; treated as `Prefer`'s mirror by libpq, and as `Prefer` here.
+    Allow,
+    /// TLS if the server has it.
+    Prefer,
+    /// TLS, any certificate (checked where a root certificate is named).
+    Require,
+    /// TLS, certificate signed by a trusted authority.
+    VerifyCa,
+    /// TLS, and the certificate names the host.
+    VerifyFull,
+}
+
+impl SslMode {
+    /// libpq's spelling.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            SslMode::Disable => "disable",
+            SslMode::Allow => "allow",
+            SslMode::Prefer => "prefer",
+            SslMode::Require => "require",
+            SslMode::VerifyCa => "verify-ca",
+            SslMode::VerifyFull => "verify-full",
+        }
+    }
+}
+
+/// One `[backup.NAME]`.
+#[derive(Debug, Clone)]
+pub struct BackupJob {
+    /// Name in the configuration; second component of its sets' keys.
+    pub name: String,
+    /// Which `[postgres.NAME]`.
+    pub postgres: String,
+    /// Which databases of it.
+    pub databases: Databases,
+    /// Streams that are drained at the same time.
+    pub streams: usize,
+    /// zstd level.
+    pub compression: i32,
+    /// Bytes in a multipart part.
+    pub part_size: u64,
+    /// Tables from this many bytes get a stream of their own.
+    pub large_table: u64,
+    /// `schema.table` patterns (`*` and `?`) whose rows are left out.
+    pub exclude_table_data: Vec<String>,
+    /// Recovery point objective.
+    pub rpo: Option<Duration>,
+    /// What prune keeps; absent means that prune refuses.
+    pub retention: Option<Retention>,
+    /// How rehearsals run.
+    pub verify: Verify,
+}
+
+/// Which databases a job dumps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Databases {
+    /// The one in the server's URL.
+    Url,
+    /// Every connectable one that is no template (`["*"]`).
+    All,
+    /// These.
+    Named(Vec<String>),
+}
+
+/// How many sets to keep; 0 means that the rule does not apply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Retention {
+    /// The newest sets.
+    pub last: u32,
+    /// The newest set of each of the last N UTC days that have one.
+    pub daily: u32,
+    /// The same for ISO weeks.
+    pub weekly: u32,
+    /// The same for months.
+    pub monthly: u32,
+    /// The same for years.
+    pub yearly: u32,
+}
+
+/// One `[backup.NAME.verify]`.
+#[derive(Debug, Clone)]
+pub struct Verify {
+    /// Where scratch servers live; created with mode 0700 where missing.
+    pub scratch_dir: PathBuf,
+    /// Whom they run as when opsd is root; absent means `opsd-scratch` if it exists, else `nobody`.
+    pub scratch_user: Option<String>,
+    /// Queries that must return one row with one true column.
+    pub assert: Vec<String>,
+}

@@ -1,0 +1,1 @@
+//! age recipients and identities, parsed and checked.

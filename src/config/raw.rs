@@ -1,0 +1,1 @@
+//! TOML into spans; every mistake at once.

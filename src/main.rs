@@ -1,0 +1,3 @@
+//! Thin: parse, tracing, runtime, exit code.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Connecting with tokio-postgres under resolved libpq settings.

@@ -1,0 +1,1 @@
+//! Which client tools to use, and how they are started.

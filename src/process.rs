@@ -1,0 +1,1 @@
+//! Child processes: process groups, bounded stderr, an end that is certain.

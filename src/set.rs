@@ -1,0 +1,67 @@
+//! What a backup set is: keys, manifest, pg_dump's archive, seal (zstd and age), proof, catalog,
+//! signature. Formats only: nothing here knows how a set is made or restored.
+
+pub mod archive;
+pub mod catalog;
+pub mod manifest;
+pub mod proof;
+pub mod seal;
+pub mod signature;
+
+use chrono::{DateTime, NaiveDateTime, Utc};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+/// Name of the object that makes a set exist.
+pub const MANIFEST: &str = "manifest.json";
+/// Its signature.
+pub const MANIFEST_SIGNATURE: &str = "manifest.json.minisig";
+/// What a failed run leaves instead.
+pub const FAILED: &str = "failed.json";
+/// How to restore the set without opsd.
+pub const RESTORE_MD: &str = "RESTORE.md";
+/// Roles, memberships and settings of the cluster.
+pub const GLOBALS: &str = "globals.sql.zst.age";
+
+const KEPT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
+/// A database's name as a key component: percent-encoded, and never `.` or `..` or empty.
+pub fn database_component(name: &str) -> String {
+    let encoded = utf8_percent_encode(name, KEPT).to_string();
+    // The folder of a database must not look like one of the set's own objects.
+    if encoded.chars().all(|c| c == '.') || is_set_object(&encoded) {
+        encoded.replacen('.', "%2E", encoded.matches('.').count())
+    } else {
+        encoded
+    }
+}
+
+fn is_set_object(name: &str) -> bool {
+    [MANIFEST, MANIFEST_SIGNATURE, FAILED, RESTORE_MD, GLOBALS].contains(&name)
+        || name.starts_with("verified-")
+}
+
+/// A new set id: UTC start and a random tail, `20261121T030000Z-7f3a`.
+pub fn new_id(start: DateTime<Utc>) -> String {
+    format!("{}-{:04x}", start.format("%Y%m%dT%H%M%SZ"), rand::random::<u16>())
+}
+
+/// The start time in a set id; `None` where the text is no set id.
+pub fn id_time(id: &str) -> Option<DateTime<Utc>> {
+    let (time, tail) = id.split_once('-')?;
+    let tail_is_hex =
+        tail.len() == 4 && tail.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    if !tail_is_hex {
+        return None;
+    }
+    NaiveDateTime::parse_from_str(time, "%Y%m%dT%H%M%SZ").ok().map(|t| t.and_utc())
+}
+
+/// Key prefix of a job's sets, with a slash at the end.
+pub fn job_prefix(site: &str, job: &str) -> String {
+    format!("{site}/{job}/")
+}
+
+/// Key prefix of one set, with a slash at the end.
+pub fn set_prefix(site: &str, job: &str, id: &str) -> String {
+    format!("{site}/{job}/{id}/")
+}

@@ -1,0 +1,1 @@
+//! pg_dump custom archives: parsing and fingerprinting as they pass.

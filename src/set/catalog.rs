@@ -1,0 +1,1 @@
+//! The sets of a job, read from the repository itself.

@@ -1,0 +1,1 @@
+//! zstd and age around a stream, and back.

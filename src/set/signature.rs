@@ -1,0 +1,1 @@
+//! minisign signatures of manifests and verification records.

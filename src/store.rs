@@ -1,0 +1,140 @@
+//! Bytes under keys: the narrow contract between opsd and whatever keeps its sets.
+//!
+//! What every implementation promises, and the conformance suite in `tests/it/store.rs` checks:
+//! - **Whole or not at all.** An object is visible only after [`Upload::commit`] returned `Ok`, and
+//!   then with every byte. Dropping an upload, or aborting it, leaves nothing visible.
+//! - **Durable.** After `commit` a crash of this host loses nothing.
+//! - **Keys** are relative to the repository, `/`-separated, and validated ([`check_key`]).
+//! - **Retries are inside.** A transient failure is retried by the store within bounds of its own;
+//!   what comes out is final.
+//!
+//! Deliberately absent: renames, appends, streaming reads (a long GET under back-pressure dies;
+//! readers ask for ranges), and metadata of our own on objects (providers differ).
+
+pub mod faulty;
+pub mod fs;
+pub mod memory;
+pub mod probe;
+pub mod s3;
+
+use std::ops::Range;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+
+use crate::error::Error;
+
+/// Why a store refused. Callers branch on the variant; the text is for people.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// No object under this key (or no such bucket: the message says which).
+    #[error("{0}")]
+    NotFound(String),
+    /// `if_absent` was asked for and the key holds an object already.
+    #[error("{0}")]
+    Exists(String),
+    /// The credential may not do this.
+    #[error("{0}")]
+    Denied(String),
+    /// The store cannot do this at all.
+    #[error("{0}")]
+    Unsupported(String),
+    /// What arrived is not what was sent.
+    #[error("{0}")]
+    Corrupt(String),
+    /// Everything else, after retries.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        Error::new(error)
+    }
+}
+
+/// One object in a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectMeta {
+    /// Key relative to the repository.
+    pub key: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// When the store says it was written.
+    pub modified: DateTime<Utc>,
+}
+
+/// A place that keeps objects: a bucket and prefix, a directory, memory.
+#[async_trait]
+pub trait Store: Send + Sync + std::fmt::Debug {
+    /// Where this is, for messages: `s3://bucket/prefix`. Never holds a credential.
+    fn describe(&self) -> String;
+
+    /// Starts an object. Nothing is visible under `key` until the upload is committed. With
+    /// `if_absent` the commit fails with [`StoreError::Exists`] where the key holds an object and
+    /// the store can tell.
+    async fn begin(&self, key: &str, if_absent: bool) -> Result<Box<dyn Upload>, StoreError>;
+
+    /// The bytes of a range; shorter than asked only where the object ends. Callers bound the
+    /// range: it is held in memory.
+    async fn read(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError>;
+
+    /// Size and time of one object.
+    async fn head(&self, key: &str) -> Result<ObjectMeta, StoreError>;
+
+    /// Every object whose key starts with `prefix`, sorted by key.
+    async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>, StoreError>;
+
+    /// Removes an object; removing what is absent succeeds.
+    async fn delete(&self, key: &str) -> Result<(), StoreError>;
+}
+
+/// One object being written. Dropping it without [`Upload::commit`] means abort (best effort on the
+/// server's side; never visible).
+#[async_trait]
+pub trait Upload: Send {
+    /// Appends a part. All parts but the last have the same size. May return before the part is
+    /// stored; `commit` reports what failed meanwhile.
+    async fn put_part(&mut self, part: Bytes) -> Result<(), StoreError>;
+
+    /// Makes the object visible after checking that the store holds exactly `size` bytes.
+    async fn commit(self: Box<Self>, size: u64) -> Result<(), StoreError>;
+
+    /// Gives up and removes what was sent.
+    async fn abort(self: Box<Self>);
+}
+
+/// Writes a small object whole.
+pub async fn put(
+    store: &dyn Store,
+    key: &str,
+    body: impl Into<Bytes>,
+    if_absent: bool,
+) -> Result<(), StoreError> {
+    let body = body.into();
+    let size = body.len() as u64;
+    let mut upload = store.begin(key, if_absent).await?;
+    upload.put_part(body).await?;
+    upload.commit(size).await
+}
+
+/// Reads a small object whole; refuses one larger than `limit` bytes instead of holding it.
+pub async fn get(store: &dyn Store, key: &str, limit: u64) -> Result<Bytes, StoreError> {
+    let bytes = store.read(key, 0..limit + 1).await?;
+    if bytes.len() as u64 > limit {
+        return Err(StoreError::Other(format!("{key} is larger than {limit} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// Refuses keys that could leave the repository or mean different things to different stores:
+/// empty, absolute, with empty, `.` or `..` components, control characters, or over 900 bytes.
+pub fn check_key(key: &str) -> Result<(), StoreError> {
+    let bad = key.is_empty()
+        || key.len() > 900
+        || key.chars().any(char::is_control)
+        || key.contains('\\')
+        || key.split('/').any(|part| part.is_empty() || part == "." || part == "..");
+    if bad { Err(StoreError::Other(format!("invalid object key {key:?}"))) } else { Ok(()) }
+}
