@@ -228,14 +228,15 @@ impl Write for PartWriter {
 }
 
 /// Drains pieces into objects `<prefix><key>`, `<prefix><key>.001`, …; returns them once the stream
-/// said that it is whole. Anything else aborts the object that is being written.
+/// said that it is whole. `None` means that the writer gave up, and the object that was being written
+/// was aborted; the writer knows why.
 pub async fn upload(
     store: &dyn Store,
     prefix: &str,
     key: &str,
     mut pieces: mpsc::Receiver<Piece>,
     progress: impl Fn(u64),
-) -> Result<Vec<Object>> {
+) -> Result<Option<Vec<Object>>> {
     let mut objects: Vec<Object> = Vec::new();
     let mut current: Option<Box<dyn Upload>> = None;
     while let Some(piece) = pieces.recv().await {
@@ -257,13 +258,13 @@ pub async fn upload(
                 upload.commit(size).await.with_context(|| writing(store, &full))?;
                 objects.push(Object { key, size, sha256 });
             }
-            Piece::Finished => return Ok(objects),
+            Piece::Finished => return Ok(Some(objects)),
         }
     }
     if let Some(upload) = current {
         upload.abort().await;
     }
-    Err(Error::new(format!("{prefix}{key}: stream was given up")))
+    Ok(None)
 }
 
 fn writing(store: &dyn Store, key: &str) -> String {
