@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub mod keys;
+pub mod path;
 pub mod raw;
 pub mod secret;
 
