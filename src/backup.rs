@@ -1,3 +1,4 @@
 //! `create`: the linear story of one backup.
 
+pub mod prune;
 pub mod retention;
