@@ -6,7 +6,7 @@
 //! refused) are never touched. Backups never prune: this is another command, and may be another
 //! credential.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 
@@ -15,8 +15,8 @@ use crate::config::Retention;
 use crate::error::{Context, Result};
 use crate::set::catalog::{self, Loaded, State};
 use crate::set::manifest::ProofState;
-use crate::set::{FAILED, MANIFEST, MANIFEST_SIGNATURE, set_prefix, verification};
-use crate::store::Store;
+use crate::set::{MANIFEST, MANIFEST_SIGNATURE, set_prefix};
+use crate::store::{ObjectMeta, Store};
 
 /// What prune would do to one job.
 #[derive(Debug, Clone)]
@@ -27,7 +27,7 @@ pub struct JobPlan {
     pub plan: Plan,
     /// How to remove those that go, by id.
     pub removals: BTreeMap<String, Removal>,
-    /// Sets that were refused (damaged, not trusted, too new, unreadable): id and reason.
+    /// Sets that have a manifest and do not count (damaged, not trusted, too new, objects missing): id and reason.
     pub refused: Vec<(String, String)>,
 }
 
@@ -60,6 +60,15 @@ pub async fn plan(
     for (entry, loaded) in catalog::load_all(store, trusted_keys, entries).await {
         let (id, time) = (entry.id.clone(), entry.id_time());
         match loaded {
+            Ok(set) if !set.missing().is_empty() => {
+                let why = format!("{} is missing or has another size", set.missing().join(", "));
+                refused.push((id.clone(), why.clone()));
+                candidates.push(Candidate {
+                    id,
+                    time: set.manifest.started,
+                    standing: Standing::NotCounted(why),
+                });
+            }
             Ok(set) => {
                 let rows = set.manifest.databases.iter().map(|d| d.rows).sum();
                 let standing = Standing::Complete {
@@ -93,29 +102,19 @@ pub async fn plan(
 /// Sorts what is stored of a set into ours and not ours.
 fn removal(set: &Loaded) -> Removal {
     let entry = &set.entry;
-    let named: BTreeSet<&str> = set.manifest.objects().map(|o| o.key.as_str()).collect();
-    let ours = |key: &str| {
-        let document = key.strip_suffix(".minisig").unwrap_or(key);
-        named.contains(key) || key == FAILED || verification::is_name(document)
-    };
-    let mut removal = Removal { keys: Vec::new(), bytes: 0, foreign: Vec::new() };
+    let foreign: Vec<String> = set.foreign().into_iter().map(str::to_owned).collect();
+    let mut ours: Vec<&ObjectMeta> = entry.objects.iter().filter(|o| !foreign.contains(&o.key)).collect();
+    ours.sort_by_key(|o| match o.key.as_str() {
+        MANIFEST => 0,
+        MANIFEST_SIGNATURE => 1,
+        _ => 2,
+    });
     let prefix = set_prefix(&entry.site, &entry.job, &entry.id);
-    for first in [MANIFEST, MANIFEST_SIGNATURE] {
-        if entry.has(first) {
-            removal.keys.push(format!("{prefix}{first}"));
-        }
+    Removal {
+        keys: ours.iter().map(|o| format!("{prefix}{}", o.key)).collect(),
+        bytes: ours.iter().map(|o| o.size).sum(),
+        foreign,
     }
-    for object in &entry.objects {
-        let key = object.key.as_str();
-        if ours(key) {
-            removal.keys.push(format!("{prefix}{key}"));
-        } else if key != MANIFEST && key != MANIFEST_SIGNATURE {
-            removal.foreign.push(key.to_owned());
-            continue;
-        }
-        removal.bytes += object.size;
-    }
-    removal
 }
 
 /// Removes one set. Once the manifest is gone the set does not exist, whatever happens to the rest;

@@ -7,7 +7,7 @@
 //!
 //! Deliberately absent: any cache, and any writing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use futures_util::{StreamExt, stream};
@@ -143,6 +143,21 @@ impl Loaded {
         snapshots.max().unwrap_or(self.manifest.started)
     }
 
+    /// Objects that the manifest names and the listing lacks, or has with another size.
+    pub fn missing(&self) -> Vec<&str> {
+        let stored: BTreeMap<&str, u64> =
+            self.entry.objects.iter().map(|o| (o.key.as_str(), o.size)).collect();
+        let named = self.manifest.objects();
+        named.filter(|o| stored.get(o.key.as_str()) != Some(&o.size)).map(|o| o.key.as_str()).collect()
+    }
+
+    /// What lies in the set's folder and is neither named by the manifest nor part of the layout.
+    pub fn foreign(&self) -> Vec<&str> {
+        let named: BTreeSet<&str> = self.manifest.objects().map(|o| o.key.as_str()).collect();
+        let keys = self.entry.objects.iter().map(|o| o.key.as_str());
+        keys.filter(|key| !named.contains(key) && !is_layout(key)).collect()
+    }
+
     /// The rehearsal that tells how the set stands: the last that proved it or found a difference,
     /// else the last that was tried. A rehearsal that could not run takes no proof away.
     pub fn verified(&self) -> Option<&Verification> {
@@ -154,6 +169,12 @@ impl Loaded {
     pub fn is_proven(&self) -> bool {
         self.verified().is_some_and(|v| v.verdict == Verdict::Proven)
     }
+}
+
+/// Whether a key relative to a set's folder is opsd's whatever the manifest says.
+fn is_layout(relative: &str) -> bool {
+    let document = relative.strip_suffix(".minisig").unwrap_or(relative);
+    [MANIFEST, MANIFEST_SIGNATURE, FAILED].contains(&relative) || verification::is_name(document)
 }
 
 /// The sets of one job, ordered by id.
