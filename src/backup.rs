@@ -9,7 +9,9 @@ pub mod evidence;
 pub mod inventory;
 pub mod lock;
 pub mod plan;
+pub mod prune;
 pub mod restore_md;
+pub mod prune;
 pub mod retention;
 pub mod streams;
 

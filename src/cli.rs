@@ -1,1 +1,117 @@
 //! The command line: one file a command, its arguments and its `run`.
+//!
+//! The only module that knows clap. A new command is one file under `cli/`, one variant of
+//! [`Command`] and one arm in [`run`].
+
+pub mod completions;
+pub mod config;
+pub mod keygen;
+pub mod output;
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+use crate::config::Config;
+use crate::error::Result;
+use crate::shutdown::Shutdown;
+
+/// PostgreSQL backups that prove themselves by restoring.
+///
+/// opsd streams pg_dump, compressed and encrypted, to S3 or a directory, and
+/// rehearses restores until every row has come back.
+#[derive(Debug, Parser)]
+#[command(
+    name = "opsd",
+    version,
+    max_term_width = 80,
+    propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = "Start here:\n  opsd keygen -o identity.txt\n  opsd config init opsd.toml\n\n\
+                  Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 a verification\n\
+                  found a difference, 5 another run holds the lock."
+)]
+pub struct Cli {
+    /// What holds for every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Global {
+    /// Configuration file [default: $OPSD_CONFIG, /etc/opsd/opsd.toml, ./opsd.toml]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
+    pub config: Option<PathBuf>,
+    /// Say more on stderr; twice for details
+    #[arg(short, long, global = true, action = ArgAction::Count, help_heading = "Global options")]
+    pub verbose: u8,
+    /// Say nothing but errors
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Global options")]
+    pub quiet: bool,
+}
+
+impl Global {
+    /// Reads the configuration and logs its warnings.
+    pub fn load_config(&self) -> Result<Config> {
+        let (config, warnings) = crate::config::load(self.config.as_deref())?;
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+        Ok(config)
+    }
+}
+
+/// What opsd can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Write, check or show the configuration
+    Config(config::Args),
+    /// Make an age identity or a signing key
+    Keygen(keygen::Args),
+    /// Print completions for a shell
+    Completions(completions::Args),
+}
+
+/// Runs the command.
+#[expect(clippy::unused_async, reason = "commands that talk to servers are async")]
+pub async fn run(cli: Cli, _shutdown: &Shutdown) -> Result<()> {
+    let global = &cli.global;
+    match cli.command {
+        Command::Config(args) => config::run(args, global),
+        Command::Keygen(args) => keygen::run(args),
+        Command::Completions(args) => completions::run(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_is_readable_at_80_columns() {
+        fn check(command: &mut clap::Command) {
+            for text in [command.render_help().to_string(), command.render_long_help().to_string()] {
+                for line in text.lines() {
+                    assert!(line.chars().count() <= 80, "{}: {line}", command.get_name());
+                }
+            }
+            for sub in command.get_subcommands_mut() {
+                check(sub);
+            }
+        }
+        let mut command = Cli::command();
+        command.build();
+        check(&mut command);
+    }
+}

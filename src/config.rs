@@ -1,17 +1,29 @@
 //! What the operator wants, resolved: one file is one site.
 //!
 //! `raw` reads TOML into spans and reports every mistake at once; this module holds what comes out,
-//! with defaults applied, `${VAR}` expanded and connection settings resolved the way libpq does.
-//! Nothing else in the crate reads the environment (the AWS credential chain in `store::s3` aside).
+//! with defaults applied, `${VAR}` expanded and connection settings resolved the way libpq does
+//! (`libpq`); `load` finds the file. Nothing else in the crate reads the environment (the AWS
+//! credential chain in `store::s3` aside).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub mod finding;
 pub mod keys;
+<<<<<<< HEAD
 pub mod path;
+=======
+pub mod libpq;
+pub mod load;
+>>>>>>> catalog
 pub mod raw;
 pub mod secret;
+pub mod units;
+mod walk;
+
+pub use finding::{Finding, Mistake, Warning};
+pub use load::{environment, load};
 
 use secret::Secret;
 

@@ -1,3 +1,87 @@
 //! Thin: parse, tracing, runtime, exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use opsd::cli::{self, Cli, output};
+use opsd::config;
+use opsd::error::{Error, Kind, Result};
+use opsd::shutdown::Shutdown;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::time::SystemTime;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(help_or_usage) => {
+            // Nobody is left to tell if the terminal is gone.
+            let _ = help_or_usage.print();
+            return ExitCode::from(if help_or_usage.use_stderr() { 2 } else { 0 });
+        }
+    };
+    match start(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::error(&error);
+            ExitCode::from(exit_code(error.kind()))
+        }
+    }
+}
+
+fn start(cli: Cli) -> Result<()> {
+    tracing_to_stderr(&cli.global)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(async {
+        let shutdown = Shutdown::listen(exit_now)?;
+        cli::run(cli, &shutdown).await
+    });
+    // Work has ended by itself; a blocking thread that has not must not keep the process.
+    runtime.shutdown_background();
+    result
+}
+
+#[expect(clippy::disallowed_methods, reason = "the second signal ends the process at once")]
+fn exit_now(kind: Kind) {
+    std::process::exit(i32::from(exit_code(kind)));
+}
+
+fn exit_code(kind: Kind) -> u8 {
+    match kind {
+        Kind::Failed => 1,
+        Kind::Usage => 2,
+        Kind::Differs => 3,
+        Kind::LockHeld => 5,
+        Kind::Interrupted => 130,
+        Kind::Terminated => 143,
+    }
+}
+
+/// `OPSD_LOG` takes tracing's filter syntax (`opsd=debug`). Without it warnings show on a terminal
+/// only: under cron a run that succeeds is silent, and its warnings are in its result.
+fn tracing_to_stderr(global: &cli::Global) -> Result<()> {
+    let terminal = output::is_terminal();
+    let filter = match config::environment("OPSD_LOG") {
+        Some(filter) => EnvFilter::try_new(filter)
+            .map_err(|e| Error::usage(e).context("OPSD_LOG").with_hint("write it like info or opsd=debug"))?,
+        None => EnvFilter::new(match (global.quiet, global.verbose) {
+            (true, _) => "error",
+            (false, 0) if terminal => "warn",
+            (false, 0) => "error",
+            (false, 1) => "warn,opsd=info",
+            (false, 2) => "warn,opsd=debug",
+            (false, _) => "debug,opsd=trace",
+        }),
+    };
+    let builder = tracing_subscriber::fmt()
+        .compact()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_writer(std::io::stderr)
+        .with_ansi(terminal && config::environment("NO_COLOR").is_none());
+    if terminal {
+        builder.without_time().init()
+    } else {
+        builder.with_timer(SystemTime).init()
+    }
+    Ok(())
+}

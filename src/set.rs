@@ -8,6 +8,7 @@ pub mod manifest;
 pub mod proof;
 pub mod seal;
 pub mod signature;
+pub mod verification;
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -38,7 +39,8 @@ pub fn database_component(name: &str) -> String {
 
 fn is_set_object(name: &str) -> bool {
     [MANIFEST, MANIFEST_SIGNATURE, FAILED, RESTORE_MD, GLOBALS].contains(&name)
-        || name.starts_with("verified-")
+        // A database may be called `verified-…`: its folder's objects are content.
+        || (name.starts_with("verified-") && !name.contains('/'))
 }
 
 /// A new set id: UTC start and a random tail, `20261121T030000Z-7f3a`.

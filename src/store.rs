@@ -128,6 +128,11 @@ pub async fn get(store: &dyn Store, key: &str, limit: u64) -> Result<Bytes, Stor
     Ok(bytes)
 }
 
+/// What `commit` fails with when the store holds another number of bytes than were sent.
+fn size_mismatch(key: &str, expected: u64, found: u64) -> StoreError {
+    StoreError::Corrupt(format!("{key} should have {expected} bytes, but {found} arrived"))
+}
+
 /// Refuses keys that could leave the repository or mean different things to different stores:
 /// empty, absolute, with empty, `.` or `..` components, control characters, or over 900 bytes.
 pub fn check_key(key: &str) -> Result<(), StoreError> {

@@ -1,1 +1,540 @@
-//! TOML into spans; every mistake at once.
+//! The schema of `opsd.toml`: TOML text in, [`Config`] out, or every mistake at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use toml_edit::Document;
+
+use super::finding::{Finding, Mistake, Warning};
+use super::keys;
+use super::libpq;
+use super::units::{GIB, MIB};
+use super::walk::{Env, Place, Section, Text, Walk};
+use super::{BackupJob, Config, Databases, Encryption, Location, Postgres, Repository, Retention, Verify};
+
+/// S3's bounds on the parts of a multipart upload (the last one may be smaller).
+const S3_PART_MIN: u64 = 5 * MIB;
+/// The largest part S3 takes.
+const PART_MAX: u64 = 5 * GIB;
+/// Streams that wait in parallel hold a connection and memory each.
+const STREAMS_MAX: i64 = 64;
+/// Above this much buffer memory (part size × 3 × streams) a warning is due.
+const MEMORY_WARNING: u64 = 2 * GIB;
+
+/// What reading a file found. There is a configuration exactly when there are no mistakes.
+#[derive(Debug)]
+pub struct Parsed {
+    /// The configuration.
+    pub config: Option<Config>,
+    /// What makes it unusable, in the order of the file.
+    pub mistakes: Vec<Mistake>,
+    /// What the operator should know.
+    pub warnings: Vec<Warning>,
+}
+
+/// Reads a configuration. `env` is the environment; `path` is for messages and ends up in the
+/// result. Files that it names (recipients, password and service files) are read, secret keys not.
+pub fn parse(text: &str, path: &Path, env: Env<'_>) -> Parsed {
+    let mut walk = Walk::new(path, text, env);
+    let config = match Document::parse(text) {
+        Ok(document) => site(&mut walk, document.as_table(), path),
+        Err(error) => {
+            let line = error.span().map_or(1, |span| walk.line_at(span.start));
+            let place = Place { key: String::new(), line };
+            // Only the message: the error's own Display quotes the line, which may hold a secret.
+            walk.mistake(&place, format!("not valid TOML: {}", error.message()), None);
+            None
+        }
+    };
+    let Walk { mut mistakes, mut warnings, .. } = walk;
+    let in_order = |f: &Finding| (f.path != path, f.line);
+    mistakes.sort_by_key(in_order);
+    warnings.sort_by_key(in_order);
+    Parsed { config: config.filter(|_| mistakes.is_empty()), mistakes, warnings }
+}
+
+fn site(walk: &mut Walk<'_>, table: &toml_edit::Table, path: &Path) -> Option<Config> {
+    let root = walk.root(table);
+    walk.only(&root, &["site", "repository", "encryption", "postgres", "backup"]);
+
+    let site = match walk.string(&root, "site") {
+        Some(text) => name(walk, &text.place, &text.value).then_some(text.value),
+        None if root.has("site") => None,
+        None => {
+            walk.missing(
+                &root,
+                "site",
+                "site = \"NAME\" at the top; it is the first folder in the repository",
+            );
+            None
+        }
+    };
+    let repository = match walk.section(&root, "repository") {
+        Some(section) => repository(walk, &section),
+        None if root.has("repository") => None,
+        None => {
+            walk.missing(
+                &root,
+                "repository",
+                "add [repository] with url = \"s3://bucket/prefix\" or \"file:///path\"",
+            );
+            None
+        }
+    };
+    let encryption = match walk.section(&root, "encryption") {
+        Some(section) => encryption(walk, &section),
+        None if root.has("encryption") => None,
+        None => {
+            walk.missing(
+                &root,
+                "encryption",
+                "add [encryption] with recipients = [\"age1…\"]; `opsd keygen` makes a key",
+            );
+            None
+        }
+    };
+
+    let mut servers = BTreeMap::new();
+    let mut server_names = Vec::new();
+    if let Some(section) = walk.section(&root, "postgres") {
+        server_names = section.names();
+        for key in &server_names {
+            let place = walk.place(&section, key);
+            name(walk, &place, key);
+            if let Some(server) = walk.section(&section, key).and_then(|s| postgres(walk, &s, key)) {
+                servers.insert(key.clone(), server);
+            }
+        }
+    }
+    let s3 = matches!(&repository, Some(Repository { location: Location::S3 { .. }, .. }));
+    let mut jobs = BTreeMap::new();
+    if let Some(section) = walk.section(&root, "backup") {
+        for key in section.names() {
+            let place = walk.place(&section, &key);
+            name(walk, &place, &key);
+            if let Some(job) =
+                walk.section(&section, &key).and_then(|s| job(walk, &s, &key, &server_names, s3))
+            {
+                jobs.insert(key, job);
+            }
+        }
+    }
+    Some(Config {
+        path: path.to_path_buf(),
+        site: site?,
+        repository: repository?,
+        encryption: encryption?,
+        postgres: servers,
+        backup: jobs,
+    })
+}
+
+/// Sites and jobs become folders in the repository, so their names are narrow.
+fn name(walk: &mut Walk<'_>, place: &Place, name: &str) -> bool {
+    let message = if name.is_empty() {
+        "is empty"
+    } else if !name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+    {
+        "is no valid name"
+    } else if name.starts_with("verified-") {
+        "may not start with verified-"
+    } else if name.len() > 100 {
+        "is longer than 100 characters"
+    } else {
+        return true;
+    };
+    walk.mistake(
+        place,
+        message,
+        Some("names are ASCII letters, digits, _ . and -, and start with a letter or digit"),
+    );
+    false
+}
+
+fn repository(walk: &mut Walk<'_>, section: &Section<'_>) -> Option<Repository> {
+    walk.only(section, &["url", "endpoint", "region", "path_style"]);
+    let location = match walk.filled(section, "url") {
+        Some(url) => location(walk, &url),
+        None if section.has("url") => None,
+        None => {
+            walk.missing(section, "url", "url = \"s3://bucket/prefix\" or \"file:///path\"");
+            None
+        }
+    };
+    let endpoint = walk.filled(section, "endpoint").and_then(|text| endpoint(walk, text));
+    let region = walk.filled(section, "region").map(|text| text.value);
+    let path_style = walk.boolean(section, "path_style").unwrap_or(false);
+    if matches!(location, Some(Location::File(_))) {
+        for key in ["endpoint", "region", "path_style"] {
+            if section.has(key) {
+                let place = walk.place(section, key);
+                walk.mistake(&place, "has no meaning for a file:// repository", Some("remove it"));
+            }
+        }
+    }
+    Some(Repository { location: location?, endpoint, region, path_style })
+}
+
+fn location(walk: &mut Walk<'_>, url: &Text) -> Option<Location> {
+    const FORMS: &str = "write s3://bucket/prefix or file:///path";
+    let clean = |path: &str| {
+        !path.split('/').any(|part| part.is_empty() || part == "." || part == "..")
+            && !path.chars().any(char::is_control)
+            && !path.contains('\\')
+    };
+    if let Some(rest) = url.value.strip_prefix("s3://") {
+        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+        if bucket.contains('@') || rest.contains('?') {
+            walk.mistake(&url.place, "credentials and options do not belong into the URL",
+                Some("credentials come from AWS_ACCESS_KEY_ID or a profile; endpoint and region are keys of [repository]"));
+        } else if bucket.is_empty()
+            || !bucket.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+        {
+            walk.mistake(&url.place, "has no valid bucket name", Some(FORMS));
+        } else if !prefix.is_empty() && !clean(prefix) {
+            walk.mistake(
+                &url.place,
+                "prefix has an empty, . or .. component or a character that keys may not have",
+                None,
+            );
+        } else {
+            return Some(Location::S3 { bucket: bucket.into(), prefix: prefix.into() });
+        }
+        return None;
+    }
+    if let Some(path) = url.value.strip_prefix("file://") {
+        let inner = path.trim_end_matches('/').strip_prefix('/');
+        if inner.is_some_and(clean) {
+            return Some(Location::File(PathBuf::from(path.trim_end_matches('/'))));
+        }
+        walk.mistake(
+            &url.place,
+            "must be file:// and an absolute path below /",
+            Some("as in file:///var/backups/opsd"),
+        );
+        return None;
+    }
+    walk.mistake(&url.place, "is neither s3:// nor file://", Some(FORMS));
+    None
+}
+
+fn endpoint(walk: &mut Walk<'_>, text: Text) -> Option<String> {
+    let rest = text.value.strip_prefix("https://").or_else(|| text.value.strip_prefix("http://"));
+    let message = match rest {
+        None => "must start with https:// or http://",
+        Some(rest) if rest.contains(['@', '?', '#']) => {
+            "credentials and options do not belong into the endpoint"
+        }
+        Some(rest) if rest.starts_with('/') || rest.is_empty() => "names no host",
+        Some(rest) if rest.contains(|c: char| c.is_whitespace() || c.is_control()) => "is no valid URL",
+        Some(_) => return Some(text.value.trim_end_matches('/').to_string()),
+    };
+    walk.mistake(&text.place, message, Some("as in https://s3.example.org"));
+    None
+}
+
+fn encryption(walk: &mut Walk<'_>, section: &Section<'_>) -> Option<Encryption> {
+    walk.only(section, &["recipients", "recipients_file", "identity_file", "sign_key_file", "trusted_keys"]);
+    let mut seen = BTreeSet::new();
+    let mut recipients = Vec::new();
+    let mut add = |walk: &mut Walk<'_>, place: &Place, text: &str| match keys::parse_recipient(text) {
+        Ok(key) if !seen.insert(key.canonical()) => {
+            walk.mistake(
+                place,
+                "this recipient is listed twice",
+                Some("a second recipient is there for the day the first key is lost"),
+            );
+        }
+        Ok(_) => recipients.push(text.trim().to_string()),
+        Err(error) => walk.mistake_from(place, &error),
+    };
+    let mut place = section.place.clone();
+    if let Some((list, texts)) = walk.strings(section, "recipients") {
+        place = list;
+        for text in texts {
+            add(walk, &text.place, &text.value);
+        }
+    }
+    if let Some((file_place, file)) = walk.path(section, "recipients_file") {
+        if section.has("recipients") {
+            walk.mistake(&file_place, "stands beside recipients", Some("give one of the two"));
+        }
+        match std::fs::read_to_string(&file) {
+            Ok(text) => {
+                for (index, line) in text.lines().enumerate() {
+                    if line.trim().is_empty() || line.trim_start().starts_with('#') {
+                        continue;
+                    }
+                    let before = walk.mistakes.len();
+                    add(walk, &Place { key: String::new(), line: index + 1 }, line);
+                    for mistake in &mut walk.mistakes[before..] {
+                        mistake.path.clone_from(&file);
+                    }
+                }
+            }
+            Err(error) => walk.mistake(&file_place, format!("cannot read it: {error}"), None),
+        }
+        place = file_place;
+    }
+    let identity_file = walk.path(section, "identity_file").map(|(_, path)| path);
+    let sign_key_file = walk.path(section, "sign_key_file").map(|(_, path)| path);
+    let trusted = walk.strings(section, "trusted_keys");
+    let mut trusted_keys = Vec::new();
+    for text in trusted.into_iter().flat_map(|(_, texts)| texts) {
+        match keys::parse_trusted_key(&text.value) {
+            Ok(_) => trusted_keys.push(text.value.trim().to_string()),
+            Err(error) => walk.mistake_from(&text.place, &error),
+        }
+    }
+    let spoken_of =
+        walk.mistakes.iter().any(|m| m.key.starts_with("encryption.recipients") || m.key.is_empty());
+    match recipients.len() {
+        0 if spoken_of => {}
+        0 if identity_file.is_none() => {
+            walk.mistake(&place, "no recipient", Some("recipients = [\"age1…\"]; `opsd keygen` makes a key"));
+        }
+        0 => walk.warn(&place, "no recipient: this host can restore but not back up", None),
+        1 if !spoken_of => {
+            let hint =
+                Some("add a second one whose identity is kept elsewhere, on paper or with a colleague");
+            walk.warn(&place, "one recipient alone: if its identity is lost, so is every backup", hint);
+        }
+        _ => {}
+    }
+    Some(Encryption { recipients, identity_file, sign_key_file, trusted_keys })
+}
+
+fn postgres(walk: &mut Walk<'_>, section: &Section<'_>, name: &str) -> Option<Postgres> {
+    walk.only(section, &["url", "bin_dir", "tool_prefix"]);
+    let bin_dir = walk.path(section, "bin_dir").map(|(_, path)| path);
+    let mut tool_prefix = Vec::new();
+    if let Some((place, words)) = walk.strings(section, "tool_prefix") {
+        if words.iter().any(|word| word.value.contains("PGPASSWORD=")) {
+            walk.mistake(
+                &place,
+                "a password on a command line is visible to everybody on the host",
+                Some("opsd hands it on by environment: with docker, \"-e\", \"PGPASSWORD\" without a value"),
+            );
+        }
+        if section.has("bin_dir") {
+            walk.mistake(&place, "stands beside bin_dir", Some("give one of the two"));
+        }
+        tool_prefix = words.into_iter().map(|word| word.value).collect();
+    }
+    let Some(url) = walk.filled(section, "url") else {
+        if !section.has("url") {
+            walk.missing(
+                section,
+                "url",
+                "url = \"postgres://USER@HOST:5432/DATABASE\"; what it leaves out comes from PG* variables",
+            );
+        }
+        return None;
+    };
+    match libpq::resolve(&url.value, walk.env()) {
+        Ok(resolved) => {
+            for warning in &resolved.warnings {
+                walk.warn(&url.place, warning.as_str(), None);
+            }
+            if resolved.password_in_dsn && url.literal {
+                walk.warn(
+                    &url.place,
+                    "the password stands in this file",
+                    Some("keep it in ~/.pgpass, PGPASSWORD or a ${VARIABLE}"),
+                );
+            }
+            Some(Postgres { name: name.into(), connection: resolved.connection, bin_dir, tool_prefix })
+        }
+        Err(issues) => {
+            for issue in issues {
+                walk.mistake_from(&url.place, &issue);
+            }
+            None
+        }
+    }
+}
+
+fn job(
+    walk: &mut Walk<'_>,
+    section: &Section<'_>,
+    name: &str,
+    servers: &[String],
+    s3: bool,
+) -> Option<BackupJob> {
+    walk.only(
+        section,
+        &[
+            "source",
+            "streams",
+            "compression",
+            "part_size",
+            "large_table",
+            "exclude_table_data",
+            "rpo",
+            "retention",
+            "verify",
+        ],
+    );
+    let source = match walk.section(section, "source") {
+        Some(source_section) => source(walk, &source_section, servers),
+        None if section.has("source") => None,
+        None => {
+            walk.missing(
+                section,
+                "source",
+                "source = { postgres = \"NAME\" } with the NAME of a [postgres.NAME]",
+            );
+            None
+        }
+    };
+    let streams = walk.integer(section, "streams", 1..=STREAMS_MAX).unwrap_or(2);
+    let compression = walk.integer(section, "compression", 1..=22).unwrap_or(3);
+    let mut part_size = 8 * MIB;
+    if let Some((place, size)) = walk.size(section, "part_size") {
+        if size == 0 {
+            walk.mistake(&place, "must be more than nothing", None);
+        } else if s3 && size < S3_PART_MIN {
+            walk.mistake(&place, "is below 5MiB, the least that S3 takes", None);
+        } else if size > PART_MAX {
+            walk.mistake(&place, "is above 5GiB, the most that S3 takes", None);
+        } else if size.saturating_mul(3).saturating_mul(streams.unsigned_abs()) > MEMORY_WARNING {
+            walk.warn(
+                &place,
+                format!(
+                    "about {} GiB of memory for buffers (3 parts a stream)",
+                    size.saturating_mul(3).saturating_mul(streams.unsigned_abs()) / GIB
+                ),
+                None,
+            );
+        }
+        part_size = size;
+    }
+    let large_table = walk.size(section, "large_table").map_or(64 * MIB, |(_, size)| size);
+    let mut exclude_table_data = Vec::new();
+    for pattern in walk.strings(section, "exclude_table_data").into_iter().flat_map(|(_, texts)| texts) {
+        match pattern.value.split_once('.') {
+            Some((schema, table)) if !schema.is_empty() && !table.is_empty() => {
+                exclude_table_data.push(pattern.value);
+            }
+            _ => walk.mistake(
+                &pattern.place,
+                "must name schema and table",
+                Some("as in \"public.sessions\"; * and ? match anything"),
+            ),
+        }
+    }
+    let rpo = walk.duration(section, "rpo").and_then(|(place, duration)| {
+        if duration.is_zero() {
+            walk.mistake(&place, "must be more than nothing", None);
+        }
+        Some(duration).filter(|d| !d.is_zero())
+    });
+    let retention = walk.section(section, "retention").map(|s| retention(walk, &s));
+    let verify = verify(walk, section);
+    let (postgres, databases) = source?;
+    Some(BackupJob {
+        name: name.into(),
+        postgres,
+        databases,
+        streams: usize::try_from(streams).unwrap_or(1),
+        compression: i32::try_from(compression).unwrap_or(3),
+        part_size,
+        large_table,
+        exclude_table_data,
+        rpo,
+        retention,
+        verify,
+    })
+}
+
+fn source(walk: &mut Walk<'_>, section: &Section<'_>, servers: &[String]) -> Option<(String, Databases)> {
+    walk.only(section, &["postgres", "databases"]);
+    let databases = match walk.strings(section, "databases") {
+        None => Databases::Url,
+        Some((place, names)) => databases(walk, &place, names),
+    };
+    let Some(server) = walk.filled(section, "postgres") else {
+        if !section.has("postgres") {
+            walk.missing(section, "postgres", "postgres = \"NAME\" with the NAME of a [postgres.NAME]");
+        }
+        return None;
+    };
+    if servers.contains(&server.value) {
+        return Some((server.value, databases));
+    }
+    let near = super::units::nearest(&server.value, servers.iter().map(String::as_str));
+    let hint = match (near, servers) {
+        (Some(near), _) => format!("did you mean {near}?"),
+        (None, []) => "add [postgres.NAME] with its url".into(),
+        (None, _) => format!("known are: {}", servers.join(", ")),
+    };
+    walk.mistake(&server.place, "there is no such [postgres.…]", Some(&hint));
+    None
+}
+
+fn databases(walk: &mut Walk<'_>, place: &Place, names: Vec<Text>) -> Databases {
+    if names.is_empty() {
+        walk.mistake(
+            place,
+            "is an empty list",
+            Some("leave it out for the URL's database, or [\"*\"] for all"),
+        );
+    }
+    if names.len() > 1 && names.iter().any(|n| n.value == "*") {
+        walk.mistake(place, "\"*\" already means every database", Some("leave the other names out"));
+    }
+    let mut seen = BTreeSet::new();
+    for name in &names {
+        if !seen.insert(name.value.as_str()) {
+            walk.mistake(&name.place, "this database is listed twice", None);
+        }
+        if name.value.contains('\0') || name.value.len() > 63 {
+            walk.mistake(&name.place, "is no valid database name", Some("at most 63 bytes"));
+        }
+    }
+    match names.as_slice() {
+        [only] if only.value == "*" => Databases::All,
+        _ => Databases::Named(names.into_iter().map(|n| n.value).collect()),
+    }
+}
+
+fn retention(walk: &mut Walk<'_>, section: &Section<'_>) -> Retention {
+    walk.only(section, &["last", "daily", "weekly", "monthly", "yearly"]);
+    let before = walk.mistakes.len();
+    let mut rule = |key| {
+        let number = walk.integer(section, key, 0..=100_000).unwrap_or(0);
+        u32::try_from(number).unwrap_or(0)
+    };
+    let retention = Retention {
+        last: rule("last"),
+        daily: rule("daily"),
+        weekly: rule("weekly"),
+        monthly: rule("monthly"),
+        yearly: rule("yearly"),
+    };
+    if retention == Retention::default() && walk.mistakes.len() == before {
+        walk.mistake(
+            &section.place,
+            "keeps nothing",
+            Some("as in { last = 3, daily = 30 }; leave it out to never prune"),
+        );
+    }
+    retention
+}
+
+fn verify(walk: &mut Walk<'_>, job: &Section<'_>) -> Verify {
+    let mut verify =
+        Verify { scratch_dir: PathBuf::from("/var/tmp/opsd"), scratch_user: None, assert: Vec::new() };
+    let Some(section) = walk.section(job, "verify") else { return verify };
+    walk.only(&section, &["scratch_dir", "scratch_user", "assert"]);
+    if let Some((_, dir)) = walk.path(&section, "scratch_dir") {
+        verify.scratch_dir = dir;
+    }
+    verify.scratch_user = walk.filled(&section, "scratch_user").map(|text| text.value);
+    if let Some((_, queries)) = walk.strings(&section, "assert") {
+        verify.assert = queries.into_iter().map(|q| q.value).collect();
+    }
+    verify
+}

@@ -1,1 +1,127 @@
 //! minisign signatures of manifests and verification records.
+//!
+//! The secret key has no passphrase (a backup at night has nobody to ask); its file's mode protects
+//! it. Signatures are what `minisign -Vm FILE -P KEY` verifies. Deliberately absent: the legacy
+//! algorithm without a hash, which minisign itself no longer writes.
+
+use std::io::Cursor;
+use std::path::Path;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use minisign::{KeyPair, SecretKeyBox, SignatureBox};
+
+use crate::config::keys::{parse_trusted_key, read_secret_file};
+use crate::config::secret::Secret;
+use crate::error::{Context, Error, Result};
+
+/// A new signing key.
+#[derive(Debug)]
+pub struct SigningKey {
+    /// Content of the secret key's file.
+    pub secret_box: Secret,
+    /// Content of the public key's file, as `minisign -p` reads it.
+    pub public_box: String,
+    /// The public key alone, `RW…`, for `trusted_keys` and `minisign -P`.
+    pub public: String,
+}
+
+/// Makes a key pair.
+pub fn generate() -> Result<SigningKey> {
+    let failed = |e: minisign::PError| Error::new(e).context("cannot make a signing key");
+    let pair = KeyPair::generate_unencrypted_keypair().map_err(failed)?;
+    let secret_box = pair.sk.to_box(Some("opsd signing key, keep secret")).map_err(failed)?;
+    Ok(SigningKey {
+        secret_box: Secret::new(secret_box.into_string()),
+        public_box: pair.pk.to_box().map_err(failed)?.into_string(),
+        public: pair.pk.to_base64(),
+    })
+}
+
+/// The public key (`RW…`) that belongs to a secret key's file.
+pub fn public_key(secret_key_file: &Path) -> Result<String> {
+    let secret = secret_key(secret_key_file)?;
+    let public = minisign::PublicKey::from_secret_key(&secret)
+        .map_err(|e| Error::usage(e).context(format!("signing key {}", secret_key_file.display())))?;
+    Ok(public.to_base64())
+}
+
+/// Signs `bytes`; the trusted comment is signed too and must be one line.
+pub fn sign(secret_key_file: &Path, bytes: &[u8], trusted_comment: &str) -> Result<String> {
+    // The format is made of lines, and readers trim them.
+    if trusted_comment.trim() != trusted_comment || trusted_comment.contains(char::is_control) {
+        return Err(Error::new("trusted comment of a signature must be one trimmed line"));
+    }
+    let secret = secret_key(secret_key_file)?;
+    let signed =
+        minisign::sign(None, &secret, Cursor::new(bytes), Some(trusted_comment), Some("signed by opsd"));
+    let signature = signed.map_err(|e| Error::new(e).context("cannot sign"))?;
+    Ok(signature.into_string())
+}
+
+/// Checks that one of the trusted keys signed exactly these bytes.
+pub fn verify(trusted_keys: &[String], bytes: &[u8], signature: &str) -> Result<()> {
+    let signature = parse(signature).map_err(|why| Error::differs(why).context("signature is damaged"))?;
+    let keys = trusted_keys.iter().map(|k| parse_trusted_key(k)).collect::<Result<Vec<_>>>()?;
+    let id = |keynum: &[u8]| keynum.iter().rev().map(|b| format!("{b:02X}")).collect::<String>();
+    let by_signer: Vec<_> = keys.iter().filter(|k| k.keynum() == signature.keynum()).collect();
+    if by_signer.is_empty() {
+        return Err(Error::differs(format!(
+            "signed with key {}, which is not among trusted_keys",
+            id(signature.keynum())
+        ))
+        .with_hint("somebody else wrote it, or the signer's public key is missing from trusted_keys"));
+    }
+    // Key ids are not secret and not unique: any of the keys with this id may be the one.
+    let fits = by_signer
+        .iter()
+        .any(|key| minisign::verify(key, &signature, Cursor::new(bytes), true, false, false).is_ok());
+    if fits {
+        Ok(())
+    } else {
+        Err(Error::differs(format!("signature by key {} does not fit the content", id(signature.keynum())))
+            .with_hint("the content or the signature was changed after signing"))
+    }
+}
+
+/// Checks lengths before minisign's parser, which takes a global signature of any length and panics
+/// on a short one when it verifies.
+fn parse(text: &str) -> Result<SignatureBox, String> {
+    let lines: Vec<&str> = text.lines().collect();
+    if lines.len() != 4 {
+        return Err(format!("{} lines instead of 4", lines.len()));
+    }
+    for (line, expected) in [(1, 74), (3, 64)] {
+        let decoded = STANDARD.decode(lines[line].trim());
+        if decoded.map_err(|_| format!("line {} is not base64", line + 1))?.len() != expected {
+            return Err(format!("line {} has the wrong length", line + 1));
+        }
+    }
+    let signature = SignatureBox::from_string(text).map_err(|e| e.to_string())?;
+    if !signature.is_prehashed() {
+        return Err("legacy signatures without a hash are not accepted".into());
+    }
+    Ok(signature)
+}
+
+fn secret_key(path: &Path) -> Result<minisign::SecretKey> {
+    let on = || format!("signing key {}", path.display());
+    let text = read_secret_file(path)?;
+    // Layout: 2 bytes algorithm, 2 bytes key derivation (zero: no passphrase), ….
+    let decoded = text.expose().lines().nth(1).and_then(|line| STANDARD.decode(line.trim()).ok());
+    let Some(decoded) = decoded.filter(|d| d.len() == 158) else {
+        return Err(
+            Error::usage("not a minisign secret key").with_hint("`opsd keygen --sign -o FILE` makes one")
+        )
+        .with_context(on);
+    };
+    if decoded[2..4] != [0, 0] {
+        return Err(Error::usage("the key is protected by a passphrase")
+            .with_hint("opsd has nobody to ask: use `opsd keygen --sign`, or `minisign -G -W`"))
+        .with_context(on);
+    }
+    SecretKeyBox::from_string(text.expose())
+        .and_then(SecretKeyBox::into_unencrypted_secret_key)
+        .map_err(Error::usage)
+        .with_context(on)
+}

@@ -1,0 +1,146 @@
+//! The only code that prints: results to stdout, talk to stderr.
+//!
+//! A reader that goes away (`opsd … | head`) is not an error: what it did not want is dropped.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+
+/// Prints text to stdout, with a newline at its end.
+pub fn text(text: impl AsRef<str>) -> Result<()> {
+    let text = text.as_ref();
+    let newline = if text.ends_with('\n') || text.is_empty() { "" } else { "\n" };
+    quiet_when_closed(bytes(format!("{text}{newline}").as_bytes()))
+}
+
+/// Prints one JSON document to stdout.
+pub fn json(document: &impl Serialize) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(document)?;
+    text.push('\n');
+    quiet_when_closed(bytes(text.as_bytes()))
+}
+
+/// stdout for binary data. Its writes fail with `BrokenPipe` when the reader goes away: stop then,
+/// and hand the result to [`quiet_when_closed`].
+pub fn stdout() -> impl Write + Send {
+    io::stdout()
+}
+
+/// A closed pipe is the reader's decision, not a failure.
+pub fn quiet_when_closed(result: io::Result<()>) -> Result<()> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.map_err(|e| Error::from(e).context("cannot write to stdout")),
+    }
+}
+
+fn bytes(bytes: &[u8]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes)?;
+    out.flush()
+}
+
+/// Says a line to the person at the terminal (stderr), whether or not it is one.
+pub fn say(text: impl AsRef<str>) {
+    // Nobody is left to tell if stderr is gone.
+    let _ = writeln!(io::stderr().lock(), "{}", text.as_ref());
+}
+
+/// Reports the error that ends the process.
+pub fn error(error: &Error) {
+    say(format!("error: {error}"));
+    if let Some(hint) = error.hint() {
+        say(format!("hint: {hint}"));
+    }
+}
+
+/// Whether stderr is a terminal, where progress and colours make sense.
+pub fn is_terminal() -> bool {
+    io::stderr().is_terminal()
+}
+
+/// `1.2 GiB`.
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    // 1023.95 would print as 1024.0 of the smaller unit.
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// `0.4s`, `12s`, `3m 12s`, `2h 05m`, `3d 04h`.
+pub fn duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0..10 => {
+            let tenths = duration.as_millis() / 100;
+            format!("{}.{}s", tenths / 10, tenths % 10)
+        }
+        10..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m {:02}s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{}h {:02}m", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{}d {:02}h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}
+
+/// `1,234,567`.
+pub fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_for_people() {
+        assert_eq!(size(0), "0 B");
+        assert_eq!(size(1023), "1023 B");
+        assert_eq!(size(1024), "1.0 KiB");
+        assert_eq!(size(1_048_575), "1.0 MiB");
+        assert_eq!(size(1_288_490_189), "1.2 GiB");
+        assert_eq!(size(u64::MAX), "16.0 EiB");
+    }
+
+    #[test]
+    fn durations_for_people() {
+        assert_eq!(duration(Duration::from_millis(449)), "0.4s");
+        assert_eq!(duration(Duration::from_millis(9_990)), "9.9s");
+        assert_eq!(duration(Duration::from_secs(12)), "12s");
+        assert_eq!(duration(Duration::from_secs(192)), "3m 12s");
+        assert_eq!(duration(Duration::from_secs(7_500)), "2h 05m");
+        assert_eq!(duration(Duration::from_secs(273_600)), "3d 04h");
+    }
+
+    #[test]
+    fn counts_for_people() {
+        assert_eq!(count(0), "0");
+        assert_eq!(count(999), "999");
+        assert_eq!(count(1_000), "1,000");
+        assert_eq!(count(1_234_567), "1,234,567");
+    }
+
+    #[test]
+    fn a_closed_pipe_is_quiet_and_a_full_disk_is_not() {
+        assert!(quiet_when_closed(Err(io::Error::from(io::ErrorKind::BrokenPipe))).is_ok());
+        assert!(quiet_when_closed(Err(io::Error::from(io::ErrorKind::StorageFull))).is_err());
+    }
+}

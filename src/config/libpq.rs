@@ -1,0 +1,438 @@
+//! Connection settings the way libpq finds them, resolved once for tokio-postgres and for the
+//! client tools alike.
+//!
+//! In order of precedence: the URL or key=value string, the service file, `PG*` variables, then
+//! libpq's defaults; a password that none of them has comes from `~/.pgpass`. The supported keys are
+//! [`SUPPORTED`]; every other key of libpq's is refused by name, because following half of a
+//! security setting is worse than refusing it. Messages never quote what they could not parse: it
+//! may be a piece of a password. Deliberately absent: LDAP service lookups, Kerberos, and different
+//! passwords for different hosts of one connection.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use super::secret::Secret;
+use super::units;
+use super::walk::Env;
+use super::{Connection, SslMode};
+use crate::error::{Error, Result};
+
+mod dsn;
+mod files;
+
+/// Supported keys, each with its environment variable.
+pub const SUPPORTED: &[(&str, &str)] = &[
+    ("host", "PGHOST"),
+    ("port", "PGPORT"),
+    ("user", "PGUSER"),
+    ("password", "PGPASSWORD"),
+    ("dbname", "PGDATABASE"),
+    ("sslmode", "PGSSLMODE"),
+    ("sslrootcert", "PGSSLROOTCERT"),
+    ("sslcert", "PGSSLCERT"),
+    ("sslkey", "PGSSLKEY"),
+    ("connect_timeout", "PGCONNECT_TIMEOUT"),
+    ("options", "PGOPTIONS"),
+    ("passfile", "PGPASSFILE"),
+    ("service", "PGSERVICE"),
+    ("servicefile", "PGSERVICEFILE"),
+];
+
+/// Keys of libpq's that are refused, with their variable where they have one.
+const REFUSED: &[(&str, &str)] = &[
+    ("application_name", ""),
+    ("channel_binding", "PGCHANNELBINDING"),
+    ("client_encoding", ""),
+    ("fallback_application_name", ""),
+    ("gssdelegation", "PGGSSDELEGATION"),
+    ("gssencmode", "PGGSSENCMODE"),
+    ("gsslib", "PGGSSLIB"),
+    ("hostaddr", "PGHOSTADDR"),
+    ("keepalives", ""),
+    ("keepalives_count", ""),
+    ("keepalives_idle", ""),
+    ("keepalives_interval", ""),
+    ("krbsrvname", "PGKRBSRVNAME"),
+    ("load_balance_hosts", "PGLOADBALANCEHOSTS"),
+    ("max_protocol_version", "PGMAXPROTOCOLVERSION"),
+    ("min_protocol_version", "PGMINPROTOCOLVERSION"),
+    ("oauth_client_id", ""),
+    ("oauth_client_secret", ""),
+    ("oauth_issuer", ""),
+    ("oauth_scope", ""),
+    ("replication", ""),
+    ("require_auth", "PGREQUIREAUTH"),
+    ("requirepeer", "PGREQUIREPEER"),
+    ("requiressl", "PGREQUIRESSL"),
+    ("scram_client_key", ""),
+    ("scram_server_key", ""),
+    ("ssl_max_protocol_version", "PGSSLMAXPROTOCOLVERSION"),
+    ("ssl_min_protocol_version", "PGSSLMINPROTOCOLVERSION"),
+    ("sslcertmode", "PGSSLCERTMODE"),
+    ("sslcompression", "PGSSLCOMPRESSION"),
+    ("sslcrl", "PGSSLCRL"),
+    ("sslcrldir", "PGSSLCRLDIR"),
+    ("sslkeylogfile", ""),
+    ("sslnegotiation", "PGSSLNEGOTIATION"),
+    ("sslpassword", ""),
+    ("sslsni", "PGSSLSNI"),
+    ("target_session_attrs", "PGTARGETSESSIONATTRS"),
+    ("tcp_user_timeout", ""),
+];
+
+/// Variables that change a session's habits only; opsd sets what matters itself and ignores these.
+const IGNORED_VARIABLES: &[&str] =
+    &["PGAPPNAME", "PGCLIENTENCODING", "PGDATESTYLE", "PGTZ", "PGGEQO", "PGLOCALEDIR", "PGSYSCONFDIR"];
+
+/// Bound on connecting to one host where the operator names none (libpq would wait for ever).
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What resolving found.
+#[derive(Debug)]
+pub struct Resolved {
+    /// The settings.
+    pub connection: Connection,
+    /// What the operator should know: an ignored password file, for one.
+    pub warnings: Vec<String>,
+    /// Whether the password stood in the string itself.
+    pub password_in_dsn: bool,
+}
+
+/// Every variable that libpq reads. Remove them from a client tool's environment before setting
+/// [`child_env`]'s, so that nothing but the resolved settings reaches it.
+pub fn variables() -> impl Iterator<Item = &'static str> {
+    let named = SUPPORTED.iter().chain(REFUSED).map(|(_, variable)| *variable).filter(|v| !v.is_empty());
+    named.chain(IGNORED_VARIABLES.iter().copied())
+}
+
+/// The environment that makes a client tool connect as `connection` says, to database `dbname`.
+pub fn child_env(connection: &Connection, dbname: &str) -> Vec<(String, String)> {
+    let join = |items: Vec<String>| items.join(",");
+    let path = |path: &PathBuf| path.to_string_lossy().into_owned();
+    let mut env = vec![
+        ("PGHOST", join(connection.hosts.iter().map(|(host, _)| host.clone()).collect())),
+        ("PGPORT", join(connection.hosts.iter().map(|(_, port)| port.to_string()).collect())),
+        ("PGUSER", connection.user.clone()),
+        ("PGDATABASE", dbname.to_string()),
+        ("PGSSLMODE", connection.sslmode.as_str().to_string()),
+        ("PGCONNECT_TIMEOUT", connection.connect_timeout.as_secs().max(2).to_string()),
+    ];
+    env.extend(connection.password.as_ref().map(|p| ("PGPASSWORD", p.expose().to_string())));
+    env.extend(connection.sslrootcert.as_ref().map(|p| ("PGSSLROOTCERT", path(p))));
+    env.extend(connection.sslcert.as_ref().map(|p| ("PGSSLCERT", path(p))));
+    env.extend(connection.sslkey.as_ref().map(|p| ("PGSSLKEY", path(p))));
+    env.extend(connection.options.as_ref().map(|o| ("PGOPTIONS", o.clone())));
+    env.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
+}
+
+/// `dbname='…'` for tools that want a database on their command line (`pg_restore -d`), quoted so
+/// that no name is taken for settings.
+pub fn dbname_argument(dbname: &str) -> String {
+    format!("dbname='{}'", dbname.replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
+impl Connection {
+    /// Settings from a URL or key=value string on the command line. A password in it is refused:
+    /// everybody on the host can read command lines.
+    pub fn from_arg(dsn: &str) -> Result<Self> {
+        Self::from_arg_in(dsn, &super::environment)
+    }
+
+    fn from_arg_in(dsn: &str, env: Env<'_>) -> Result<Self> {
+        let on = |e: Error| e.context("connection URL");
+        let resolved = resolve(dsn, env).map_err(|issues| match issues.as_slice() {
+            [only] => on(only.clone()),
+            many => {
+                let all: Vec<String> = many.iter().map(ToString::to_string).collect();
+                on(Error::usage(all.join("; ")))
+            }
+        })?;
+        if resolved.password_in_dsn {
+            return Err(on(Error::usage(
+                "a password on the command line is visible to everybody on the host",
+            ))
+            .with_hint("leave it out of the URL; give it by PGPASSWORD or ~/.pgpass"));
+        }
+        for warning in &resolved.warnings {
+            tracing::warn!("{warning}");
+        }
+        Ok(resolved.connection)
+    }
+
+    /// Whether a command-line argument is a connection string rather than a name.
+    pub fn looks_like_dsn(text: &str) -> bool {
+        dsn::is_url(text) || text.contains('=')
+    }
+
+    /// The connection as a URL without anything secret, `postgres://user@host:5432/db`.
+    pub fn describe(&self) -> String {
+        const KEPT: &AsciiSet =
+            &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'*');
+        let encode = |text: &str| utf8_percent_encode(text, KEPT).to_string();
+        let hosts: Vec<String> = self
+            .hosts
+            .iter()
+            .map(|(host, port)| {
+                if host.contains(':') {
+                    format!("[{host}]:{port}")
+                } else {
+                    format!("{}:{port}", encode(host))
+                }
+            })
+            .collect();
+        format!("postgres://{}@{}/{}", encode(&self.user), hosts.join(","), encode(&self.dbname))
+    }
+
+    /// The same server, another database.
+    pub fn with_dbname(&self, dbname: &str) -> Self {
+        Self { dbname: dbname.to_string(), ..self.clone() }
+    }
+}
+
+/// Settings by key, as written.
+type Settings = BTreeMap<&'static str, String>;
+
+/// Resolves a URL or key=value string, reading the environment and the files that libpq reads.
+pub fn resolve(dsn: &str, env: Env<'_>) -> Result<Resolved, Vec<Error>> {
+    let mut issues = Vec::new();
+    let mut warnings = Vec::new();
+    let mut settings = dsn::parse(dsn, &mut issues);
+    let password_in_dsn = settings.get("password").is_some_and(|p| !p.is_empty());
+    // A string that could not be read would only cause more complaints.
+    if !issues.is_empty() {
+        return Err(issues);
+    }
+    let home = files::home(env);
+    if let Some(service) = settings.get("service").cloned().or_else(|| nonempty(env("PGSERVICE"))) {
+        let file = settings.get("servicefile").cloned().or_else(|| nonempty(env("PGSERVICEFILE")));
+        let places = files::service_files(file.as_deref(), home.as_deref(), env);
+        match files::service(&service, &places) {
+            Ok(found) => found.into_iter().for_each(|(key, value)| {
+                settings.entry(key).or_insert(value);
+            }),
+            Err(found) => issues.extend(found),
+        }
+    }
+    for (key, variable) in SUPPORTED {
+        if let Some(value) = env(variable).filter(|_| !settings.contains_key(key)) {
+            settings.insert(key, value);
+        }
+    }
+    for (_, variable) in REFUSED.iter().filter(|(_, variable)| !variable.is_empty()) {
+        if nonempty(env(variable)).is_some() {
+            issues.push(
+                Error::usage(format!("environment variable {variable} is set, which opsd does not support"))
+                    .with_hint("unset it for opsd"),
+            );
+        }
+    }
+    let connection = build(&settings, home.as_deref(), &mut issues, &mut warnings);
+    match connection {
+        Some(connection) if issues.is_empty() => Ok(Resolved { connection, warnings, password_in_dsn }),
+        _ => Err(issues),
+    }
+}
+
+fn nonempty(value: Option<String>) -> Option<String> {
+    value.filter(|v| !v.is_empty())
+}
+
+fn build(
+    settings: &Settings,
+    home: Option<&Path>,
+    issues: &mut Vec<Error>,
+    warnings: &mut Vec<String>,
+) -> Option<Connection> {
+    let get = |key: &str| settings.get(key).filter(|v| !v.is_empty()).map(String::as_str);
+    let hosts = hosts(get("host"), get("port"), issues);
+    let user = get("user").map(str::to_string).or_else(files::user_name);
+    if user.is_none() {
+        issues.push(Error::usage("names no user, and the system has no name for this one"));
+    }
+    let user = user.unwrap_or_default();
+    let dbname = get("dbname").unwrap_or(&user).to_string();
+    for (what, text) in [("user", &user), ("dbname", &dbname)] {
+        if text.contains('\0') {
+            issues.push(Error::usage(format!("{what} has a NUL in it")));
+        }
+    }
+    let mut file = |key: &str, default: &str| -> Option<PathBuf> {
+        match get(key) {
+            Some("system") if key == "sslrootcert" => Some("system".into()),
+            Some(path) if path.starts_with('/') => Some(path.into()),
+            Some(_) => {
+                issues.push(Error::usage(format!("{key} must be an absolute path")));
+                None
+            }
+            None => home.map(|h| h.join(".postgresql").join(default)).filter(|p| p.exists()),
+        }
+    };
+    let sslrootcert = file("sslrootcert", "root.crt");
+    let sslcert = file("sslcert", "postgresql.crt");
+    let sslkey = file("sslkey", "postgresql.key");
+    let sslmode = sslmode(get("sslmode"), sslrootcert.as_deref(), issues);
+    let over_network = hosts.iter().any(|(host, _)| !host.starts_with('/'));
+    if over_network && matches!(sslmode, SslMode::VerifyCa | SslMode::VerifyFull) && sslrootcert.is_none() {
+        issues.push(
+            Error::usage(format!("sslmode={} needs a root certificate", sslmode.as_str())).with_hint(
+                "add sslrootcert=/path/of/ca.crt, or sslrootcert=system for the system's authorities",
+            ),
+        );
+    }
+    let connect_timeout = match get("connect_timeout").map(|text| text.trim().parse::<u64>()) {
+        None => CONNECT_TIMEOUT,
+        Some(Ok(seconds @ 1..=86_400)) => Duration::from_secs(seconds.max(2)),
+        Some(_) => {
+            issues.push(
+                Error::usage("connect_timeout must be a number of seconds from 1 to 86400")
+                    .with_hint("libpq waits for ever at 0; opsd does not"),
+            );
+            CONNECT_TIMEOUT
+        }
+    };
+    let password = match get("password") {
+        Some(password) => Some(Secret::new(password)),
+        None => {
+            let passfile = get("passfile").map(PathBuf::from).or_else(|| home.map(|h| h.join(".pgpass")));
+            passfile.and_then(|f| password_for(&f, &hosts, &dbname, &user, issues, warnings))
+        }
+    };
+    if password.as_ref().is_some_and(|p| p.expose().contains('\0')) {
+        issues.push(Error::usage("the password has a NUL in it"));
+    }
+    let options = get("options").map(str::to_string);
+    Some(Connection {
+        hosts,
+        user,
+        password,
+        dbname,
+        sslmode,
+        sslrootcert,
+        sslcert,
+        sslkey,
+        connect_timeout,
+        options,
+    })
+}
+
+fn sslmode(text: Option<&str>, root: Option<&Path>, issues: &mut Vec<Error>) -> SslMode {
+    const MODES: [SslMode; 6] = [
+        SslMode::Disable,
+        SslMode::Allow,
+        SslMode::Prefer,
+        SslMode::Require,
+        SslMode::VerifyCa,
+        SslMode::VerifyFull,
+    ];
+    let system = root == Some(Path::new("system"));
+    let mode = match text {
+        None if system => return SslMode::VerifyFull,
+        None => return SslMode::Prefer,
+        Some(text) => MODES.into_iter().find(|mode| mode.as_str() == text),
+    };
+    let Some(mode) = mode else {
+        let known: Vec<&str> = MODES.iter().map(|m| m.as_str()).collect();
+        issues.push(Error::usage("unknown sslmode").with_hint(format!("known are {}", known.join(", "))));
+        return SslMode::VerifyFull;
+    };
+    if system && mode != SslMode::VerifyFull {
+        issues.push(
+            Error::usage("sslrootcert=system goes with sslmode=verify-full only")
+                .with_hint("anybody can get a certificate from a public authority; only the name tells"),
+        );
+    }
+    mode
+}
+
+/// Pairs hosts with ports; one port serves all hosts.
+fn hosts(host: Option<&str>, port: Option<&str>, issues: &mut Vec<Error>) -> Vec<(String, u16)> {
+    let names: Vec<&str> = host.unwrap_or_default().split(',').map(str::trim).collect();
+    let ports: Vec<&str> = port.unwrap_or_default().split(',').map(str::trim).collect();
+    if ports.len() != 1 && ports.len() != names.len() {
+        issues.push(Error::usage(format!("{} ports for {} hosts", ports.len(), names.len())));
+        return Vec::new();
+    }
+    let mut hosts = Vec::new();
+    for (index, name) in names.iter().enumerate() {
+        let name = if name.is_empty() { files::default_socket_dir() } else { (*name).to_string() };
+        if name.starts_with('@') {
+            issues.push(Error::usage("abstract Unix sockets are not supported"));
+        } else if name.contains(|c: char| c.is_control() || (c.is_whitespace() && !name.starts_with('/'))) {
+            issues.push(Error::usage("host has a blank or a control character in it"));
+        }
+        let port = if ports.len() == 1 { ports[0] } else { ports[index] };
+        let port = if port.is_empty() { Some(5432) } else { port.parse::<u16>().ok().filter(|p| *p > 0) };
+        match port {
+            Some(port) => hosts.push((name, port)),
+            None => {
+                // Not quoted: a password with a / or ? in it makes its first half look like a port.
+                issues.push(Error::usage("port is not a number from 1 to 65535").with_hint(
+                    "in a URL, percent-encode special characters of the password: / is %2F, @ is %40",
+                ));
+                return Vec::new();
+            }
+        }
+    }
+    hosts
+}
+
+fn password_for(
+    file: &Path,
+    hosts: &[(String, u16)],
+    dbname: &str,
+    user: &str,
+    issues: &mut Vec<Error>,
+    warnings: &mut Vec<String>,
+) -> Option<Secret> {
+    let entries = match files::password_file(file) {
+        Ok(entries) => entries?,
+        Err(why) => {
+            warnings.push(format!("password file {} is ignored: {why}", file.display()));
+            return None;
+        }
+    };
+    let mut found = hosts.iter().map(|(host, port)| files::password(&entries, host, *port, dbname, user));
+    let first = found.next()?;
+    if found.any(|other| other != first) {
+        issues.push(
+            Error::usage(format!(
+                "password file {} does not have the same password for all hosts",
+                file.display()
+            ))
+            .with_hint("opsd sends one password to whichever host answers; give it by PGPASSWORD"),
+        );
+        return None;
+    }
+    first.map(Secret::new)
+}
+
+/// The supported key of this name, or why there is none. Only names that libpq knows are repeated:
+/// anything else may be a piece of a password.
+fn supported(key: &str, position: &str) -> Result<&'static str> {
+    if let Some((known, _)) = SUPPORTED.iter().find(|(known, _)| *known == key) {
+        return Ok(known);
+    }
+    let all: Vec<&str> = SUPPORTED.iter().map(|(known, _)| *known).collect();
+    if let Some((refused, _)) = REFUSED.iter().find(|(known, _)| *known == key) {
+        let hint = match *refused {
+            "hostaddr" => "write the address as the host".to_string(),
+            "application_name" | "client_encoding" | "fallback_application_name" => {
+                "leave it out: opsd sets it itself".to_string()
+            }
+            "requiressl" => "use sslmode=require".to_string(),
+            _ => format!("supported are {}", all.join(", ")),
+        };
+        return Err(Error::usage(format!("{refused} is not supported")).with_hint(hint));
+    }
+    let hint = match units::nearest(key, all.iter().copied()) {
+        Some(near) => format!("did you mean {near}?"),
+        None => format!("supported are {}", all.join(", ")),
+    };
+    Err(Error::usage(format!("{position} has an unknown name")).with_hint(hint))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,125 @@
+//! Finding and opening the configuration file, and the one place that reads the environment.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::Config;
+use super::finding::{Finding, Warning, mistakes_error};
+use super::raw::{self, Parsed};
+use super::walk::Env;
+use crate::error::{Context, Error, Result};
+
+/// Where the system's configuration is.
+const SYSTEM_FILE: &str = "/etc/opsd/opsd.toml";
+/// What is tried last, under a condition.
+const LOCAL_FILE: &str = "opsd.toml";
+/// A configuration larger than this is something else.
+const MAX_FILE: u64 = 4 << 20;
+
+/// A variable of the environment; one that is not UTF-8 counts as not set.
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+pub fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// Reads the configuration: `explicit` (`--config`), `OPSD_CONFIG`, `/etc/opsd/opsd.toml`, or
+/// `./opsd.toml` where nobody else may write it. All mistakes together are one error.
+pub fn load(explicit: Option<&Path>) -> Result<(Config, Vec<Warning>)> {
+    let (path, Parsed { config, mistakes, warnings }) = read(explicit)?;
+    match config {
+        Some(config) => Ok((config, warnings)),
+        None => Err(mistakes_error(&path, &mistakes)),
+    }
+}
+
+/// The same with the findings one by one, for `config check`.
+pub fn read(explicit: Option<&Path>) -> Result<(PathBuf, Parsed)> {
+    let found = locate(explicit, &environment, Path::new(SYSTEM_FILE), Path::new(LOCAL_FILE))?;
+    read_found(found, &environment)
+}
+
+struct Found {
+    path: PathBuf,
+    file: File,
+}
+
+fn locate(explicit: Option<&Path>, env: Env<'_>, system: &Path, local: &Path) -> Result<Found> {
+    const HINT: &str = "write one with `opsd config init FILE`, name it with --config FILE";
+    let named = match explicit {
+        Some(path) => Some((path.to_path_buf(), "--config")),
+        None => env("OPSD_CONFIG").filter(|v| !v.is_empty()).map(|v| (PathBuf::from(v), "OPSD_CONFIG")),
+    };
+    if let Some((path, by)) = named {
+        let file = File::open(&path).map_err(|e| {
+            Error::usage(e).context(format!("configuration {} (from {by})", path.display())).with_hint(HINT)
+        })?;
+        return Ok(Found { path, file });
+    }
+    match File::open(system) {
+        Ok(file) => return Ok(Found { path: system.into(), file }),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(Error::usage(e).context(format!("configuration {}", system.display()))),
+    }
+    let none = format!("no configuration: neither --config nor OPSD_CONFIG, and no {}", system.display());
+    let ignored = match File::open(local) {
+        Ok(file) => match why_untrusted(&file, local)? {
+            None => return Ok(Found { path: local.into(), file }),
+            Some(why) => why,
+        },
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::usage(format!("{none} or ./{LOCAL_FILE}")).with_hint(HINT));
+        }
+        Err(e) => e.to_string(),
+    };
+    Err(Error::usage(format!("{none}; ./{LOCAL_FILE} was ignored: {ignored}"))
+        .with_hint(format!("if you trust it, say --config {LOCAL_FILE}")))
+}
+
+/// Why a file that merely lies in the working directory must not be followed.
+fn why_untrusted(file: &File, path: &Path) -> Result<Option<String>> {
+    let caller = rustix::process::geteuid().as_raw();
+    let meta = file.metadata().with_context(|| path.display().to_string())?;
+    // A symbolic link is as trustworthy as whoever made it.
+    let link = std::fs::symlink_metadata(path).with_context(|| path.display().to_string())?;
+    for owner in [meta.uid(), link.uid()] {
+        if owner != caller && owner != 0 {
+            return Ok(Some(format!("it belongs to user {owner}, neither to you nor to root")));
+        }
+    }
+    Ok(writable_by_others(meta.mode()))
+}
+
+fn writable_by_others(mode: u32) -> Option<String> {
+    (mode & 0o022 != 0).then(|| format!("mode {:04o} lets others write it", mode & 0o7777))
+}
+
+fn read_found(found: Found, env: Env<'_>) -> Result<(PathBuf, Parsed)> {
+    let Found { path, mut file } = found;
+    let on = || format!("configuration {}", path.display());
+    let meta = file.metadata().with_context(on)?;
+    if meta.is_dir() {
+        return Err(Error::usage("is a directory").context(on()));
+    }
+    let mut bytes = Vec::new();
+    (&mut file).take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(Error::usage).with_context(on)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(Error::usage("is too large to be a configuration").context(on()));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| Error::usage("is not UTF-8 text").context(on()))?;
+    let mut parsed = raw::parse(&text, &path, env);
+    let whole_file = |message: String, hint: String| Finding {
+        key: String::new(),
+        path: path.clone(),
+        line: None,
+        message,
+        hint: Some(hint),
+    };
+    // A pipe or /dev/stdin has no mode worth a remark.
+    if let Some(why) = writable_by_others(meta.mode()).filter(|_| meta.is_file()) {
+        let hint = format!("chmod go-w {}", path.display());
+        parsed.warnings.insert(0, whole_file(why, hint));
+    }
+    Ok((path, parsed))
+}

@@ -1,0 +1,3 @@
+//! What the integration tests stand on: servers, the binary, fixtures, comparison.
+
+pub mod postgres;
