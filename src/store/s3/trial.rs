@@ -1,0 +1,1 @@
+//! Requests that only the probe makes.
