@@ -11,7 +11,6 @@ pub mod lock;
 pub mod plan;
 pub mod prune;
 pub mod restore_md;
-pub mod prune;
 pub mod retention;
 pub mod streams;
 

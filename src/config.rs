@@ -11,12 +11,9 @@ use std::time::Duration;
 
 pub mod finding;
 pub mod keys;
-<<<<<<< HEAD
-pub mod path;
-=======
 pub mod libpq;
 pub mod load;
->>>>>>> catalog
+pub mod path;
 pub mod raw;
 pub mod secret;
 pub mod units;

@@ -183,7 +183,11 @@ fn last(n: u32) -> Retention {
     Retention { last: n, ..Retention::default() }
 }
 
-async fn find(repository: &Repository<'_>, trusted: &[String], selector: &str) -> opsd::error::Result<String> {
+async fn find(
+    repository: &Repository<'_>,
+    trusted: &[String],
+    selector: &str,
+) -> opsd::error::Result<String> {
     let selector = Selector::from_options(Some(selector), None).expect("a selector");
     let found = catalog::find(&*repository.store, trusted, SITE, JOB, &selector).await;
     found.map(|set| set.entry.id)
@@ -286,7 +290,10 @@ async fn at_a_time_only_older_data_is_found() {
         let error = Selector::from_options(None, Some(bad)).unwrap_err();
         assert_eq!(error.kind(), Kind::Usage, "{error}");
     }
-    assert_eq!(Selector::from_options(Some(&first), Some("2026-11-02T03:00Z")).unwrap_err().kind(), Kind::Usage);
+    assert_eq!(
+        Selector::from_options(Some(&first), Some("2026-11-02T03:00Z")).unwrap_err().kind(),
+        Kind::Usage
+    );
 }
 
 #[tokio::test]
