@@ -23,6 +23,7 @@ use serde::Serialize;
 
 use self::plan::Plan;
 use self::streams::{Destination, Dumped};
+use crate::config::libpq::dbname_argument;
 use crate::config::{BackupJob, Config, Connection, Databases, Postgres, keys};
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::{Session, connect, error};
@@ -40,6 +41,11 @@ use crate::store::{self, Store};
 const HEARTBEAT: Duration = Duration::from_secs(30);
 /// Parts in an object before the next begins: what the strictest known provider allows.
 const MAX_PARTS: u64 = 1_000;
+
+/// How long pg_dumpall may take for roles alone.
+const GLOBALS_TIMEOUT: Duration = Duration::from_secs(300);
+/// Bytes of role definitions that are held in memory; a hundred thousand roles fit.
+const MAX_GLOBALS: u64 = 64 << 20;
 
 /// What [`create`] made.
 #[derive(Debug)]
@@ -96,7 +102,10 @@ pub async fn preview(config: &Config, job: &BackupJob) -> Result<Preview> {
     }
     Ok(Preview {
         server: source.server,
-        pg_dump: source.tools.describe(),
+        pg_dump: match &source.tools.bin_dir {
+            Some(dir) => format!("{} in {}", source.tools.version, dir.display()),
+            None => source.tools.version.clone(),
+        },
         plans,
         prefix: set::job_prefix(&config.site, &job.name),
         recipients: config.encryption.recipients.clone(),
@@ -112,7 +121,7 @@ pub async fn create(
 ) -> Result<Created> {
     let recipients = Arc::new(keys::recipients(&config.encryption.recipients)?);
     if let Some(path) = &config.encryption.sign_key_file {
-        signature::check_secret_key(path)?;
+        signature::public_key(path)?;
     }
     progress(Event::Phase("connecting".into()));
     let source = open_source(config, job).await?;
@@ -149,6 +158,13 @@ pub async fn create(
     }
 }
 
+impl Source<'_> {
+    fn dump<'s>(&'s self, database: &'s str) -> streams::Dump<'s> {
+        let (connection, application_name) = (&self.postgres.connection, self.application_name.as_str());
+        streams::Dump { tools: &self.tools, connection, database, application_name }
+    }
+}
+
 async fn open_source<'a>(config: &'a Config, job: &BackupJob) -> Result<Source<'a>> {
     let postgres = config
         .postgres
@@ -157,13 +173,13 @@ async fn open_source<'a>(config: &'a Config, job: &BackupJob) -> Result<Source<'
     let application_name = lock::application_name(&job.name);
     let session = connect(&postgres.connection, None, &application_name).await?;
     let row = session
-        .client()
+        .client
         .query_one("SELECT current_setting('server_version'), pg_is_in_recovery()", &[])
         .await
         .map_err(error)?;
-    let version_num = session.server_version_num();
+    let version_num = session.server_version_num;
     let server = Server { version_num, version: row.get(0), in_recovery: row.get(1) };
-    let tools = tools::find(version_num / 10_000, postgres.bin_dir.as_deref(), &postgres.tool_prefix)?;
+    let tools = tools::find(session.major(), postgres.bin_dir.as_deref(), &postgres.tool_prefix).await?;
     let databases = resolve_databases(&session, &postgres.connection, &job.databases).await?;
     Ok(Source { postgres, session, server, tools, databases, application_name })
 }
@@ -174,7 +190,7 @@ async fn resolve_databases(
     wanted: &Databases,
 ) -> Result<Vec<String>> {
     let rows = session
-        .client()
+        .client
         .query(
             "SELECT datname::text FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY datname",
             &[],
@@ -281,8 +297,7 @@ impl Run<'_> {
         let coordinator =
             coordinator::start(connection, name, in_recovery, self.job, &source.application_name).await?;
         let plan = &coordinator.plan;
-        let started =
-            streams::start(&source.tools, connection, name, &coordinator.snapshot, &plan.archives).await?;
+        let started = streams::start(source.dump(name), &coordinator.snapshot, &plan.archives).await?;
         coordinator.check_rewritten().await?;
 
         let destination = Destination {
@@ -332,12 +347,11 @@ impl Run<'_> {
 
     /// Roles and their settings. A role that may not read passwords still saves the rest.
     async fn globals(&self, source: &Source<'_>, warnings: &mut Vec<String>) -> Result<Option<Stream>> {
-        let connection = &source.postgres.connection;
-        let dumped = match dump_globals(&source.tools, connection, &[]).await {
+        let dumped = match dump_globals(source, &[]).await {
             Err(error) if error.to_string().contains("pg_authid") => {
                 warnings
                     .push("roles are saved without their passwords: the role may not read pg_authid".into());
-                dump_globals(&source.tools, connection, &["--no-role-passwords"]).await
+                dump_globals(source, &["--no-role-passwords"]).await
             }
             other => other,
         };
@@ -423,20 +437,15 @@ async fn drain_all(
     Ok(done.into_iter().map(|(_, dumped)| dumped).collect())
 }
 
-async fn dump_globals(
-    tools: &Tools,
-    connection: &Connection,
-    more: &[&str],
-) -> Result<(Vec<u8>, Vec<String>)> {
-    let mut command = tools.command("pg_dumpall", connection, &connection.dbname)?;
+async fn dump_globals(source: &Source<'_>, more: &[&str]) -> Result<(Vec<u8>, Vec<String>)> {
+    let connection = &source.postgres.connection;
+    let mut command =
+        source.tools.command("pg_dumpall", connection, &connection.dbname, &source.application_name)?;
     command.args(["--globals-only", "--no-password"]);
     // pg_dumpall reads this as a connection string, so an odd name must be quoted within one.
-    let name = connection.dbname.replace('\\', "\\\\").replace('\'', "\\'");
-    command.arg(format!("--database=dbname='{name}'"));
+    command.arg(format!("--database={}", dbname_argument(&connection.dbname)));
     command.args(more);
-    let output = process::output(command).await?;
-    if !output.exit.success() {
-        return Err(process::failed("pg_dumpall", &output.exit));
-    }
-    Ok((output.stdout, output.exit.stderr_lines()))
+    let (exit, sql) = process::output("pg_dumpall", command, GLOBALS_TIMEOUT, MAX_GLOBALS).await?;
+    exit.check()?;
+    Ok((sql, exit.stderr_lines()))
 }

@@ -36,7 +36,7 @@ const STOP_BOUND: Duration = Duration::from_secs(5);
 const PIPE_CAPACITY: usize = 1024 * 1024;
 
 /// Output that [`run`] keeps; what is asked for there is a version or a word.
-const RUN_OUTPUT: usize = 256 * 1024;
+const RUN_OUTPUT: u64 = 256 * 1024;
 
 /// Where a child reads from.
 #[derive(Debug)]
@@ -98,6 +98,11 @@ impl Exit {
             (None, Some(signal)) => format!("killed by signal {signal}"),
             (None, None) => "ended in an unknown way".to_owned(),
         }
+    }
+
+    /// What it wrote to stderr, a line each, blank ones aside.
+    pub fn stderr_lines(&self) -> Vec<String> {
+        self.stderr.lines().map(str::trim_end).filter(|l| !l.is_empty()).map(str::to_owned).collect()
     }
 
     /// Success, or an error with the end of stderr.
@@ -163,15 +168,31 @@ pub fn spawn_stopped_by(
     Ok(Child { stdin: own_stdin, stdout: own_stdout, inner: Some(inner) })
 }
 
-/// Runs `command` to its end within `bound` and returns what it wrote to stdout.
+/// Runs `command` to its end within `bound` and returns what it wrote to stdout, as text and cut at a
+/// bound: for versions and words.
 pub async fn run(name: &str, command: Command, bound: Duration) -> Result<(Exit, String)> {
+    let (exit, bytes) = output_up_to(name, command, bound, RUN_OUTPUT).await?;
+    Ok((exit, String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// Runs `command` to its end within `bound` and returns all it wrote to stdout; more than `limit`
+/// bytes are an error.
+pub async fn output(name: &str, command: Command, bound: Duration, limit: u64) -> Result<(Exit, Vec<u8>)> {
+    let (exit, bytes) = output_up_to(name, command, bound, limit + 1).await?;
+    if bytes.len() as u64 > limit {
+        return Err(Error::new(format!("{name} wrote more than {limit} bytes")));
+    }
+    Ok((exit, bytes))
+}
+
+async fn output_up_to(name: &str, command: Command, bound: Duration, limit: u64) -> Result<(Exit, Vec<u8>)> {
     let mut child = spawn(name, command, Input::Null, Output::Pipe)?;
     let stdout = child.stdout.take();
     let read = tokio::task::spawn_blocking(move || {
         use std::io::Read;
         let mut text = Vec::new();
         if let Some(mut stdout) = stdout {
-            let kept = stdout.by_ref().take(RUN_OUTPUT as u64).read_to_end(&mut text);
+            let kept = stdout.by_ref().take(limit).read_to_end(&mut text);
             kept.and_then(|_| std::io::copy(&mut stdout, &mut std::io::sink()))?;
         }
         Ok::<_, std::io::Error>(text)
@@ -189,7 +210,7 @@ pub async fn run(name: &str, command: Command, bound: Duration) -> Result<(Exit,
                     )));
                 }
             };
-            Ok((exit, String::from_utf8_lossy(&text).into_owned()))
+            Ok((exit, text))
         }
         Err(_) => {
             let exit = child.stop().await?;

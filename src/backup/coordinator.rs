@@ -51,8 +51,8 @@ pub async fn preview(
     application_name: &str,
 ) -> Result<Plan> {
     let session = connect(connection, Some(database), application_name).await?;
-    let inventory = inventory::read(session.client()).await?;
-    let capacity = inventory::capacity(session.client()).await?;
+    let inventory = inventory::read(&session.client).await?;
+    let capacity = inventory::capacity(&session.client).await?;
     plan(database, &inventory, capacity, in_recovery, job)
 }
 
@@ -66,7 +66,7 @@ pub async fn start(
 ) -> Result<Coordinator> {
     let session = connect(connection, Some(database), application_name).await?;
     // The session idles in its transaction for hours; only a heartbeat is sent.
-    let timeouts = match session.server_version_num() {
+    let timeouts = match session.server_version_num {
         ..140_000 => "SET idle_in_transaction_session_timeout = 0; SET statement_timeout = 0",
         140_000..170_000 => {
             "SET idle_in_transaction_session_timeout = 0; SET idle_session_timeout = 0; SET statement_timeout = 0"
@@ -76,9 +76,9 @@ pub async fn start(
              SET transaction_timeout = 0; SET statement_timeout = 0"
         }
     };
-    let client = session.client();
+    let client = &session.client;
     client.batch_execute(timeouts).await.map_err(error)?;
-    let version = session.server_version_num();
+    let version = session.server_version_num;
     let mut attempt = 1;
     let (snapshot, inventory, properties, plan) = loop {
         match attempt_snapshot(&session, database, in_recovery, job, version).await? {
@@ -95,7 +95,7 @@ pub async fn start(
             }
         }
     };
-    let (lsn, time) = inventory::position(session.client()).await?;
+    let (lsn, time) = inventory::position(&session.client).await?;
     Ok(Coordinator { session, snapshot, lsn, time, inventory, properties, plan })
 }
 
@@ -111,7 +111,7 @@ async fn attempt_snapshot(
     job: &BackupJob,
     version: u32,
 ) -> Result<Attempt> {
-    let client = session.client();
+    let client = &session.client;
     let before = inventory::read(client).await?;
     let capacity: Capacity = inventory::capacity(client).await?;
     let lock_first = plan(database, &before, capacity, in_recovery, job)?.lock_first;
@@ -150,9 +150,9 @@ async fn lock(session: &Session, tables: &[&Table]) -> Result<Option<String>> {
     for batch in tables.chunks(LOCK_BATCH) {
         let names: Vec<String> = batch.iter().map(|t| format!("ONLY {}", t.quoted())).collect();
         let sql = format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", "));
-        let Err(failure) = session.client().batch_execute(&sql).await else { continue };
+        let Err(failure) = session.client.batch_execute(&sql).await else { continue };
         let code = failure.code().cloned();
-        session.client().batch_execute("ROLLBACK").await.map_err(error)?;
+        session.client.batch_execute("ROLLBACK").await.map_err(error)?;
         let gone = [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME, SqlState::WRONG_OBJECT_TYPE];
         if code.as_ref().is_some_and(|c| gone.contains(c)) {
             return Ok(Some("a table was dropped".into()));
@@ -172,7 +172,7 @@ async fn lock(session: &Session, tables: &[&Table]) -> Result<Option<String>> {
 impl Coordinator {
     /// Fails if a table was rewritten since the snapshot. Called once every pg_dump holds its locks.
     pub async fn check_rewritten(&self) -> Result<()> {
-        let now = inventory::read(self.session.client()).await?;
+        let now = inventory::read(&self.session.client).await?;
         match inventory::rewritten(&now).first() {
             None => Ok(()),
             Some(table) => Err(Error::new(format!("table {table} was rewritten while the dump started"))
@@ -183,7 +183,7 @@ impl Coordinator {
     /// Keeps the session from looking dead.
     pub async fn heartbeat(&self) -> Result<()> {
         self.session
-            .client()
+            .client
             .batch_execute("SELECT")
             .await
             .map_err(error)
@@ -192,6 +192,6 @@ impl Coordinator {
 
     /// PostgreSQL's version number.
     pub fn server_version_num(&self) -> u32 {
-        self.session.server_version_num()
+        self.session.server_version_num
     }
 }

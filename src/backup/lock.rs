@@ -18,7 +18,7 @@ pub fn application_name(job: &str) -> String {
 /// Takes the job's lock, or says who holds it.
 pub async fn acquire(session: &Session, site: &str, job: &str) -> Result<()> {
     let key = key(site, job);
-    let client = session.client();
+    let client = &session.client;
     let row = client.query_one("SELECT pg_try_advisory_lock($1)", &[&key]).await.map_err(error);
     if row.context("cannot take the job's lock")?.get(0) {
         return Ok(());

@@ -14,7 +14,7 @@ use super::plan::Archive;
 use crate::config::Connection;
 use crate::error::{Context, Error, Result};
 use crate::postgres::tools::Tools;
-use crate::process::{self, Child};
+use crate::process::{self, Child, Exit, Input, Output};
 use crate::progress::{Event, Progress};
 use crate::set::archive::parser::{Contents, Parser};
 use crate::set::fingerprint::RowSecret;
@@ -45,17 +45,25 @@ pub struct Dumped {
     pub warnings: Vec<String>,
 }
 
+/// How a pg_dump is started.
+#[derive(Clone, Copy)]
+pub struct Dump<'a> {
+    /// Which pg_dump.
+    pub tools: &'a Tools,
+    /// On which server.
+    pub connection: &'a Connection,
+    /// Of which database.
+    pub database: &'a str,
+    /// What pg_stat_activity shows.
+    pub application_name: &'a str,
+}
+
 /// Starts a pg_dump for each archive and waits until all of them hold their locks.
-pub async fn start(
-    tools: &Tools,
-    connection: &Connection,
-    database: &str,
-    snapshot: &str,
-    archives: &[Archive],
-) -> Result<Vec<Started>> {
+pub async fn start(dump: Dump<'_>, snapshot: &str, archives: &[Archive]) -> Result<Vec<Started>> {
+    let Dump { tools, connection, database, application_name } = dump;
     let mut children = Vec::new();
     for archive in archives {
-        let mut command = tools.command("pg_dump", connection, database)?;
+        let mut command = tools.command("pg_dump", connection, database, application_name)?;
         command.args(["--format=custom", "--compress=0", "--no-password"]);
         command.arg(format!("--snapshot={snapshot}"));
         command.arg(format!("--lock-wait-timeout={LOCK_TIMEOUT}"));
@@ -64,19 +72,20 @@ pub async fn start(
             command.arg("--no-statistics");
         }
         command.args(&archive.args);
-        let mut child = process::spawn(command).context("cannot start pg_dump")?;
-        let stdout = child.take_stdout()?;
+        let mut child = process::spawn("pg_dump", command, Input::Null, Output::Pipe)?;
+        let stdout = child.stdout.take().ok_or_else(|| Error::new("pg_dump has no stdout"))?;
         children.push((archive.clone(), child, stdout));
     }
     let mut started = Vec::new();
     for (archive, mut child, stdout) in children {
-        let ready = tokio::time::timeout(FIRST_BYTE_TIMEOUT, process::has_data(&stdout)).await;
+        let ready = tokio::time::timeout(FIRST_BYTE_TIMEOUT, process::first_byte(&stdout)).await;
         let what = format!("pg_dump of {database:?} ({})", archive.name);
         match ready {
             Ok(Ok(true)) => started.push(Started { archive, child, stdout }),
             Ok(Ok(false)) => {
                 let exit = child.wait().await?;
-                return Err(failed(&what, &exit));
+                exit.check().map_err(explain).context(what)?;
+                return Err(Error::new("pg_dump wrote nothing"));
             }
             Ok(Err(error)) => return Err(error.context(what)),
             Err(_) => {
@@ -125,13 +134,10 @@ pub async fn drain(started: Started, to: Destination) -> Result<Dumped> {
             copy(stdout, parser, writer, |bytes| progress(Event::StreamBytes { name: name.clone(), bytes }))
         });
         let copied = copied.await.map_err(|e| Error::new(format!("stream {display} stopped: {e}")))?;
-        if copied.is_err() {
-            child.kill(); // nobody reads it any more
-        }
-        let exit = child.wait().await?;
-        // A broken archive of a pg_dump that failed is the lesser news.
-        if copied.is_ok() && !exit.success() || copied.is_err() && exit.failed_by_itself() {
-            return Err(failed(&format!("pg_dump of {display}"), &exit));
+        let exit = if copied.is_ok() { child.wait().await? } else { child.stop().await? };
+        // A broken archive of a pg_dump that failed by itself is the lesser news.
+        if copied.is_ok() || ended_by_itself(&exit) {
+            exit.check().map_err(explain).with_context(|| format!("stream {display}"))?;
         }
         let (parser, writer) = copied.with_context(|| format!("stream {display}"))?;
         let finished = tokio::task::spawn_blocking(move || {
@@ -140,7 +146,7 @@ pub async fn drain(started: Started, to: Destination) -> Result<Dumped> {
         });
         let finished = finished.await.map_err(|e| Error::new(format!("stream {display} stopped: {e}")))?;
         let (contents, plain_size) = finished.with_context(|| format!("stream {display}"))?;
-        Ok((contents, plain_size, exit))
+        Ok::<_, Error>((contents, plain_size, exit))
     };
     let key = format!("{}{}.pgdump.zst.age", to.folder, archive.name);
     let (dump, uploaded) = tokio::join!(dump, upload(to.store.as_ref(), &to.prefix, &key, pieces, |_| ()));
@@ -154,6 +160,27 @@ pub async fn drain(started: Started, to: Destination) -> Result<Dumped> {
         contents,
         warnings: exit.stderr_lines(),
     })
+}
+
+/// Whether the exit is pg_dump's own news, and not the consequence of our having stopped reading.
+fn ended_by_itself(exit: &Exit) -> bool {
+    exit.status.code().is_some_and(|code| code != 0) && !exit.stderr.contains("Broken pipe")
+}
+
+/// Adds the next step to what pg_dump said.
+fn explain(error: Error) -> Error {
+    let said = error.to_string();
+    if said.contains("LOCK TABLE") && said.contains("statement timeout") {
+        error.with_hint(format!(
+            "another session held ACCESS EXCLUSIVE on a table for longer than {LOCK_TIMEOUT}"
+        ))
+    } else if said.contains("out of shared memory") {
+        error.with_hint("raise max_locks_per_transaction and restart PostgreSQL")
+    } else if said.contains("invalid snapshot identifier") || said.contains("snapshot \"") {
+        error.with_hint("the session that held the snapshot is gone; see the server's log")
+    } else {
+        error
+    }
 }
 
 fn copy(

@@ -297,14 +297,12 @@ pub async fn seal_bytes(
         writer.finish()
     });
     let uploaded = upload(store, prefix, key, pieces, |_| ()).await;
-    let plain_size = thread.await.map_err(|e| Error::new(format!("sealing stopped: {e}")))?;
+    let sealed = thread.await.map_err(|e| Error::new(format!("sealing stopped: {e}")))?;
+    // When both fail, the writer only noticed that the store had.
     let objects = uploaded?;
-    Ok(Stream {
-        name: name.into(),
-        plain_size: plain_size?,
-        objects,
-        seconds: started.elapsed().as_secs_f64(),
-    })
+    let plain_size = sealed?;
+    let objects = objects.ok_or_else(|| Error::new("sealing stopped"))?;
+    Ok(Stream { name: name.into(), plain_size, objects, seconds: started.elapsed().as_secs_f64() })
 }
 
 /// Ranges of a stream's objects, fetched ahead.
