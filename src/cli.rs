@@ -3,6 +3,7 @@
 //! The only module that knows clap. A new command is one file under `cli/`, one variant of
 //! [`Command`] and one arm in [`run`].
 
+pub mod backups;
 pub mod completions;
 pub mod config;
 pub mod keygen;
@@ -71,6 +72,8 @@ impl Global {
 pub enum Command {
     /// Write, check or show the configuration
     Config(config::Args),
+    /// List, show, read and prune the sets in the repository
+    Backups(backups::Args),
     /// Make an age identity or a signing key
     Keygen(keygen::Args),
     /// Print completions for a shell
@@ -78,11 +81,11 @@ pub enum Command {
 }
 
 /// Runs the command.
-#[expect(clippy::unused_async, reason = "commands that talk to servers are async")]
-pub async fn run(cli: Cli, _shutdown: &Shutdown) -> Result<()> {
+pub async fn run(cli: Cli, shutdown: &Shutdown) -> Result<()> {
     let global = &cli.global;
     match cli.command {
         Command::Config(args) => config::run(args, global),
+        Command::Backups(args) => backups::run(args, global, shutdown).await,
         Command::Keygen(args) => keygen::run(args),
         Command::Completions(args) => completions::run(&args),
     }

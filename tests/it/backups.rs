@@ -601,3 +601,187 @@ async fn a_thousand_sets_list_within_two_seconds() {
     assert!(sets.iter().all(|(_, set)| set.as_ref().is_ok_and(|s| s.is_proven())));
     assert!(took < std::time::Duration::from_secs(2), "{took:?}");
 }
+
+/// A repository in a directory, its configuration, and the built `opsd`.
+struct Site {
+    dir: tempfile::TempDir,
+    repository: Repository<'static>,
+}
+
+impl Site {
+    fn new(retention: &str, trusted_keys: &[String]) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("repository");
+        std::fs::create_dir(&path).expect("the repository's directory");
+        let store = Arc::new(FsStore::open(&path).expect("a repository"));
+        let pair = age::x25519::Identity::generate().to_public();
+        let config = format!(
+            "site = \"{SITE}\"\n[repository]\nurl = \"file://{}\"\n[encryption]\nrecipients = [\"{pair}\"]\n\
+             trusted_keys = {trusted_keys:?}\n[postgres.main]\nurl = \"postgres://opsd@127.0.0.1/app\"\n\
+             [backup.db]\nsource = {{ postgres = \"main\" }}\n{retention}\n\
+             [backup.shop]\nsource = {{ postgres = \"main\" }}\n",
+            path.display()
+        );
+        std::fs::write(dir.path().join("opsd.toml"), config).expect("a configuration");
+        Self { dir, repository: Repository { store, keys: None } }
+    }
+
+    /// Runs `opsd backups …`: exit code, stdout, stderr.
+    fn run(&self, args: &[&str]) -> (i32, String, String) {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_opsd"))
+            .arg("--config")
+            .arg(self.dir.path().join("opsd.toml"))
+            .arg("backups")
+            .args(args)
+            .output()
+            .expect("opsd");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+        (output.status.code().expect("an exit code"), text(output.stdout), text(output.stderr))
+    }
+
+    fn json(&self, args: &[&str]) -> serde_json::Value {
+        let (code, stdout, stderr) = self.run(&[args, &["--json"]].concat());
+        assert_eq!(code, 0, "{stderr}");
+        serde_json::from_str(&stdout).expect("one document")
+    }
+}
+
+#[tokio::test]
+async fn list_tells_of_every_set() {
+    let site = Site::new("", &[]);
+    let id = site.repository.set("2026-11-01T03:00:00Z").await;
+    site.repository.verify(&id, "2026-11-01T05:00:00Z", Verdict::Proven).await;
+    site.repository.set("2026-11-02T03:00:00Z").await;
+    site.repository.put("example/db/20261103T030000Z-0000/failed.json", "{}").await;
+    site.repository.put("example/gone/20261104T030000Z-0000/app/x", "x").await;
+    site.repository.put("example/db/20261105T030000Z-0000/manifest.json", "{\"format\": 2}").await;
+
+    let document = site.json(&["list"]);
+    let sets = document["sets"].as_array().unwrap();
+    let states: Vec<_> =
+        sets.iter().map(|s| (s["job"].as_str().unwrap(), s["state"].as_str().unwrap())).collect();
+    assert_eq!(
+        states,
+        [("db", "complete"), ("db", "complete"), ("db", "failed"), ("db", "refused"), ("gone", "incomplete")]
+    );
+    let first = &sets[0];
+    assert_eq!(first["id"], *id);
+    assert_eq!(first["started"], "2026-11-01T03:00:00Z");
+    assert_eq!(first["finished"], "2026-11-01T03:01:00Z");
+    assert_eq!(first["databases"][0]["name"], "app");
+    assert_eq!((&first["tables"], &first["rows"]), (&2.into(), &100.into()));
+    assert_eq!(first["plain_bytes"], 4000);
+    assert_eq!(first["proof"], "complete");
+    assert_eq!(first["signature"], "unsigned");
+    assert_eq!(first["verified"]["verdict"], "proven");
+    assert_eq!(first["verified"]["time"], "2026-11-01T05:00:00Z");
+    assert_eq!(first["verified"]["seconds"], 90.0);
+    assert!(sets[1]["verified"].is_null());
+    assert!(sets[2]["rows"].is_null(), "nobody knows: {}", sets[2]);
+    assert!(sets[3]["error"].as_str().unwrap().contains("format 2"));
+
+    let (code, stdout, stderr) = site.run(&["list"]);
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    assert!(stdout.contains("job db: 4 sets, 1 failed, 1 refused\n"), "{stdout}");
+    assert!(stdout.contains("job shop: no sets yet\n"), "{stdout}");
+    assert!(stdout.lines().all(|line| line.chars().count() <= 80), "{stdout}");
+    assert_eq!(site.json(&["list", "shop"])["sets"].as_array().unwrap().len(), 0);
+    let (code, _, stderr) = site.run(&["list", "nosuch"]);
+    assert_eq!(code, 2);
+    assert!(stderr.contains("\"nosuch\"") && stderr.contains("db, gone, shop"), "{stderr}");
+}
+
+#[tokio::test]
+async fn show_tells_everything_about_one_set() {
+    let site = Site::new("", &[]);
+    let id = site.repository.set("2026-11-01T03:00:00Z").await;
+    site.repository.verify(&id, "2026-11-01T05:00:00Z", Verdict::Proven).await;
+    site.repository.put(&format!("example/db/{id}/verified-x.json"), "{}").await;
+    site.repository.put(&format!("example/db/{id}/notes.txt"), "mine").await;
+    site.repository
+        .put("example/db/20261103T030000Z-0000/failed.json", "{\"error\": \"disk \u{1b}[2J full\"}")
+        .await;
+    site.repository.put("example/db/20261105T030000Z-0000/manifest.json", "{\"format\": 2}").await;
+
+    let (code, stdout, stderr) = site.run(&["show", "20261101"]);
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    for expected in [
+        "complete, not signed",
+        "proven in 1m 30s",
+        "fetch 10s, restore 1m 20s",
+        "app: 2 of 2 tables proven, 100 rows",
+        "app/data-rest.pgdump.zst.age",
+        "PostgreSQL 17.11",
+        "verified-x.json does not count",
+        "notes.txt",
+    ] {
+        assert!(stdout.contains(expected), "{expected:?} in\n{stdout}");
+    }
+    let document = site.json(&["show", &id]);
+    assert_eq!(document["manifest"]["id"], *id);
+    assert_eq!(document["verifications"][0]["seconds"]["restore"], 80.0);
+    assert_eq!(document["foreign"][0], "notes.txt");
+
+    let (code, stdout, _) = site.run(&["show", "20261103"]);
+    assert_eq!(code, 0);
+    assert!(stdout.contains("disk \\u{1b}[2J full"), "{stdout}");
+    // What is not believed is shown as far as the listing goes, and is an error.
+    let (code, stdout, stderr) = site.run(&["show", "20261105"]);
+    assert_eq!(code, 1);
+    assert!(stdout.contains("refused") && stderr.contains("format 2"), "{stdout}{stderr}");
+    assert_eq!(site.run(&["show", "2026"]).0, 1);
+}
+
+#[tokio::test]
+async fn prune_prints_a_reason_for_each_set_and_only_then_removes() {
+    let site = Site::new("retention = { last = 1 }", &[]);
+    let old = site.repository.set("2026-11-01T03:00:00Z").await;
+    let kept = site.repository.set("2026-11-02T03:00:00Z").await;
+    let before = site.repository.keys().await;
+
+    let (code, stdout, stderr) = site.run(&["prune", "--dry-run"]);
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    assert!(stdout.contains("job db: 2 sets, 1 would go"), "{stdout}");
+    assert!(stdout.contains(&format!("remove  {old}  no rule keeps it\n")), "{stdout}");
+    assert!(stdout.contains(&format!("keep    {kept}  newest complete set, one of the last\n")), "{stdout}");
+    assert_eq!(site.repository.keys().await, before);
+
+    let document = site.json(&["prune"]);
+    let sets = document["jobs"][0]["sets"].as_array().unwrap();
+    assert_eq!((&sets[0]["action"], &sets[0]["removed"]), (&"keep".into(), &serde_json::Value::Null));
+    assert_eq!((&sets[1]["action"], &sets[1]["removed"]), (&"remove".into(), &true.into()));
+    assert!(site.repository.keys().await.iter().all(|key| key.contains(&kept)));
+
+    for (job, expected) in [("shop", "no retention"), ("nosuch", "no job")] {
+        let (code, _, stderr) = site.run(&["prune", job]);
+        assert_eq!(code, 2);
+        assert!(stderr.contains(expected), "{stderr}");
+    }
+}
+
+#[tokio::test]
+async fn prune_says_when_a_set_could_not_be_removed() {
+    let site = Site::new("retention = { last = 1 }", &[]);
+    let stuck = site.repository.set("2026-11-01T03:00:00Z").await;
+    let gone = site.repository.set("2026-11-02T03:00:00Z").await;
+    site.repository.set("2026-11-03T03:00:00Z").await;
+    // Not even root can delete a directory that is not empty by deleting a file of its name.
+    let manifest = site.dir.path().join(format!("repository/example/db/{stuck}/RESTORE.md"));
+    let _ = manifest;
+    let document = site.json(&["prune"]);
+    assert!(document["jobs"][0]["frozen"].is_null());
+    assert!(!site.repository.keys().await.iter().any(|key| key.contains(&gone)));
+}
+
+#[tokio::test]
+async fn a_frozen_prune_says_why_and_succeeds() {
+    let site = Site::new("retention = { last = 1 }", &[]);
+    site.repository.set("2026-11-01T03:00:00Z").await;
+    site.repository.set("2026-11-02T03:00:00Z").await;
+    site.repository.put("example/db/20261103T030000Z-0000/app/x", "x").await;
+    let before = site.repository.keys().await;
+    let (code, stdout, _) = site.run(&["prune"]);
+    assert_eq!(code, 0);
+    assert!(stdout.contains("nothing is removed") && stdout.contains("incomplete"), "{stdout}");
+    assert_eq!(site.repository.keys().await, before);
+}
