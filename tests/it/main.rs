@@ -1,1 +1,4 @@
-fn main() {}
+//! Tests against real servers.
+
+mod store;
+mod support;
