@@ -106,7 +106,9 @@ fn worst(failures: Vec<(&str, Error)>, what: &str) -> Result<()> {
         Kind::Differs => 3,
         Kind::Interrupted | Kind::Terminated => 4,
     };
-    let Some(kind) = failures.iter().map(|(_, e)| e.kind()).max_by_key(|k| gravity(*k)) else { return Ok(()) };
+    let Some(kind) = failures.iter().map(|(_, e)| e.kind()).max_by_key(|k| gravity(*k)) else {
+        return Ok(());
+    };
     let mut failures = failures.into_iter().map(|(job, error)| error.context(format!("{what} of job {job}")));
     let last = failures.next_back();
     failures.for_each(|error| output::error(&error));

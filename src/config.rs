@@ -68,6 +68,17 @@ pub enum Location {
     File(PathBuf),
 }
 
+impl Location {
+    /// As written in the configuration.
+    pub fn describe(&self) -> String {
+        match self {
+            Location::S3 { bucket, prefix } if prefix.is_empty() => format!("s3://{bucket}"),
+            Location::S3 { bucket, prefix } => format!("s3://{bucket}/{prefix}"),
+            Location::File(path) => format!("file://{}", path.display()),
+        }
+    }
+}
+
 /// Keys. Recipients are public; the files hold secrets and are read only when needed.
 #[derive(Debug, Clone, Default)]
 pub struct Encryption {

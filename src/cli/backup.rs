@@ -139,8 +139,11 @@ pub fn select<'c>(config: &'c Config, names: &[String]) -> Result<Vec<&'c Backup
         .map(|name| {
             config.backup.get(name).ok_or_else(|| {
                 let known: Vec<&str> = config.backup.keys().map(String::as_str).collect();
-                Error::usage(format!("unknown job {name:?}"))
-                    .with_hint(format!("jobs in {}: {}", config.path.display(), known.join(", ")))
+                Error::usage(format!("unknown job {name:?}")).with_hint(format!(
+                    "jobs in {}: {}",
+                    config.path.display(),
+                    known.join(", ")
+                ))
             })
         })
         .collect()
@@ -176,7 +179,12 @@ fn say(set: &SetReport) {
         if set.signed { ", signed" } else { "" }
     ));
     for d in &set.databases {
-        output::say(format!("  {}: {} tables, {} rows", d.name, output::count(d.tables), output::count(d.rows)));
+        output::say(format!(
+            "  {}: {} tables, {} rows",
+            d.name,
+            output::count(d.tables),
+            output::count(d.rows)
+        ));
     }
     for warning in &set.warnings {
         output::say(format!("  warning: {warning}"));
@@ -191,7 +199,8 @@ fn say(set: &SetReport) {
 async fn dry_run(config: &Config, jobs: &[&BackupJob], json: bool) -> Result<()> {
     let mut report = PlanReport { plans: Vec::new() };
     for job in jobs {
-        let preview = backup::preview(config, job).await.map_err(|e| e.context(format!("job {}", job.name)))?;
+        let preview =
+            backup::preview(config, job).await.map_err(|e| e.context(format!("job {}", job.name)))?;
         report.plans.push(job_plan(config, job, preview));
     }
     if json {
@@ -204,7 +213,8 @@ async fn dry_run(config: &Config, jobs: &[&BackupJob], json: bool) -> Result<()>
 }
 
 fn job_plan(config: &Config, job: &BackupJob, preview: Preview) -> JobPlan {
-    let stream = |a: backup::plan::Archive| StreamPlan { name: a.name, table: a.table, estimated_bytes: a.estimate };
+    let stream =
+        |a: backup::plan::Archive| StreamPlan { name: a.name, table: a.table, estimated_bytes: a.estimate };
     JobPlan {
         job: job.name.clone(),
         server_version: preview.server.version,
@@ -250,7 +260,11 @@ fn render(plan: &JobPlan) -> String {
             lines.push(format!(
                 "    {:<10} {:>10}  {}",
                 stream.name,
-                if stream.estimated_bytes == 0 { String::new() } else { output::size(stream.estimated_bytes) },
+                if stream.estimated_bytes == 0 {
+                    String::new()
+                } else {
+                    output::size(stream.estimated_bytes)
+                },
                 stream.table.as_deref().unwrap_or_default()
             ));
         }

@@ -33,7 +33,9 @@ pub fn bars(global: &Global) -> Progress {
                     bar
                 } else {
                     let bar = all.add(ProgressBar::new(estimate));
-                    bar.set_style(style("  {msg:26!} {bar:14} {bytes:>11} {bytes_per_sec:>13} {eta:>4} left"));
+                    bar.set_style(style(
+                        "  {msg:26!} {bar:14} {bytes:>11} {bytes_per_sec:>13} {eta:>4} left",
+                    ));
                     bar
                 };
                 bar.set_message(name.clone());

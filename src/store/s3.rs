@@ -13,6 +13,8 @@ mod failure;
 mod trial;
 mod upload;
 
+pub use trial::{TrialChecksum, TrialUpload};
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -56,7 +58,7 @@ pub enum Checksums {
 }
 
 /// What the probe found out about a store.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Options {
     /// Which checksum it takes.
     pub checksums: Checksums,
@@ -117,6 +119,11 @@ impl S3Store {
     pub fn with_options(mut self, options: Options) -> Self {
         self.checksums = options.checksums;
         self
+    }
+
+    /// How it is used.
+    pub fn options(&self) -> Options {
+        Options { checksums: self.checksums }
     }
 
     fn full_key(&self, key: &str) -> String {

@@ -3,8 +3,6 @@
 //! Only the error code, the store's own message (bounded, without control characters) and the
 //! names of bucket, key and end point are ever shown: no URL, no header, no signature.
 
-use std::error::Error as _;
-
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
