@@ -61,6 +61,7 @@ pub enum Output {
 }
 
 /// A running child. Dropping it ends its whole group.
+#[derive(Debug)]
 pub struct Child {
     /// The writing end of its stdin, for a blocking thread; closing it is end-of-file.
     pub stdin: Option<File>,
@@ -69,6 +70,7 @@ pub struct Child {
     inner: Option<Inner>,
 }
 
+#[derive(Debug)]
 struct Inner {
     name: String,
     child: tokio::process::Child,
