@@ -291,7 +291,7 @@ fn end_processes(root: &Path) -> Result<()> {
     if let Some(postmaster) = postmaster(root).filter(|pid| belongs(root, *pid)) {
         signal(root, postmaster, Signal::QUIT);
         while belongs(root, postmaster) && began.elapsed() < QUIT_BOUND {
-            std::thread::sleep(POLL);
+            pause();
         }
     }
     let began = Instant::now();
@@ -309,8 +309,13 @@ fn end_processes(root: &Path) -> Result<()> {
         for pid in left {
             signal(root, pid, Signal::KILL);
         }
-        std::thread::sleep(POLL);
+        pause();
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "dropping a scratch server cannot await its end")]
+fn pause() {
+    std::thread::sleep(POLL);
 }
 
 /// What the server says about itself; whether it is true, [`belongs`] finds out.
