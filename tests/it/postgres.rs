@@ -1,5 +1,7 @@
 //! Connecting, client tools and scratch servers against real PostgreSQL.
 
+#![expect(clippy::unwrap_used, reason = "a helper that cannot go on fails its test")]
+
 mod connect;
 mod fake;
 mod scratch;

@@ -432,6 +432,8 @@ mod tests {
         assert_eq!(User::by_name("no-such-user-here"), None);
         let nobody = User { name: "x".into(), uid: 65_533, gid: 65_533 };
         let tmp = tempfile::tempdir().unwrap();
+        assert_eq!(nobody.blocked_at(tmp.path()), None);
+        std::fs::set_permissions(tmp.path(), PermissionsExt::from_mode(0o700)).unwrap();
         assert_eq!(nobody.blocked_at(tmp.path()), Some(tmp.path().canonicalize().unwrap()));
         assert_eq!(nobody.blocked_at(Path::new("/usr/bin")), None);
     }

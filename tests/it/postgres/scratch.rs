@@ -77,6 +77,11 @@ fn processes_of(path: &Path) -> Vec<String> {
         .collect()
 }
 
+#[expect(clippy::disallowed_methods, reason = "a test's child is told by its environment")]
+fn owner_directory() -> Option<PathBuf> {
+    std::env::var_os(OWNER).map(PathBuf::from)
+}
+
 async fn superuser(scratch: &Scratch) -> Session {
     connect(&scratch.connection("postgres"), None, "test").await.unwrap()
 }
@@ -88,8 +93,8 @@ async fn text(session: &Session, sql: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_major_starts_stops_and_leaves_nothing() {
     // With the variable this test is the child of `a_killed_owner_is_swept`.
-    if let Some(dir) = std::env::var_os(OWNER) {
-        let ground = Ground(dir.into());
+    if let Some(dir) = owner_directory() {
+        let ground = Ground(dir);
         let scratch = ground.start(default_major()).await.unwrap();
         std::fs::write(ground.0.join("started"), scratch.pid().unwrap().to_string()).unwrap();
         std::future::pending::<()>().await;
