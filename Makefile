@@ -1,0 +1,30 @@
+# Two commands matter: `make demo` and `make test`. Both work on a fresh Debian or Ubuntu machine
+# with Rust and nothing else, as root or with sudo.
+
+CARGO ?= cargo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build test lint demo
+
+help: ## This list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+setup: ## Install what building and testing need; quiet when nothing is to do
+	@scripts/setup
+
+build: ## The binary, optimised: target/release/opsd
+	@scripts/setup --demo
+	$(CARGO) build --release
+
+test: setup ## Every test, against real servers
+	$(CARGO) test --no-fail-fast
+
+lint: ## Formatting, lints and documentation, warnings as errors
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items
+
+demo: ## Back up, restore, prove and break something, in half a minute after the build
+	@scripts/setup --demo
+	$(CARGO) build --release --bin opsd --example demo
+	$(CARGO) run --quiet --release --example demo

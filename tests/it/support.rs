@@ -1,0 +1,6 @@
+//! What the integration tests stand on: servers, the binary, fixtures, comparison.
+
+pub mod compare;
+pub mod fixtures;
+pub mod opsd;
+pub mod postgres;
