@@ -77,11 +77,11 @@ pub fn parse_recipient(text: &str) -> Result<Recipient> {
 }
 
 /// Recipients as age wants them.
-pub fn recipients(texts: &[String]) -> Result<Vec<Box<dyn age::Recipient + Send>>> {
+pub fn recipients(texts: &[String]) -> Result<Vec<Box<dyn age::Recipient + Send + Sync>>> {
     texts
         .iter()
         .enumerate()
-        .map(|(index, text)| -> Result<Box<dyn age::Recipient + Send>> {
+        .map(|(index, text)| -> Result<Box<dyn age::Recipient + Send + Sync>> {
             Ok(match parse_recipient(text).with_context(|| format!("recipient {}", index + 1))? {
                 Recipient::X25519(key) => Box::new(key),
                 Recipient::Ssh(key) => Box::new(key),
