@@ -104,6 +104,18 @@ pub fn identities(path: &Path) -> Result<Identities> {
     parse_identities(text.expose()).with_context(|| format!("identity file {}", path.display()))
 }
 
+/// The recipients that belong to the identities in a file, in canonical form.
+pub fn identity_recipients(path: &Path) -> Result<Vec<String>> {
+    let text = read_secret_file(path)?;
+    let text = text.expose();
+    if text.trim_start().starts_with("-----BEGIN ") {
+        let key = ssh_identity(text.trim_start())?;
+        return Ok(ssh::Recipient::try_from(key).map(|r| r.to_string()).into_iter().collect());
+    }
+    let identities = text.lines().filter_map(|line| line.trim().parse::<age::x25519::Identity>().ok());
+    Ok(identities.map(|identity| identity.to_public().to_string()).collect())
+}
+
 fn parse_identities(text: &str) -> Result<Identities> {
     let text = text.trim_start_matches('\u{feff}');
     let start = text.trim_start();
