@@ -153,7 +153,7 @@ fn describe(set: &Loaded, now: DateTime<Utc>) -> String {
     );
     field(&mut out, "size", &size);
     field(&mut out, "readers", &manifest.recipients.join(" "));
-    field(&mut out, "manifest", &format!("SHA-256 {}", set.manifest_sha256));
+    field(&mut out, "SHA-256", &set.manifest_sha256);
 
     for database in &manifest.databases {
         describe_database(&mut out, manifest, database);
