@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::set::catalog::{Entry, Loaded};
 use crate::set::manifest::{Manifest, ProofState};
 use crate::shutdown::Shutdown;
-use crate::store::Store;
+use crate::store::{self, Store};
 
 /// Columns that text is laid out for.
 const WIDTH: usize = 80;
@@ -41,24 +41,13 @@ enum Command {
 /// Runs the command.
 pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<()> {
     let config = global.load_config()?;
-    let store = open(&config.repository).await?;
+    let store = store::open(&config.repository).await?;
     let now = Utc::now();
     match args.command {
         Command::List(args) => shutdown.guard(list::run(&args, &config, &*store, now)).await,
         Command::Show(args) => shutdown.guard(show::run(&args, &config, &*store, now)).await,
         Command::Cat(args) => shutdown.guard(cat::run(&args, &config, store)).await,
         Command::Prune(args) => prune::run(&args, &config, &*store, now, global, shutdown).await,
-    }
-}
-
-/// Until `store::open` is merged.
-#[expect(clippy::unused_async, reason = "store::open is async")]
-async fn open(repository: &crate::config::Repository) -> Result<std::sync::Arc<dyn Store>> {
-    match &repository.location {
-        crate::config::Location::S3 { .. } => Err(Error::new("not merged yet")),
-        crate::config::Location::File(path) => {
-            Ok(std::sync::Arc::new(crate::store::fs::FsStore::open(path)?))
-        }
     }
 }
 
