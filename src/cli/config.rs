@@ -1,11 +1,23 @@
 //! `opsd config`: a starter file, every mistake at once, the resolved settings.
 
-use std::path::PathBuf;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
 
 use super::{Global, output};
-use crate::config::finding::mistakes_error;
-use crate::config::load;
-use crate::error::Result;
+use crate::config::finding::{Finding, mistakes_error};
+use crate::config::raw::Parsed;
+use crate::config::{Config, Encryption, keys, load};
+use crate::error::{Context, Error, Result};
+use crate::set::signature;
+
+mod show;
+
+/// A commented configuration to start from; `CHANGE-ME` stands wherever nobody can guess.
+const STARTER: &str = include_str!("config/starter.toml");
 
 /// Arguments of `opsd config`.
 #[derive(Debug, clap::Args)]
@@ -16,24 +28,149 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Action {
+    /// Write a commented starter file
+    #[command(after_help = "Example:\n  opsd config init /etc/opsd/opsd.toml")]
+    Init {
+        /// Where to; an existing file is never overwritten, and - means stdout
+        #[arg(default_value = "opsd.toml")]
+        path: PathBuf,
+    },
     /// Report every mistake in the configuration
-    Check,
+    #[command(after_help = "Example:\n  opsd config check --config opsd.toml")]
+    Check {
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the resolved configuration, secrets masked
+    #[command(after_help = "Example:\n  opsd config show --json | jq .backup")]
+    Show {
+        /// Print one JSON document
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Runs it.
 pub fn run(args: Args, global: &Global) -> Result<()> {
     match args.action {
-        Action::Check => check(global.config.clone()),
+        Action::Init { path } => init(&path),
+        Action::Check { json } => check(global, json),
+        Action::Show { json } => show::run(&global.load_config()?, json),
     }
 }
 
-fn check(explicit: Option<PathBuf>) -> Result<()> {
-    let (path, parsed) = load::read(explicit.as_deref())?;
-    for warning in &parsed.warnings {
-        output::say(format!("warning: {warning}"));
+fn init(path: &Path) -> Result<()> {
+    if path == Path::new("-") {
+        return output::text(STARTER);
     }
-    if !parsed.mistakes.is_empty() {
-        return Err(mistakes_error(&path, &parsed.mistakes));
+    // Not for everybody's eyes: sooner or later somebody writes a password into it.
+    let created = OpenOptions::new().write(true).create_new(true).mode(0o640).open(path);
+    let mut file = created.map_err(|e| {
+        let error = match e.kind() {
+            std::io::ErrorKind::AlreadyExists => {
+                Error::usage("it exists already").with_hint("choose another name; init never overwrites")
+            }
+            std::io::ErrorKind::NotFound => {
+                Error::usage(e).with_hint("create the directory first, with `install -d -m 750 DIR`")
+            }
+            _ => e.into(),
+        };
+        error.context(format!("cannot create {}", path.display()))
+    })?;
+    file.write_all(STARTER.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+    output::say(format!(
+        "wrote {0}; fill in what says CHANGE-ME, then run: opsd config check --config {0}",
+        path.display()
+    ));
+    Ok(())
+}
+
+fn check(global: &Global, json: bool) -> Result<()> {
+    let (path, mut parsed) = load::read(global.config.as_deref())?;
+    if let Some(config) = &parsed.config {
+        let (mistakes, warnings) = key_files(&path, &config.encryption);
+        parsed.mistakes.extend(mistakes);
+        parsed.warnings.extend(warnings);
     }
-    output::text(format!("{}: ok", path.display()))
+    let Parsed { config, mistakes, warnings } = parsed;
+    if json {
+        output::json(&json!({
+            "path": path.to_string_lossy(),
+            "valid": mistakes.is_empty(),
+            "mistakes": mistakes,
+            "warnings": warnings,
+        }))?;
+    } else if !global.quiet {
+        for warning in &warnings {
+            output::say(format!("warning: {warning}"));
+        }
+    }
+    match config.filter(|_| mistakes.is_empty()) {
+        None => Err(mistakes_error(&path, &mistakes)),
+        Some(_) if json => Ok(()),
+        Some(config) => output::text(summary(&config)),
+    }
+}
+
+fn summary(config: &Config) -> String {
+    let names = |what: &str, names: Vec<&String>| match names.as_slice() {
+        [] => format!("no {what}"),
+        names => {
+            let list: Vec<&str> = names.iter().map(|n| n.as_str()).collect();
+            format!("{what} {}", list.join(", "))
+        }
+    };
+    format!(
+        "{}: ok: site {}, {}, {}",
+        config.path.display(),
+        config.site,
+        names("postgres", config.postgres.keys().collect()),
+        names("backup", config.backup.keys().collect()),
+    )
+}
+
+/// Mistakes and warnings about the files with secret keys. A file that this user cannot open is only
+/// a warning: the check may run where the keys are not.
+fn key_files(path: &Path, encryption: &Encryption) -> (Vec<Finding>, Vec<Finding>) {
+    let (mut mistakes, mut warnings) = (Vec::new(), Vec::new());
+    let finding = |key: &str, message: String, hint: Option<&str>| Finding {
+        key: format!("encryption.{key}"),
+        path: path.to_path_buf(),
+        line: None,
+        message,
+        hint: hint.map(str::to_string),
+    };
+    let mut examine = |key: &str, file: &Path, read: &dyn Fn(&Path) -> Result<Option<&'static str>>| {
+        if let Err(error) = std::fs::File::open(file) {
+            warnings.push(finding(key, format!("cannot open {}: {error}", file.display()), None));
+            return;
+        }
+        match read(file) {
+            Ok(Some(odd)) => warnings.push(finding(key, odd.into(), None)),
+            Ok(None) => {}
+            Err(error) => mistakes.push(finding(key, error.to_string(), error.hint())),
+        }
+    };
+    if let Some(file) = &encryption.identity_file {
+        examine("identity_file", file, &|file| {
+            keys::identities(file)?;
+            let own = keys::identity_recipients(file)?;
+            let fits = encryption
+                .recipients
+                .iter()
+                .any(|text| keys::parse_recipient(text).is_ok_and(|key| own.contains(&key.canonical())));
+            Ok((!fits && !encryption.recipients.is_empty())
+                .then_some("its identity belongs to none of the recipients"))
+        });
+    }
+    if let Some(file) = &encryption.sign_key_file {
+        examine("sign_key_file", file, &|file| {
+            let public = signature::public_key(file)?;
+            let trusted = &encryption.trusted_keys;
+            Ok((!trusted.is_empty() && !trusted.contains(&public))
+                .then_some("its public key is not among trusted_keys, so this host refuses its own sets"))
+        });
+    }
+    (mistakes, warnings)
 }

@@ -13,6 +13,7 @@ pub struct Finding {
     /// Where in the document, `backup.db.streams`; empty where it concerns the whole file.
     pub key: String,
     /// The file.
+    #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
     /// Line in it, counted from 1; absent where it concerns the whole file.
     pub line: Option<usize>,
@@ -20,6 +21,11 @@ pub struct Finding {
     pub message: String,
     /// The next step, where one is known.
     pub hint: Option<String>,
+}
+
+/// A path that is not UTF-8 is still worth a report.
+fn lossy<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
 }
 
 /// A finding that makes the configuration unusable.

@@ -77,11 +77,11 @@ pub fn parse_recipient(text: &str) -> Result<Recipient> {
 }
 
 /// Recipients as age wants them.
-pub fn recipients(texts: &[String]) -> Result<Vec<Box<dyn age::Recipient + Send>>> {
+pub fn recipients(texts: &[String]) -> Result<Vec<Box<dyn age::Recipient + Send + Sync>>> {
     texts
         .iter()
         .enumerate()
-        .map(|(index, text)| -> Result<Box<dyn age::Recipient + Send>> {
+        .map(|(index, text)| -> Result<Box<dyn age::Recipient + Send + Sync>> {
             Ok(match parse_recipient(text).with_context(|| format!("recipient {}", index + 1))? {
                 Recipient::X25519(key) => Box::new(key),
                 Recipient::Ssh(key) => Box::new(key),
@@ -102,6 +102,18 @@ pub fn parse_trusted_key(text: &str) -> Result<minisign::PublicKey> {
 pub fn identities(path: &Path) -> Result<Identities> {
     let text = read_secret_file(path)?;
     parse_identities(text.expose()).with_context(|| format!("identity file {}", path.display()))
+}
+
+/// The recipients that belong to the identities in a file, in canonical form.
+pub fn identity_recipients(path: &Path) -> Result<Vec<String>> {
+    let text = read_secret_file(path)?;
+    let text = text.expose();
+    if text.trim_start().starts_with("-----BEGIN ") {
+        let key = ssh_identity(text.trim_start())?;
+        return Ok(ssh::Recipient::try_from(key).map(|r| r.to_string()).into_iter().collect());
+    }
+    let identities = text.lines().filter_map(|line| line.trim().parse::<age::x25519::Identity>().ok());
+    Ok(identities.map(|identity| identity.to_public().to_string()).collect())
 }
 
 fn parse_identities(text: &str) -> Result<Identities> {

@@ -41,7 +41,9 @@ pub const SUPPORTED: &[(&str, &str)] = &[
     ("servicefile", "PGSERVICEFILE"),
 ];
 
-/// Keys of libpq's that are refused, with their variable where they have one.
+/// Keys of libpq's that are refused, with their variable where it has one that matters. Variables
+/// that only change a session's habits (`PGAPPNAME`, `PGTZ`, …) are ignored: opsd sets what matters
+/// itself, and no client tool inherits them.
 const REFUSED: &[(&str, &str)] = &[
     ("application_name", ""),
     ("channel_binding", "PGCHANNELBINDING"),
@@ -83,10 +85,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("tcp_user_timeout", ""),
 ];
 
-/// Variables that change a session's habits only; opsd sets what matters itself and ignores these.
-const IGNORED_VARIABLES: &[&str] =
-    &["PGAPPNAME", "PGCLIENTENCODING", "PGDATESTYLE", "PGTZ", "PGGEQO", "PGLOCALEDIR", "PGSYSCONFDIR"];
-
 /// Bound on connecting to one host where the operator names none (libpq would wait for ever).
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -99,39 +97,6 @@ pub struct Resolved {
     pub warnings: Vec<String>,
     /// Whether the password stood in the string itself.
     pub password_in_dsn: bool,
-}
-
-/// Every variable that libpq reads. Remove them from a client tool's environment before setting
-/// [`child_env`]'s, so that nothing but the resolved settings reaches it.
-pub fn variables() -> impl Iterator<Item = &'static str> {
-    let named = SUPPORTED.iter().chain(REFUSED).map(|(_, variable)| *variable).filter(|v| !v.is_empty());
-    named.chain(IGNORED_VARIABLES.iter().copied())
-}
-
-/// The environment that makes a client tool connect as `connection` says, to database `dbname`.
-pub fn child_env(connection: &Connection, dbname: &str) -> Vec<(String, String)> {
-    let join = |items: Vec<String>| items.join(",");
-    let path = |path: &PathBuf| path.to_string_lossy().into_owned();
-    let mut env = vec![
-        ("PGHOST", join(connection.hosts.iter().map(|(host, _)| host.clone()).collect())),
-        ("PGPORT", join(connection.hosts.iter().map(|(_, port)| port.to_string()).collect())),
-        ("PGUSER", connection.user.clone()),
-        ("PGDATABASE", dbname.to_string()),
-        ("PGSSLMODE", connection.sslmode.as_str().to_string()),
-        ("PGCONNECT_TIMEOUT", connection.connect_timeout.as_secs().max(2).to_string()),
-    ];
-    env.extend(connection.password.as_ref().map(|p| ("PGPASSWORD", p.expose().to_string())));
-    env.extend(connection.sslrootcert.as_ref().map(|p| ("PGSSLROOTCERT", path(p))));
-    env.extend(connection.sslcert.as_ref().map(|p| ("PGSSLCERT", path(p))));
-    env.extend(connection.sslkey.as_ref().map(|p| ("PGSSLKEY", path(p))));
-    env.extend(connection.options.as_ref().map(|o| ("PGOPTIONS", o.clone())));
-    env.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
-}
-
-/// `dbname='…'` for tools that want a database on their command line (`pg_restore -d`), quoted so
-/// that no name is taken for settings.
-pub fn dbname_argument(dbname: &str) -> String {
-    format!("dbname='{}'", dbname.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
 impl Connection {

@@ -47,9 +47,9 @@ pub fn parse(text: &str, path: &Path, env: Env<'_>) -> Parsed {
         }
     };
     let Walk { mut mistakes, mut warnings, .. } = walk;
-    let in_order = |f: &Finding| (f.path != path, f.line);
-    mistakes.sort_by_key(in_order);
-    warnings.sort_by_key(in_order);
+    let in_order = |f: &Finding| (f.path != path, f.line, f.key.clone());
+    mistakes.sort_by_cached_key(in_order);
+    warnings.sort_by_cached_key(in_order);
     Parsed { config: config.filter(|_| mistakes.is_empty()), mistakes, warnings }
 }
 

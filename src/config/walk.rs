@@ -13,6 +13,9 @@ use super::finding::{Finding, Mistake, Warning};
 use super::units;
 use crate::error::Error;
 
+/// What stands in the starter file where nobody can guess.
+const PLACEHOLDER: &str = "CHANGE-ME";
+
 /// The environment, as an argument.
 pub(super) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
@@ -308,6 +311,10 @@ impl<'a> Walk<'a> {
             }
         }
         value.push_str(rest);
+        if text.contains(PLACEHOLDER) {
+            self.mistake(&place, format!("{PLACEHOLDER} is still to be filled in"), None);
+            return None;
+        }
         (!failed).then_some(Text { place, value, literal })
     }
 }

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::support::compare::{assert_same, assert_same_content, assert_same_settings, db, plain_restore};
+use crate::support::fixtures;
 use crate::support::postgres::{self, Options, Server};
 
 #[test]
@@ -36,4 +38,18 @@ fn a_dropped_server_leaves_nothing() {
     drop(server);
     assert!(!directory.exists());
     assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_err());
+}
+
+#[test]
+fn fixtures_load_and_a_plain_restore_brings_them_back() {
+    postgres::for_each_major(|server| {
+        let source = fixtures::database_with(server, "all", fixtures::ALL);
+        let once = plain_restore(db(server, &source));
+        let again = plain_restore(db(server, &source));
+        assert_same(db(server, &once), db(server, &again));
+        assert_same_content(db(server, &source), db(server, &once));
+        for name in [&source, &once, &again] {
+            server.drop_database(name);
+        }
+    });
 }

@@ -1,4 +1,7 @@
 //! What the integration tests stand on: servers, the binary, fixtures, comparison.
 
+pub mod compare;
+pub mod fixtures;
+pub mod opsd;
 pub mod postgres;
 pub mod s3;

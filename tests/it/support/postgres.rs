@@ -171,6 +171,16 @@ impl Server {
         self.directory.join("data")
     }
 
+    /// A new directory beside the data directory that the server may write.
+    pub fn subdirectory(&self, name: &str) -> PathBuf {
+        let path = self.directory.join(name);
+        std::fs::create_dir(&path).expect("create a directory");
+        if let Some((uid, gid)) = unprivileged_user() {
+            chown(&path, Some(uid), Some(gid)).expect("chown");
+        }
+        path
+    }
+
     /// What the server logged.
     pub fn log(&self) -> String {
         read_log(&self.directory)

@@ -1,0 +1,181 @@
+//! `opsd config show`: everything resolved, nothing secret.
+//!
+//! One list of sections is the source of both forms, so that they cannot disagree.
+
+use serde_json::{Map, Value, json};
+
+use crate::cli::output;
+use crate::config::{BackupJob, Config, Databases, Location, Postgres};
+use crate::error::Result;
+
+/// Where a section stands, and its keys in the order they are shown.
+struct Section {
+    path: Vec<String>,
+    entries: Vec<(&'static str, Value)>,
+}
+
+pub(super) fn run(config: &Config, json: bool) -> Result<()> {
+    let sections = sections(config);
+    if json { output::json(&document(&sections)) } else { output::text(text(config, &sections)) }
+}
+
+fn sections(config: &Config) -> Vec<Section> {
+    let at =
+        |path: &[&str], entries| Section { path: path.iter().map(ToString::to_string).collect(), entries };
+    let url = match &config.repository.location {
+        Location::S3 { bucket, prefix } if prefix.is_empty() => format!("s3://{bucket}"),
+        Location::S3 { bucket, prefix } => format!("s3://{bucket}/{prefix}"),
+        Location::File(path) => format!("file://{}", path.display()),
+    };
+    let encryption = &config.encryption;
+    let mut sections = vec![
+        at(&[], vec![("site", json!(config.site))]),
+        at(
+            &["repository"],
+            vec![
+                ("url", json!(url)),
+                ("endpoint", json!(config.repository.endpoint)),
+                ("region", json!(config.repository.region)),
+                ("path_style", json!(config.repository.path_style)),
+            ],
+        ),
+        at(
+            &["encryption"],
+            vec![
+                ("recipients", json!(encryption.recipients)),
+                ("identity_file", json!(encryption.identity_file)),
+                ("sign_key_file", json!(encryption.sign_key_file)),
+                ("trusted_keys", json!(encryption.trusted_keys)),
+            ],
+        ),
+    ];
+    sections.extend(config.postgres.iter().map(|(name, server)| at(&["postgres", name], postgres(server))));
+    for (name, job) in &config.backup {
+        sections.push(at(&["backup", name], backup(job)));
+        sections.push(at(
+            &["backup", name, "verify"],
+            vec![
+                ("scratch_dir", json!(job.verify.scratch_dir)),
+                ("scratch_user", json!(job.verify.scratch_user)),
+                ("assert", json!(job.verify.assert)),
+            ],
+        ));
+    }
+    sections
+}
+
+fn postgres(server: &Postgres) -> Vec<(&'static str, Value)> {
+    let connection = &server.connection;
+    vec![
+        ("url", json!(connection.describe())),
+        // Whether there is one is worth knowing; nothing else about it is.
+        ("password", json!(connection.password.as_ref().map(ToString::to_string))),
+        ("sslmode", json!(connection.sslmode.as_str())),
+        ("sslrootcert", json!(connection.sslrootcert)),
+        ("sslcert", json!(connection.sslcert)),
+        ("sslkey", json!(connection.sslkey)),
+        ("connect_timeout", json!(format!("{}s", connection.connect_timeout.as_secs()))),
+        ("options", json!(connection.options)),
+        ("bin_dir", json!(server.bin_dir)),
+        ("tool_prefix", json!(server.tool_prefix)),
+    ]
+}
+
+fn backup(job: &BackupJob) -> Vec<(&'static str, Value)> {
+    let mut source = json!({ "postgres": job.postgres });
+    match &job.databases {
+        Databases::Url => {}
+        Databases::All => source["databases"] = json!(["*"]),
+        Databases::Named(names) => source["databases"] = json!(names),
+    }
+    let retention = job.retention.map(|r| {
+        json!({
+            "last": r.last, "daily": r.daily, "weekly": r.weekly, "monthly": r.monthly, "yearly": r.yearly,
+        })
+    });
+    vec![
+        ("source", source),
+        ("streams", json!(job.streams)),
+        ("compression", json!(job.compression)),
+        ("part_size", json!(exact_size(job.part_size))),
+        ("large_table", json!(exact_size(job.large_table))),
+        ("exclude_table_data", json!(job.exclude_table_data)),
+        ("rpo", json!(job.rpo.map(|d| exact_duration(d.as_secs())))),
+        ("retention", json!(retention)),
+    ]
+}
+
+/// A size that the configuration reads back as the same number.
+fn exact_size(bytes: u64) -> String {
+    let units = [("TiB", 1u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    match units.into_iter().find(|(_, factor)| bytes >= *factor && bytes % factor == 0) {
+        Some((unit, factor)) => format!("{}{unit}", bytes / factor),
+        None => format!("{bytes}B"),
+    }
+}
+
+/// The same for durations.
+fn exact_duration(seconds: u64) -> String {
+    match seconds {
+        s if s % 3600 == 0 => format!("{}h", s / 3600),
+        s if s % 60 == 0 => format!("{}m", s / 60),
+        s => format!("{s}s"),
+    }
+}
+
+fn document(sections: &[Section]) -> Value {
+    let mut root = json!({ "postgres": {}, "backup": {} });
+    for section in sections {
+        let mut at = &mut root;
+        for part in &section.path {
+            at = &mut at[part.as_str()];
+        }
+        let entries: Map<String, Value> =
+            section.entries.iter().map(|(key, value)| ((*key).to_string(), value.clone())).collect();
+        match at {
+            Value::Object(existing) => existing.extend(entries),
+            other => *other = Value::Object(entries),
+        }
+    }
+    root
+}
+
+/// As TOML; what is not set is left out.
+fn text(config: &Config, sections: &[Section]) -> String {
+    let mut text = format!("# resolved from {}\n", config.path.display());
+    for section in sections {
+        if !section.path.is_empty() {
+            let path: Vec<String> = section.path.iter().map(|part| toml_key(part)).collect();
+            text.push_str(&format!("\n[{}]\n", path.join(".")));
+        }
+        for (key, value) in section.entries.iter().filter(|(_, value)| !value.is_null()) {
+            text.push_str(&format!("{key} = {}\n", toml_value(value)));
+        }
+    }
+    text
+}
+
+fn toml_key(key: &str) -> String {
+    let bare = key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+    if bare { key.to_string() } else { json!(key).to_string() }
+}
+
+/// JSON's strings, numbers and booleans are TOML's; lists and tables differ in blanks and signs.
+fn toml_value(value: &Value) -> String {
+    match value {
+        Value::Array(items) => {
+            let items: Vec<String> = items.iter().map(toml_value).collect();
+            format!("[{}]", items.join(", "))
+        }
+        Value::Object(entries) => {
+            let entries: Vec<String> = entries
+                .iter()
+                .map(|(key, value)| format!("{} = {}", toml_key(key), toml_value(value)))
+                .collect();
+            format!("{{ {} }}", entries.join(", "))
+        }
+        // TOML has no escape for DEL that JSON would use, but wants one.
+        Value::String(text) => json!(text).to_string().replace('\u{7f}', "\\u007F").replace("${", "$${"),
+        other => other.to_string(),
+    }
+}
