@@ -730,6 +730,13 @@ async fn show_tells_everything_about_one_set() {
     assert_eq!(code, 1);
     assert!(stdout.contains("refused") && stderr.contains("format 2"), "{stdout}{stderr}");
     assert_eq!(site.run(&["show", "2026"]).0, 1);
+
+    // Two jobs may have started in the same second.
+    site.repository.put(&format!("example/shop/{id}/failed.json"), "{}").await;
+    let (code, _, stderr) = site.run(&["show", &id]);
+    assert!(code == 1 && stderr.contains("more than one set") && stderr.contains("JOB/ID"), "{stderr}");
+    let document = site.json(&["show", &format!("shop/{id}")]);
+    assert_eq!((&document["set"]["job"], &document["set"]["state"]), (&"shop".into(), &"failed".into()));
 }
 
 #[tokio::test]
