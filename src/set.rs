@@ -3,6 +3,7 @@
 
 pub mod archive;
 pub mod catalog;
+pub mod fingerprint;
 pub mod manifest;
 pub mod proof;
 pub mod seal;

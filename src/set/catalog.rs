@@ -375,6 +375,12 @@ pub fn parse_time(text: &str) -> Result<DateTime<Utc>> {
         })
 }
 
+/// The id of the newest complete set, by the listing alone.
+pub async fn newest_complete(store: &dyn Store, site: &str, job: &str) -> Result<Option<String>> {
+    let entries = sets(store, site, job).await?;
+    Ok(entries.into_iter().filter(|e| e.state == State::Complete).map(|e| e.id).max())
+}
+
 /// Finds the set of a job that is meant.
 ///
 /// For the latest, and for a time, a set that is refused (damaged, not trusted, too new) is not

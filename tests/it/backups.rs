@@ -160,6 +160,7 @@ fn manifest(started: &str, id: &str) -> Manifest {
                 provider: "libc".into(),
                 locale: None,
                 icu_rules: None,
+                monetary: "C".into(),
             },
             snapshot_lsn: "0/1".into(),
             snapshot_time: started + TimeDelta::seconds(2),
