@@ -440,12 +440,12 @@ pub async fn find(
     })
 }
 
-/// The entry that an id, or the beginning of just one id, means.
+/// The entry that an id, or the beginning of just one id, means. Two jobs that started in the same
+/// second may have the same id, so even a whole id can mean two sets.
 pub fn find_entry<'e>(entries: &'e [Entry], id: &str) -> Result<&'e Entry> {
-    if let Some(exact) = entries.iter().find(|e| e.id == id) {
-        return Ok(exact);
-    }
-    let matching: Vec<&Entry> = entries.iter().filter(|e| !id.is_empty() && e.id.starts_with(id)).collect();
+    let exact: Vec<&Entry> = entries.iter().filter(|e| e.id == id).collect();
+    let begins = |e: &&Entry| !id.is_empty() && e.id.starts_with(id);
+    let matching = if exact.is_empty() { entries.iter().filter(begins).collect() } else { exact };
     match matching[..] {
         [only] => Ok(only),
         [] => Err(Error::new(format!("no set {id:?}: {}", some_ids(entries)))
@@ -453,7 +453,7 @@ pub fn find_entry<'e>(entries: &'e [Entry], id: &str) -> Result<&'e Entry> {
         _ => {
             let matching: Vec<Entry> = matching.into_iter().cloned().collect();
             Err(Error::new(format!("{id:?} means more than one set: {}", some_ids(&matching)))
-                .with_hint("give more of the id"))
+                .with_hint("give more of the id, or JOB/ID where two jobs have the same one"))
         }
     }
 }

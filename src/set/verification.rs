@@ -248,7 +248,8 @@ pub(crate) mod tests {
     #[test]
     fn refuses_what_does_not_belong_here() {
         let good = record("aa");
-        let edits: [(&str, fn(&mut Verification)); 6] = [
+        type Edit = fn(&mut Verification);
+        let edits: [(&str, Edit); 6] = [
             ("example/other/", |r| r.job = "other".into()),
             ("found under example/db/", |r| r.site = "elsewhere".into()),
             ("20000101T000000Z-0000", |r| r.id = "20000101T000000Z-0000".into()),

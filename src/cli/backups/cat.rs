@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::set::catalog::{self, Selector};
+use crate::set::catalog;
 use crate::set::manifest::{Manifest, Stream};
 use crate::store::Store;
 
@@ -14,7 +14,7 @@ use crate::store::Store;
     opsd backups cat 20261121T030000Z-7f3a app data-1 > data-1.pgdump\n  \
     pg_restore --data-only --table=accounts -f accounts.sql data-1.pgdump")]
 pub struct Args {
-    /// Set, by its id or the beginning of it
+    /// Set, by its id, the beginning of it, or JOB/ID
     id: String,
     /// Database (with the stream `globals`: any)
     database: String,
@@ -25,9 +25,7 @@ pub struct Args {
 /// Writes the stream's plaintext to stdout.
 pub async fn run(args: &Args, config: &Config, store: Arc<dyn Store>) -> Result<()> {
     let entry = super::show::entry(config, &*store, &args.id).await?;
-    let selector = Selector::Id(entry.id);
-    let trusted = &config.encryption.trusted_keys;
-    let set = catalog::find(&*store, trusted, &config.site, &entry.job, &selector).await?;
+    let set = catalog::load_entry(&*store, &config.encryption.trusted_keys, entry).await?;
     let _stream = stream(&set.manifest, &args.database, &args.stream)?;
     Err(Error::new("reading a sealed stream is not built yet"))
 }

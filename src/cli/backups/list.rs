@@ -162,7 +162,7 @@ mod tests {
             tables: Some(3),
             rows: Some(1_234_567_890),
             plain_bytes: Some(1),
-            stored_bytes: 1_048_524_800,
+            stored_bytes: 1000 << 20,
             proof: Some(crate::set::manifest::ProofState::Complete),
             verified: Some(SummaryVerified {
                 verdict: "unproven",
@@ -185,7 +185,7 @@ mod tests {
             assert!(line.chars().count() <= 80, "{}: {line}", line.chars().count());
         }
         assert!(out.starts_with("job db: 2 sets, 1 refused\n"), "{out}");
-        assert!(out.contains("999.9 MiB  unproven 730d\n"), "{out}");
+        assert!(out.contains("1000.0 MiB  unproven 730d\n"), "{out}");
     }
 
     #[test]

@@ -79,25 +79,15 @@ pub async fn run(
     let say = |text: String| if args.json || global.quiet { Ok(()) } else { output::text(text) };
     let plans = shutdown.guard(plans(args, config, store, now)).await?;
     let mut document = Document { dry_run: args.dry_run, jobs: Vec::new() };
-    let mut failures = 0;
-    let mut stopped = false;
     for plan in &plans {
         let mut job = planned(plan);
         say(text(&job, args.dry_run))?;
-        for set in job.sets.iter_mut().rev() {
-            let Some(removal) = plan.removals.get(&set.id) else { continue };
-            stopped = stopped || shutdown.is_requested();
-            if args.dry_run || stopped {
-                continue;
-            }
-            match shutdown.guard(prune::remove(store, removal)).await {
-                Ok(()) => set.removed = Some(true),
-                Err(error) => {
-                    failures += 1;
-                    set.removed = Some(false);
-                    set.error = Some(error.to_string());
-                    say(wrapped("  ! ", &format!("removing {} failed: {error}", set.id)))?;
-                }
+        if !args.dry_run {
+            follow(plan, &mut job, store, shutdown).await;
+        }
+        for set in &job.sets {
+            if let Some(error) = &set.error {
+                say(wrapped("  ! ", &format!("removing {} failed: {error}", set.id)))?;
             }
         }
         document.jobs.push(job);
@@ -108,11 +98,35 @@ pub async fn run(
     if shutdown.is_requested() {
         return Err(shutdown.error().context("pruning stopped early"));
     }
-    if failures > 0 {
-        return Err(Error::new(format!("{failures} sets could not be removed completely"))
-            .with_hint("what is left of them has no manifest any more and is listed as incomplete"));
+    let failed: Vec<&Set> =
+        document.jobs.iter().flat_map(|j| &j.sets).filter(|s| s.error.is_some()).collect();
+    match failed[..] {
+        [] => Ok(()),
+        [first, ..] => Err(Error::new(format!(
+            "{} sets could not be removed, the first of them {}: {}",
+            failed.len(),
+            first.id,
+            first.error.as_deref().unwrap_or_default()
+        ))
+        .with_hint("a set whose manifest is gone is listed as incomplete; the others are still whole")),
     }
-    Ok(())
+}
+
+/// Removes a job's sets, the oldest first; one that fails does not spare the others.
+async fn follow(plan: &JobPlan, job: &mut Job, store: &dyn Store, shutdown: &Shutdown) {
+    for set in job.sets.iter_mut().rev() {
+        let Some(removal) = plan.removals.get(&set.id) else { continue };
+        if shutdown.is_requested() {
+            return;
+        }
+        match shutdown.guard(prune::remove(store, removal)).await {
+            Ok(()) => set.removed = Some(true),
+            Err(error) => {
+                set.removed = Some(false);
+                set.error = Some(error.to_string());
+            }
+        }
+    }
 }
 
 async fn plans(args: &Args, config: &Config, store: &dyn Store, now: DateTime<Utc>) -> Result<Vec<JobPlan>> {
@@ -192,4 +206,52 @@ fn text(job: &Job, dry_run: bool) -> String {
             write!(out, "{}", wrapped("  ! ", &format!("{} does not count: {}", refused.id, refused.error)));
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::backup::prune::Removal;
+    use crate::backup::retention::{Decision, Plan, Reason};
+    use crate::store::faulty::{Fault, FaultyStore, Operation, Rule};
+    use crate::store::memory::MemoryStore;
+    use crate::store::{self, StoreError};
+
+    fn plan_for(ids: &[&str]) -> JobPlan {
+        let removal =
+            |id: &str| Removal { keys: vec![format!("s/j/{id}/manifest.json")], bytes: 10, foreign: vec![] };
+        let decision = |id: &str| Decision {
+            id: id.to_owned(),
+            time: Utc::now(),
+            keep: false,
+            reasons: vec![Reason::Unneeded],
+        };
+        JobPlan {
+            job: "j".into(),
+            plan: Plan { frozen: None, decisions: ids.iter().map(|id| decision(id)).collect() },
+            removals: ids.iter().map(|id| ((*id).to_owned(), removal(id))).collect::<BTreeMap<_, _>>(),
+            refused: vec![],
+        }
+    }
+
+    #[tokio::test]
+    async fn a_set_that_cannot_be_removed_does_not_spare_the_others() {
+        let memory = MemoryStore::new();
+        for id in ["c", "b", "a"] {
+            store::put(&memory, &format!("s/j/{id}/manifest.json"), "{}", false).await.unwrap();
+        }
+        let fault = Fault::Fail(StoreError::Denied("object lock".into()));
+        let faulty = FaultyStore::new(Arc::new(memory.clone()), vec![Rule::new(Operation::Delete, 2, fault)]);
+        let plan = plan_for(&["c", "b", "a"]);
+        let mut job = planned(&plan);
+        follow(&plan, &mut job, &faulty, &Shutdown::default()).await;
+        let outcome: Vec<_> = job.sets.iter().map(|s| (s.id.as_str(), s.removed)).collect();
+        assert_eq!(outcome, [("c", Some(true)), ("b", Some(false)), ("a", Some(true))], "oldest first");
+        assert!(job.sets[1].error.as_deref().unwrap().contains("object lock"));
+        let left: Vec<String> = memory.list("").await.unwrap().into_iter().map(|o| o.key).collect();
+        assert_eq!(left, ["s/j/b/manifest.json"]);
+    }
 }

@@ -18,7 +18,7 @@ use crate::store::{self, Store};
 /// Arguments of `opsd backups show`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Set, by its id or the beginning of it
+    /// Set, by its id, the beginning of it, or JOB/ID
     id: String,
     /// Print one JSON document
     #[arg(long)]
@@ -77,13 +77,17 @@ pub async fn run(args: &Args, config: &Config, store: &dyn Store, now: DateTime<
     }
 }
 
-/// The set of any job that an id, or the beginning of just one id, means.
+/// The set of any job that an id, the beginning of just one id, or `JOB/ID` means.
 pub async fn entry(config: &Config, store: &dyn Store, id: &str) -> Result<Entry> {
-    let all: Vec<Entry> = entries(config, store, &[]).await?.into_values().flatten().collect();
     if id == "latest" {
         return Err(Error::usage("which job's latest set is meant is not clear here")
             .with_hint("`opsd backups list` shows the ids; the beginning of one is enough"));
     }
+    let (jobs, id) = match id.rsplit_once('/') {
+        Some((job, id)) => (vec![job.to_owned()], id),
+        None => (Vec::new(), id),
+    };
+    let all: Vec<Entry> = entries(config, store, &jobs).await?.into_values().flatten().collect();
     catalog::find_entry(&all, id).cloned()
 }
 
@@ -153,7 +157,7 @@ fn describe(set: &Loaded, now: DateTime<Utc>) -> String {
     );
     field(&mut out, "size", &size);
     field(&mut out, "readers", &manifest.recipients.join(" "));
-    field(&mut out, "manifest", &format!("SHA-256 {}", set.manifest_sha256));
+    field(&mut out, "SHA-256", &set.manifest_sha256);
 
     for database in &manifest.databases {
         describe_database(&mut out, manifest, database);
