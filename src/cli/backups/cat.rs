@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use crate::cli::output;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::set::catalog;
 use crate::set::manifest::{Manifest, Stream};
+use crate::set::seal::read_stream;
+use crate::set::set_prefix;
 use crate::store::Store;
 
 /// Arguments of `opsd backups cat`.
@@ -26,8 +29,17 @@ pub struct Args {
 pub async fn run(args: &Args, config: &Config, store: Arc<dyn Store>) -> Result<()> {
     let entry = super::show::entry(config, &*store, &args.id).await?;
     let set = catalog::load_entry(&*store, &config.encryption.trusted_keys, entry).await?;
-    let _stream = stream(&set.manifest, &args.database, &args.stream)?;
-    Err(Error::new("reading a sealed stream is not built yet"))
+    let stream = stream(&set.manifest, &args.database, &args.stream)?;
+    let identities = crate::restore::identities(config)?;
+    let prefix = set_prefix(&config.site, &set.manifest.job, &set.manifest.id);
+    let mut plaintext = read_stream(store, &prefix, stream, identities, |_| ())?;
+    let copied = tokio::task::spawn_blocking(move || std::io::copy(&mut plaintext, &mut output::stdout()));
+    let copied = copied.await.map_err(|e| Error::new(format!("reading stopped: {e}")))?;
+    match copied {
+        // A reader that closed the pipe has what it wanted.
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.map(|_| ()).map_err(Error::from),
+    }
 }
 
 /// The stream that is meant, or what there is instead.
