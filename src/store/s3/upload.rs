@@ -395,13 +395,15 @@ impl S3Store {
             }
             Err(failure) => return Err(failure.explain(self, &format!("look at {key}"))),
         };
+        let etag = head.e_tag().unwrap_or_default();
+        if expected.etag.as_deref().is_some_and(|e| !etag.is_empty() && unquoted(e) != unquoted(etag)) {
+            return Ok(Comparison::Different(
+                "it has another ETag now: another writer replaced it".to_owned(),
+            ));
+        }
         let found = super::size(head.content_length());
         if found != expected.size {
             return Ok(Comparison::Different(format!("holds {found} bytes of it, not {}", expected.size)));
-        }
-        let etag = head.e_tag().unwrap_or_default();
-        if expected.etag.as_deref().is_some_and(|e| !etag.is_empty() && unquoted(e) != unquoted(etag)) {
-            return Ok(Comparison::Different("the object has another ETag".to_owned()));
         }
         if let (Some(parts), Some((_, suffix))) = (expected.parts, unquoted(etag).rsplit_once('-'))
             && suffix != parts.to_string()

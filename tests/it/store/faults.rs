@@ -1,1 +1,145 @@
+//! Answers that get lost between opsd and a real S3: a proxy that forwards everything, and cuts
+//! the connection instead of delivering the answer to one chosen request.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use opsd::store::{Store, StoreError, get, open_s3, put};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{PART, pattern, put_in_parts, s3s_store, weed_store};
+use crate::support::s3::{SeaweedFs, repository, s3s_fs};
+
+/// Forwards to `endpoint`; the first answer to a request whose head satisfies `pick` is read from
+/// the server and thrown away. Counts such requests.
+async fn losing_proxy(
+    endpoint: &str,
+    pick: impl Fn(&str) -> bool + Send + Sync + 'static,
+) -> (String, Arc<AtomicUsize>, tokio::task::JoinSet<()>) {
+    let server = endpoint.trim_start_matches("http://").to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy = format!("http://{}", listener.local_addr().unwrap());
+    let picked = Arc::new(AtomicUsize::new(0));
+    let (count, pick) = (Arc::clone(&picked), Arc::new(pick));
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(async move {
+        let mut connections = tokio::task::JoinSet::new();
+        while let Ok((client, _)) = listener.accept().await {
+            let (server, count, pick) = (server.clone(), Arc::clone(&count), Arc::clone(&pick));
+            connections.spawn(async move {
+                let _ = forward(client, &server, &count, pick.as_ref()).await;
+            });
+        }
+    });
+    (proxy, picked, tasks)
+}
+
+async fn forward(
+    mut client: TcpStream,
+    server: &str,
+    picked: &AtomicUsize,
+    pick: &(impl Fn(&str) -> bool + ?Sized),
+) -> std::io::Result<()> {
+    let mut upstream = TcpStream::connect(server).await?;
+    loop {
+        let Some((head, request)) = message(&mut client).await? else { return Ok(()) };
+        upstream.write_all(&request).await?;
+        let Some((_, answer)) = message(&mut upstream).await? else { return Ok(()) };
+        if pick(&head) && picked.fetch_add(1, Ordering::SeqCst) == 0 {
+            return Ok(());
+        }
+        client.write_all(&answer).await?;
+    }
+}
+
+/// One HTTP message with a length or in chunks: its head as text, and all of its bytes.
+async fn message(stream: &mut TcpStream) -> std::io::Result<Option<(String, Vec<u8>)>> {
+    let mut bytes = Vec::new();
+    let mut end = None;
+    loop {
+        if end.is_none()
+            && let Some(at) = bytes.windows(4).position(|w| w == b"\r\n\r\n")
+        {
+            let head = String::from_utf8_lossy(&bytes[..at]).to_lowercase();
+            let length = head.lines().find_map(|l| l.strip_prefix("content-length:"));
+            let length = length.map(|l| l.trim().parse::<usize>().unwrap());
+            let chunked = head.contains("transfer-encoding: chunked");
+            end = Some((head, at + 4, length.unwrap_or(0), chunked));
+        }
+        if let Some((head, start, length, chunked)) = &end {
+            let whole = if *chunked {
+                bytes[*start..].ends_with(b"0\r\n\r\n")
+            } else {
+                bytes.len() >= start + length
+            };
+            if whole {
+                return Ok(Some((head.clone(), bytes)));
+            }
+        }
+        if stream.read_buf(&mut bytes).await? == 0 {
+            return Ok(None);
+        }
+    }
+}
+
+fn is_put(head: &str) -> bool {
+    head.starts_with("put ") && head.contains("if-none-match: *") && !head.contains("partnumber=")
+}
+
+fn is_complete(head: &str) -> bool {
+    head.starts_with("post ") && head.contains("uploadid=")
+}
+
+#[tokio::test]
+async fn a_conditional_put_whose_answer_was_lost_is_recognised_as_our_own() {
+    let server = s3s_fs().await;
+    let (proxy, picked, _tasks) = losing_proxy(&server.endpoint, is_put).await;
+    let through = repository(&proxy, &server.bucket, "p");
+    let store = open_s3(&through, &server.keys.access()).await.unwrap();
+    put(&store, "a", "ours", true).await.unwrap();
+    assert_eq!(picked.load(Ordering::SeqCst), 2, "it was retried");
+    assert_eq!(get(&store, "a", 10).await.unwrap(), "ours");
+    // Without a retry the same content is somebody else's.
+    assert!(matches!(put(&store, "a", "ours", true).await, Err(StoreError::Exists(_))));
+}
+
+#[tokio::test]
+async fn a_conditional_put_that_was_retried_does_not_claim_what_others_wrote() {
+    let server = s3s_fs().await;
+    put(&s3s_store(&server, "p").await, "a", "theirs", false).await.unwrap();
+    let (proxy, picked, _tasks) = losing_proxy(&server.endpoint, is_put).await;
+    let store = open_s3(&repository(&proxy, &server.bucket, "p"), &server.keys.access()).await.unwrap();
+    let result = put(&store, "a", "ours", true).await;
+    assert!(matches!(result, Err(StoreError::Exists(_))), "{result:?}");
+    assert_eq!(picked.load(Ordering::SeqCst), 2, "it was retried");
+    assert_eq!(get(&store, "a", 10).await.unwrap(), "theirs");
+}
+
+#[tokio::test]
+async fn a_completed_upload_whose_answer_was_lost_is_recognised_as_our_own() {
+    let server = SeaweedFs::start().await;
+    let body = pattern(PART + 5, 1);
+    for (key, if_absent) in [("plain", false), ("conditional", true)] {
+        let (proxy, picked, _tasks) = losing_proxy(&server.endpoint, is_complete).await;
+        let through = repository(&proxy, &server.bucket, "p");
+        let store = open_s3(&through, &server.admin.access()).await.unwrap();
+        put_in_parts(&store, key, &body, if_absent).await.unwrap();
+        assert_eq!(picked.load(Ordering::SeqCst), 2, "{key} was retried");
+        let direct = weed_store(&server, &server.admin, "p").await;
+        assert!(get(&direct, key, 1 << 30).await.unwrap() == body);
+    }
+}
+
+#[tokio::test]
+async fn a_download_that_breaks_off_is_read_again() {
+    let server = s3s_fs().await;
+    let direct = s3s_store(&server, "p").await;
+    let body = pattern(100_000, 1);
+    put(&direct, "a", body.clone(), false).await.unwrap();
+    let is_get = |head: &str| head.starts_with("get /backups/p/a");
+    let (proxy, picked, _tasks) = losing_proxy(&server.endpoint, is_get).await;
+    let store = open_s3(&repository(&proxy, &server.bucket, "p"), &server.keys.access()).await.unwrap();
+    assert!(store.read("a", 0..200_000).await.unwrap() == body);
+    assert_eq!(picked.load(Ordering::SeqCst), 2);
+}

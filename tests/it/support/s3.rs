@@ -181,7 +181,7 @@ impl SeaweedFs {
             .arg(format!("-dir={}", data.display()))
             .arg(format!("-s3.config={}", config_path.display()))
             .args(["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-admin.ui=false", "-webdav=false"])
-            .args(["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]);
+            .args(["-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"]);
         for (name, ports) in names.iter().zip(ports.chunks(2)) {
             command.arg(format!("-{name}.port={}", ports[0])).arg(format!("-{name}.port.grpc={}", ports[1]));
         }
