@@ -71,6 +71,7 @@ async fn the_fault_decorator_without_faults_conforms() {
 async fn s3_on_s3s_fs_conforms() {
     let server = s3s_fs().await;
     conformance::all(Arc::new(s3s_store(&server, "some/prefix").await)).await;
+    assert!(server.directory.join("some/prefix/whole/one").is_file());
     // Another repository in the same bucket, at its root, sees the first one's objects as its own.
     let root = s3s_store(&server, "").await;
     put(&root, "at-the-root", "x", false).await.unwrap();

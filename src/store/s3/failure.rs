@@ -146,8 +146,8 @@ impl Failure {
 fn explain_transport(transport: &str, doing: &str, endpoint: &str) -> StoreError {
     let lower = transport.to_lowercase();
     if lower.contains("credential") {
-        let nothing =
-            ["no providers in chain", "not enabled", "was not provided", "not loaded", "no credentials"];
+        // The instance's metadata service is asked last: its failure means that nothing else had any.
+        let nothing = ["no providers in chain", "not enabled", "not loaded", "no credentials", "imds"];
         if nothing.iter().any(|text| lower.contains(text)) {
             return StoreError::Denied(format!(
                 "cannot {doing}: no AWS credentials found (environment, profile, container, instance): \
@@ -218,6 +218,10 @@ mod tests {
     fn transport_failures_say_what_to_do() {
         let text = |transport| explain_transport(transport, "read a", "http://h").to_string();
         assert!(text("no providers in chain provided credentials").contains("AWS_ACCESS_KEY_ID"));
+        let metadata = "an error occurred while loading credentials: failed to load IMDS session token";
+        assert!(text(metadata).contains("no AWS credentials found"));
+        let broken = "an error occurred while loading credentials: credential_process exited with 1";
+        assert!(text(broken).contains("exited with 1"));
         assert!(text("invalid peer certificate: UnknownIssuer").contains("AWS_CA_BUNDLE"));
         assert!(text("tcp connect error: Connection refused").contains("cannot reach http://h"));
     }

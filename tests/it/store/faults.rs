@@ -43,9 +43,11 @@ async fn forward(
 ) -> std::io::Result<()> {
     let mut upstream = TcpStream::connect(server).await?;
     loop {
-        let Some((head, request)) = message(&mut client).await? else { return Ok(()) };
+        let Some((head, request)) = message(&mut client, true).await? else { return Ok(()) };
         upstream.write_all(&request).await?;
-        let Some((_, answer)) = message(&mut upstream).await? else { return Ok(()) };
+        let Some((_, answer)) = message(&mut upstream, !head.starts_with("head ")).await? else {
+            return Ok(());
+        };
         if pick(&head) && picked.fetch_add(1, Ordering::SeqCst) == 0 {
             return Ok(());
         }
@@ -53,8 +55,9 @@ async fn forward(
     }
 }
 
-/// One HTTP message with a length or in chunks: its head as text, and all of its bytes.
-async fn message(stream: &mut TcpStream) -> std::io::Result<Option<(String, Vec<u8>)>> {
+/// One HTTP message with a length or in chunks: its head as text, and all of its bytes. The answer
+/// to a HEAD names a length, but has no body.
+async fn message(stream: &mut TcpStream, has_body: bool) -> std::io::Result<Option<(String, Vec<u8>)>> {
     let mut bytes = Vec::new();
     let mut end = None;
     loop {
@@ -65,7 +68,7 @@ async fn message(stream: &mut TcpStream) -> std::io::Result<Option<(String, Vec<
             let length = head.lines().find_map(|l| l.strip_prefix("content-length:"));
             let length = length.map(|l| l.trim().parse::<usize>().unwrap());
             let chunked = head.contains("transfer-encoding: chunked");
-            end = Some((head, at + 4, length.unwrap_or(0), chunked));
+            end = Some((head, at + 4, length.filter(|_| has_body).unwrap_or(0), chunked && has_body));
         }
         if let Some((head, start, length, chunked)) = &end {
             let whole = if *chunked {

@@ -3,7 +3,7 @@
 use opsd::config::{Location, Repository};
 use opsd::store::probe::{Name, REPORT_KEY, Report, State, probe, probe_with, remembered};
 use opsd::store::s3::{Checksums, S3Store};
-use opsd::store::{Store, get, open, open_s3, put};
+use opsd::store::{get, open, open_s3, put};
 
 use super::{keys, s3s_store, weed_store};
 use crate::support::s3::{SeaweedFs, s3s_fs};

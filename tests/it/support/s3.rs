@@ -33,11 +33,6 @@ impl Keys {
             secret_key: Secret::new(self.secret_key.clone()),
         }
     }
-
-    /// For the environment of a child process.
-    pub fn env(&self) -> [(&'static str, &str); 2] {
-        [("AWS_ACCESS_KEY_ID", &self.access_key), ("AWS_SECRET_ACCESS_KEY", &self.secret_key)]
-    }
 }
 
 /// A repository at an end point.
