@@ -7,12 +7,15 @@
 //! Deliberately absent: limits that are expensive to find (the largest object, the number of
 //! parts) and anything that changes the bucket's configuration.
 
+mod report;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
+use chrono::Utc;
 
+pub use self::report::{Capability, Name, Report, State};
+use self::report::{FORMAT, state, warnings};
 use super::fs::FsStore;
 use super::s3::{self, Access, Checksums, Options, S3Store, TrialChecksum, TrialUpload};
 use super::{Store, StoreError, get, put};
@@ -22,148 +25,11 @@ use crate::error::{Context, Error, Result};
 /// Where the last report is kept, at the root of the repository.
 pub const REPORT_KEY: &str = "opsd-probe.json";
 
-/// The format of a report that this opsd writes and reads.
-const FORMAT: u32 = 1;
-
 /// A report is a few kilobytes; more is not a report.
 const REPORT_LIMIT: u64 = 1 << 20;
 
 /// The smallest part that S3 allows before the last.
 const PART: usize = 5 << 20;
-
-/// What was found out about a store.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Report {
-    /// Always 1.
-    pub format: u32,
-    /// When.
-    pub probed: DateTime<Utc>,
-    /// By which opsd.
-    pub opsd_version: String,
-    /// Where, as [`Store::describe`] says it.
-    pub repository: String,
-    /// Which checksum opsd sends from now on.
-    pub checksums: Checksums,
-    /// What was tried, in the order in which people read it.
-    pub capabilities: Vec<Capability>,
-    /// What opsd will do without what is missing.
-    pub warnings: Vec<String>,
-}
-
-/// One thing that was tried.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Capability {
-    /// What.
-    pub name: Name,
-    /// What came of it.
-    pub state: State,
-    /// More about it; may be empty.
-    pub detail: String,
-}
-
-/// What a store may be able to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Name {
-    /// The configured way of addressing the bucket works.
-    Addressing,
-    /// Objects can be written.
-    Write,
-    /// They come back as written.
-    Read,
-    /// So does a range of one.
-    RangedRead,
-    /// They can be listed by prefix.
-    List,
-    /// They can be deleted.
-    Delete,
-    /// CRC32 checksums are accepted.
-    Checksum,
-    /// A wrong one is refused.
-    ChecksumEnforced,
-    /// Writing a small object only if it is absent.
-    ConditionalPut,
-    /// Completing a large object only if it is absent.
-    ConditionalComplete,
-    /// Objects in parts, the last one smaller.
-    Multipart,
-    /// Unfinished uploads can be aborted.
-    MultipartAbort,
-    /// Unfinished uploads can be listed.
-    MultipartList,
-    /// The bucket keeps old versions.
-    Versioning,
-    /// The bucket protects objects from deletion for a while.
-    ObjectLock,
-}
-
-impl Name {
-    /// For tables and JSON alike.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Name::Addressing => "addressing",
-            Name::Write => "write",
-            Name::Read => "read",
-            Name::RangedRead => "ranged-read",
-            Name::List => "list",
-            Name::Delete => "delete",
-            Name::Checksum => "checksum",
-            Name::ChecksumEnforced => "checksum-enforced",
-            Name::ConditionalPut => "conditional-put",
-            Name::ConditionalComplete => "conditional-complete",
-            Name::Multipart => "multipart",
-            Name::MultipartAbort => "multipart-abort",
-            Name::MultipartList => "multipart-list",
-            Name::Versioning => "versioning",
-            Name::ObjectLock => "object-lock",
-        }
-    }
-}
-
-/// What came of a trial.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    /// It works.
-    Yes,
-    /// It does not.
-    No,
-    /// The credential may not, so nobody knows about others.
-    Denied,
-    /// It could not be tried.
-    Unknown,
-}
-
-impl State {
-    /// For tables and JSON alike.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            State::Yes => "yes",
-            State::No => "no",
-            State::Denied => "denied",
-            State::Unknown => "unknown",
-        }
-    }
-}
-
-impl Report {
-    /// What came of one trial; [`State::Unknown`] where this store was not asked.
-    pub fn state(&self, name: Name) -> State {
-        state(&self.capabilities, name)
-    }
-
-    /// The table that people read: capability, state, detail.
-    pub fn rows(&self) -> Vec<[&str; 3]> {
-        self.capabilities.iter().map(|c| [c.name.as_str(), c.state.as_str(), c.detail.as_str()]).collect()
-    }
-
-    /// How a store is to be used, as far as this report knows.
-    pub fn options(&self) -> Options {
-        Options { checksums: self.checksums }
-    }
-}
 
 /// Tries everything on the configured repository and remembers the report there.
 pub async fn probe(repository: &Repository) -> Result<Report> {
@@ -285,10 +151,6 @@ impl Trials {
             capabilities: self.found,
         }
     }
-}
-
-fn state(found: &[Capability], name: Name) -> State {
-    found.iter().find(|c| c.name == name).map_or(State::Unknown, |c| c.state)
 }
 
 /// The first write to a bucket. Where it fails, the other way of addressing the bucket may work;
@@ -524,135 +386,5 @@ async fn clean_up(store: &dyn Store, trials: &mut Trials) {
         (Err(_), _) => {
             trials.outcome(Name::Delete, &deleted);
         }
-    }
-}
-
-/// What opsd will do without what is missing, in S3's terms.
-fn warnings(found: &[Capability]) -> Vec<String> {
-    let is = |name| state(found, name);
-    let mut warnings = Vec::new();
-    let mut warn = |text: &str| warnings.push(text.to_owned());
-    if is(Name::Write) != State::Yes {
-        warn("this credential may not write: it can list and restore, not back up");
-    }
-    if is(Name::Read) == State::Denied {
-        warn(
-            "this credential may not read: backups work; restores, `backups list` and `backups prune` \
-             need another one, and uploads are believed from the store's answer",
-        );
-    }
-    if is(Name::List) == State::Denied {
-        warn("this credential may not list: `backups list`, restores and `backups prune` need another one");
-    }
-    if is(Name::Delete) == State::Denied {
-        warn(
-            "this credential may not delete: good for the host that backs up; `backups prune` needs \
-             another one, and the probe's small objects stay under probe-…/",
-        );
-    }
-    if is(Name::RangedRead) == State::No {
-        warn("ranged reads do not work: restores from this store are not possible");
-    }
-    if is(Name::Checksum) == State::No {
-        warn("CRC32 checksums are refused: opsd sends none, the signature still covers every byte");
-    } else if is(Name::ChecksumEnforced) == State::No {
-        warn("wrong checksums are accepted: damage on the way is only found by a rehearsal");
-    }
-    if is(Name::ConditionalPut) == State::No {
-        warn(
-            "the store cannot refuse to overwrite an object: opsd relies on set ids being random and on \
-             its lock in the database",
-        );
-    } else if is(Name::ConditionalComplete) == State::No {
-        warn("conditions on large objects are not honoured: only small ones are protected from overwriting");
-    }
-    if is(Name::Multipart) == State::No {
-        warn("multipart uploads do not work: only objects of one part can be written");
-    }
-    if matches!(is(Name::MultipartAbort), State::No | State::Denied) {
-        warn(
-            "unfinished uploads cannot be aborted and cost money: add a lifecycle rule that aborts \
-             incomplete multipart uploads",
-        );
-    } else if matches!(is(Name::MultipartList), State::No | State::Denied) {
-        warn(
-            "unfinished uploads of a killed run cannot be found: add a lifecycle rule that aborts \
-             incomplete multipart uploads",
-        );
-    }
-    if is(Name::Versioning) == State::Yes {
-        warn("the bucket keeps old versions: what prune deletes stays until a lifecycle rule expires it");
-    }
-    if is(Name::Versioning) == State::No
-        && is(Name::ObjectLock) != State::Yes
-        && is(Name::Delete) == State::Yes
-    {
-        warn(
-            "whoever has this credential can delete every backup: consider object lock, versioning, or \
-             a credential that may only put",
-        );
-    }
-    warnings
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn found(states: &[(Name, State)]) -> Vec<Capability> {
-        let capability =
-            |(name, state): &(Name, State)| Capability { name: *name, state: *state, detail: String::new() };
-        states.iter().map(capability).collect()
-    }
-
-    #[test]
-    fn names_in_json_and_tables_are_the_same() {
-        let names = [
-            Name::Addressing,
-            Name::Write,
-            Name::Read,
-            Name::RangedRead,
-            Name::List,
-            Name::Delete,
-            Name::Checksum,
-            Name::ChecksumEnforced,
-            Name::ConditionalPut,
-            Name::ConditionalComplete,
-            Name::Multipart,
-            Name::MultipartAbort,
-            Name::MultipartList,
-            Name::Versioning,
-            Name::ObjectLock,
-        ];
-        for name in names {
-            assert_eq!(serde_json::to_value(name).unwrap(), name.as_str());
-        }
-        for state in [State::Yes, State::No, State::Denied, State::Unknown] {
-            assert_eq!(serde_json::to_value(state).unwrap(), state.as_str());
-        }
-    }
-
-    #[test]
-    fn nothing_is_said_about_what_works() {
-        use Name::*;
-        let all = [Write, Read, RangedRead, List, Checksum, ChecksumEnforced, ConditionalPut]
-            .into_iter()
-            .chain([ConditionalComplete, Multipart, MultipartAbort, MultipartList])
-            .map(|name| (name, State::Yes));
-        let mut states: Vec<_> = all.collect();
-        states.extend([(Versioning, State::No), (Delete, State::Denied)]);
-        let warnings = warnings(&found(&states));
-        assert_eq!(warnings.len(), 1, "{warnings:?}");
-        assert!(warnings[0].contains("may not delete"));
-    }
-
-    #[test]
-    fn what_is_missing_is_said() {
-        let said = |name, state| warnings(&found(&[(Name::Write, State::Yes), (name, state)])).join("\n");
-        assert!(said(Name::ConditionalPut, State::No).contains("random"));
-        assert!(said(Name::MultipartAbort, State::Denied).contains("lifecycle"));
-        assert!(said(Name::Checksum, State::No).contains("signature"));
-        assert!(said(Name::Versioning, State::Yes).contains("prune"));
-        assert!(warnings(&[])[0].contains("may not write"));
     }
 }

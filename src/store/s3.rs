@@ -15,6 +15,7 @@ mod upload;
 
 pub use trial::{TrialChecksum, TrialUpload};
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -71,7 +72,7 @@ const BODY_ATTEMPTS: u32 = 4;
 const BODY_BACKOFF: Duration = Duration::from_millis(500);
 
 /// A bucket and prefix; clones share the connections.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct S3Store {
     client: Client,
     bucket: String,
@@ -112,6 +113,13 @@ pub async fn open_with(
         checksums: options.checksums,
         learned: Arc::default(),
     })
+}
+
+/// By hand: the client's own is pages long, and holds the end point as it was configured.
+impl fmt::Debug for S3Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "S3Store({} at {})", self.place(), self.endpoint)
+    }
 }
 
 impl S3Store {

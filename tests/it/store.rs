@@ -49,6 +49,7 @@ async fn weed_store(server: &SeaweedFs, keys: &Keys, prefix: &str) -> S3Store {
 async fn memory_conforms() {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     conformance::all(Arc::clone(&store)).await;
+    conformance::a_folder_is_no_object(Arc::clone(&store)).await;
     conformance::exactly_one_conditional_writer_wins(store).await;
 }
 
@@ -57,6 +58,7 @@ async fn a_directory_conforms() {
     let directory = tempfile::tempdir().unwrap();
     let store: Arc<dyn Store> = Arc::new(FsStore::open(directory.path()).unwrap());
     conformance::all(Arc::clone(&store)).await;
+    conformance::a_folder_is_no_object(Arc::clone(&store)).await;
     conformance::exactly_one_conditional_writer_wins(store).await;
 }
 
@@ -69,6 +71,7 @@ async fn the_fault_decorator_without_faults_conforms() {
 async fn s3_on_s3s_fs_conforms() {
     let server = s3s_fs().await;
     conformance::all(Arc::new(s3s_store(&server, "some/prefix").await)).await;
+    assert!(server.directory.join("some/prefix/whole/one").is_file());
     // Another repository in the same bucket, at its root, sees the first one's objects as its own.
     let root = s3s_store(&server, "").await;
     put(&root, "at-the-root", "x", false).await.unwrap();
@@ -80,6 +83,7 @@ async fn s3_on_seaweedfs_conforms() {
     let server = SeaweedFs::start().await;
     let store: Arc<dyn Store> = Arc::new(weed_store(&server, &server.admin, "some/prefix").await);
     conformance::all(Arc::clone(&store)).await;
+    conformance::a_folder_is_no_object(Arc::clone(&store)).await;
     conformance::exactly_one_conditional_writer_wins(store).await;
     // The same without checksums, as for stores that refuse them.
     let options = Options { checksums: Checksums::None };
@@ -167,6 +171,10 @@ async fn mistakes_get_a_sentence_each() {
     assert!(matches!(missing, StoreError::NotFound(_)), "{missing:?}");
     says(missing, &["bucket \"no-such-bucket\" does not exist", endpoint]);
 
+    let object = weed_store(&server, &server.admin, "p").await.head("nothing").await.unwrap_err();
+    assert!(matches!(object, StoreError::NotFound(_)), "{object:?}");
+    says(object, &["no such object in s3://backups/p"]);
+
     let mut wrong = server.admin.clone();
     wrong.secret_key.push('x');
     let error = attempt(endpoint, bucket, &wrong).await;
@@ -180,16 +188,4 @@ async fn mistakes_get_a_sentence_each() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let nobody = format!("http://{free}");
     says(attempt(&nobody, bucket, &server.admin).await, &["cannot reach", &nobody, "refused"]);
-}
-
-#[tokio::test]
-async fn a_missing_object_and_a_missing_bucket_are_told_apart() {
-    let server = s3s_fs().await;
-    let store = s3s_store(&server, "p").await;
-    let object = store.head("nothing").await.unwrap_err().to_string();
-    assert!(object.contains("no such object"), "{object}");
-    let other = repository(&server.endpoint, "elsewhere", "p");
-    let store = open_s3(&other, &server.keys.access()).await.unwrap();
-    let bucket = store.read("nothing", 0..1).await.unwrap_err().to_string();
-    assert!(bucket.contains("bucket \"elsewhere\" does not exist"), "{bucket}");
 }

@@ -36,12 +36,16 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(120);
 /// bytes is given on top of [`ATTEMPT_TIMEOUT`]. A part of 8 MiB may take another four minutes.
 const SLOWEST_LINK: u64 = 32 * 1024;
 
-/// Attempts of one request, the first included. With the back-off below they span about 15 seconds
-/// on average (30 at most), which rides out a fail-over but not an outage.
-pub(super) const MAX_ATTEMPTS: u32 = 6;
+/// Attempts of a request, the first included. With the back-off below they span a few seconds: a
+/// person who mistyped the end point does not wait long.
+const ATTEMPTS: u32 = 5;
+
+/// Attempts of a request that carries data or completes an object. They span about half a minute,
+/// which rides out a fail-over: hours of work may depend on it.
+const DATA_ATTEMPTS: u32 = 8;
 
 /// The first wait is random below this, every further one below the double.
-const INITIAL_BACKOFF: Duration = Duration::from_secs(1);
+const INITIAL_BACKOFF: Duration = Duration::from_millis(500);
 
 /// No single wait is longer.
 const MAX_BACKOFF: Duration = Duration::from_secs(20);
@@ -61,14 +65,27 @@ pub(super) fn attempt_timeout(bytes: u64) -> Duration {
     ATTEMPT_TIMEOUT + Duration::from_secs(bytes / SLOWEST_LINK)
 }
 
-/// Timeouts for a request that carries this many bytes, retries included.
-pub(super) fn timeouts(bytes: u64) -> TimeoutConfig {
+fn retries(attempts: u32) -> RetryConfig {
+    RetryConfig::standard()
+        .with_max_attempts(attempts)
+        .with_initial_backoff(INITIAL_BACKOFF)
+        .with_max_backoff(MAX_BACKOFF)
+}
+
+fn timeouts(bytes: u64, attempts: u32) -> TimeoutConfig {
     let attempt = attempt_timeout(bytes);
     TimeoutConfig::builder()
         .connect_timeout(CONNECT_TIMEOUT)
         .operation_attempt_timeout(attempt)
-        .operation_timeout((attempt + MAX_BACKOFF) * MAX_ATTEMPTS)
+        .operation_timeout((attempt + MAX_BACKOFF) * attempts)
         .build()
+}
+
+/// What is different for a request that carries this many bytes of an object, or completes one.
+pub(super) fn for_data(bytes: u64) -> aws_sdk_s3::config::Builder {
+    aws_sdk_s3::Config::builder()
+        .retry_config(retries(DATA_ATTEMPTS))
+        .timeout_config(timeouts(bytes, DATA_ATTEMPTS))
 }
 
 /// A client for the repository's store, and the region it signs for.
@@ -76,13 +93,8 @@ pub(super) async fn build(repository: &Repository, access: &Access) -> Result<(C
     let http = http_client()?;
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .http_client(http)
-        .retry_config(
-            RetryConfig::standard()
-                .with_max_attempts(MAX_ATTEMPTS)
-                .with_initial_backoff(INITIAL_BACKOFF)
-                .with_max_backoff(MAX_BACKOFF),
-        )
-        .timeout_config(timeouts(0))
+        .retry_config(retries(ATTEMPTS))
+        .timeout_config(timeouts(0, ATTEMPTS))
         .stalled_stream_protection(StalledStreamProtectionConfig::enabled().grace_period(STALL_GRACE).build())
         .identity_cache(IdentityCache::lazy().load_timeout(CREDENTIALS_TIMEOUT).build());
     // Some S3-compatible stores refuse checksums: they are sent where the probe says so, not

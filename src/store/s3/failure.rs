@@ -146,8 +146,8 @@ impl Failure {
 fn explain_transport(transport: &str, doing: &str, endpoint: &str) -> StoreError {
     let lower = transport.to_lowercase();
     if lower.contains("credential") {
-        let nothing =
-            ["no providers in chain", "not enabled", "was not provided", "not loaded", "no credentials"];
+        // The instance's metadata service is asked last: its failure means that nothing else had any.
+        let nothing = ["no providers in chain", "not enabled", "not loaded", "no credentials", "imds"];
         if nothing.iter().any(|text| lower.contains(text)) {
             return StoreError::Denied(format!(
                 "cannot {doing}: no AWS credentials found (environment, profile, container, instance): \
@@ -199,6 +199,8 @@ pub(super) fn display_endpoint(endpoint: Option<&str>, region: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Location, Repository};
+    use crate::store::s3::{self, Access, Options};
 
     #[test]
     fn endpoints_are_shown_without_secrets() {
@@ -214,10 +216,54 @@ mod tests {
         assert_eq!(bounded(&"é".repeat(400)).chars().count(), MESSAGE_LIMIT + 1);
     }
 
+    #[tokio::test]
+    async fn codes_become_sentences() {
+        let repository = Repository {
+            location: Location::S3 { bucket: "b".to_owned(), prefix: "p".to_owned() },
+            endpoint: Some("http://h".to_owned()),
+            region: Some("eu-west-1".to_owned()),
+            path_style: true,
+        };
+        let store = s3::open_with(&repository, &Access::Chain, Options::default()).await.unwrap();
+        let explain = |status, code: &str, message: &str, region: Option<&str>| {
+            let failure = Failure {
+                status: Some(status),
+                code: code.to_owned(),
+                message: message.to_owned(),
+                region: region.map(str::to_owned),
+                transport: None,
+            };
+            failure.explain(&store, "write a")
+        };
+        let says = |error: StoreError, part: &str| assert!(error.to_string().contains(part), "{error}");
+        let moved = explain(301, "PermanentRedirect", "", Some("us-west-2"));
+        says(moved, "bucket \"b\" is not in \"eu-west-1\", it is in \"us-west-2\": set repository.region");
+        says(explain(400, "AuthorizationHeaderMalformed", "expecting 'x'", None), "(expecting 'x')");
+        for (code, part) in [
+            ("ExpiredToken", "session token has expired"),
+            ("InvalidToken", "AWS_SESSION_TOKEN"),
+            ("RequestTimeTooSkewed", "set the clock"),
+            ("AccessDenied", "access denied by http://h (because)"),
+        ] {
+            let error = explain(403, code, "because", None);
+            assert!(matches!(error, StoreError::Denied(_)), "{error:?}");
+            says(error, part);
+        }
+        assert!(matches!(explain(400, "BadDigest", "", None), StoreError::Corrupt(_)));
+        assert!(matches!(explain(501, "NotImplemented", "", None), StoreError::Unsupported(_)));
+        assert!(matches!(explain(404, "", "", None), StoreError::NotFound(_)));
+        says(explain(405, "", "", None), "HTTP 405 without an S3 error code: is it an S3 end point?");
+        says(explain(400, "SomethingNew", "why", None), "http://h answered SomethingNew (why)");
+    }
+
     #[test]
     fn transport_failures_say_what_to_do() {
         let text = |transport| explain_transport(transport, "read a", "http://h").to_string();
         assert!(text("no providers in chain provided credentials").contains("AWS_ACCESS_KEY_ID"));
+        let metadata = "an error occurred while loading credentials: failed to load IMDS session token";
+        assert!(text(metadata).contains("no AWS credentials found"));
+        let broken = "an error occurred while loading credentials: credential_process exited with 1";
+        assert!(text(broken).contains("exited with 1"));
         assert!(text("invalid peer certificate: UnknownIssuer").contains("AWS_CA_BUNDLE"));
         assert!(text("tcp connect error: Connection refused").contains("cannot reach http://h"));
     }

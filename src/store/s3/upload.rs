@@ -254,7 +254,6 @@ impl S3Store {
     async fn put_object(&self, key: &str, body: Bytes, if_absent: bool) -> Result<(), StoreError> {
         let size = body.len() as u64;
         let crc32 = self.checksum(&body);
-        let bound = aws_sdk_s3::config::Config::builder().timeout_config(client::timeouts(size));
         loop {
             let attempts = Attempts::default();
             let condition = self.condition(if_absent);
@@ -268,7 +267,7 @@ impl S3Store {
                 .body(ByteStream::from(body.clone()))
                 .customize()
                 .interceptor(attempts.clone())
-                .config_override(bound.clone())
+                .config_override(client::for_data(size))
                 .send()
                 .await
                 .map_err(Failure::of);
@@ -318,6 +317,7 @@ impl S3Store {
                 .set_if_none_match(condition.map(str::to_owned))
                 .customize()
                 .interceptor(attempts.clone())
+                .config_override(client::for_data(0))
                 .send()
                 .await
                 .map_err(Failure::of);
@@ -395,13 +395,15 @@ impl S3Store {
             }
             Err(failure) => return Err(failure.explain(self, &format!("look at {key}"))),
         };
+        let etag = head.e_tag().unwrap_or_default();
+        if expected.etag.as_deref().is_some_and(|e| !etag.is_empty() && unquoted(e) != unquoted(etag)) {
+            return Ok(Comparison::Different(
+                "it has another ETag now: another writer replaced it".to_owned(),
+            ));
+        }
         let found = super::size(head.content_length());
         if found != expected.size {
             return Ok(Comparison::Different(format!("holds {found} bytes of it, not {}", expected.size)));
-        }
-        let etag = head.e_tag().unwrap_or_default();
-        if expected.etag.as_deref().is_some_and(|e| !etag.is_empty() && unquoted(e) != unquoted(etag)) {
-            return Ok(Comparison::Different("the object has another ETag".to_owned()));
         }
         if let (Some(parts), Some((_, suffix))) = (expected.parts, unquoted(etag).rsplit_once('-'))
             && suffix != parts.to_string()
@@ -446,7 +448,7 @@ impl S3Store {
         part: Bytes,
     ) -> Result<CompletedPart, StoreError> {
         let crc32 = self.checksum(&part);
-        let bound = aws_sdk_s3::config::Config::builder().timeout_config(client::timeouts(part.len() as u64));
+        let size = part.len() as u64;
         let answer = self
             .client
             .upload_part()
@@ -457,7 +459,7 @@ impl S3Store {
             .set_checksum_crc32(crc32.clone())
             .body(ByteStream::from(part))
             .customize()
-            .config_override(bound)
+            .config_override(client::for_data(size))
             .send()
             .await
             .map_err(|e| Failure::of(e).explain(self, &format!("write part {number} of {key}")))?;

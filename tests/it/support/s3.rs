@@ -33,11 +33,6 @@ impl Keys {
             secret_key: Secret::new(self.secret_key.clone()),
         }
     }
-
-    /// For the environment of a child process.
-    pub fn env(&self) -> [(&'static str, &str); 2] {
-        [("AWS_ACCESS_KEY_ID", &self.access_key), ("AWS_SECRET_ACCESS_KEY", &self.secret_key)]
-    }
 }
 
 /// A repository at an end point.
@@ -181,7 +176,7 @@ impl SeaweedFs {
             .arg(format!("-dir={}", data.display()))
             .arg(format!("-s3.config={}", config_path.display()))
             .args(["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-admin.ui=false", "-webdav=false"])
-            .args(["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]);
+            .args(["-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"]);
         for (name, ports) in names.iter().zip(ports.chunks(2)) {
             command.arg(format!("-{name}.port={}", ports[0])).arg(format!("-{name}.port.grpc={}", ports[1]));
         }
