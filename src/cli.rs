@@ -78,7 +78,6 @@ pub enum Command {
 }
 
 /// Runs the command.
-#[expect(clippy::unused_async, reason = "commands that talk to servers are async")]
 pub async fn run(cli: Cli, _shutdown: &Shutdown) -> Result<()> {
     let global = &cli.global;
     match cli.command {
