@@ -40,10 +40,12 @@ pub fn generate() -> Result<SigningKey> {
 
 /// The public key (`RW…`) that belongs to a secret key's file.
 pub fn public_key(secret_key_file: &Path) -> Result<String> {
-    let secret = secret_key(secret_key_file)?;
-    let public = minisign::PublicKey::from_secret_key(&secret)
-        .map_err(|e| Error::usage(e).context(format!("signing key {}", secret_key_file.display())))?;
-    Ok(public.to_base64())
+    Ok(public_half(&secret_key(secret_key_file)?, secret_key_file)?.to_base64())
+}
+
+fn public_half(secret: &minisign::SecretKey, file: &Path) -> Result<minisign::PublicKey> {
+    minisign::PublicKey::from_secret_key(secret)
+        .map_err(|e| Error::usage(e).context(format!("signing key {}", file.display())))
 }
 
 /// Signs `bytes`; the trusted comment is signed too and must be one line.
@@ -53,8 +55,15 @@ pub fn sign(secret_key_file: &Path, bytes: &[u8], trusted_comment: &str) -> Resu
         return Err(Error::new("trusted comment of a signature must be one trimmed line"));
     }
     let secret = secret_key(secret_key_file)?;
-    let signed =
-        minisign::sign(None, &secret, Cursor::new(bytes), Some(trusted_comment), Some("signed by opsd"));
+    let public = public_half(&secret, secret_key_file)?;
+    // Given the public half, minisign verifies what it has just signed: a damaged key shows here.
+    let signed = minisign::sign(
+        Some(&public),
+        &secret,
+        Cursor::new(bytes),
+        Some(trusted_comment),
+        Some("signed by opsd"),
+    );
     let signature = signed.map_err(|e| Error::new(e).context("cannot sign"))?;
     Ok(signature.into_string())
 }
@@ -120,10 +129,13 @@ fn secret_key(path: &Path) -> Result<minisign::SecretKey> {
             .with_hint("opsd has nobody to ask: use `opsd keygen --sign`, or `minisign -G -W`"))
         .with_context(on);
     }
-    SecretKeyBox::from_string(text.expose())
-        .and_then(SecretKeyBox::into_unencrypted_secret_key)
-        .map_err(Error::usage)
-        .with_context(on)
+    // minisign itself leaves the checksum of a key without passphrase empty (`minisign -G -W`).
+    let mut checked = minisign::SecretKey::from_bytes(&decoded);
+    if decoded[126..] != [0; 32] {
+        checked =
+            SecretKeyBox::from_string(text.expose()).and_then(SecretKeyBox::into_unencrypted_secret_key);
+    }
+    checked.map_err(Error::usage).with_context(on)
 }
 
 #[cfg(test)]
