@@ -236,3 +236,134 @@ fn create_new(path: &Path, contents: &str, mode: u32) -> Result<()> {
         })
         .with_context(|| format!("cannot write {}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::error::Kind;
+
+    fn file_with(text: &str, mode: u32) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().expect("tempfile");
+        std::fs::write(file.path(), text).expect("write");
+        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).expect("chmod");
+        file
+    }
+
+    fn new_key() -> (Secret, String) {
+        generate_identity(chrono::DateTime::UNIX_EPOCH)
+    }
+
+    fn seal(recipients: &[String], text: &[u8]) -> Vec<u8> {
+        let keys = super::recipients(recipients).expect("recipients");
+        let encryptor = age::Encryptor::with_recipients(keys.iter().map(|k| &**k as &dyn age::Recipient))
+            .expect("encryptor");
+        let mut sealed = Vec::new();
+        let mut writer = encryptor.wrap_output(&mut sealed).expect("wrap");
+        writer.write_all(text).expect("write");
+        writer.finish().expect("finish");
+        sealed
+    }
+
+    fn open(identities: &Identities, sealed: &[u8]) -> Option<Vec<u8>> {
+        let decryptor = age::Decryptor::new(sealed).expect("header");
+        let identities = identities.iter().map(|i| &**i as &dyn age::Identity);
+        let mut text = Vec::new();
+        decryptor.decrypt(identities).ok()?.read_to_end(&mut text).ok()?;
+        Some(text)
+    }
+
+    #[test]
+    fn any_identity_of_a_file_opens_what_its_recipient_sealed() {
+        let ((one, to_one), (two, to_two), (_, to_other)) = (new_key(), new_key(), new_key());
+        let file = file_with(&format!("{}\r\n\n  # second\n{}", one.expose(), two.expose()), 0o600);
+        let own = identities(file.path()).expect("identities");
+        assert_eq!(own.len(), 2);
+        assert_eq!(identity_recipients(file.path()).expect("recipients"), [to_one.clone(), to_two.clone()]);
+        for recipient in [to_one, to_two] {
+            assert_eq!(
+                open(&own, &seal(&[recipient, to_other.clone()], b"text")).as_deref(),
+                Some(&b"text"[..])
+            );
+        }
+        assert_eq!(open(&own, &seal(&[to_other], b"text")), None);
+    }
+
+    #[test]
+    fn a_key_that_others_may_read_is_refused() {
+        let (key, _) = new_key();
+        for mode in [0o604, 0o640, 0o644, 0o620, 0o601] {
+            let file = file_with(key.expose(), mode);
+            let error = identities(file.path()).err().expect("refused");
+            assert_eq!(error.kind(), Kind::Usage);
+            assert!(error.to_string().contains(&format!("mode {mode:04o}")), "{error}");
+            assert_eq!(error.hint(), Some(format!("chmod 600 {}", file.path().display()).as_str()));
+        }
+        assert!(identities(file_with(key.expose(), 0o400).path()).is_ok());
+    }
+
+    #[test]
+    fn what_is_no_identity_is_refused_without_being_shown() {
+        for (text, expected) in [
+            ("", "no identity in it"),
+            ("# only a comment\n", "no identity in it"),
+            ("# c\nAGE-SECRET-KEY-1S3CRET", "line 2 is no age identity"),
+            ("AGE-PLUGIN-YUBIKEY-1S3CRET", "line 1 is an identity of an age plugin"),
+            ("age-encryption.org/v1\n-> scrypt S3CRET", "itself encrypted with age"),
+            ("-----BEGIN AGE ENCRYPTED FILE-----\nS3CRET", "itself encrypted with age"),
+            ("-----BEGIN OPENSSH PRIVATE KEY-----\nS3CRET", "not a readable SSH private key"),
+            (
+                "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nS3CRET",
+                "not a readable SSH private key",
+            ),
+        ] {
+            let error = identities(file_with(text, 0o600).path()).err().expect(text);
+            let shown = format!("{error:?}");
+            assert!(shown.contains(expected) && !shown.contains("S3CRET"), "{shown}");
+        }
+        let binary = file_with("", 0o600);
+        std::fs::write(binary.path(), [0xff, 0xfe]).expect("write");
+        assert!(identities(binary.path()).err().expect("binary").to_string().contains("not a text file"));
+        assert!(
+            identities(Path::new("/")).err().expect("directory").to_string().contains("not a regular file")
+        );
+    }
+
+    #[test]
+    fn recipients_are_told_apart_and_secrets_are_not_shown() {
+        let (_, good) = new_key();
+        assert!(matches!(parse_recipient(&format!(" {good} \n")), Ok(Recipient::X25519(_))));
+        let mut damaged = good.clone();
+        damaged.pop();
+        damaged.push('b');
+        for (text, expected) in [
+            (damaged.as_str(), "checksum"),
+            ("age1yubikey1qwertz", "plugins are not supported"),
+            ("AGE-SECRET-KEY-1S3CRET", "secret identity, not a recipient"),
+            ("age-secret-key-1s3cret", "secret identity, not a recipient"),
+            ("sk-ssh-ed25519@openssh.com AAAA", "not a valid SSH public key"),
+            ("S3CRET", "not an age or SSH public key"),
+            ("", "not an age or SSH public key"),
+        ] {
+            let error = parse_recipient(text).err().expect(text);
+            let shown = format!("{error:?}");
+            assert!(shown.contains(expected) && !shown.to_uppercase().contains("S3CRET"), "{text}: {shown}");
+        }
+    }
+
+    #[test]
+    fn keys_are_created_privately_and_never_overwritten() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("key");
+        create_secret_file(&path, &Secret::new("first")).expect("create");
+        assert_eq!(std::fs::metadata(&path).expect("stat").permissions().mode() & 0o777, 0o600);
+        let error = create_secret_file(&path, &Secret::new("second")).expect_err("exists");
+        assert_eq!(error.kind(), Kind::Usage);
+        assert_eq!(read_secret_file(&path).expect("read").expose(), "first");
+        // Not even through a link that leads nowhere.
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(dir.path().join("target"), &link).expect("symlink");
+        assert!(create_secret_file(&link, &Secret::new("x")).is_err());
+    }
+}

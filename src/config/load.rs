@@ -123,3 +123,106 @@ fn read_found(found: Found, env: Env<'_>) -> Result<(PathBuf, Parsed)> {
     }
     Ok((path, parsed))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::error::Kind;
+
+    struct Place {
+        dir: tempfile::TempDir,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            Self { dir: tempfile::tempdir().expect("tempdir") }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.dir.path().join(name)
+        }
+
+        fn write(&self, name: &str, mode: u32) -> PathBuf {
+            let path = self.path(name);
+            std::fs::write(&path, format!("site = \"{name}\"\n")).expect("write");
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("chmod");
+            path
+        }
+
+        /// The name of the file that is chosen, or why none is.
+        fn locate(&self, explicit: Option<&str>, variable: Option<&str>) -> Result<String, Error> {
+            let variable = variable.map(|name| self.path(name).display().to_string());
+            let env = |name: &str| variable.clone().filter(|_| name == "OPSD_CONFIG");
+            let explicit = explicit.map(|name| self.path(name));
+            let found = locate(explicit.as_deref(), &env, &self.path("system"), &self.path("local"))?;
+            Ok(found.path.file_name().expect("a name").to_string_lossy().into_owned())
+        }
+    }
+
+    #[test]
+    fn the_first_of_four_places_counts() {
+        let place = Place::new();
+        assert_eq!(place.locate(None, None).expect_err("none").kind(), Kind::Usage);
+        place.write("local", 0o644);
+        assert_eq!(place.locate(None, None).expect("local"), "local");
+        place.write("system", 0o644);
+        assert_eq!(place.locate(None, None).expect("system"), "system");
+        place.write("variable", 0o644);
+        assert_eq!(place.locate(None, Some("variable")).expect("variable"), "variable");
+        place.write("explicit", 0o644);
+        assert_eq!(place.locate(Some("explicit"), Some("variable")).expect("explicit"), "explicit");
+        // What was named and is not there is an error, never a reason to look elsewhere.
+        for (explicit, variable, by) in
+            [(Some("absent"), None, "--config"), (None, Some("absent"), "OPSD_CONFIG")]
+        {
+            let error = place.locate(explicit, variable).expect_err("absent").to_string();
+            assert!(error.contains("absent") && error.contains(by), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_local_file_that_others_may_write_is_ignored_and_said_so() {
+        let place = Place::new();
+        for mode in [0o664, 0o646, 0o666] {
+            place.write("local", mode);
+            let error = place.locate(None, None).expect_err("ignored");
+            assert_eq!(error.kind(), Kind::Usage);
+            assert!(error.to_string().contains(&format!("was ignored: mode {mode:04o}")), "{error}");
+            assert!(error.hint().is_some_and(|h| h.contains("--config")), "{error:?}");
+        }
+        assert_eq!(place.locate(Some("local"), None).expect("said explicitly"), "local");
+    }
+
+    #[test]
+    fn a_file_that_others_may_write_is_warned_about() {
+        let place = Place::new();
+        for (mode, warned) in [(0o644, false), (0o664, true), (0o646, true)] {
+            let path = place.write("c", mode);
+            let file = File::open(&path).expect("open");
+            let (_, parsed) = read_found(Found { path, file }, &|_| None).expect("read");
+            assert_eq!(
+                parsed.warnings.iter().any(|w| w.message.contains("lets others write")),
+                warned,
+                "{mode:o}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_text_is_refused() {
+        let place = Place::new();
+        let path = place.write("c", 0o600);
+        std::fs::write(&path, [0xff, 0x00]).expect("write");
+        let read = |path: &Path| {
+            let file = File::open(path).expect("open");
+            read_found(Found { path: path.to_path_buf(), file }, &|_| None).expect_err("refused").to_string()
+        };
+        assert!(read(&path).contains("not UTF-8"));
+        assert!(read(place.dir.path()).contains("is a directory"));
+        let big = File::create(&path).expect("create");
+        big.set_len(MAX_FILE + 1).expect("set_len");
+        assert!(read(&path).contains("too large"));
+    }
+}

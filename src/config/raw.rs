@@ -538,3 +538,6 @@ fn verify(walk: &mut Walk<'_>, job: &Section<'_>) -> Verify {
     }
     verify
 }
+
+#[cfg(test)]
+mod tests;

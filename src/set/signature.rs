@@ -40,10 +40,12 @@ pub fn generate() -> Result<SigningKey> {
 
 /// The public key (`RW…`) that belongs to a secret key's file.
 pub fn public_key(secret_key_file: &Path) -> Result<String> {
-    let secret = secret_key(secret_key_file)?;
-    let public = minisign::PublicKey::from_secret_key(&secret)
-        .map_err(|e| Error::usage(e).context(format!("signing key {}", secret_key_file.display())))?;
-    Ok(public.to_base64())
+    Ok(public_half(&secret_key(secret_key_file)?, secret_key_file)?.to_base64())
+}
+
+fn public_half(secret: &minisign::SecretKey, file: &Path) -> Result<minisign::PublicKey> {
+    minisign::PublicKey::from_secret_key(secret)
+        .map_err(|e| Error::usage(e).context(format!("signing key {}", file.display())))
 }
 
 /// Signs `bytes`; the trusted comment is signed too and must be one line.
@@ -53,8 +55,15 @@ pub fn sign(secret_key_file: &Path, bytes: &[u8], trusted_comment: &str) -> Resu
         return Err(Error::new("trusted comment of a signature must be one trimmed line"));
     }
     let secret = secret_key(secret_key_file)?;
-    let signed =
-        minisign::sign(None, &secret, Cursor::new(bytes), Some(trusted_comment), Some("signed by opsd"));
+    let public = public_half(&secret, secret_key_file)?;
+    // Given the public half, minisign verifies what it has just signed: a damaged key shows here.
+    let signed = minisign::sign(
+        Some(&public),
+        &secret,
+        Cursor::new(bytes),
+        Some(trusted_comment),
+        Some("signed by opsd"),
+    );
     let signature = signed.map_err(|e| Error::new(e).context("cannot sign"))?;
     Ok(signature.into_string())
 }
@@ -120,8 +129,149 @@ fn secret_key(path: &Path) -> Result<minisign::SecretKey> {
             .with_hint("opsd has nobody to ask: use `opsd keygen --sign`, or `minisign -G -W`"))
         .with_context(on);
     }
-    SecretKeyBox::from_string(text.expose())
-        .and_then(SecretKeyBox::into_unencrypted_secret_key)
-        .map_err(Error::usage)
-        .with_context(on)
+    // minisign itself leaves the checksum of a key without passphrase empty (`minisign -G -W`).
+    let mut checked = minisign::SecretKey::from_bytes(&decoded);
+    if decoded[126..] != [0; 32] {
+        checked =
+            SecretKeyBox::from_string(text.expose()).and_then(SecretKeyBox::into_unencrypted_secret_key);
+    }
+    checked.map_err(Error::usage).with_context(on)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::keys::create_secret_file;
+    use crate::error::Kind;
+
+    struct Key {
+        _dir: tempfile::TempDir,
+        file: std::path::PathBuf,
+        public: String,
+    }
+
+    fn key() -> Key {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let file = dir.path().join("sign.key");
+        let pair = generate().expect("generate");
+        create_secret_file(&file, &pair.secret_box).expect("create");
+        Key { _dir: dir, file, public: pair.public }
+    }
+
+    #[test]
+    fn signed_bytes_verify_with_any_of_the_trusted_keys() {
+        let (one, two) = (key(), key());
+        assert_eq!(public_key(&one.file).expect("public key"), one.public);
+        for bytes in [&b""[..], b"manifest", &[0u8; 100_000]] {
+            let signature = sign(&one.file, bytes, "site=x id=y ü").expect("sign");
+            assert!(signature.contains("trusted comment: site=x id=y ü\n"));
+            verify(&[two.public.clone(), one.public.clone()], bytes, &signature).expect("verify");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_differs() {
+        let (one, two) = (key(), key());
+        let signature = sign(&one.file, b"manifest", "comment").expect("sign");
+        let trusted = [one.public.clone()];
+        for (trusted, bytes, signature, expected) in [
+            (&trusted[..], &b"manifesto"[..], signature.clone(), "does not fit the content"),
+            (&[two.public][..], b"manifest", signature.clone(), "not among trusted_keys"),
+            (&[][..], b"manifest", signature.clone(), "not among trusted_keys"),
+            (
+                &trusted[..],
+                b"manifest",
+                signature.replace("comment: comment", "comment: other"),
+                "does not fit",
+            ),
+            (&trusted[..], b"manifest", String::new(), "0 lines instead of 4"),
+            (&trusted[..], b"manifest", signature.replace("RU", "!!"), "not base64"),
+            (&trusted[..], b"manifest", shorten(&signature, 1), "line 2 has the wrong length"),
+            // minisign's own verifier panics on this one.
+            (&trusted[..], b"manifest", shorten(&signature, 3), "line 4 has the wrong length"),
+        ] {
+            let error = verify(trusted, bytes, &signature).expect_err(expected);
+            assert_eq!(error.kind(), Kind::Differs, "{error}");
+            assert!(error.to_string().contains(expected), "{expected}: {error}");
+        }
+    }
+
+    /// Leaves four characters of a line.
+    fn shorten(signature: &str, line: usize) -> String {
+        let mut lines: Vec<&str> = signature.lines().collect();
+        lines[line] = &lines[line][..4];
+        lines.join("\n")
+    }
+
+    #[test]
+    fn trusted_comments_are_one_trimmed_line() {
+        let key = key();
+        for comment in ["two\nlines", " blank", "blank ", "\u{7}"] {
+            assert!(sign(&key.file, b"x", comment).is_err(), "{comment:?}");
+        }
+        // An empty comment is readable by nobody but allowed by everybody.
+        let signature = sign(&key.file, b"x", "").expect("sign");
+        verify(&[key.public], b"x", &signature).expect("verify");
+    }
+
+    #[test]
+    fn bad_secret_keys_are_refused_without_being_shown() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let encrypted = KeyPair::generate_unencrypted_keypair().expect("generate");
+        let plain = encrypted.sk.to_box(None).expect("box").into_string();
+        let line = plain.lines().nth(1).expect("key line");
+        let mut bytes = STANDARD.decode(line).expect("base64");
+        bytes[2..4].copy_from_slice(b"Sc");
+        let with_passphrase = format!("untrusted comment: x\n{}\n", STANDARD.encode(&bytes));
+        bytes[2..4].copy_from_slice(&[0, 0]);
+        bytes[100] ^= 1;
+        let damaged = format!("untrusted comment: x\n{}\n", STANDARD.encode(&bytes));
+        for (index, (text, expected)) in [
+            (with_passphrase.as_str(), "protected by a passphrase"),
+            (damaged.as_str(), "Corrupted key"),
+            ("S3CRET", "not a minisign secret key"),
+            ("a\nS3CRET", "not a minisign secret key"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let file = dir.path().join(index.to_string());
+            create_secret_file(&file, &Secret::new(text)).expect("create");
+            let shown = format!("{:?}", sign(&file, b"x", "c").expect_err(expected));
+            assert!(shown.contains(expected), "{shown}");
+            assert!(!shown.contains("S3CRET") && !shown.contains(&line[20..40]), "{shown}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// One changed byte anywhere in a signature: refused, or it is the untrusted comment.
+        #[test]
+        fn one_changed_byte_is_noticed(at in 0usize..1000, to in 0u8..128) {
+            static KEY: std::sync::LazyLock<(Key, String)> = std::sync::LazyLock::new(|| {
+                let key = key();
+                let signature = sign(&key.file, b"manifest", "comment").expect("sign");
+                (key, signature)
+            });
+            let (key, signature) = &*KEY;
+            let mut bytes = signature.clone().into_bytes();
+            let at = at % bytes.len();
+            let free = signature.find('\n').expect("a line");
+            prop_assume!(at > free && bytes[at] != to);
+            // Line ends and blanks at a line's ends mean nothing.
+            prop_assume!(!bytes[at].is_ascii_whitespace() && !to.is_ascii_whitespace());
+            bytes[at] = to;
+            let changed = String::from_utf8(bytes).expect("ascii");
+            prop_assert!(verify(std::slice::from_ref(&key.public), b"manifest", &changed).is_err());
+        }
+
+        #[test]
+        fn noise_never_panics(text in "\\PC{0,200}") {
+            let key = "RWSB2Sl4XWvI/Aa6B1kq6bKh0lVf6DxcD7u1xhxibTo4jiiFXaDNR9xn".to_string();
+            prop_assert!(verify(&[key], b"manifest", &text).is_err());
+        }
+    }
 }

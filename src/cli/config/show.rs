@@ -108,7 +108,7 @@ fn backup(job: &BackupJob) -> Vec<(&'static str, Value)> {
 /// A size that the configuration reads back as the same number.
 fn exact_size(bytes: u64) -> String {
     let units = [("TiB", 1u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
-    match units.into_iter().find(|(_, factor)| bytes >= *factor && bytes % factor == 0) {
+    match units.into_iter().find(|(_, factor)| bytes >= *factor && bytes.is_multiple_of(*factor)) {
         Some((unit, factor)) => format!("{}{unit}", bytes / factor),
         None => format!("{bytes}B"),
     }
@@ -117,8 +117,8 @@ fn exact_size(bytes: u64) -> String {
 /// The same for durations.
 fn exact_duration(seconds: u64) -> String {
     match seconds {
-        s if s % 3600 == 0 => format!("{}h", s / 3600),
-        s if s % 60 == 0 => format!("{}m", s / 60),
+        s if s.is_multiple_of(3600) => format!("{}h", s / 3600),
+        s if s.is_multiple_of(60) => format!("{}m", s / 60),
         s => format!("{s}s"),
     }
 }

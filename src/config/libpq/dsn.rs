@@ -49,6 +49,12 @@ fn url(text: &str, settings: &mut Settings, issues: &mut Vec<Error>) -> Result<(
         Some((authority, dbname)) => (authority, Some(dbname)),
         None => (before_query, None),
     };
+    // libpq would take what stands here for host and database; nearly always it is the rest of a
+    // password, and it would be shown as a host.
+    if before_query.contains('@') || dbname.is_some_and(|d| d.contains('/')) {
+        return Err(Error::usage("has an unescaped @ or / in the password or database name")
+            .with_hint("percent-encode special characters: @ is %40, / is %2F"));
+    }
     hosts(authority, settings)?;
     if let Some(dbname) = dbname {
         insert(settings, "dbname", decode(dbname, "database name")?);
