@@ -308,7 +308,7 @@ fn run_psql(db: Db, script: &[u8]) -> Vec<u8> {
 
 fn compare_lists(what: &str, left: &BTreeSet<String>, right: &BTreeSet<String>, report: &mut String) {
     for (side, only) in [("left", left.difference(right)), ("right", right.difference(left))] {
-        for item in only.take(10) {
+        for item in only.take(30) {
             writeln!(report, "{what}, only {side}: {}", item.trim_end()).expect("write to a string");
         }
     }

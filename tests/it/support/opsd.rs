@@ -135,7 +135,13 @@ impl Opsd {
         }
     }
 
-    /// The site's directory: `opsd.toml`, `identity.txt`, `sign.key`, `repository/`, `scratch/`.
+    /// The identity that reads what was written for [`Opsd::recipient`].
+    pub fn identity(&self) -> age::x25519::Identity {
+        let text = std::fs::read_to_string(self.path("identity.txt")).expect("read the identity");
+        text.trim().parse().expect("an identity")
+    }
+
+    /// A path in the site's directory: `opsd.toml`, `identity.txt`, `sign.key`, `repository/`, `scratch/`.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }

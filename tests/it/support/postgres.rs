@@ -42,7 +42,7 @@ pub struct Server {
     /// Holds the data directory, the socket and the log.
     directory: PathBuf,
     /// The shell that ends the server; closing its stdin is the sign.
-    keeper: Option<Child>,
+    keeper: Child,
 }
 
 /// What a test wants to be different from the usual server.
@@ -158,7 +158,7 @@ impl Server {
         let mut keeper = spawn_keeper(&directory);
         initdb(&bin, &directory, options);
         let port = launch(&mut keeper, &bin, &directory);
-        Server { major, port, directory, keeper: Some(keeper) }
+        Server { major, port, directory, keeper }
     }
 
     /// Directory of the Unix socket.
@@ -278,24 +278,13 @@ impl Server {
         );
         names.lines().map(|hex| String::from_utf8(unhex(hex)).expect("UTF-8")).collect()
     }
-
-    /// Stops the server and leaves nothing; what dropping it does, for tests that need it to be gone.
-    pub fn stop(mut self) {
-        self.end();
-    }
-
-    fn end(&mut self) {
-        if let Some(mut keeper) = self.keeper.take() {
-            drop(keeper.stdin.take());
-            // The shell ends the server, removes the directory and exits.
-            let _ = keeper.wait();
-        }
-    }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.end();
+        // The keeper ends the server, removes the directory and exits.
+        drop(self.keeper.stdin.take());
+        let _ = self.keeper.wait();
     }
 }
 
