@@ -94,12 +94,14 @@ pub fn for_each_major(test: impl Fn(&'static Server)) {
     assert!(failed.is_empty(), "failed on PostgreSQL {failed:?}; the reasons stand above");
 }
 
-/// Where `make setup` put the servers.
+/// Where `make setup` put the servers. Links are followed: the usual place may be one, below a
+/// directory that the servers' user cannot pass.
 pub fn servers_directory() -> PathBuf {
-    match std::env::var_os("OPSD_TEST_SERVERS") {
+    let directory = match std::env::var_os("OPSD_TEST_SERVERS") {
         Some(directory) => directory.into(),
         None => Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("test-servers"),
-    }
+    };
+    directory.canonicalize().unwrap_or(directory)
 }
 
 /// Directory with the programs of a major.
