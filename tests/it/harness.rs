@@ -127,6 +127,28 @@ fn comparing_sees_settings_of_the_database() {
 }
 
 #[test]
+fn comparing_reads_other_encodings() {
+    let server = postgres::default_server();
+    for (encoding, value) in [
+        ("LATIN1", "convert_from('\\xe9f6', 'LATIN1')"),
+        ("SQL_ASCII", "convert_from('\\xff80e9', 'SQL_ASCII')"),
+    ] {
+        let name = postgres::unique("encoded");
+        server.create_database_in(&name, encoding);
+        server.psql(&name, &format!("CREATE TABLE t (v text); INSERT INTO t VALUES ({value}), ('plain')"));
+        let copy = plain_restore(db(server, &name));
+        assert_same(db(server, &name), db(server, &copy));
+        assert_eq!(server.psql(&copy, "SHOW server_encoding"), encoding);
+        server.psql(&copy, "UPDATE t SET v = v || 'x' WHERE v <> 'plain'");
+        assert!(
+            failure(|| assert_same_content(db(server, &name), db(server, &copy))).contains("table public.t")
+        );
+        server.drop_database(&name);
+        server.drop_database(&copy);
+    }
+}
+
+#[test]
 fn large_fixtures_load() {
     let server = postgres::default_server();
     let name = server.fresh_database("large");
@@ -187,6 +209,10 @@ fn a_site_is_a_configuration_that_parses() {
     std::fs::write(site.path("repository/a/b/c"), "").unwrap();
     assert_eq!(site.repository_files(), ["a/b/c"]);
     assert_eq!(site.recipient, site.identity().to_public().to_string());
+    site.use_s3("s3://bucket/prefix", "http://127.0.0.1:1", "key", "secret");
+    let config: toml_edit::DocumentMut = site.config().parse().unwrap();
+    assert_eq!(config["repository"]["path_style"].as_bool(), Some(true));
+    assert!(!site.config().contains("secret"));
     let text = "a \"quote\", a \\ and\na line\u{7}";
     let parsed: toml_edit::DocumentMut = format!("x = {}", quoted(text)).parse().unwrap();
     assert_eq!(parsed["x"].as_str(), Some(text));

@@ -155,6 +155,16 @@ impl Opsd {
         files
     }
 
+    /// Moves the repository to an S3 server, whose credentials come by the environment.
+    pub fn use_s3(&mut self, url: &str, endpoint: &str, access_key: &str, secret_key: &str) {
+        self.repository
+            .set("url", quoted(url))
+            .set("endpoint", quoted(endpoint))
+            .set("region", quoted("us-east-1"))
+            .set("path_style", "true");
+        self.env("AWS_ACCESS_KEY_ID", access_key).env("AWS_SECRET_ACCESS_KEY", secret_key);
+    }
+
     /// Sets a variable of the environment.
     pub fn env(&mut self, name: &str, value: impl AsRef<OsStr>) -> &mut Self {
         self.env.insert(name.into(), value.as_ref().into());

@@ -267,6 +267,15 @@ impl Server {
         self.psql("postgres", &format!("CREATE DATABASE {} TEMPLATE template0", identifier(name)));
     }
 
+    /// Creates a database of an encoding with the C locale, which suits them all.
+    pub fn create_database_in(&self, name: &str, encoding: &str) {
+        let name = identifier(name);
+        self.psql(
+            "postgres",
+            &format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'"),
+        );
+    }
+
     /// Drops a database if it is there, whoever is connected.
     pub fn drop_database(&self, name: &str) {
         self.psql("postgres", &format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", identifier(name)));
