@@ -20,6 +20,7 @@ test: setup ## Every test, against real servers
 	$(CARGO) test --no-fail-fast
 
 lint: ## Formatting, lints and documentation, warnings as errors
+	@scripts/setup --demo
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items

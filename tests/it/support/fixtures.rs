@@ -93,7 +93,7 @@ pub fn rows(server: &Server, database: &str, table: &str, rows: u64) {
         &format!(
             "CREATE TABLE {table} (id bigint PRIMARY KEY, at timestamptz NOT NULL, who text, amount numeric, ok boolean, doc jsonb, bin bytea);
              INSERT INTO {table} SELECT i, timestamptz '2026-01-01 00:00:00+00' + i * interval '7 seconds', 'person ' || i % 997,
-                    (i * 7919 % 1000003) / 100.0, CASE WHEN i % 5 > 0 THEN i % 2 = 0 END,
+                    (i::bigint * 7919 % 1000003) / 100.0, CASE WHEN i % 5 > 0 THEN i % 2 = 0 END,
                     jsonb_build_object('n', i, 'text', md5(i::text), 'list', ARRAY[i, i + 1]), decode(md5((i + 1)::text), 'hex')
                FROM generate_series(1, {rows}) i"
         ),
@@ -130,14 +130,16 @@ pub fn wide_table(server: &Server, database: &str) {
     );
 }
 
-/// `huge`, whose second row holds one value of `bytes` bytes of text that does not compress well.
+/// `huge`, whose second row holds one value of `bytes` bytes of text. PostgreSQL stores it as it is.
 pub fn huge_value(server: &Server, database: &str, bytes: u64) {
     server.psql(
         database,
         &format!(
             "CREATE TABLE huge (id integer PRIMARY KEY, value text);
+             ALTER TABLE huge ALTER value SET STORAGE EXTERNAL;
              INSERT INTO huge VALUES (1, 'small'), (3, NULL);
-             INSERT INTO huge SELECT 2, left(string_agg(md5(i::text), ''), {bytes}) FROM generate_series(1, {bytes} / 32 + 1) i"
+             WITH block AS MATERIALIZED (SELECT string_agg(md5(i::text), '') AS text FROM generate_series(1, 32768) i)
+             INSERT INTO huge SELECT 2, left(string_agg(md5(i::text) || text, ''), {bytes}) FROM block, generate_series(0, {bytes} >> 20) i"
         ),
     );
 }

@@ -135,7 +135,13 @@ impl Opsd {
         }
     }
 
-    /// The site's directory: `opsd.toml`, `identity.txt`, `sign.key`, `repository/`, `scratch/`.
+    /// The identity that reads what was written for [`Opsd::recipient`].
+    pub fn identity(&self) -> age::x25519::Identity {
+        let text = std::fs::read_to_string(self.path("identity.txt")).expect("read the identity");
+        text.trim().parse().expect("an identity")
+    }
+
+    /// A path in the site's directory: `opsd.toml`, `identity.txt`, `sign.key`, `repository/`, `scratch/`.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
@@ -147,6 +153,16 @@ impl Opsd {
         collect_files(&root, &root, &mut files);
         files.sort();
         files
+    }
+
+    /// Moves the repository to an S3 server, whose credentials come by the environment.
+    pub fn use_s3(&mut self, url: &str, endpoint: &str, access_key: &str, secret_key: &str) {
+        self.repository
+            .set("url", quoted(url))
+            .set("endpoint", quoted(endpoint))
+            .set("region", quoted("us-east-1"))
+            .set("path_style", "true");
+        self.env("AWS_ACCESS_KEY_ID", access_key).env("AWS_SECRET_ACCESS_KEY", secret_key);
     }
 
     /// Sets a variable of the environment.

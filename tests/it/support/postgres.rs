@@ -42,7 +42,7 @@ pub struct Server {
     /// Holds the data directory, the socket and the log.
     directory: PathBuf,
     /// The shell that ends the server; closing its stdin is the sign.
-    keeper: Option<Child>,
+    keeper: Child,
 }
 
 /// What a test wants to be different from the usual server.
@@ -94,12 +94,14 @@ pub fn for_each_major(test: impl Fn(&'static Server)) {
     assert!(failed.is_empty(), "failed on PostgreSQL {failed:?}; the reasons stand above");
 }
 
-/// Where `make setup` put the servers.
+/// Where `make setup` put the servers. Links are followed: the usual place may be one, below a
+/// directory that the servers' user cannot pass.
 pub fn servers_directory() -> PathBuf {
-    match std::env::var_os("OPSD_TEST_SERVERS") {
+    let directory = match std::env::var_os("OPSD_TEST_SERVERS") {
         Some(directory) => directory.into(),
         None => Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("test-servers"),
-    }
+    };
+    directory.canonicalize().unwrap_or(directory)
 }
 
 /// Directory with the programs of a major.
@@ -158,7 +160,7 @@ impl Server {
         let mut keeper = spawn_keeper(&directory);
         initdb(&bin, &directory, options);
         let port = launch(&mut keeper, &bin, &directory);
-        Server { major, port, directory, keeper: Some(keeper) }
+        Server { major, port, directory, keeper }
     }
 
     /// Directory of the Unix socket.
@@ -265,6 +267,15 @@ impl Server {
         self.psql("postgres", &format!("CREATE DATABASE {} TEMPLATE template0", identifier(name)));
     }
 
+    /// Creates a database of an encoding with the C locale, which suits them all.
+    pub fn create_database_in(&self, name: &str, encoding: &str) {
+        let name = identifier(name);
+        self.psql(
+            "postgres",
+            &format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'"),
+        );
+    }
+
     /// Drops a database if it is there, whoever is connected.
     pub fn drop_database(&self, name: &str) {
         self.psql("postgres", &format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", identifier(name)));
@@ -278,24 +289,13 @@ impl Server {
         );
         names.lines().map(|hex| String::from_utf8(unhex(hex)).expect("UTF-8")).collect()
     }
-
-    /// Stops the server and leaves nothing; what dropping it does, for tests that need it to be gone.
-    pub fn stop(mut self) {
-        self.end();
-    }
-
-    fn end(&mut self) {
-        if let Some(mut keeper) = self.keeper.take() {
-            drop(keeper.stdin.take());
-            // The shell ends the server, removes the directory and exits.
-            let _ = keeper.wait();
-        }
-    }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.end();
+        // The keeper ends the server, removes the directory and exits.
+        drop(self.keeper.stdin.take());
+        let _ = self.keeper.wait();
     }
 }
 
