@@ -1,3 +1,451 @@
-//! `create`: the linear story of one backup.
+//! `create`: the linear story of one backup, from the lock to the manifest.
+//!
+//! A set exists only once its manifest is stored, and the manifest is written last: a run that ends
+//! anywhere before leaves objects that nothing lists. Deliberately absent: pruning (another command,
+//! perhaps another credential) and any knowledge of schedules.
 
+pub mod coordinator;
+pub mod evidence;
+pub mod inventory;
+pub mod lock;
+pub mod plan;
+pub mod prune;
+pub mod restore_md;
 pub mod retention;
+pub mod streams;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::Utc;
+use serde::Serialize;
+
+use self::plan::Plan;
+use self::streams::{Destination, Dumped};
+use crate::config::libpq::dbname_argument;
+use crate::config::{BackupJob, Config, Connection, Databases, Postgres, keys};
+use crate::error::{Context, Error, Result};
+use crate::postgres::connect::{Session, connect, error};
+use crate::postgres::tools::{self, Tools};
+use crate::process;
+use crate::progress::{Event, Progress};
+use crate::set::archive::parser::Contents;
+use crate::set::fingerprint::RowSecret;
+use crate::set::manifest::{Database, FORMAT, Manifest, Object, Server, Stream};
+use crate::set::seal::{SealOptions, seal_bytes, sha256_hex};
+use crate::set::{self, catalog, signature};
+use crate::store::{self, Store};
+
+/// How often the coordinator's session shows that it is alive while streams are drained.
+const HEARTBEAT: Duration = Duration::from_secs(30);
+/// Parts in an object before the next begins: what the strictest known provider allows.
+const MAX_PARTS: u64 = 1_000;
+
+/// How long pg_dumpall may take for roles alone.
+const GLOBALS_TIMEOUT: Duration = Duration::from_secs(300);
+/// Bytes of role definitions that are held in memory; a hundred thousand roles fit.
+const MAX_GLOBALS: u64 = 64 << 20;
+
+/// What [`create`] made.
+#[derive(Debug)]
+pub struct Created {
+    /// The manifest as stored.
+    pub manifest: Manifest,
+    /// Whether it is signed.
+    pub is_signed: bool,
+}
+
+/// What [`preview`] found out without dumping anything.
+#[derive(Debug)]
+pub struct Preview {
+    /// The server.
+    pub server: Server,
+    /// pg_dump's version and where it is.
+    pub pg_dump: String,
+    /// One plan a database.
+    pub plans: Vec<Plan>,
+    /// Where objects would go.
+    pub prefix: String,
+    /// Public keys.
+    pub recipients: Vec<String>,
+}
+
+/// What `failed.json` says.
+#[derive(Serialize)]
+struct Failed<'a> {
+    format: u32,
+    site: &'a str,
+    job: &'a str,
+    id: &'a str,
+    failed: chrono::DateTime<Utc>,
+    error: String,
+}
+
+/// What a run needs to know about its server.
+struct Source<'a> {
+    postgres: &'a Postgres,
+    session: Session,
+    server: Server,
+    tools: Tools,
+    databases: Vec<String>,
+    application_name: String,
+}
+
+/// Plans a backup: connects, looks, dumps nothing.
+pub async fn preview(config: &Config, job: &BackupJob) -> Result<Preview> {
+    keys::recipients(&config.encryption.recipients)?;
+    let source = open_source(config, job).await?;
+    let mut plans = Vec::new();
+    for database in &source.databases {
+        plans.push(preview_database(&source, database, job).await?);
+    }
+    Ok(Preview {
+        server: source.server,
+        pg_dump: match &source.tools.bin_dir {
+            Some(dir) => format!("{} in {}", source.tools.version, dir.display()),
+            None => source.tools.version.clone(),
+        },
+        plans,
+        prefix: set::job_prefix(&config.site, &job.name),
+        recipients: config.encryption.recipients.clone(),
+    })
+}
+
+/// Makes one set: lock → plan → dump every database → globals → RESTORE.md → signature → manifest.
+pub async fn create(
+    config: &Config,
+    job: &BackupJob,
+    store: Arc<dyn Store>,
+    progress: Progress,
+) -> Result<Created> {
+    let recipients = Arc::new(keys::recipients(&config.encryption.recipients)?);
+    if let Some(path) = &config.encryption.sign_key_file {
+        signature::public_key(path)?;
+    }
+    progress(Event::Phase("connecting".into()));
+    let source = open_source(config, job).await?;
+    lock::acquire(&source.session, &config.site, &job.name).await?;
+
+    progress(Event::Phase("planning".into()));
+    for database in &source.databases {
+        preview_database(&source, database, job).await?;
+    }
+
+    let started = Utc::now();
+    let id = set::new_id(started);
+    let run = Run {
+        config,
+        job,
+        store: store.clone(),
+        prefix: set::set_prefix(&config.site, &job.name, &id),
+        id,
+        started,
+        seal: SealOptions {
+            recipients,
+            level: job.compression,
+            part_size: usize::try_from(job.part_size).unwrap_or(usize::MAX),
+            segment_limit: job.part_size.saturating_mul(MAX_PARTS),
+        },
+        progress,
+    };
+    match run.dump(&source).await {
+        Ok(created) => Ok(created),
+        Err(error) => {
+            run.record_failure(&error).await;
+            Err(error)
+        }
+    }
+}
+
+impl Source<'_> {
+    fn dump<'s>(&'s self, database: &'s str) -> streams::Dump<'s> {
+        let (connection, application_name) = (&self.postgres.connection, self.application_name.as_str());
+        streams::Dump { tools: &self.tools, connection, database, application_name }
+    }
+}
+
+async fn open_source<'a>(config: &'a Config, job: &BackupJob) -> Result<Source<'a>> {
+    let postgres = config
+        .postgres
+        .get(&job.postgres)
+        .ok_or_else(|| Error::usage(format!("backup.{}: no [postgres.{}]", job.name, job.postgres)))?;
+    let application_name = lock::application_name(&job.name);
+    let session = connect(&postgres.connection, None, &application_name).await?;
+    let row = session
+        .client
+        .query_one("SELECT current_setting('server_version'), pg_is_in_recovery()", &[])
+        .await
+        .map_err(error)?;
+    let version_num = session.server_version_num;
+    let server = Server { version_num, version: row.get(0), in_recovery: row.get(1) };
+    let tools = tools::find(session.major(), postgres.bin_dir.as_deref(), &postgres.tool_prefix).await?;
+    let databases = resolve_databases(&session, &postgres.connection, &job.databases).await?;
+    Ok(Source { postgres, session, server, tools, databases, application_name })
+}
+
+async fn resolve_databases(
+    session: &Session,
+    connection: &Connection,
+    wanted: &Databases,
+) -> Result<Vec<String>> {
+    let rows = session
+        .client
+        .query(
+            "SELECT datname::text FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY datname",
+            &[],
+        )
+        .await
+        .map_err(error)
+        .context("cannot list databases")?;
+    let existing: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    match wanted {
+        Databases::Url => Ok(vec![connection.dbname.clone()]),
+        Databases::All => Ok(existing),
+        Databases::Named(names) => match names.iter().find(|n| !existing.contains(n)) {
+            None => Ok(names.clone()),
+            Some(missing) => {
+                Err(Error::new(format!("database {missing:?} does not exist on {}", connection.describe()))
+                    .with_hint(format!("databases there: {}", existing.join(", "))))
+            }
+        },
+    }
+}
+
+async fn preview_database(source: &Source<'_>, database: &str, job: &BackupJob) -> Result<Plan> {
+    let connection = &source.postgres.connection;
+    coordinator::preview(connection, database, source.server.in_recovery, job, &source.application_name)
+        .await
+        .with_context(|| format!("database {database:?}"))
+}
+
+/// One run of one job.
+struct Run<'a> {
+    config: &'a Config,
+    job: &'a BackupJob,
+    store: Arc<dyn Store>,
+    prefix: String,
+    id: String,
+    started: chrono::DateTime<Utc>,
+    seal: SealOptions,
+    progress: Progress,
+}
+
+impl Run<'_> {
+    async fn dump(&self, source: &Source<'_>) -> Result<Created> {
+        let mut warnings = Vec::new();
+        let previous = self.previous().await;
+        let mut databases = Vec::new();
+        for name in &source.databases {
+            (self.progress)(Event::Phase(format!("dumping {name}")));
+            let database = self.dump_database(source, name, &mut warnings).await;
+            databases.push(database.with_context(|| format!("database {name:?}"))?);
+        }
+        (self.progress)(Event::Phase("finishing".into()));
+        let globals = self.globals(source, &mut warnings).await?;
+        if let [only] = self.config.encryption.recipients.as_slice() {
+            warnings.push(format!(
+                "one recipient alone can read this set ({only}); if its identity is lost, so is the set"
+            ));
+        }
+        let mut manifest = Manifest {
+            format: FORMAT,
+            site: self.config.site.clone(),
+            job: self.job.name.clone(),
+            id: self.id.clone(),
+            started: self.started,
+            finished: Utc::now(),
+            previous,
+            opsd_version: env!("CARGO_PKG_VERSION").into(),
+            server: source.server.clone(),
+            pg_dump_version: source.tools.version.clone(),
+            recipients: self.config.encryption.recipients.clone(),
+            globals,
+            databases,
+            restore_md: Object { key: set::RESTORE_MD.into(), size: 0, sha256: String::new() },
+            warnings,
+        };
+        let restore_md = restore_md::render(&manifest).into_bytes();
+        manifest.restore_md.size = restore_md.len() as u64;
+        manifest.restore_md.sha256 = sha256_hex(&restore_md);
+        self.put(set::RESTORE_MD, restore_md, false).await?;
+        manifest.finished = Utc::now();
+        self.publish(manifest).await
+    }
+
+    /// Signature first, then the manifest that makes the set exist, if nobody else wrote one.
+    async fn publish(&self, manifest: Manifest) -> Result<Created> {
+        let bytes = manifest.to_bytes()?;
+        let sign_key = self.config.encryption.sign_key_file.as_deref();
+        if let Some(path) = sign_key {
+            let comment = format!("opsd manifest {}/{}/{}", manifest.site, manifest.job, manifest.id);
+            let signature = signature::sign(path, &bytes, &comment)?;
+            self.put(set::MANIFEST_SIGNATURE, signature.into_bytes(), false).await?;
+        }
+        self.put(set::MANIFEST, bytes, true).await?;
+        Ok(Created { manifest, is_signed: sign_key.is_some() })
+    }
+
+    async fn dump_database(
+        &self,
+        source: &Source<'_>,
+        name: &str,
+        warnings: &mut Vec<String>,
+    ) -> Result<Database> {
+        let connection = &source.postgres.connection;
+        let in_recovery = source.server.in_recovery;
+        let coordinator =
+            coordinator::start(connection, name, in_recovery, self.job, &source.application_name).await?;
+        let plan = &coordinator.plan;
+        let started = streams::start(source.dump(name), &coordinator.snapshot, &plan.archives).await?;
+        coordinator.check_rewritten().await?;
+
+        let destination = Destination {
+            store: self.store.clone(),
+            prefix: self.prefix.clone(),
+            folder: format!("{}/", set::database_component(name)),
+            seal: self.seal.clone(),
+            secret: RowSecret::generate(),
+            progress: self.progress.clone(),
+        };
+        let dumped = drain_all(started, &destination, self.job.streams, &coordinator, warnings).await?;
+
+        let mut streams: Vec<Stream> = Vec::new();
+        let mut archives: Vec<(String, Contents)> = Vec::new();
+        for dump in dumped {
+            warnings.extend(dump.warnings.iter().map(|w| format!("{name}: {w}")));
+            archives.push((dump.stream.name.clone(), dump.contents));
+            streams.push(dump.stream);
+        }
+        let found = evidence::evidence(&coordinator, &destination.secret, &archives)?;
+        warnings.extend(plan.warnings.iter().chain(&found.warnings).map(|w| format!("{name}: {w}")));
+        if !plan.excluded.is_empty() {
+            warnings.push(format!("{name}: rows left out as configured: {}", plan.excluded.join(", ")));
+        }
+        let proof_object = match &found.proof {
+            None => None,
+            Some(proof) => {
+                let key = format!("{}proof.json.zst.age", destination.folder);
+                let bytes = serde_json::to_vec(proof)?;
+                Some(seal_bytes(self.store.as_ref(), &self.prefix, &key, "proof", bytes, &self.seal).await?)
+            }
+        };
+        Ok(Database {
+            name: name.into(),
+            locale: coordinator.properties.locale.clone(),
+            snapshot_lsn: coordinator.lsn.clone(),
+            snapshot_time: coordinator.time,
+            extensions: coordinator.properties.extensions.clone(),
+            streams,
+            proof_object,
+            proof: found.state,
+            tables: found.tables,
+            rows: found.rows,
+            bytes: found.bytes,
+        })
+    }
+
+    /// Roles and their settings. A role that may not read passwords still saves the rest.
+    async fn globals(&self, source: &Source<'_>, warnings: &mut Vec<String>) -> Result<Option<Stream>> {
+        let dumped = match dump_globals(source, &[]).await {
+            Err(error) if error.to_string().contains("pg_authid") => {
+                warnings
+                    .push("roles are saved without their passwords: the role may not read pg_authid".into());
+                dump_globals(source, &["--no-role-passwords"]).await
+            }
+            other => other,
+        };
+        let (sql, said) = dumped.context("cannot dump roles")?;
+        warnings.extend(said);
+        let stream =
+            seal_bytes(self.store.as_ref(), &self.prefix, set::GLOBALS, "globals", sql, &self.seal).await?;
+        Ok(Some(stream))
+    }
+
+    /// The set before this one. A credential that may only write cannot know.
+    async fn previous(&self) -> Option<String> {
+        match catalog::newest_complete(self.store.as_ref(), &self.config.site, &self.job.name).await {
+            Ok(id) => id,
+            Err(error) => {
+                tracing::debug!("cannot see the previous set: {error}");
+                None
+            }
+        }
+    }
+
+    async fn put(&self, name: &str, bytes: Vec<u8>, if_absent: bool) -> Result<()> {
+        let key = format!("{}{name}", self.prefix);
+        store::put(self.store.as_ref(), &key, bytes, if_absent)
+            .await
+            .with_context(|| format!("cannot write {}/{key}", self.store.describe()))
+    }
+
+    /// Best effort: retention freezes while the newest id is no complete set.
+    async fn record_failure(&self, error: &Error) {
+        let failed = Failed {
+            format: FORMAT,
+            site: &self.config.site,
+            job: &self.job.name,
+            id: &self.id,
+            failed: Utc::now(),
+            error: error.to_string(),
+        };
+        let Ok(bytes) = serde_json::to_vec_pretty(&failed) else { return };
+        if let Err(error) = self.put(set::FAILED, bytes, false).await {
+            tracing::debug!("cannot record the failure: {error}");
+        }
+    }
+}
+
+/// Drains as many at a time as the job allows, schema first and large tables by size, while the
+/// coordinator's session is kept alive.
+async fn drain_all(
+    started: Vec<streams::Started>,
+    destination: &Destination,
+    width: usize,
+    coordinator: &coordinator::Coordinator,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Dumped>> {
+    let mut waiting: VecDeque<_> = started.into_iter().enumerate().collect();
+    let mut running = tokio::task::JoinSet::new();
+    let mut done = Vec::new();
+    let mut heartbeat = tokio::time::interval(HEARTBEAT);
+    let mut is_alive = true;
+    loop {
+        while running.len() < width.max(1)
+            && let Some((i, next)) = waiting.pop_front()
+        {
+            let to = destination.clone();
+            running.spawn(async move { (i, streams::drain(next, to).await) });
+        }
+        tokio::select! {
+            finished = running.join_next() => match finished {
+                None => break,
+                Some(Err(error)) => return Err(Error::new(format!("a stream stopped: {error}"))),
+                Some(Ok((i, dumped))) => done.push((i, dumped?)),
+            },
+            _ = heartbeat.tick(), if is_alive => {
+                if let Err(error) = coordinator.heartbeat().await {
+                    // Every pg_dump has its snapshot and its locks already: the set is not harmed.
+                    warnings.push(format!("{}: {error}; the dumps went on without it", coordinator.plan.database));
+                    is_alive = false;
+                }
+            }
+        }
+    }
+    done.sort_by_key(|(i, _)| *i);
+    Ok(done.into_iter().map(|(_, dumped)| dumped).collect())
+}
+
+async fn dump_globals(source: &Source<'_>, more: &[&str]) -> Result<(Vec<u8>, Vec<String>)> {
+    let connection = &source.postgres.connection;
+    let mut command =
+        source.tools.command("pg_dumpall", connection, &connection.dbname, &source.application_name)?;
+    command.args(["--globals-only", "--no-password"]);
+    // pg_dumpall reads this as a connection string, so an odd name must be quoted within one.
+    command.arg(format!("--database={}", dbname_argument(&connection.dbname)));
+    command.args(more);
+    let (exit, sql) = process::output("pg_dumpall", command, GLOBALS_TIMEOUT, MAX_GLOBALS).await?;
+    exit.check()?;
+    Ok((sql, exit.stderr_lines()))
+}

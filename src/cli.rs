@@ -3,17 +3,20 @@
 //! The only module that knows clap. A new command is one file under `cli/`, one variant of
 //! [`Command`] and one arm in [`run`].
 
+pub mod backup;
+pub mod backups;
 pub mod completions;
 pub mod config;
 pub mod keygen;
 pub mod output;
+mod progress;
 
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::shutdown::Shutdown;
 
 /// PostgreSQL backups that prove themselves by restoring.
@@ -69,8 +72,12 @@ impl Global {
 /// What opsd can do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Dump databases, compressed and encrypted, to the repository
+    Backup(backup::Args),
     /// Write, check or show the configuration
     Config(config::Args),
+    /// List, show, read and prune the sets in the repository
+    Backups(backups::Args),
     /// Make an age identity or a signing key
     Keygen(keygen::Args),
     /// Print completions for a shell
@@ -78,13 +85,34 @@ pub enum Command {
 }
 
 /// Runs the command.
-pub async fn run(cli: Cli, _shutdown: &Shutdown) -> Result<()> {
+pub async fn run(cli: Cli, shutdown: &Shutdown) -> Result<()> {
     let global = &cli.global;
     match cli.command {
+        Command::Backup(args) => backup::run(args, global, shutdown).await,
         Command::Config(args) => config::run(args, global),
+        Command::Backups(args) => backups::run(args, global, shutdown).await,
         Command::Keygen(args) => keygen::run(args),
         Command::Completions(args) => completions::run(&args),
     }
+}
+
+/// What several jobs end with: all failures but the last are reported here, the last by `main`, and
+/// the gravest kind decides the exit code.
+fn worst(failures: Vec<(&str, Error)>, what: &str) -> Result<()> {
+    let gravity = |kind: Kind| match kind {
+        Kind::LockHeld => 0,
+        Kind::Failed => 1,
+        Kind::Usage => 2,
+        Kind::Differs => 3,
+        Kind::Interrupted | Kind::Terminated => 4,
+    };
+    let Some(kind) = failures.iter().map(|(_, e)| e.kind()).max_by_key(|k| gravity(*k)) else {
+        return Ok(());
+    };
+    let mut failures = failures.into_iter().map(|(job, error)| error.context(format!("{what} of job {job}")));
+    let last = failures.next_back();
+    failures.for_each(|error| output::error(&error));
+    last.map_or(Ok(()), |error| Err(error.with_kind(kind)))
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ pub mod finding;
 pub mod keys;
 pub mod libpq;
 pub mod load;
+pub mod path;
 pub mod raw;
 pub mod secret;
 pub mod units;
@@ -65,6 +66,17 @@ pub enum Location {
     },
     /// `file:///path`.
     File(PathBuf),
+}
+
+impl Location {
+    /// As written in the configuration.
+    pub fn describe(&self) -> String {
+        match self {
+            Location::S3 { bucket, prefix } if prefix.is_empty() => format!("s3://{bucket}"),
+            Location::S3 { bucket, prefix } => format!("s3://{bucket}/{prefix}"),
+            Location::File(path) => format!("file://{}", path.display()),
+        }
+    }
 }
 
 /// Keys. Recipients are public; the files hold secrets and are read only when needed.

@@ -101,7 +101,14 @@ impl std::error::Error for Error {}
 
 impl From<std::io::Error> for Error {
     fn from(error: std::io::Error) -> Self {
-        Self::new(error)
+        // Readers and writers of ours travel through `std::io`; what they said is kept whole.
+        error.downcast::<Error>().unwrap_or_else(Self::new)
+    }
+}
+
+impl From<Error> for std::io::Error {
+    fn from(error: Error) -> Self {
+        Self::other(error)
     }
 }
 

@@ -17,6 +17,7 @@ pub mod config;
 pub mod error;
 pub mod postgres;
 pub mod process;
+pub mod progress;
 pub mod restore;
 pub mod set;
 pub mod shutdown;

@@ -2,5 +2,7 @@
 //! backup is.
 
 pub mod connect;
+pub mod ident;
 pub mod scratch;
+pub mod tls;
 pub mod tools;

@@ -1,1 +1,554 @@
 //! Child processes: process groups, bounded stderr, an end that is certain.
+//!
+//! A child leads its own process group, so that Ctrl-C reaches opsd alone and opsd decides. Its
+//! stderr is drained all the time and kept within bounds, because a child that cannot write there
+//! stands still. Pipes for data are plain blocking files: the data path is threads, not tasks.
+//! Deliberately absent: shells, environments (whoever builds the command decides), and the names of
+//! arguments in any message.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, Signal};
+use tokio::io::{AsyncRead, AsyncReadExt, Interest};
+use tokio::net::unix::pipe::Receiver;
+use tokio::process::Command;
+use tokio::task::JoinHandle;
+
+use crate::error::{Context, Error, Result};
+
+/// The beginning says what went wrong first, the end says what went wrong last.
+const STDERR_HEAD: usize = 8 * 1024;
+const STDERR_TAIL: usize = 32 * 1024;
+
+/// After its leader is gone, how long a group's other members may keep stderr open.
+const DRAIN_BOUND: Duration = Duration::from_secs(2);
+
+/// Between the polite signal and SIGKILL.
+const STOP_BOUND: Duration = Duration::from_secs(5);
+
+/// Fewer switches between pg_dump and the reader; what an unprivileged process may ask for.
+const PIPE_CAPACITY: usize = 1024 * 1024;
+
+/// Output that [`run`] keeps; what is asked for there is a version or a word.
+const RUN_OUTPUT: u64 = 256 * 1024;
+
+/// Where a child reads from.
+#[derive(Debug)]
+pub enum Input {
+    /// Nothing.
+    Null,
+    /// A pipe; [`Child::stdin`] is its other end.
+    Pipe,
+    /// This.
+    File(File),
+}
+
+/// Where a child writes to.
+#[derive(Debug)]
+pub enum Output {
+    /// Nowhere.
+    Null,
+    /// A pipe; [`Child::stdout`] is its other end.
+    Pipe,
+    /// This.
+    File(File),
+}
+
+/// A running child. Dropping it ends its whole group.
+#[derive(Debug)]
+pub struct Child {
+    /// The writing end of its stdin, for a blocking thread; closing it is end-of-file.
+    pub stdin: Option<File>,
+    /// The reading end of its stdout, for a blocking thread.
+    pub stdout: Option<File>,
+    inner: Option<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    name: String,
+    child: tokio::process::Child,
+    group: Pid,
+    polite: Signal,
+    stderr: Arc<Mutex<Kept>>,
+    drain: JoinHandle<()>,
+    ended: bool,
+}
+
+/// How a child ended.
+#[derive(Debug)]
+pub struct Exit {
+    /// What it was called.
+    pub name: String,
+    /// Its status.
+    pub status: ExitStatus,
+    /// What it wrote to stderr, cut in the middle where it was long.
+    pub stderr: String,
+}
+
+impl Exit {
+    /// `exited with status 1`, `killed by signal 9`.
+    pub fn describe(&self) -> String {
+        match (self.status.code(), self.status.signal()) {
+            (Some(code), _) => format!("exited with status {code}"),
+            (None, Some(signal)) => format!("killed by signal {signal}"),
+            (None, None) => "ended in an unknown way".to_owned(),
+        }
+    }
+
+    /// What it wrote to stderr, a line each, blank ones aside.
+    pub fn stderr_lines(&self) -> Vec<String> {
+        self.stderr.lines().map(str::trim_end).filter(|l| !l.is_empty()).map(str::to_owned).collect()
+    }
+
+    /// Success, or an error with the end of stderr.
+    pub fn check(&self) -> Result<()> {
+        if self.status.success() {
+            return Ok(());
+        }
+        let why = match self.stderr.trim() {
+            "" => Error::new("it wrote nothing to stderr"),
+            text => Error::new(text),
+        };
+        Err(why.context(format!("{} {}", self.name, self.describe())))
+    }
+}
+
+/// Starts `command` as the leader of a group of its own. `name` is what messages call it.
+pub fn spawn(name: &str, command: Command, stdin: Input, stdout: Output) -> Result<Child> {
+    spawn_stopped_by(name, command, stdin, stdout, Signal::TERM)
+}
+
+/// The same for a program whose polite signal is another one.
+pub fn spawn_stopped_by(
+    name: &str,
+    mut command: Command,
+    stdin: Input,
+    stdout: Output,
+    polite: Signal,
+) -> Result<Child> {
+    let (child_stdin, own_stdin) = match stdin {
+        Input::Null => (Stdio::null(), None),
+        Input::File(file) => (file.into(), None),
+        Input::Pipe => {
+            let (read, write) = pipe()?;
+            (read.into(), Some(write))
+        }
+    };
+    let (child_stdout, own_stdout) = match stdout {
+        Output::Null => (Stdio::null(), None),
+        Output::File(file) => (file.into(), None),
+        Output::Pipe => {
+            let (read, write) = pipe()?;
+            (write.into(), Some(read))
+        }
+    };
+    let mut child = command
+        .stdin(child_stdin)
+        .stdout(child_stdout)
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(|| format!("cannot start {name}"))?;
+    // The command holds the child's ends of the pipes; kept open, end-of-file would never come.
+    drop(command);
+    let group = child
+        .id()
+        .and_then(|id| i32::try_from(id).ok())
+        .and_then(Pid::from_raw)
+        .ok_or_else(|| Error::new(format!("{name} ended before it began")))?;
+    let stderr = Arc::new(Mutex::new(Kept::default()));
+    let drain = tokio::spawn(drain(child.stderr.take(), Arc::clone(&stderr)));
+    let inner = Inner { name: name.to_owned(), child, group, polite, stderr, drain, ended: false };
+    Ok(Child { stdin: own_stdin, stdout: own_stdout, inner: Some(inner) })
+}
+
+/// Runs `command` to its end within `bound` and returns what it wrote to stdout, as text and cut at a
+/// bound: for versions and words.
+pub async fn run(name: &str, command: Command, bound: Duration) -> Result<(Exit, String)> {
+    let (exit, bytes) = output_up_to(name, command, bound, RUN_OUTPUT).await?;
+    Ok((exit, String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// Runs `command` to its end within `bound` and returns all it wrote to stdout; more than `limit`
+/// bytes are an error.
+pub async fn output(name: &str, command: Command, bound: Duration, limit: u64) -> Result<(Exit, Vec<u8>)> {
+    let (exit, bytes) = output_up_to(name, command, bound, limit + 1).await?;
+    if bytes.len() as u64 > limit {
+        return Err(Error::new(format!("{name} wrote more than {limit} bytes")));
+    }
+    Ok((exit, bytes))
+}
+
+async fn output_up_to(name: &str, command: Command, bound: Duration, limit: u64) -> Result<(Exit, Vec<u8>)> {
+    let mut child = spawn(name, command, Input::Null, Output::Pipe)?;
+    let stdout = child.stdout.take();
+    let read = tokio::task::spawn_blocking(move || {
+        use std::io::Read;
+        let mut text = Vec::new();
+        if let Some(mut stdout) = stdout {
+            let kept = stdout.by_ref().take(limit).read_to_end(&mut text);
+            kept.and_then(|_| std::io::copy(&mut stdout, &mut std::io::sink()))?;
+        }
+        Ok::<_, std::io::Error>(text)
+    });
+    match tokio::time::timeout(bound, child.wait()).await {
+        Ok(exit) => {
+            let exit = exit?;
+            // A grandchild may hold the pipe, so this end is bounded too.
+            child.end_group();
+            let text = match tokio::time::timeout(DRAIN_BOUND, read).await {
+                Ok(Ok(text)) => text.with_context(|| format!("cannot read what {name} says"))?,
+                Ok(Err(_)) | Err(_) => {
+                    return Err(Error::new(format!(
+                        "{name} left a process behind that keeps its output open"
+                    )));
+                }
+            };
+            Ok((exit, text))
+        }
+        Err(_) => {
+            let exit = child.stop().await?;
+            let late = format!("{name} did not end within {} s", bound.as_secs_f64());
+            Err(match exit.stderr.trim() {
+                "" => Error::new(late),
+                text => Error::new(text).context(late),
+            })
+        }
+    }
+}
+
+fn pipe() -> Result<(File, File)> {
+    let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
+        .map_err(std::io::Error::from)
+        .context("cannot make a pipe")?;
+    // Best effort: a user over its pipe quota gets the default size.
+    let _ = rustix::pipe::fcntl_setpipe_size(&read, PIPE_CAPACITY);
+    Ok((read.into(), write.into()))
+}
+
+/// Waits, without reading anything, until the pipe has a byte (true) or its writers are gone without
+/// having written one (false).
+pub async fn first_byte(pipe: &File) -> Result<bool> {
+    let watch = || -> std::io::Result<Receiver> {
+        // Unchecked leaves the file in blocking mode, which it shares with the data path's handle.
+        Receiver::from_file_unchecked(pipe.try_clone()?)
+    };
+    loop {
+        // Registered anew each time round, because readiness can be cleared only by reading.
+        let receiver = watch().context("cannot watch a pipe")?;
+        let ready = receiver.ready(Interest::READABLE).await.context("cannot watch a pipe")?;
+        let waiting =
+            rustix::io::ioctl_fionread(pipe).map_err(std::io::Error::from).context("cannot watch a pipe")?;
+        if waiting > 0 {
+            return Ok(true);
+        }
+        if ready.is_read_closed() {
+            return Ok(false);
+        }
+    }
+}
+
+impl Child {
+    /// Its process id, which is its group's.
+    pub fn id(&self) -> Option<u32> {
+        self.inner.as_ref().and_then(|inner| inner.child.id())
+    }
+
+    /// What it has written to stderr so far.
+    pub fn stderr(&self) -> String {
+        self.inner.as_ref().map(|inner| lock(&inner.stderr).text()).unwrap_or_default()
+    }
+
+    /// Whether it has ended already, without waiting.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        match &mut self.inner {
+            Some(inner) => Ok(inner.child.try_wait()?.is_some()),
+            None => Ok(true),
+        }
+    }
+
+    /// Waits for its end. Cancelling this loses nothing. Other members of its group that hold
+    /// stderr open are given a moment, then ended.
+    pub async fn wait(&mut self) -> Result<Exit> {
+        match &mut self.inner {
+            Some(inner) => inner.wait().await,
+            None => Err(Error::new("waited for a child that is gone")),
+        }
+    }
+
+    /// Ends it and its group: politely, then surely.
+    pub async fn stop(mut self) -> Result<Exit> {
+        self.stdin = None;
+        self.stdout = None;
+        match self.inner.take() {
+            Some(mut inner) => inner.stop().await,
+            None => Err(Error::new("stopped a child that is gone")),
+        }
+    }
+
+    /// Ends whatever is left of the group after its leader.
+    fn end_group(&self) {
+        if let Some(inner) = &self.inner {
+            inner.signal(Signal::KILL);
+        }
+    }
+}
+
+impl Inner {
+    async fn wait(&mut self) -> Result<Exit> {
+        let status = self.child.wait().await.with_context(|| format!("cannot wait for {}", self.name))?;
+        if !self.ended {
+            if tokio::time::timeout(DRAIN_BOUND, &mut self.drain).await.is_err() {
+                self.signal(Signal::KILL);
+                self.drain.abort();
+            }
+            self.ended = true;
+        }
+        let stderr = lock(&self.stderr).text();
+        Ok(Exit { name: self.name.clone(), status, stderr })
+    }
+
+    async fn stop(&mut self) -> Result<Exit> {
+        if !self.ended {
+            self.signal(self.polite);
+            if tokio::time::timeout(STOP_BOUND, self.child.wait()).await.is_err() {
+                self.signal(Signal::KILL);
+            }
+            // Members that ignored the polite signal outlive their leader.
+            let exit = self.wait().await;
+            self.signal(Signal::KILL);
+            return exit;
+        }
+        self.wait().await
+    }
+
+    fn signal(&self, signal: Signal) {
+        // ESRCH: the group is empty, which is what is wanted.
+        let _ = rustix::process::kill_process_group(self.group, signal);
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.signal(Signal::KILL);
+        }
+        self.drain.abort();
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        let Some(mut inner) = self.inner.take() else { return };
+        // Once its leader is reaped, the group's number may belong to somebody else.
+        if inner.ended || inner.child.id().is_none() {
+            inner.ended = true;
+            return;
+        }
+        inner.signal(inner.polite);
+        // pg_dump uses the moment to cancel its query on the server. If the runtime ends first, the
+        // task is dropped, and with it `Inner`, which kills the group.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                let _ = inner.stop().await;
+            });
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn drain(stderr: Option<impl AsyncRead + Unpin>, kept: Arc<Mutex<Kept>>) {
+    let Some(mut stderr) = stderr else { return };
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        match stderr.read(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(n) => {
+                if let Some(read) = buffer.get(..n) {
+                    lock(&kept).push(read);
+                }
+            }
+        }
+    }
+}
+
+/// The first and the last bytes of a stream.
+#[derive(Debug, Default)]
+struct Kept {
+    head: Vec<u8>,
+    tail: VecDeque<u8>,
+    dropped: u64,
+}
+
+impl Kept {
+    fn push(&mut self, bytes: &[u8]) {
+        let (head, rest) = bytes.split_at(bytes.len().min(STDERR_HEAD - self.head.len()));
+        self.head.extend_from_slice(head);
+        self.tail.extend(rest);
+        let excess = self.tail.len().saturating_sub(STDERR_TAIL);
+        self.tail.drain(..excess);
+        self.dropped += excess as u64;
+    }
+
+    /// Whole lines on both sides of the gap.
+    fn text(&self) -> String {
+        let tail: Vec<u8> = self.tail.iter().copied().collect();
+        if self.dropped == 0 {
+            let all: Vec<u8> = self.head.iter().copied().chain(tail).collect();
+            return String::from_utf8_lossy(&all).into_owned();
+        }
+        let head_end = self.head.iter().rposition(|&b| b == b'\n').map_or(self.head.len(), |i| i + 1);
+        let tail_start = tail.iter().position(|&b| b == b'\n').map_or(0, |i| i + 1);
+        let missing = self.dropped + (self.head.len() - head_end) as u64 + tail_start as u64;
+        let head = String::from_utf8_lossy(self.head.get(..head_end).unwrap_or_default()).into_owned();
+        let tail = String::from_utf8_lossy(tail.get(tail_start..).unwrap_or_default()).into_owned();
+        format!("{}\n… {missing} bytes left out …\n{tail}", head.trim_end_matches('\n'))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::time::Instant;
+
+    use super::*;
+
+    fn sh(script: &str) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command.arg("-c").arg(script);
+        command
+    }
+
+    fn is_alive(group: &str) -> bool {
+        let pid = Pid::from_raw(group.trim().parse().unwrap()).unwrap();
+        rustix::process::test_kill_process(pid).is_ok()
+            && !std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))
+                .unwrap_or_default()
+                .contains(") Z ")
+    }
+
+    async fn until_gone(pid: &str) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while is_alive(pid) {
+            assert!(Instant::now() < deadline, "process {pid} is still there");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn exit_codes_and_signals_read_well() {
+        let mut child = spawn("tool", sh("echo why >&2; exit 3"), Input::Null, Output::Null).unwrap();
+        let exit = child.wait().await.unwrap();
+        assert_eq!(exit.check().unwrap_err().to_string(), "tool exited with status 3: why");
+        let mut child = spawn("tool", sh("kill -9 $$"), Input::Null, Output::Null).unwrap();
+        let exit = child.wait().await.unwrap();
+        assert_eq!(exit.describe(), "killed by signal 9");
+        let again = child.wait().await.unwrap();
+        assert_eq!(again.describe(), "killed by signal 9");
+    }
+
+    #[tokio::test]
+    async fn a_flood_on_stderr_neither_blocks_nor_grows() {
+        let script = "echo first >&2; i=0; while [ $i -lt 20000 ]; do echo \"line $i of noise\"; \
+                      i=$((i+1)); done >&2; echo last >&2; exit 1";
+        let mut child = spawn("tool", sh(script), Input::Null, Output::Null).unwrap();
+        let exit = child.wait().await.unwrap();
+        assert!(exit.stderr.starts_with("first\n"), "{}", &exit.stderr[..20]);
+        assert!(exit.stderr.ends_with("last\n"));
+        assert!(exit.stderr.contains("bytes left out"));
+        assert!(exit.stderr.len() <= STDERR_HEAD + STDERR_TAIL + 64);
+        let noise = |l: &&str| l.starts_with("line ") && l.ends_with(" of noise");
+        let mut rest = exit.stderr.lines().filter(|l| *l != "first" && !l.contains("left out"));
+        let odd = rest.find(|l| !noise(l));
+        assert_eq!(odd, Some("last"), "lines are whole");
+    }
+
+    #[tokio::test]
+    async fn a_child_that_ignores_the_polite_signal_is_killed() {
+        let script = "trap '' TERM; echo $$; while :; do sleep 1; done";
+        let mut child = spawn("tool", sh(script), Input::Null, Output::Pipe).unwrap();
+        let mut pid = String::new();
+        assert!(first_byte(child.stdout.as_ref().unwrap()).await.unwrap());
+        read_line(child.stdout.as_mut().unwrap(), &mut pid);
+        let began = Instant::now();
+        let exit = child.stop().await.unwrap();
+        assert_eq!(exit.describe(), "killed by signal 9");
+        assert!(began.elapsed() >= STOP_BOUND);
+        until_gone(&pid).await;
+    }
+
+    #[tokio::test]
+    async fn a_grandchild_that_keeps_stderr_open_does_not_hold_us() {
+        let script = "sh -c 'trap \"\" TERM HUP; echo $$; exec sleep 600' & read x; exit 0";
+        let mut child = spawn("tool", sh(script), Input::Pipe, Output::Pipe).unwrap();
+        let mut pid = String::new();
+        read_line(child.stdout.as_mut().unwrap(), &mut pid);
+        child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+        let exit = child.wait().await.unwrap();
+        assert!(exit.status.success());
+        until_gone(&pid).await;
+    }
+
+    #[tokio::test]
+    async fn dropping_ends_the_whole_group() {
+        let script = "sh -c 'echo $$; exec sleep 600' & echo $$; wait";
+        let mut child = spawn("tool", sh(script), Input::Null, Output::Pipe).unwrap();
+        let (mut one, mut two) = (String::new(), String::new());
+        read_line(child.stdout.as_mut().unwrap(), &mut one);
+        read_line(child.stdout.as_mut().unwrap(), &mut two);
+        assert!(is_alive(&one) && is_alive(&two));
+        drop(child);
+        until_gone(&one).await;
+        until_gone(&two).await;
+    }
+
+    #[tokio::test]
+    async fn the_first_byte_is_seen_and_not_taken() {
+        let mut child = spawn("tool", sh("read x; echo $x"), Input::Pipe, Output::Pipe).unwrap();
+        let stdout = child.stdout.take().unwrap();
+        {
+            let mut early = std::pin::pin!(first_byte(&stdout));
+            let nothing = tokio::time::timeout(Duration::from_millis(50), &mut early).await;
+            assert!(nothing.is_err(), "said ready before there was a byte");
+            child.stdin.take().unwrap().write_all(b"hello\n").unwrap();
+            assert!(early.await.unwrap());
+        }
+        child.wait().await.unwrap();
+        assert!(first_byte(&stdout).await.unwrap(), "data that waits behind a closed pipe counts");
+        let mut text = String::new();
+        let mut stdout = stdout;
+        stdout.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello\n");
+        assert!(!first_byte(&stdout).await.unwrap(), "end of file is no byte");
+    }
+
+    #[tokio::test]
+    async fn run_returns_output_and_ends_what_is_late() {
+        let (exit, text) = run("tool", sh("echo hi"), Duration::from_secs(10)).await.unwrap();
+        assert!(exit.status.success());
+        assert_eq!(text, "hi\n");
+        let late = run("tool", sh("exec sleep 600"), Duration::from_millis(100)).await.unwrap_err();
+        assert_eq!(late.to_string(), "tool did not end within 0.1 s");
+        let missing = run("tool", Command::new("/nonexistent/tool"), Duration::from_secs(1)).await;
+        assert!(missing.unwrap_err().to_string().starts_with("cannot start tool: No such file"));
+    }
+
+    /// One byte at a time, so that nothing behind the line is taken.
+    fn read_line(file: &mut File, line: &mut String) {
+        let mut byte = [0];
+        while file.read(&mut byte).unwrap() == 1 && byte[0] != b'\n' {
+            line.push(byte[0] as char);
+        }
+    }
+}

@@ -3,10 +3,12 @@
 
 pub mod archive;
 pub mod catalog;
+pub mod fingerprint;
 pub mod manifest;
 pub mod proof;
 pub mod seal;
 pub mod signature;
+pub mod verification;
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -35,9 +37,11 @@ pub fn database_component(name: &str) -> String {
     }
 }
 
+/// Whether a key relative to a set's folder is one of the set's own documents. What lies in the
+/// folder of a database called `verified-…` is content.
 fn is_set_object(name: &str) -> bool {
     [MANIFEST, MANIFEST_SIGNATURE, FAILED, RESTORE_MD, GLOBALS].contains(&name)
-        || name.starts_with("verified-")
+        || verification::is_name(name.strip_suffix(".minisig").unwrap_or(name))
 }
 
 /// A new set id: UTC start and a random tail, `20261121T030000Z-7f3a`.
@@ -64,4 +68,40 @@ pub fn job_prefix(site: &str, job: &str) -> String {
 /// Key prefix of one set, with a slash at the end.
 pub fn set_prefix(site: &str, job: &str, id: &str) -> String {
     format!("{site}/{job}/{id}/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_databases_folder_never_looks_like_a_document_of_the_set() {
+        for name in
+            [MANIFEST, RESTORE_MD, FAILED, GLOBALS, "verified-1.json", ".", "..", "../x \"y\"", "é/\n"]
+        {
+            let folder = database_component(name);
+            assert!(!is_set_object(&folder), "{folder}");
+            assert!(!folder.contains(['/', '"', '\n']) && folder != "." && folder != "..", "{folder}");
+            let decoded = percent_encoding::percent_decode_str(&folder).decode_utf8().unwrap();
+            assert_eq!(decoded, name);
+        }
+        // No dot to encode: what lies in the folder is content all the same.
+        let key = format!("{}/schema.pgdump.zst.age", database_component("verified-shop"));
+        assert!(!is_set_object(&key));
+    }
+
+    #[test]
+    fn ids_carry_their_time() {
+        let start = "2026-11-21T03:00:00Z".parse().unwrap();
+        assert_eq!(id_time(&new_id(start)), Some(start));
+        for bad in [
+            "",
+            "20261121T030000Z",
+            "20261121T030000Z-7F3A",
+            "20261121T030000Z-7f3a0",
+            "20261321T030000Z-7f3a",
+        ] {
+            assert_eq!(id_time(bad), None, "{bad}");
+        }
+    }
 }

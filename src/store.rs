@@ -18,12 +18,14 @@ pub mod probe;
 pub mod s3;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use crate::error::Error;
+use crate::config::{Location, Repository};
+use crate::error::{Context, Error, Result};
 
 /// Why a store refused. Callers branch on the variant; the text is for people.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -105,6 +107,24 @@ pub trait Upload: Send {
     async fn abort(self: Box<Self>);
 }
 
+/// Opens the configured repository; a bucket is used as its last probe found it to be.
+pub async fn open(repository: &Repository) -> Result<Arc<dyn Store>> {
+    match &repository.location {
+        Location::S3 { .. } => Ok(Arc::new(open_s3(repository, &s3::Access::Chain).await?)),
+        Location::File(path) => Ok(Arc::new(fs::FsStore::open(path)?)),
+    }
+}
+
+/// [`open`] for buckets, with credentials of the caller's choice.
+pub async fn open_s3(repository: &Repository, access: &s3::Access) -> Result<s3::S3Store> {
+    let store = s3::open_with(repository, access, s3::Options::default()).await?;
+    let known = probe::remembered(&store).await.context("cannot open the repository")?;
+    Ok(match known {
+        Some(report) => store.with_options(report.options()),
+        None => store,
+    })
+}
+
 /// Writes a small object whole.
 pub async fn put(
     store: &dyn Store,
@@ -126,6 +146,11 @@ pub async fn get(store: &dyn Store, key: &str, limit: u64) -> Result<Bytes, Stor
         return Err(StoreError::Other(format!("{key} is larger than {limit} bytes")));
     }
     Ok(bytes)
+}
+
+/// What `commit` fails with when the store holds another number of bytes than were sent.
+fn size_mismatch(key: &str, expected: u64, found: u64) -> StoreError {
+    StoreError::Corrupt(format!("{key} should have {expected} bytes, but {found} arrived"))
 }
 
 /// Refuses keys that could leave the repository or mean different things to different stores:

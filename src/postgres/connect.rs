@@ -1,1 +1,510 @@
 //! Connecting with tokio-postgres under resolved libpq settings.
+//!
+//! Every connection pins the settings that change what a server answers or runs: an empty
+//! `search_path` so that no function of a dumped database is picked up by name, and the output
+//! formats. They travel in the startup packet, and one query checks that they arrived: a pooler
+//! that drops them must not go unnoticed. Deliberately absent: pools, retries, `target_session_attrs`.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_postgres::config::SslMode as Tls;
+use tokio_postgres::error::{DbError, SqlState};
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+
+use super::tls;
+use crate::config::{Connection, SslMode};
+use crate::error::{Error, Result};
+
+/// Sent with every connection; a later setting of the same name wins.
+const PINNED: &[(&str, &str)] = &[
+    ("search_path", ""),
+    ("timezone", "UTC"),
+    ("datestyle", "ISO"),
+    ("intervalstyle", "postgres"),
+    ("extra_float_digits", "3"),
+    ("bytea_output", "hex"),
+    ("quote_all_identifiers", "off"),
+    ("row_security", "off"),
+];
+
+/// A coordinator sits idle for hours while others stream; firewalls forget such connections
+/// after minutes, and the kernel's default is to ask after two hours.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_RETRIES: u32 = 6;
+
+/// How long a clean goodbye may take before the connection is cut.
+const CLOSE_BOUND: Duration = Duration::from_secs(5);
+
+/// An open connection and the task that drives it; dropping it cuts the connection.
+pub struct Session {
+    /// For queries.
+    pub client: Client,
+    /// `server_version_num`, 170011.
+    pub server_version_num: u32,
+    /// `server_version`, as the server words it.
+    pub server_version: String,
+    /// `host:port` (or the socket) it is connected to.
+    pub host: String,
+    driver: Driver,
+    lost: watch::Receiver<Option<Error>>,
+}
+
+impl Session {
+    /// The server's major version.
+    pub fn major(&self) -> u32 {
+        self.server_version_num / 10_000
+    }
+
+    /// Returns when the connection is gone, and says why; whoever holds a snapshot or a lock on this
+    /// session waits for it beside the work.
+    pub async fn lost(&self) -> Error {
+        let mut lost = self.lost.clone();
+        let reason = match lost.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone(),
+            Err(_) => None,
+        };
+        reason
+            .unwrap_or_else(|| Error::new("connection closed"))
+            .context(format!("lost the connection to {}", self.host))
+    }
+
+    /// Says goodbye, and returns when the server has closed.
+    pub async fn close(self) {
+        let Session { client, mut driver, .. } = self;
+        drop(client);
+        // A server that does not answer is cut off when the driver is dropped.
+        let _ = tokio::time::timeout(CLOSE_BOUND, &mut driver.0).await;
+    }
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "session with PostgreSQL {} at {}", self.server_version, self.host)
+    }
+}
+
+struct Driver(JoinHandle<()>);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Connects under the pinned settings.
+pub async fn connect(
+    connection: &Connection,
+    dbname: Option<&str>,
+    application_name: &str,
+) -> Result<Session> {
+    connect_with(connection, dbname, application_name, &[]).await
+}
+
+/// Connects with more settings, or other values for the pinned ones: timeouts belong here.
+pub async fn connect_with(
+    connection: &Connection,
+    dbname: Option<&str>,
+    application_name: &str,
+    settings: &[(&str, &str)],
+) -> Result<Session> {
+    let dbname = dbname.unwrap_or(&connection.dbname);
+    let mut failures = Vec::new();
+    for (host, port) in &connection.hosts {
+        let target = Target { connection, dbname, host, port: *port };
+        match target.connect(application_name, settings).await {
+            Ok(session) => return Ok(session),
+            // As libpq: a server that answered decides, unless it is only not ready.
+            Err(Failure { answered: true, error }) => return Err(error),
+            Err(Failure { answered: false, error }) => failures.push(error),
+        }
+    }
+    let mut failures = failures.into_iter();
+    match (failures.next(), failures.len()) {
+        (None, _) => Err(Error::usage("no host to connect to")),
+        (Some(only), 0) => Err(only),
+        (Some(first), _) => {
+            let hint = first.hint().unwrap_or("start one of the servers").to_owned();
+            let all: Vec<String> = std::iter::once(first).chain(failures).map(|e| e.to_string()).collect();
+            Err(Error::new(all.join("; ")).context("no host can be reached").with_hint(hint))
+        }
+    }
+}
+
+struct Failure {
+    /// Whether a server answered, so that trying the next host would be wrong.
+    answered: bool,
+    error: Error,
+}
+
+/// One host of a connection, and what is wanted there.
+struct Target<'a> {
+    connection: &'a Connection,
+    dbname: &'a str,
+    host: &'a str,
+    port: u16,
+}
+
+impl Target<'_> {
+    fn is_socket(&self) -> bool {
+        self.host.starts_with('/')
+    }
+
+    fn label(&self) -> String {
+        if self.is_socket() {
+            format!("{}/.s.PGSQL.{}", self.host.trim_end_matches('/'), self.port)
+        } else if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+
+    async fn connect(&self, application_name: &str, settings: &[(&str, &str)]) -> Result<Session, Failure> {
+        let config = self.config(application_name, settings);
+        // libpq ignores sslmode on a socket, and falls back from TLS where it is only preferred.
+        let mode = if self.is_socket() { SslMode::Disable } else { self.connection.sslmode };
+        let attempt = match mode {
+            SslMode::Disable => self.attempt(&config, Tls::Disable).await,
+            SslMode::Allow | SslMode::Prefer => match self.attempt(&config, Tls::Prefer).await {
+                Err(e) if worth_plaintext(&e) => match self.attempt(&config, Tls::Disable).await {
+                    Err(Attempt::Server(_)) => Err(e),
+                    plain => plain,
+                },
+                outcome => outcome,
+            },
+            SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => {
+                self.attempt(&config, Tls::Require).await
+            }
+        };
+        let opened = match attempt {
+            Ok(opened) => opened,
+            Err(e) => return Err(self.failure(e)),
+        };
+        self.check(opened, settings).await.map_err(|error| Failure { answered: true, error })
+    }
+
+    fn config(&self, application_name: &str, settings: &[(&str, &str)]) -> tokio_postgres::Config {
+        let mut config = tokio_postgres::Config::new();
+        config
+            .host(self.host)
+            .port(self.port)
+            .user(&self.connection.user)
+            .dbname(self.dbname)
+            .application_name(application_name)
+            .options(startup_options(self.connection.options.as_deref(), settings))
+            .keepalives_idle(KEEPALIVE_IDLE)
+            .keepalives_interval(KEEPALIVE_INTERVAL)
+            .keepalives_retries(KEEPALIVE_RETRIES);
+        if let Some(password) = &self.connection.password {
+            config.password(password.expose());
+        }
+        config
+    }
+
+    async fn attempt(&self, config: &tokio_postgres::Config, mode: Tls) -> Result<Opened, Attempt> {
+        let mut config = config.clone();
+        config.ssl_mode(mode);
+        if mode == Tls::Disable {
+            let (client, connection) = self.bounded(config.connect(NoTls)).await?;
+            Ok(drive(client, connection))
+        } else {
+            let tls = tls::connector(self.connection).map_err(Attempt::Setup)?;
+            let (client, connection) = self.bounded(config.connect(tls)).await?;
+            Ok(drive(client, connection))
+        }
+    }
+
+    async fn bounded<T>(
+        &self,
+        connecting: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, Attempt> {
+        let bound = self.connection.connect_timeout;
+        if bound.is_zero() {
+            return connecting.await.map_err(Attempt::Server);
+        }
+        match tokio::time::timeout(bound, connecting).await {
+            Ok(outcome) => outcome.map_err(Attempt::Server),
+            Err(_) => Err(Attempt::Late(bound)),
+        }
+    }
+
+    /// Asks who answered, and whether the pinned settings are in force.
+    async fn check(&self, opened: Opened, settings: &[(&str, &str)]) -> Result<Session> {
+        let query = "SELECT pg_catalog.current_setting('server_version_num'), \
+                     pg_catalog.current_setting('server_version'), \
+                     pg_catalog.current_setting('search_path'), \
+                     pg_catalog.current_setting('extra_float_digits')";
+        let on = || format!("cannot use the connection to {}", self.label());
+        let rows = opened.client.simple_query(query).await.map_err(|e| error(e).context(on()))?;
+        let row = rows.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        let column = |i: usize| row.and_then(|row| row.try_get(i).ok().flatten()).unwrap_or_default();
+        let Ok(server_version_num) = column(0).parse() else {
+            return Err(Error::new("the server does not say which version it is").context(on()));
+        };
+        let wanted = |name: &str| {
+            settings.iter().chain(PINNED).find(|(n, _)| *n == name).map_or("", |(_, value)| *value)
+        };
+        let pinned = [("search_path", column(2)), ("extra_float_digits", column(3))];
+        if let Some((name, value)) = pinned.iter().find(|(name, value)| wanted(name) != *value) {
+            return Err(Error::new(format!(
+                "asked for {name}={:?}, the server uses {value:?}",
+                wanted(name)
+            ))
+            .context(on())
+            .with_hint("a connection pooler drops session settings; connect to the server itself"));
+        }
+        Ok(Session {
+            server_version_num,
+            server_version: column(1).to_owned(),
+            host: self.label(),
+            client: opened.client,
+            driver: opened.driver,
+            lost: opened.lost,
+        })
+    }
+
+    fn failure(&self, attempt: Attempt) -> Failure {
+        let what = format!(
+            "cannot connect to {} as {:?} (database {:?})",
+            self.label(),
+            self.connection.user,
+            self.dbname
+        );
+        match attempt {
+            Attempt::Setup(error) => Failure { answered: true, error: error.context(what) },
+            Attempt::Late(bound) => Failure {
+                answered: false,
+                error: Error::new(format!("no answer within {} s", bound.as_secs_f64()))
+                    .context(what)
+                    .with_hint("check the host, the port and the firewall between"),
+            },
+            Attempt::Server(e) => Failure {
+                answered: e
+                    .code()
+                    .is_some_and(|code| *code != SqlState::CANNOT_CONNECT_NOW && code.code() != "57P05"),
+                error: explain(e, self).context(what),
+            },
+        }
+    }
+}
+
+enum Attempt {
+    /// Certificates or keys could not be read.
+    Setup(Error),
+    /// Nothing was heard in time.
+    Late(Duration),
+    /// What came back.
+    Server(tokio_postgres::Error),
+}
+
+struct Opened {
+    client: Client,
+    driver: Driver,
+    lost: watch::Receiver<Option<Error>>,
+}
+
+fn drive<S, T>(client: Client, connection: tokio_postgres::Connection<S, T>) -> Opened
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, lost) = watch::channel(None);
+    let driver = tokio::spawn(async move {
+        let reason = match connection.await {
+            Ok(()) => Error::new("connection closed"),
+            Err(e) => error(e),
+        };
+        sender.send_replace(Some(reason));
+    });
+    Opened { client, driver: Driver(driver), lost }
+}
+
+/// Whether libpq would try again without TLS: the handshake failed, or pg_hba.conf has no line for
+/// encrypted connections.
+fn worth_plaintext(attempt: &Attempt) -> bool {
+    match attempt {
+        Attempt::Server(e) => {
+            rustls_cause(e).is_some() || e.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
+        }
+        Attempt::Setup(_) | Attempt::Late(_) => false,
+    }
+}
+
+/// `-c name=value …`: the user's own first, so that what is pinned wins.
+fn startup_options(own: Option<&str>, settings: &[(&str, &str)]) -> String {
+    let mut options: Vec<String> = own.map(str::to_owned).into_iter().collect();
+    for (name, value) in PINNED.iter().chain(settings) {
+        let value = value.replace('\\', "\\\\").replace(' ', "\\ ");
+        options.push(format!("-c {name}={value}"));
+    }
+    options.join(" ")
+}
+
+fn rustls_cause(e: &tokio_postgres::Error) -> Option<&rustls::Error> {
+    e.source()?.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>()
+}
+
+/// Why a connection was not made, in the operator's words.
+fn explain(e: tokio_postgres::Error, target: &Target<'_>) -> Error {
+    let hint = match e.as_db_error() {
+        Some(db) => server_hint(db, target),
+        None => client_hint(&e, target),
+    };
+    match hint {
+        Some(hint) => Error::new(message(&e)).with_hint(hint),
+        None => error(e),
+    }
+}
+
+/// Hints go by SQLSTATE; texts are looked at only where one state means several things, and only for
+/// words that no translation changes.
+fn server_hint(db: &DbError, target: &Target<'_>) -> Option<String> {
+    let code = db.code();
+    let message = db.message();
+    let user = &target.connection.user;
+    let hint = if *code == SqlState::INVALID_PASSWORD {
+        match target.connection.password {
+            Some(_) => "check the password in the URL, PGPASSWORD or the password file".to_owned(),
+            None => "give a password in the URL (${VAR} expands), PGPASSWORD or the password file".to_owned(),
+        }
+    } else if *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION {
+        if message.contains("pg_hba.conf") {
+            format!(
+                "allow role {user:?} from this host in the server's pg_hba.conf and reload it; \
+                 a line for `hostssl` needs sslmode=require, one for `hostnossl` sslmode=disable"
+            )
+        } else {
+            format!(
+                "create role {user:?} on the server, or name another one; with peer authentication \
+                 the operating system's user must match"
+            )
+        }
+    } else if *code == SqlState::INVALID_CATALOG_NAME {
+        format!("create database {:?}, or correct its name", target.dbname)
+    } else if *code == SqlState::TOO_MANY_CONNECTIONS {
+        "raise max_connections or the role's connection limit, or end idle sessions".to_owned()
+    } else if *code == SqlState::CANNOT_CONNECT_NOW {
+        "the server is starting, stopping or recovering; try again when it is ready".to_owned()
+    } else if *code == SqlState::INSUFFICIENT_PRIVILEGE {
+        format!("GRANT CONNECT ON DATABASE to role {user:?}")
+    } else if message.contains("unsupported startup parameter") {
+        "this is PgBouncer; connect to the server itself, because pg_dump needs its own session and \
+         session settings"
+            .to_owned()
+    } else {
+        return None;
+    };
+    Some(hint)
+}
+
+fn client_hint(e: &tokio_postgres::Error, target: &Target<'_>) -> Option<String> {
+    use std::io::ErrorKind as Io;
+    if let Some(tls) = rustls_cause(e) {
+        return tls::hint(tls).map(str::to_owned);
+    }
+    let cause = e.source()?;
+    let text = cause.to_string();
+    if text == "password missing" {
+        return Some(
+            "the server asks for a password: give one in the URL (${VAR} expands), PGPASSWORD or the \
+             password file"
+                .to_owned(),
+        );
+    }
+    if text == "server does not support TLS" {
+        return Some(
+            "turn on ssl on the server, or connect over a private path with sslmode=prefer".to_owned(),
+        );
+    }
+    let hint = match cause.downcast_ref::<std::io::Error>()?.kind() {
+        Io::ConnectionRefused if target.is_socket() => {
+            "a socket is left over, but no server listens on it; start the server"
+        }
+        Io::ConnectionRefused => "start the server, or check host, port and listen_addresses",
+        Io::NotFound if target.is_socket() => {
+            "no server has its socket there; start it, or check unix_socket_directories and the port"
+        }
+        Io::PermissionDenied => "let the user that opsd runs as reach the socket's directory",
+        Io::TimedOut | Io::HostUnreachable | Io::NetworkUnreachable => {
+            "check the host, the port and the firewall between"
+        }
+        Io::UnexpectedEof | Io::ConnectionReset => {
+            "the other end hung up: check that it is PostgreSQL, and its log"
+        }
+        _ if target.host.parse::<std::net::IpAddr>().is_err() && !target.is_socket() => {
+            "check that the host's name resolves here"
+        }
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+/// A client's or server's error in this crate's form: message, SQLSTATE, the server's hint, and the
+/// detail where it cannot hold a row. Statements and their parameters are never part of it.
+pub fn error(e: tokio_postgres::Error) -> Error {
+    let error = Error::new(message(&e));
+    match e.as_db_error().and_then(DbError::hint) {
+        Some(hint) => error.with_hint(hint),
+        None => error,
+    }
+}
+
+fn message(e: &tokio_postgres::Error) -> String {
+    if let Some(db) = e.as_db_error() {
+        let mut message = format!("{} (SQLSTATE {})", db.message(), db.code().code());
+        if let Some(detail) = db.detail().filter(|_| !detail_quotes_rows(db.code())) {
+            message.push_str("; detail: ");
+            message.push_str(detail);
+        }
+        return message;
+    }
+    let mut message = e.to_string();
+    let mut cause = e.source();
+    while let Some(inner) = cause {
+        let text = inner.to_string();
+        // io::Error repeats what it wraps.
+        if !message.ends_with(&text) {
+            message.push_str(": ");
+            message.push_str(&text);
+        }
+        cause = inner.source();
+    }
+    message
+}
+
+/// Data exceptions and violated constraints quote the row in their detail.
+fn detail_quotes_rows(code: &SqlState) -> bool {
+    code.code().starts_with("22") || code.code().starts_with("23")
+}
+
+impl From<tokio_postgres::Error> for Error {
+    fn from(e: tokio_postgres::Error) -> Self {
+        error(e)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_pin_after_the_users_own_and_escape() {
+        let options = startup_options(Some("-c search_path=evil"), &[("a", "b c\\d")]);
+        assert!(options.starts_with("-c search_path=evil -c search_path= -c timezone=UTC"));
+        assert!(options.ends_with(r"-c a=b\ c\\d"));
+    }
+
+    #[test]
+    fn rows_in_details_are_left_out() {
+        assert!(detail_quotes_rows(&SqlState::UNIQUE_VIOLATION));
+        assert!(detail_quotes_rows(&SqlState::INVALID_TEXT_REPRESENTATION));
+        assert!(!detail_quotes_rows(&SqlState::UNDEFINED_TABLE));
+    }
+}

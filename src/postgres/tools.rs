@@ -1,1 +1,523 @@
 //! Which client tools to use, and how they are started.
+//!
+//! pg_dump refuses a server newer than itself, so of the tools at hand those of the server's major
+//! are chosen, else the next newer. They get their connection by environment, never by argv, and
+//! nothing else of opsd's environment. Deliberately absent: what the tools are asked to do.
+//!
+//! A `tool_prefix` puts words before every tool. `docker exec …` and `podman exec …` are given the
+//! variables by name (`-e PGPASSWORD`), so that no value shows in a process list; the client then
+//! passes them on. Other prefixes (`sudo -u postgres`, `kubectl exec …`) get them as words of `env`,
+//! which anybody on the host may read, and are therefore refused when there is a password.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::process::Command;
+
+use crate::config::{Connection, SslMode, path};
+use crate::error::{Context, Error, Result};
+use crate::process;
+
+/// A tool says its version at once, unless it is behind a container client that hangs.
+const VERSION_BOUND: Duration = Duration::from_secs(30);
+
+/// Where packages put the tools besides PATH; `*` stands for one directory.
+const USUAL_PLACES: &[&str] = &["/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/usr/local/pgsql*/bin"];
+
+/// Directories that tools themselves may need.
+const SYSTEM_PATH: &str = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin";
+
+/// Bundles of the system's root certificates, for tools that know no `sslrootcert=system`.
+const SYSTEM_BUNDLES: &[&str] = &[
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// What decides a dump's bytes and is not pinned by pg_dump itself.
+const PINNED_OPTIONS: &str = "-c timezone=UTC -c bytea_output=hex -c quote_all_identifiers=off";
+
+/// pg_dump and its siblings of one version.
+#[derive(Debug, Clone)]
+pub struct Tools {
+    /// Major version.
+    pub major: u32,
+    /// Version as the manifest states it, `17.11`.
+    pub version: String,
+    /// Where they are; absent means that the prefix's PATH decides.
+    pub bin_dir: Option<PathBuf>,
+    prefix: Vec<String>,
+}
+
+/// Server programs for a scratch server, with client tools beside them.
+#[derive(Debug, Clone)]
+pub struct ServerBinaries {
+    /// Where `initdb`, `postgres`, `pg_restore` and `pg_dump` are.
+    pub bin_dir: PathBuf,
+    /// Major version.
+    pub major: u32,
+    /// `17.11`.
+    pub version: String,
+}
+
+/// Finds client tools for a server: in `bin_dir` alone where it is given, else on PATH and in the
+/// usual places, or whatever `tool_prefix` reaches.
+pub async fn find(server_major: u32, bin_dir: Option<&Path>, tool_prefix: &[String]) -> Result<Tools> {
+    let mut broken = Vec::new();
+    let found = if tool_prefix.is_empty() {
+        let mut found = Vec::new();
+        for dir in directories(bin_dir, &["pg_dump"])? {
+            match version_of(&dir, "pg_dump").await {
+                Ok((major, version)) => {
+                    found.push(Tools { major, version, bin_dir: Some(dir), prefix: Vec::new() });
+                }
+                Err(e) => broken.push(format!("{}: {e}", dir.display())),
+            }
+        }
+        found
+    } else {
+        let mut tools = Tools {
+            major: 0,
+            version: String::new(),
+            bin_dir: bin_dir.map(Path::to_owned),
+            prefix: tool_prefix.to_owned(),
+        };
+        let command = tools.bare("pg_dump", &[])?;
+        (tools.major, tools.version) =
+            ask_version("pg_dump", command).await.context("tool_prefix does not lead to pg_dump")?;
+        vec![tools]
+    };
+    let described: Vec<String> = found
+        .iter()
+        .map(|t| match &t.bin_dir {
+            Some(dir) => format!("{} in {}", t.version, dir.display()),
+            None => format!("{} behind {}", t.version, t.prefix.join(" ")),
+        })
+        .collect();
+    best(found, server_major, |t| (t.major, &t.version)).ok_or_else(|| {
+        let error = if described.is_empty() && !broken.is_empty() {
+            Error::new(broken.join("; ")).context("no pg_dump works")
+        } else if described.is_empty() {
+            Error::new(format!("no pg_dump found for a PostgreSQL {server_major} server"))
+        } else {
+            Error::new(format!(
+                "every pg_dump found is older than the server, which is PostgreSQL {server_major}: {}",
+                described.join(", ")
+            ))
+        };
+        error.with_hint(format!(
+            "apt-get install postgresql-client-{server_major} (from apt.postgresql.org where the \
+             distribution has none), or set bin_dir"
+        ))
+    })
+}
+
+/// Finds server programs of at least `min_major`, the lowest major that will do.
+pub async fn find_server(min_major: u32, bin_dir: Option<&Path>) -> Result<ServerBinaries> {
+    let (mut found, mut broken) = (Vec::new(), Vec::new());
+    for dir in directories(bin_dir, &["postgres", "initdb", "pg_restore", "pg_dump"])? {
+        match version_of(&dir, "postgres").await {
+            Ok((major, version)) => found.push(ServerBinaries { bin_dir: dir, major, version }),
+            Err(e) => broken.push(format!("{}: {e}", dir.display())),
+        }
+    }
+    let described: Vec<String> =
+        found.iter().map(|b| format!("{} in {}", b.version, b.bin_dir.display())).collect();
+    best(found, min_major, |b| (b.major, &b.version)).ok_or_else(|| {
+        let error = if described.is_empty() && !broken.is_empty() {
+            Error::new(broken.join("; ")).context("no PostgreSQL server works")
+        } else if described.is_empty() {
+            Error::new("no PostgreSQL server programs found for a scratch server")
+        } else {
+            Error::new(format!(
+                "a scratch server needs PostgreSQL {min_major} or newer, found only {}",
+                described.join(", ")
+            ))
+        };
+        error.with_hint(format!(
+            "apt-get install postgresql-{min_major} (its own cluster may stay stopped), or set bin_dir"
+        ))
+    })
+}
+
+impl ServerBinaries {
+    /// The client tools beside the server.
+    pub fn tools(&self) -> Tools {
+        Tools {
+            major: self.major,
+            version: self.version.clone(),
+            bin_dir: Some(self.bin_dir.clone()),
+            prefix: Vec::new(),
+        }
+    }
+
+    /// One of the programs, with an environment that holds what it needs to run and nothing else.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(self.bin_dir.join(program));
+        command.env_clear().envs(base_env(Some(&self.bin_dir)));
+        command
+    }
+}
+
+impl Tools {
+    /// `tool` with the connection in its environment, ready for arguments.
+    pub fn command(
+        &self,
+        tool: &str,
+        connection: &Connection,
+        dbname: &str,
+        application_name: &str,
+    ) -> Result<Command> {
+        self.bare(tool, &child_env(connection, dbname, application_name))
+    }
+
+    fn bare(&self, tool: &str, env: &[(String, String)]) -> Result<Command> {
+        let program = match &self.bin_dir {
+            Some(dir) => dir.join(tool),
+            None => PathBuf::from(tool),
+        };
+        let Some((first, rest)) = self.prefix.split_first() else {
+            let mut command = Command::new(program);
+            command.env_clear().envs(base_env(self.bin_dir.as_deref())).envs(env.iter().cloned());
+            return Ok(command);
+        };
+        let mut command = Command::new(first);
+        command.env_clear().env("PATH", joined_search_path()).envs(path::container_client());
+        let locale = [("LC_ALL".to_owned(), "C".to_owned())];
+        let env = || locale.iter().chain(env);
+        match container_exec(first, rest) {
+            Some(exec) => {
+                command.args(rest.iter().take(exec + 1));
+                for (name, value) in env() {
+                    command.env(name, value).arg("-e").arg(name);
+                }
+                command.args(rest.iter().skip(exec + 1)).arg(program);
+            }
+            None if first.rsplit('/').next() == Some("ssh") => {
+                return Err(Error::usage(
+                    "tool_prefix cannot be ssh: a remote shell would take the words apart",
+                )
+                .with_hint("run opsd on that host, or connect to the server over the network"));
+            }
+            None if env().any(|(name, _)| name == "PGPASSWORD") => {
+                return Err(Error::usage(format!(
+                    "tool_prefix {first:?} cannot be given a password without showing it in the process list"
+                ))
+                .with_hint("use `docker exec` or `podman exec`, or authentication without a password"));
+            }
+            None => {
+                command.args(rest).arg("env").args(env().map(|(n, v)| format!("{n}={v}"))).arg(program);
+            }
+        }
+        Ok(command)
+    }
+}
+
+/// Where `exec` stands among the words after `docker` or `podman`.
+fn container_exec(first: &str, rest: &[String]) -> Option<usize> {
+    let client = first.rsplit('/').next().unwrap_or(first);
+    if !matches!(client, "docker" | "podman") || rest.iter().any(|word| word == "compose") {
+        return None;
+    }
+    rest.iter().position(|word| word == "exec")
+}
+
+/// The connection as libpq's environment variables. An odd database name is safe here: PGDATABASE
+/// is never read as a connection string, unlike an argument.
+pub fn child_env(connection: &Connection, dbname: &str, application_name: &str) -> Vec<(String, String)> {
+    let join = |words: Vec<String>| words.join(",");
+    let mut env = vec![
+        ("PGHOST", join(connection.hosts.iter().map(|(host, _)| host.clone()).collect())),
+        ("PGPORT", join(connection.hosts.iter().map(|(_, port)| port.to_string()).collect())),
+        ("PGUSER", connection.user.clone()),
+        ("PGDATABASE", dbname.to_owned()),
+        ("PGSSLMODE", connection.sslmode.as_str().to_owned()),
+        ("PGAPPNAME", application_name.to_owned()),
+        ("PGCONNECT_TIMEOUT", connect_timeout(connection.connect_timeout).to_string()),
+        ("PGCLIENTENCODING", "UTF8".to_owned()),
+        ("PGOPTIONS", options(connection.options.as_deref())),
+        // Connection settings are resolved once, and so is the password; a path below a file never
+        // exists, and libpq is silent about that.
+        ("PGPASSFILE", "/dev/null/none".to_owned()),
+    ];
+    if let Some(password) = &connection.password {
+        env.push(("PGPASSWORD", password.expose().to_owned()));
+    }
+    let verifies = matches!(connection.sslmode, SslMode::VerifyCa | SslMode::VerifyFull);
+    match &connection.sslrootcert {
+        Some(file) if file != Path::new("system") => env.push(("PGSSLROOTCERT", file.display().to_string())),
+        None if !verifies => {}
+        _ => env.push(("PGSSLROOTCERT", system_bundle())),
+    }
+    let files = [("PGSSLCERT", &connection.sslcert), ("PGSSLKEY", &connection.sslkey)];
+    for (name, file) in files {
+        if let Some(file) = file {
+            env.push((name, file.display().to_string()));
+        }
+    }
+    env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// libpq counts whole seconds, takes 1 as 2, and 0 as for ever.
+fn connect_timeout(bound: Duration) -> u64 {
+    if bound.is_zero() { 0 } else { bound.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX).max(1) }
+}
+
+fn options(own: Option<&str>) -> String {
+    match own {
+        Some(own) => format!("{own} {PINNED_OPTIONS}"),
+        None => PINNED_OPTIONS.to_owned(),
+    }
+}
+
+/// libpq knows `system` from 16 on and with verify-full alone; a file works everywhere.
+fn system_bundle() -> String {
+    SYSTEM_BUNDLES.iter().find(|path| Path::new(path).is_file()).copied().unwrap_or("system").to_owned()
+}
+
+/// PATH, an untranslated stderr that can be classified, and a private build's own libpq.
+fn base_env(bin_dir: Option<&Path>) -> Vec<(String, String)> {
+    let mut env = vec![("LC_ALL".to_owned(), "C".to_owned())];
+    let own = bin_dir.map(|dir| format!("{}:", dir.display())).unwrap_or_default();
+    env.push(("PATH".to_owned(), format!("{own}{SYSTEM_PATH}")));
+    let lib = bin_dir.and_then(Path::parent).map(|root| root.join("lib"));
+    if let Some(lib) = lib
+        && lib != Path::new("/usr/lib")
+        && lib.join("libpq.so.5").exists()
+    {
+        env.push(("LD_LIBRARY_PATH".to_owned(), lib.display().to_string()));
+    }
+    env
+}
+
+fn joined_search_path() -> String {
+    let own: Vec<String> = path::search_path().iter().map(|dir| dir.display().to_string()).collect();
+    if own.is_empty() { SYSTEM_PATH.to_owned() } else { own.join(":") }
+}
+
+/// Directories that hold all of `programs`, each real directory once.
+fn directories(bin_dir: Option<&Path>, programs: &[&str]) -> Result<Vec<PathBuf>> {
+    let lacks = |dir: &Path| programs.iter().find(|program| !is_program(&dir.join(program))).copied();
+    if let Some(dir) = bin_dir {
+        return match lacks(dir) {
+            None => Ok(vec![dir.to_owned()]),
+            Some(program) => Err(Error::usage(format!("bin_dir {} has no {program}", dir.display()))
+                .with_hint("bin_dir is the directory that holds PostgreSQL's programs")),
+        };
+    }
+    let mut found: Vec<PathBuf> = Vec::new();
+    let candidates = path::search_path().into_iter().chain(USUAL_PLACES.iter().flat_map(|p| expand(p)));
+    for dir in candidates.filter(|dir| lacks(dir).is_none()) {
+        // PATH may name one directory in several ways, or hold links into another.
+        let real = dir.join(programs.first().unwrap_or(&"pg_dump")).canonicalize().ok();
+        let real = real.as_deref().and_then(Path::parent).map_or(dir.clone(), Path::to_owned);
+        if !found.contains(&real) && lacks(&real).is_none() {
+            found.push(real);
+        }
+    }
+    Ok(found)
+}
+
+/// Executable, and not Debian's wrapper, which picks a version by itself on every call.
+fn is_program(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    let Ok(real) = path.canonicalize() else { return false };
+    let executable = real.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+    executable && real.file_name().is_some_and(|name| name != "pg_wrapper")
+}
+
+/// A pattern with one `*` in one component, newest name first.
+fn expand(pattern: &str) -> Vec<PathBuf> {
+    let Some((before, after)) = pattern.split_once('*') else { return vec![PathBuf::from(pattern)] };
+    let (parent, start) = before.rsplit_once('/').unwrap_or(("", before));
+    let Ok(entries) = std::fs::read_dir(parent) else { return Vec::new() };
+    let mut found: Vec<PathBuf> = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| name.starts_with(start))
+        .map(|name| PathBuf::from(format!("{parent}/{name}{after}")))
+        .collect();
+    found.sort();
+    found.reverse();
+    found
+}
+
+/// The lowest major that is enough, its newest minor, the first found of equals.
+fn best<T>(found: Vec<T>, at_least: u32, version: impl Fn(&T) -> (u32, &str)) -> Option<T> {
+    let rank = |t: &T| {
+        let (major, text) = version(t);
+        let minor: u32 = text.rsplit('.').next().and_then(|m| m.parse().ok()).unwrap_or(0);
+        (major, std::cmp::Reverse(minor))
+    };
+    found.into_iter().filter(|t| version(t).0 >= at_least).min_by_key(rank)
+}
+
+async fn version_of(dir: &Path, program: &str) -> Result<(u32, String)> {
+    let mut command = Command::new(dir.join(program));
+    command.env_clear().envs(base_env(Some(dir)));
+    ask_version(program, command).await
+}
+
+async fn ask_version(program: &str, mut command: Command) -> Result<(u32, String)> {
+    command.arg("--version");
+    let (exit, text) = process::run(program, command, VERSION_BOUND).await?;
+    exit.check()?;
+    parse_version(&text).ok_or_else(|| Error::new(format!("{program} --version says {:?}", text.trim())))
+}
+
+/// `pg_dump (PostgreSQL) 17.11 (Debian 17.11-1)`, `postgres (PostgreSQL) 19beta1`.
+fn parse_version(text: &str) -> Option<(u32, String)> {
+    let version = text.split_once("(PostgreSQL) ")?.1.split_whitespace().next()?;
+    let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
+    Some((digits.parse().ok()?, version.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::config::secret::Secret;
+
+    fn connection() -> Connection {
+        Connection {
+            hosts: vec![("a".into(), 5432), ("/run/pg".into(), 5433)],
+            user: "u".into(),
+            password: Some(Secret::new("s3cret")),
+            dbname: "db".into(),
+            sslmode: SslMode::Prefer,
+            sslrootcert: None,
+            sslcert: None,
+            sslkey: None,
+            connect_timeout: Duration::from_millis(1500),
+            options: Some("-c work_mem=8MB".into()),
+        }
+    }
+
+    fn fake(dir: &Path, version: &str, programs: &[&str]) {
+        std::fs::create_dir_all(dir).unwrap();
+        for program in programs {
+            let file = dir.join(program);
+            std::fs::write(&file, format!("#!/bin/sh\necho '{program} (PostgreSQL) {version}'\n")).unwrap();
+            std::fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).unwrap();
+        }
+    }
+
+    fn words(command: &Command) -> Vec<String> {
+        let command = command.as_std();
+        std::iter::once(command.get_program())
+            .chain(command.get_args())
+            .map(|w| w.to_string_lossy().into_owned())
+            .collect()
+    }
+
+    #[test]
+    fn versions_of_all_sorts() {
+        assert_eq!(parse_version("pg_dump (PostgreSQL) 17.11\n"), Some((17, "17.11".into())));
+        assert_eq!(
+            parse_version("postgres (PostgreSQL) 15.19 (Debian 15.19-0+deb12u1)"),
+            Some((15, "15.19".into()))
+        );
+        assert_eq!(parse_version("pg_dump (PostgreSQL) 19beta1"), Some((19, "19beta1".into())));
+        assert_eq!(parse_version("perl: warning"), None);
+    }
+
+    #[test]
+    fn the_servers_major_wins_then_the_next_newer_then_nothing() {
+        let found = || vec![(18, "18.6"), (15, "15.1"), (15, "15.19"), (17, "17.2")];
+        let pick = |major| best(found(), major, |t| (t.0, t.1)).map(|t| t.1);
+        assert_eq!(pick(15), Some("15.19"));
+        assert_eq!(pick(16), Some("17.2"));
+        assert_eq!(pick(13), Some("15.19"));
+        assert_eq!(pick(19), None);
+    }
+
+    #[tokio::test]
+    async fn bin_dir_alone_counts_and_errors_say_what_to_install() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = tmp.path().join("bin");
+        fake(&dir, "14.2", &["pg_dump"]);
+        let tools = find(13, Some(&dir), &[]).await.unwrap();
+        assert_eq!((tools.major, tools.version.as_str()), (14, "14.2"));
+        let old = find(17, Some(&dir), &[]).await.unwrap_err();
+        assert!(old.to_string().contains("which is PostgreSQL 17: 14.2 in"), "{old}");
+        assert!(old.hint().unwrap().contains("postgresql-client-17"));
+        let none = find(17, Some(tmp.path()), &[]).await.unwrap_err();
+        assert!(none.to_string().ends_with("has no pg_dump"), "{none}");
+        let server = find_server(14, Some(&dir)).await.unwrap_err();
+        assert!(server.to_string().ends_with("has no postgres"), "{server}");
+        fake(&dir, "14.2", &["postgres", "initdb", "pg_restore"]);
+        assert_eq!(find_server(14, Some(&dir)).await.unwrap().major, 14);
+        let newer = find_server(15, Some(&dir)).await.unwrap_err();
+        assert!(newer.to_string().contains("needs PostgreSQL 15 or newer, found only 14.2"), "{newer}");
+        assert!(newer.hint().unwrap().contains("postgresql-15"));
+    }
+
+    #[test]
+    fn the_wrapper_that_picks_versions_is_not_a_program() {
+        let tmp = tempfile::tempdir().unwrap();
+        fake(tmp.path(), "15.1", &["pg_wrapper"]);
+        std::os::unix::fs::symlink(tmp.path().join("pg_wrapper"), tmp.path().join("pg_dump")).unwrap();
+        assert!(!is_program(&tmp.path().join("pg_dump")));
+    }
+
+    #[test]
+    fn the_environment_is_the_connection_and_nothing_else() {
+        let tools = Tools { major: 17, version: "17.1".into(), bin_dir: Some("/b".into()), prefix: vec![] };
+        let command = tools.command("pg_dump", &connection(), "host=evil", "opsd").unwrap();
+        assert_eq!(words(&command), ["/b/pg_dump"]);
+        let env: std::collections::BTreeMap<_, _> = command
+            .as_std()
+            .get_envs()
+            .map(|(k, v)| (k.to_string_lossy().into_owned(), v.unwrap().to_string_lossy().into_owned()))
+            .collect();
+        assert_eq!(env["PGHOST"], "a,/run/pg");
+        assert_eq!(env["PGPORT"], "5432,5433");
+        assert_eq!(env["PGDATABASE"], "host=evil");
+        assert_eq!(env["PGPASSWORD"], "s3cret");
+        assert_eq!(env["PGCONNECT_TIMEOUT"], "2");
+        assert_eq!(env["LC_ALL"], "C");
+        assert!(env["PGOPTIONS"].starts_with("-c work_mem=8MB -c timezone=UTC"));
+        assert!(!env.contains_key("LD_LIBRARY_PATH"));
+    }
+
+    #[test]
+    fn a_container_client_gets_names_and_no_values() {
+        let prefix = ["docker", "--host", "h", "exec", "-i", "db"].map(str::to_owned).to_vec();
+        let tools = Tools { major: 17, version: "17.1".into(), bin_dir: None, prefix };
+        let command = tools.command("pg_dump", &connection(), "db", "opsd").unwrap();
+        let words = words(&command);
+        assert_eq!(words[..4], ["docker", "--host", "h", "exec"]);
+        assert_eq!(words[words.len() - 3..], ["-i", "db", "pg_dump"]);
+        assert!(words.windows(2).any(|w| w == ["-e", "PGPASSWORD"]));
+        assert!(!words.iter().any(|w| w.contains("s3cret")));
+        let passed = command.as_std().get_envs().any(|(k, v)| k == "PGPASSWORD" && v.is_some());
+        assert!(passed);
+    }
+
+    #[test]
+    fn other_prefixes_are_refused_a_password() {
+        let tools = |prefix: &[&str]| Tools {
+            major: 17,
+            version: "17.1".into(),
+            bin_dir: None,
+            prefix: prefix.iter().map(|w| (*w).to_owned()).collect(),
+        };
+        let sudo = tools(&["sudo", "-u", "postgres"]);
+        let refused = sudo.command("pg_dump", &connection(), "db", "opsd").unwrap_err();
+        assert!(!refused.to_string().contains("s3cret"));
+        let open = Connection { password: None, ..connection() };
+        let words = words(&sudo.command("pg_dump", &open, "db", "opsd").unwrap());
+        assert_eq!(words[..4], ["sudo", "-u", "postgres", "env"]);
+        assert!(tools(&["ssh", "h"]).command("pg_dump", &open, "db", "opsd").is_err());
+        assert!(tools(&["docker", "compose", "exec", "db"]).command("x", &connection(), "", "").is_err());
+    }
+
+    #[tokio::test]
+    async fn a_prefix_leads_to_its_own_pg_dump() {
+        let tmp = tempfile::tempdir().unwrap();
+        fake(tmp.path(), "16.4", &["pg_dump"]);
+        let tools = find(16, Some(tmp.path()), &["/usr/bin/nice".to_owned()]).await.unwrap();
+        assert_eq!(tools.version, "16.4");
+    }
+}

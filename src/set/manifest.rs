@@ -75,7 +75,7 @@ pub struct Database {
     pub snapshot_time: DateTime<Utc>,
     /// Extensions and their versions, for preflights.
     pub extensions: Vec<Extension>,
-    /// The archives: `schema`, `data-rest`, `data-1`, ….
+    /// The archives: `schema`, `data-rest`, `data-1`, …; or one that is called `full`.
     pub streams: Vec<Stream>,
     /// The sealed proof; absent where `proof` is `none`.
     pub proof_object: Option<Stream>,
@@ -105,6 +105,8 @@ pub struct Locale {
     pub locale: Option<String>,
     /// ICU rules.
     pub icu_rules: Option<String>,
+    /// `lc_monetary` of the dumping session: money is written in it.
+    pub monetary: String,
 }
 
 /// An installed extension.
@@ -133,7 +135,7 @@ pub enum ProofState {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Stream {
-    /// What it is called on the command line: `globals`, `schema`, `data-rest`, `data-1`, `proof`.
+    /// What it is called on the command line: `globals`, `schema`, `data-rest`, `data-1`, `full`, `proof`.
     pub name: String,
     /// Bytes before compression.
     pub plain_size: u64,

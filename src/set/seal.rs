@@ -1,1 +1,533 @@
 //! zstd and age around a stream, and back.
+//!
+//! Writing: plaintext → zstd → age → parts of equal size → a bounded channel of [`Piece`]s that an
+//! upload task drains ([`upload`]). Reading is the mirror image ([`read_stream`]): ranges are fetched
+//! ahead, every object's SHA-256 is checked against the manifest, and no more plaintext comes out
+//! than the manifest states.
+//!
+//! Past `segment_limit` a stream goes on in another object. Each object is a complete age file, and
+//! what they decrypt to, put together, is one zstd frame. Dropping a [`SealWriter`] means abort: the
+//! end of the stream is only ever sent by [`SealWriter::finish`].
+
+use std::io::{self, Read, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::{StreamExt, stream};
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+
+use super::manifest::{Object, Stream};
+use crate::error::{Context, Error, Result};
+use crate::store::{Store, Upload};
+
+/// Public keys a stream is encrypted to.
+pub type Recipients = Arc<Vec<Box<dyn age::Recipient + Send + Sync>>>;
+/// Secret keys a stream is decrypted with.
+pub type Identities = Arc<Vec<Box<dyn age::Identity + Send + Sync>>>;
+
+/// Parts that wait between the thread that compresses and the task that uploads: one, so that both
+/// are busy; every further one costs a part's memory and hides nothing.
+const QUEUED_PARTS: usize = 1;
+/// Bytes asked for at once when reading. Large enough that a round trip is amortised, small enough
+/// that two in flight and one in use stay well within the memory budget.
+const READ_RANGE: u64 = 4 << 20;
+/// Ranges being fetched while one is consumed.
+const READ_AHEAD: usize = 2;
+
+/// What the writing thread hands to the uploading task.
+pub enum Piece {
+    /// The next part of the current object.
+    Part(Bytes),
+    /// The current object is whole.
+    End {
+        /// Its size in bytes.
+        size: u64,
+        /// SHA-256 in hexadecimal.
+        sha256: String,
+    },
+    /// The stream is whole; a channel that closes without this was aborted.
+    Finished,
+}
+
+/// How a stream is sealed.
+#[derive(Clone)]
+pub struct SealOptions {
+    /// Who can read it.
+    pub recipients: Recipients,
+    /// zstd level.
+    pub level: i32,
+    /// Bytes in a part.
+    pub part_size: usize,
+    /// Most bytes in an object.
+    pub segment_limit: u64,
+}
+
+/// The writing end: plaintext in, [`Piece`]s out. Runs on a blocking thread.
+pub struct SealWriter {
+    zstd: zstd::stream::write::Encoder<'static, Segments>,
+    plain_size: u64,
+}
+
+/// A writer and the channel its pieces come out of.
+pub fn seal(options: &SealOptions) -> Result<(SealWriter, mpsc::Receiver<Piece>)> {
+    let (sender, receiver) = mpsc::channel(QUEUED_PARTS);
+    let parts = PartWriter {
+        sender,
+        part_size: options.part_size,
+        part: BytesMut::new(),
+        sha256: Sha256::new(),
+        size: 0,
+    };
+    let segments = Segments {
+        recipients: options.recipients.clone(),
+        // age adds 16 bytes to each 64 KiB, and a header of some hundred bytes a recipient.
+        plain_limit: (options.segment_limit - options.segment_limit / 1024).saturating_sub(1 << 20).max(1),
+        written: 0,
+        age: None,
+        parts: Some(parts),
+    };
+    let mut zstd = zstd::stream::write::Encoder::new(segments, options.level).context("cannot start zstd")?;
+    zstd.include_checksum(true).context("cannot start zstd")?;
+    Ok((SealWriter { zstd, plain_size: 0 }, receiver))
+}
+
+impl SealWriter {
+    /// Ends the stream: zstd, then age, then the last part, then the word that it is whole. Returns
+    /// the bytes before compression. Call it only once the source is known to be complete.
+    pub fn finish(self) -> Result<u64> {
+        let segments = self.zstd.finish().context("cannot finish compression")?;
+        segments.finish()?;
+        Ok(self.plain_size)
+    }
+}
+
+impl Write for SealWriter {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let n = self.zstd.write(buf)?;
+        self.plain_size += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.zstd.flush()
+    }
+}
+
+/// age files one after another.
+struct Segments {
+    recipients: Recipients,
+    plain_limit: u64,
+    written: u64,
+    age: Option<age::stream::StreamWriter<PartWriter>>,
+    /// Between two age files.
+    parts: Option<PartWriter>,
+}
+
+impl Segments {
+    fn begin(&mut self) -> io::Result<()> {
+        let parts = self.parts.take().ok_or_else(|| io::Error::other("stream was aborted"))?;
+        let recipients = self.recipients.iter().map(|r| &**r as &dyn age::Recipient);
+        let encryptor = age::Encryptor::with_recipients(recipients).map_err(io::Error::other)?;
+        self.age = Some(encryptor.wrap_output(parts)?);
+        self.written = 0;
+        Ok(())
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        if let Some(age) = self.age.take() {
+            let mut parts = age.finish()?;
+            parts.end_object()?;
+            self.parts = Some(parts);
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<()> {
+        if self.age.is_none() {
+            self.begin()?; // an empty stream is still one object
+        }
+        self.end()?;
+        if let Some(parts) = self.parts.take() {
+            parts.send(Piece::Finished)?;
+        }
+        Ok(())
+    }
+}
+
+impl Write for Segments {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        if self.written >= self.plain_limit {
+            self.end()?;
+        }
+        if self.age.is_none() {
+            self.begin()?;
+        }
+        let room = usize::try_from(self.plain_limit - self.written).unwrap_or(usize::MAX);
+        let Some(age) = &mut self.age else { return Err(io::Error::other("stream was aborted")) };
+        let n = age.write(&buf[..buf.len().min(room)])?;
+        self.written += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Cuts ciphertext into parts and hashes it.
+struct PartWriter {
+    sender: mpsc::Sender<Piece>,
+    part_size: usize,
+    part: BytesMut,
+    sha256: Sha256,
+    size: u64,
+}
+
+impl PartWriter {
+    fn send(&self, piece: Piece) -> io::Result<()> {
+        // The receiver is gone only when the upload failed; its error is the one that is reported.
+        self.sender
+            .blocking_send(piece)
+            .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "upload stopped"))
+    }
+
+    fn send_part(&mut self) -> io::Result<()> {
+        let part = std::mem::take(&mut self.part).freeze();
+        self.sha256.update(&part);
+        self.send(Piece::Part(part))
+    }
+
+    fn end_object(&mut self) -> io::Result<()> {
+        if !self.part.is_empty() {
+            self.send_part()?;
+        }
+        let sha256 = hex(&std::mem::take(&mut self.sha256).finalize());
+        let size = std::mem::take(&mut self.size);
+        self.send(Piece::End { size, sha256 })
+    }
+}
+
+impl Write for PartWriter {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        if self.part.capacity() == 0 {
+            self.part.reserve(self.part_size);
+        }
+        let n = buf.len().min(self.part_size - self.part.len());
+        self.part.extend_from_slice(&buf[..n]);
+        self.size += n as u64;
+        if self.part.len() == self.part_size {
+            self.send_part()?;
+        }
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Drains pieces into objects `<prefix><key>`, `<prefix><key>.001`, …; returns them once the stream
+/// said that it is whole. `None` means that the writer gave up, and the object that was being written
+/// was aborted; the writer knows why.
+pub async fn upload(
+    store: &dyn Store,
+    prefix: &str,
+    key: &str,
+    mut pieces: mpsc::Receiver<Piece>,
+    progress: impl Fn(u64),
+) -> Result<Option<Vec<Object>>> {
+    let mut objects: Vec<Object> = Vec::new();
+    let mut current: Option<Box<dyn Upload>> = None;
+    while let Some(piece) = pieces.recv().await {
+        let key = if objects.is_empty() { key.to_owned() } else { format!("{key}.{:03}", objects.len()) };
+        let full = format!("{prefix}{key}");
+        match piece {
+            Piece::Part(part) => {
+                let upload = match &mut current {
+                    Some(upload) => upload,
+                    None => current
+                        .insert(store.begin(&full, false).await.with_context(|| writing(store, &full))?),
+                };
+                let n = part.len() as u64;
+                upload.put_part(part).await.with_context(|| writing(store, &full))?;
+                progress(n);
+            }
+            Piece::End { size, sha256 } => {
+                let upload = current.take().ok_or_else(|| Error::new("empty object"))?;
+                upload.commit(size).await.with_context(|| writing(store, &full))?;
+                objects.push(Object { key, size, sha256 });
+            }
+            Piece::Finished => return Ok(Some(objects)),
+        }
+    }
+    if let Some(upload) = current {
+        upload.abort().await;
+    }
+    Ok(None)
+}
+
+fn writing(store: &dyn Store, key: &str) -> String {
+    format!("cannot write {}/{key}", store.describe())
+}
+
+/// Bytes in hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// SHA-256 in hexadecimal.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// Seals a small document held in memory.
+pub async fn seal_bytes(
+    store: &dyn Store,
+    prefix: &str,
+    key: &str,
+    name: &str,
+    bytes: Vec<u8>,
+    options: &SealOptions,
+) -> Result<Stream> {
+    let started = std::time::Instant::now();
+    let (mut writer, pieces) = seal(options)?;
+    let thread = tokio::task::spawn_blocking(move || {
+        writer.write_all(&bytes).context("cannot compress")?;
+        writer.finish()
+    });
+    let uploaded = upload(store, prefix, key, pieces, |_| ()).await;
+    let sealed = thread.await.map_err(|e| Error::new(format!("sealing stopped: {e}")))?;
+    // When both fail, the writer only noticed that the store had.
+    let objects = uploaded?;
+    let plain_size = sealed?;
+    let objects = objects.ok_or_else(|| Error::new("sealing stopped"))?;
+    Ok(Stream { name: name.into(), plain_size, objects, seconds: started.elapsed().as_secs_f64() })
+}
+
+/// Ranges of a stream's objects, fetched ahead.
+struct Source {
+    chunks: mpsc::Receiver<Result<Bytes>>,
+    chunk: Bytes,
+    /// Bytes of the current object that are still to come.
+    left: u64,
+    sha256: Sha256,
+}
+
+/// One object's bytes; a handle because age keeps its input to itself.
+#[derive(Clone)]
+struct ObjectReader(Arc<Mutex<Source>>);
+
+impl ObjectReader {
+    fn lock(&self) -> MutexGuard<'_, Source> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads what is left of the object and compares its hash.
+    fn check(&mut self, object: &Object) -> Result<()> {
+        io::copy(self, &mut io::sink())?;
+        let found = hex(&std::mem::take(&mut self.lock().sha256).finalize());
+        if found == object.sha256 {
+            return Ok(());
+        }
+        Err(Error::differs(format!(
+            "object {} has SHA-256 {found}, the manifest says {}",
+            object.key, object.sha256
+        )))
+    }
+}
+
+impl Read for ObjectReader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let mut source = self.lock();
+        if source.left == 0 || buf.is_empty() {
+            return Ok(0);
+        }
+        if source.chunk.is_empty() {
+            source.chunk = match source.chunks.blocking_recv() {
+                Some(chunk) => chunk?,
+                None => return Err(Error::new("reading stopped").into()),
+            };
+        }
+        let n = buf.len().min(source.chunk.len()).min(usize::try_from(source.left).unwrap_or(usize::MAX));
+        buf[..n].copy_from_slice(&source.chunk[..n]);
+        source.chunk.advance(n);
+        source.left -= n as u64;
+        source.sha256.update(&buf[..n]);
+        Ok(n)
+    }
+}
+
+/// The objects of a stream, decrypted one after another.
+struct Decrypted {
+    objects: std::vec::IntoIter<Object>,
+    current: Option<(Object, age::stream::StreamReader<io::BufReader<ObjectReader>>)>,
+    reader: ObjectReader,
+    identities: Identities,
+}
+
+impl Decrypted {
+    fn next_object(&mut self) -> Result<bool> {
+        let Some(object) = self.objects.next() else { return Ok(false) };
+        self.reader.lock().left = object.size;
+        let input = io::BufReader::with_capacity(64 << 10, self.reader.clone());
+        let opened = age::Decryptor::new_buffered(input)
+            .and_then(|d| d.decrypt(self.identities.iter().map(|i| &**i as &dyn age::Identity)));
+        match opened {
+            Ok(stream) => {
+                self.current = Some((object, stream));
+                Ok(true)
+            }
+            Err(error) => {
+                // Damage is the manifest's word against the store's; a wrong key is neither.
+                self.reader.check(&object)?;
+                Err(match error {
+                    age::DecryptError::NoMatchingKeys => Error::new(format!(
+                        "no identity fits {}",
+                        object.key
+                    ))
+                    .with_hint(
+                        "encryption.identity_file must hold the secret key of one of the set's recipients",
+                    ),
+                    error => Error::differs(error).context(format!("cannot decrypt {}", object.key)),
+                })
+            }
+        }
+    }
+}
+
+impl Read for Decrypted {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let Some((object, stream)) = &mut self.current else {
+                if self.next_object()? {
+                    continue;
+                }
+                return Ok(0);
+            };
+            match stream.read(buf) {
+                Ok(0) if !buf.is_empty() => {
+                    self.reader.check(object)?;
+                    self.current = None;
+                }
+                Ok(n) => return Ok(n),
+                Err(error) => {
+                    let error = Error::from(error);
+                    self.reader.check(object)?;
+                    return Err(error.context(format!("cannot decrypt {}", object.key)).into());
+                }
+            }
+        }
+    }
+}
+
+/// Plaintext of a stream; blocking, for a thread of its own.
+pub struct Unsealed {
+    zstd: zstd::stream::read::Decoder<'static, io::BufReader<Decrypted>>,
+    name: String,
+    left: u64,
+    ended: bool,
+}
+
+/// Opens a stream of the set under `prefix`. Must be called within the runtime; the result is read
+/// outside it.
+pub fn read_stream(
+    store: Arc<dyn Store>,
+    prefix: &str,
+    stream: &Stream,
+    identities: Identities,
+    progress: impl Fn(u64) + Send + 'static,
+) -> Result<Unsealed> {
+    let (sender, chunks) = mpsc::channel(1);
+    let ranges: Vec<(String, std::ops::Range<u64>)> = stream
+        .objects
+        .iter()
+        .flat_map(|o| {
+            let key = format!("{prefix}{}", o.key);
+            let size = o.size;
+            (0..size.div_ceil(READ_RANGE))
+                .map(move |i| (key.clone(), i * READ_RANGE..size.min((i + 1) * READ_RANGE)))
+        })
+        .collect();
+    tokio::spawn(async move {
+        let mut fetched = stream::iter(ranges)
+            .map(|(key, range)| {
+                let store = store.clone();
+                async move { fetch(store.as_ref(), &key, range).await }
+            })
+            .buffered(READ_AHEAD);
+        // A reader that went away ends the task.
+        while let Some(chunk) = fetched.next().await {
+            if let Ok(bytes) = &chunk {
+                progress(bytes.len() as u64);
+            }
+            if sender.send(chunk).await.is_err() {
+                break;
+            }
+        }
+    });
+    let source = Source { chunks, chunk: Bytes::new(), left: 0, sha256: Sha256::new() };
+    let decrypted = Decrypted {
+        objects: stream.objects.clone().into_iter(),
+        current: None,
+        reader: ObjectReader(Arc::new(Mutex::new(source))),
+        identities,
+    };
+    let zstd = zstd::stream::read::Decoder::new(decrypted).context("cannot start zstd")?;
+    Ok(Unsealed { zstd, name: stream.name.clone(), left: stream.plain_size, ended: false })
+}
+
+async fn fetch(store: &dyn Store, key: &str, range: std::ops::Range<u64>) -> Result<Bytes> {
+    let wanted = range.end - range.start;
+    let bytes = store.read(key, range).await.map_err(|error| match error {
+        // The manifest promised it.
+        crate::store::StoreError::NotFound(what) => Error::differs(what),
+        error => error.into(),
+    })?;
+    if bytes.len() as u64 != wanted {
+        return Err(Error::differs(format!("object {key} is shorter than the manifest says")));
+    }
+    Ok(bytes)
+}
+
+impl Read for Unsealed {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.ended || buf.is_empty() {
+            return Ok(0);
+        }
+        let n = self.zstd.read(buf).map_err(|e| {
+            // zstd's own complaints come after age authenticated every byte: the writer was broken.
+            io::Error::from(Error::from(e).context(format!("cannot read stream {}", self.name)))
+        })?;
+        if n as u64 > self.left || (n == 0 && self.left > 0) {
+            let what = if n == 0 { "less" } else { "more" };
+            return Err(
+                Error::differs(format!("stream {} holds {what} than the manifest says", self.name)).into()
+            );
+        }
+        self.left -= n as u64;
+        self.ended = n == 0;
+        Ok(n)
+    }
+}
+
+/// Reads a small stream whole, refusing more than `limit` bytes.
+pub async fn read_bytes(
+    store: Arc<dyn Store>,
+    prefix: &str,
+    stream: &Stream,
+    identities: Identities,
+    limit: u64,
+) -> Result<Vec<u8>> {
+    if stream.plain_size > limit {
+        return Err(Error::differs(format!("stream {} claims {} bytes", stream.name, stream.plain_size)));
+    }
+    let mut reader = read_stream(store, prefix, stream, identities, |_| ())?;
+    tokio::task::spawn_blocking(move || {
+        let mut bytes = Vec::new();
+        reader.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    })
+    .await
+    .map_err(|e| Error::new(format!("reading stopped: {e}")))?
+}

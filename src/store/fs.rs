@@ -1,1 +1,394 @@
-//! fs
+//! A store in a directory: one file an object, the key its path.
+//!
+//! An object is written to a temporary file beside the others, synced, and only then renamed to
+//! its name (linked, where the name must be free), after which the directory is synced too.
+//! Temporary files live in a folder of their own that is never listed; what a killed run left
+//! there is removed by a later one.
+//!
+//! Deliberately absent: locking (names are the only shared state, and they change atomically) and
+//! following of symbolic links below the root.
+
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io::{self, ErrorKind, Write};
+use std::ops::Range;
+use std::os::unix::fs::{DirBuilderExt, FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use tempfile::NamedTempFile;
+
+use super::{ObjectMeta, Store, StoreError, Upload, check_key, size_mismatch};
+
+/// Folder of unfinished uploads, in the root so that a rename never crosses file systems.
+const TEMPORARY: &str = ".opsd-tmp";
+
+/// Unfinished uploads untouched for this long belong to a run that was killed: a live one writes
+/// every few seconds, and no part takes a day.
+const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How often a directory is created again that a concurrent delete removed as empty.
+const PLACE_ATTEMPTS: usize = 10;
+
+/// A directory of objects.
+#[derive(Debug, Clone)]
+pub struct FsStore {
+    root: PathBuf,
+}
+
+impl FsStore {
+    /// Opens a directory, creating it (mode 0700) where only its last component is missing: a whole
+    /// missing path rather means that a file system is not mounted.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        let made = match DirBuilder::new().mode(0o700).create(root) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        };
+        made.map_err(|e| explain(e, "create the repository directory", root))?;
+        let metadata = fs::metadata(root).map_err(|e| explain(e, "open the repository directory", root))?;
+        if !metadata.is_dir() {
+            return Err(StoreError::Other(format!("{} is not a directory", root.display())));
+        }
+        Ok(Self { root: root.to_owned() })
+    }
+
+    fn path(&self, key: &str) -> Result<PathBuf, StoreError> {
+        check_key(key)?;
+        if key.split('/').next() == Some(TEMPORARY) {
+            return Err(StoreError::Other(format!("key {key:?} is reserved for unfinished uploads")));
+        }
+        Ok(self.root.join(key))
+    }
+
+    fn no_object(&self, key: &str) -> StoreError {
+        StoreError::NotFound(format!("no object {key} in {}", self.describe()))
+    }
+
+    fn absent_or(&self, error: io::Error, what: &str, key: &str, path: &Path) -> StoreError {
+        match error.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory => self.no_object(key),
+            _ => explain(error, what, path),
+        }
+    }
+}
+
+fn explain(error: io::Error, what: &str, path: &Path) -> StoreError {
+    let text = format!("cannot {what} {}: {error}", path.display());
+    match error.kind() {
+        ErrorKind::NotFound => StoreError::NotFound(text),
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => StoreError::Denied(text),
+        _ => StoreError::Other(text),
+    }
+}
+
+/// Files block: the runtime's own threads never wait for them.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|e| Err(StoreError::Other(format!("file operation did not finish: {e}"))))
+}
+
+#[async_trait]
+impl Store for FsStore {
+    fn describe(&self) -> String {
+        format!("file://{}", self.root.display())
+    }
+
+    async fn begin(&self, key: &str, if_absent: bool) -> Result<Box<dyn Upload>, StoreError> {
+        let target = self.path(key)?;
+        let root = self.root.clone();
+        let file = blocking(move || temporary_file(&root)).await?;
+        let root = self.root.clone();
+        Ok(Box::new(FsUpload { root, target, key: key.to_owned(), if_absent, file: Some(file), written: 0 }))
+    }
+
+    async fn read(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let path = self.path(key)?;
+        let (store, key) = (self.clone(), key.to_owned());
+        blocking(move || {
+            let failed = |e| store.absent_or(e, "read", &key, &path);
+            let file = File::open(&path).map_err(failed)?;
+            let metadata = file.metadata().map_err(failed)?;
+            if metadata.is_dir() {
+                return Err(store.no_object(&key));
+            }
+            let end = range.end.min(metadata.len());
+            let length = usize::try_from(end.saturating_sub(range.start))
+                .map_err(|_| StoreError::Other(format!("range of {key} is too large")))?;
+            let mut bytes = vec![0; length];
+            file.read_exact_at(&mut bytes, range.start).map_err(failed)?;
+            Ok(Bytes::from(bytes))
+        })
+        .await
+    }
+
+    async fn head(&self, key: &str) -> Result<ObjectMeta, StoreError> {
+        let path = self.path(key)?;
+        let (store, key) = (self.clone(), key.to_owned());
+        blocking(move || {
+            let metadata =
+                fs::symlink_metadata(&path).map_err(|e| store.absent_or(e, "look at", &key, &path))?;
+            if metadata.is_file() { Ok(object_meta(key, &metadata)) } else { Err(store.no_object(&key)) }
+        })
+        .await
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>, StoreError> {
+        // Only the folder that the prefix names for sure is walked.
+        let folder = prefix.rsplit_once('/').map_or("", |(folder, _)| folder).to_owned();
+        if !folder.is_empty() {
+            check_key(&folder)?;
+        }
+        let (store, prefix) = (self.clone(), prefix.to_owned());
+        blocking(move || {
+            let mut found = Vec::new();
+            walk(&store.root, &folder, &mut found)?;
+            found.retain(|object| object.key.starts_with(&prefix));
+            found.sort_by(|a, b| a.key.cmp(&b.key));
+            Ok(found)
+        })
+        .await
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        let path = self.path(key)?;
+        let root = self.root.clone();
+        blocking(move || {
+            match fs::remove_file(&path) {
+                Ok(()) => {}
+                Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(()),
+                Err(e) => return Err(explain(e, "delete", &path)),
+            }
+            // Folders are no objects: those that became empty go too, the rest refuses by itself.
+            let mut folder = path.parent();
+            while let Some(parent) = folder.filter(|f| *f != root) {
+                if fs::remove_dir(parent).is_err() {
+                    break;
+                }
+                folder = parent.parent();
+            }
+            let folder = folder.unwrap_or(&root);
+            sync_directory(folder).map_err(|e| explain(e, "sync", folder))
+        })
+        .await
+    }
+}
+
+fn object_meta(key: String, metadata: &fs::Metadata) -> ObjectMeta {
+    let modified = metadata.modified().map(DateTime::<Utc>::from).unwrap_or_default();
+    ObjectMeta { key, size: metadata.len(), modified }
+}
+
+/// Adds every regular file below `folder` (a key prefix without its slash) to `found`.
+fn walk(root: &Path, folder: &str, found: &mut Vec<ObjectMeta>) -> Result<(), StoreError> {
+    let directory = root.join(folder);
+    let gone = |e: &io::Error| matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory);
+    let entries = match fs::read_dir(&directory) {
+        Ok(entries) => entries,
+        Err(e) if gone(&e) && !folder.is_empty() => return Ok(()),
+        Err(e) => return Err(explain(e, "list", &directory)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(|e| explain(e, "list", &directory))?;
+        // A name that is not UTF-8 cannot have come from a key.
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        if folder.is_empty() && name == TEMPORARY {
+            continue;
+        }
+        let key = if folder.is_empty() { name } else { format!("{folder}/{name}") };
+        match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => walk(root, &key, found)?,
+            Ok(metadata) if metadata.is_file() => found.push(object_meta(key, &metadata)),
+            Ok(_) => {}
+            Err(e) if gone(&e) => {}
+            Err(e) => return Err(explain(e, "look at", &entry.path())),
+        }
+    }
+    Ok(())
+}
+
+fn temporary_file(root: &Path) -> Result<NamedTempFile, StoreError> {
+    let folder = root.join(TEMPORARY);
+    make_directories(root, &folder).map_err(|e| explain(e, "create", &folder))?;
+    sweep(&folder);
+    tempfile::Builder::new()
+        .prefix("upload-")
+        .permissions(Permissions::from_mode(0o600))
+        .tempfile_in(&folder)
+        .map_err(|e| explain(e, "create a file in", &folder))
+}
+
+/// Best effort: what cannot be removed now is in nobody's way.
+fn sweep(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let modified = entry.metadata().and_then(|m| m.modified());
+        let age = modified.ok().and_then(|m| SystemTime::now().duration_since(m).ok());
+        if age.is_some_and(|age| age > ABANDONED_AFTER) {
+            match fs::remove_file(entry.path()) {
+                Ok(()) => tracing::debug!(file = ?entry.path(), "removed an abandoned upload"),
+                Err(error) => tracing::debug!(file = ?entry.path(), %error, "abandoned upload stays"),
+            }
+        }
+    }
+}
+
+/// Creates `folder` and what is missing between it and `root`, each synced into its parent.
+fn make_directories(root: &Path, folder: &Path) -> io::Result<()> {
+    if folder == root || folder.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = folder.parent() {
+        make_directories(root, parent)?;
+        match DirBuilder::new().mode(0o700).create(folder) {
+            Ok(()) => sync_directory(parent)?,
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+fn sync_directory(directory: &Path) -> io::Result<()> {
+    match File::open(directory).and_then(|d| d.sync_all()) {
+        // Removed meanwhile by a concurrent delete: nothing left that must survive.
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+struct FsUpload {
+    root: PathBuf,
+    target: PathBuf,
+    key: String,
+    if_absent: bool,
+    /// Taken by the thread that works on it; gone for good after a failure. Dropping it removes it.
+    file: Option<NamedTempFile>,
+    written: u64,
+}
+
+#[async_trait]
+impl Upload for FsUpload {
+    async fn put_part(&mut self, part: Bytes) -> Result<(), StoreError> {
+        let mut file = self.file.take().ok_or_else(|| failed_before(&self.key))?;
+        let length = part.len() as u64;
+        let file = blocking(move || {
+            file.as_file_mut().write_all(&part).map_err(|e| explain(e, "write", file.path()))?;
+            Ok(file)
+        })
+        .await?;
+        self.file = Some(file);
+        self.written += length;
+        Ok(())
+    }
+
+    async fn commit(self: Box<Self>, size: u64) -> Result<(), StoreError> {
+        let Self { root, target, key, if_absent, file, written } = *self;
+        let file = file.ok_or_else(|| failed_before(&key))?;
+        if written != size {
+            return Err(size_mismatch(&key, size, written));
+        }
+        blocking(move || {
+            let sync = |f: &File| f.sync_all().and_then(|()| f.metadata()).map(|m| m.len());
+            let stored = sync(file.as_file()).map_err(|e| explain(e, "sync", file.path()))?;
+            if stored != size {
+                return Err(size_mismatch(&key, size, stored));
+            }
+            let folder = target.parent().unwrap_or(&root);
+            place(&root, folder, &file, &target, if_absent).map_err(|e| match e.kind() {
+                ErrorKind::AlreadyExists if if_absent => {
+                    StoreError::Exists(format!("{key} exists already in file://{}", root.display()))
+                }
+                _ => explain(e, "write", &target),
+            })?;
+            sync_directory(folder).map_err(|e| explain(e, "sync", folder))
+        })
+        .await
+    }
+
+    async fn abort(self: Box<Self>) {}
+}
+
+fn failed_before(key: &str) -> StoreError {
+    StoreError::Other(format!("upload of {key} failed or was interrupted before"))
+}
+
+/// Gives the finished file its name. Its temporary name disappears with the rename, or, where the
+/// name must be free, when the caller drops it.
+fn place(root: &Path, folder: &Path, file: &NamedTempFile, target: &Path, if_absent: bool) -> io::Result<()> {
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        make_directories(root, folder)?;
+        // A rename replaces; a link refuses a name that is taken.
+        let placed =
+            if if_absent { fs::hard_link(file.path(), target) } else { fs::rename(file.path(), target) };
+        match placed {
+            Err(e) if e.kind() == ErrorKind::NotFound && attempt < PLACE_ATTEMPTS => {}
+            other => return other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::put;
+
+    #[tokio::test]
+    async fn files_are_private_and_temporary_ones_disappear() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("repository");
+        let store = FsStore::open(&root).unwrap();
+        put(&store, "a/b/c", "x", false).await.unwrap();
+        put(&store, "a/b/d", "y", true).await.unwrap();
+        let mode = |p: &str| fs::metadata(root.join(p)).unwrap().permissions().mode() & 0o777;
+        assert_eq!([mode(""), mode("a"), mode("a/b"), mode(TEMPORARY)], [0o700; 4]);
+        assert_eq!([mode("a/b/c"), mode("a/b/d")], [0o600; 2]);
+        drop(store.begin("a/b/e", false).await.unwrap());
+        assert_eq!(fs::read_dir(root.join(TEMPORARY)).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn abandoned_uploads_are_removed_and_young_ones_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = FsStore::open(directory.path()).unwrap();
+        drop(store.begin("a", false).await.unwrap());
+        let (old, young) = (
+            directory.path().join(TEMPORARY).join("upload-old"),
+            directory.path().join(TEMPORARY).join("upload-young"),
+        );
+        let long_ago = SystemTime::now() - ABANDONED_AFTER - Duration::from_secs(60);
+        File::create(&old).unwrap().set_modified(long_ago).unwrap();
+        File::create(&young).unwrap();
+        drop(store.begin("a", false).await.unwrap());
+        assert!(!old.exists() && young.exists());
+    }
+
+    #[tokio::test]
+    async fn deleting_the_last_object_removes_its_folders_but_not_the_root() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = FsStore::open(directory.path()).unwrap();
+        put(&store, "a/b/c", "x", false).await.unwrap();
+        store.delete("a/b/c").await.unwrap();
+        assert!(!directory.path().join("a").exists() && directory.path().exists());
+    }
+
+    #[test]
+    fn a_missing_parent_is_not_created() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = FsStore::open(&directory.path().join("not-mounted/repository")).unwrap_err();
+        assert!(matches!(error, StoreError::NotFound(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn the_folder_of_unfinished_uploads_is_no_key() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = FsStore::open(directory.path()).unwrap();
+        assert!(store.read(".opsd-tmp/upload-1", 0..1).await.is_err());
+        assert!(store.begin(".opsd-tmp/x", false).await.is_err());
+    }
+}

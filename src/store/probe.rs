@@ -1,1 +1,658 @@
-//! probe
+//! What a store can do, found out by really trying, and remembered in the repository.
+//!
+//! Everything is tried under a random `probe-…/` prefix that is removed again, whatever was found
+//! (a probe that is interrupted leaves it). The result is a [`Report`]: one line a
+//! capability, and for what is missing a warning that says what opsd does without it.
+//!
+//! Deliberately absent: limits that are expensive to find (the largest object, the number of
+//! parts) and anything that changes the bucket's configuration.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::fs::FsStore;
+use super::s3::{self, Access, Checksums, Options, S3Store, TrialChecksum, TrialUpload};
+use super::{Store, StoreError, get, put};
+use crate::config::{Location, Repository};
+use crate::error::{Context, Error, Result};
+
+/// Where the last report is kept, at the root of the repository.
+pub const REPORT_KEY: &str = "opsd-probe.json";
+
+/// The format of a report that this opsd writes and reads.
+const FORMAT: u32 = 1;
+
+/// A report is a few kilobytes; more is not a report.
+const REPORT_LIMIT: u64 = 1 << 20;
+
+/// The smallest part that S3 allows before the last.
+const PART: usize = 5 << 20;
+
+/// What was found out about a store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Report {
+    /// Always 1.
+    pub format: u32,
+    /// When.
+    pub probed: DateTime<Utc>,
+    /// By which opsd.
+    pub opsd_version: String,
+    /// Where, as [`Store::describe`] says it.
+    pub repository: String,
+    /// Which checksum opsd sends from now on.
+    pub checksums: Checksums,
+    /// What was tried, in the order in which people read it.
+    pub capabilities: Vec<Capability>,
+    /// What opsd will do without what is missing.
+    pub warnings: Vec<String>,
+}
+
+/// One thing that was tried.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Capability {
+    /// What.
+    pub name: Name,
+    /// What came of it.
+    pub state: State,
+    /// More about it; may be empty.
+    pub detail: String,
+}
+
+/// What a store may be able to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Name {
+    /// The configured way of addressing the bucket works.
+    Addressing,
+    /// Objects can be written.
+    Write,
+    /// They come back as written.
+    Read,
+    /// So does a range of one.
+    RangedRead,
+    /// They can be listed by prefix.
+    List,
+    /// They can be deleted.
+    Delete,
+    /// CRC32 checksums are accepted.
+    Checksum,
+    /// A wrong one is refused.
+    ChecksumEnforced,
+    /// Writing a small object only if it is absent.
+    ConditionalPut,
+    /// Completing a large object only if it is absent.
+    ConditionalComplete,
+    /// Objects in parts, the last one smaller.
+    Multipart,
+    /// Unfinished uploads can be aborted.
+    MultipartAbort,
+    /// Unfinished uploads can be listed.
+    MultipartList,
+    /// The bucket keeps old versions.
+    Versioning,
+    /// The bucket protects objects from deletion for a while.
+    ObjectLock,
+}
+
+impl Name {
+    /// For tables and JSON alike.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Name::Addressing => "addressing",
+            Name::Write => "write",
+            Name::Read => "read",
+            Name::RangedRead => "ranged-read",
+            Name::List => "list",
+            Name::Delete => "delete",
+            Name::Checksum => "checksum",
+            Name::ChecksumEnforced => "checksum-enforced",
+            Name::ConditionalPut => "conditional-put",
+            Name::ConditionalComplete => "conditional-complete",
+            Name::Multipart => "multipart",
+            Name::MultipartAbort => "multipart-abort",
+            Name::MultipartList => "multipart-list",
+            Name::Versioning => "versioning",
+            Name::ObjectLock => "object-lock",
+        }
+    }
+}
+
+/// What came of a trial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It works.
+    Yes,
+    /// It does not.
+    No,
+    /// The credential may not, so nobody knows about others.
+    Denied,
+    /// It could not be tried.
+    Unknown,
+}
+
+impl State {
+    /// For tables and JSON alike.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            State::Yes => "yes",
+            State::No => "no",
+            State::Denied => "denied",
+            State::Unknown => "unknown",
+        }
+    }
+}
+
+impl Report {
+    /// What came of one trial; [`State::Unknown`] where this store was not asked.
+    pub fn state(&self, name: Name) -> State {
+        state(&self.capabilities, name)
+    }
+
+    /// The table that people read: capability, state, detail.
+    pub fn rows(&self) -> Vec<[&str; 3]> {
+        self.capabilities.iter().map(|c| [c.name.as_str(), c.state.as_str(), c.detail.as_str()]).collect()
+    }
+
+    /// How a store is to be used, as far as this report knows.
+    pub fn options(&self) -> Options {
+        Options { checksums: self.checksums }
+    }
+}
+
+/// Tries everything on the configured repository and remembers the report there.
+pub async fn probe(repository: &Repository) -> Result<Report> {
+    probe_with(repository, &Access::Chain).await
+}
+
+/// [`probe`] with other credentials than those of the environment.
+pub async fn probe_with(repository: &Repository, access: &Access) -> Result<Report> {
+    let mut trials = Trials::new();
+    let (store, checksums): (Arc<dyn Store>, Checksums) = match &repository.location {
+        Location::S3 { .. } => {
+            let store = s3::open_with(repository, access, Options { checksums: Checksums::None }).await?;
+            first_contact(repository, access, &store, &mut trials).await?;
+            try_s3(&store, &mut trials).await;
+            abort_uploads(&store, &trials).await;
+            let checksums = trials.checksums();
+            (Arc::new(store.with_options(Options { checksums })), checksums)
+        }
+        Location::File(path) => {
+            let store = FsStore::open(path)?;
+            put(&store, &trials.key("plain"), PLAIN, false).await?;
+            trials.note(Name::Write, State::Yes, "");
+            (Arc::new(store), Checksums::None)
+        }
+    };
+    try_store(store.as_ref(), &mut trials).await;
+    clean_up(store.as_ref(), &mut trials).await;
+    let report = trials.report(store.as_ref(), checksums, repository);
+    if report.state(Name::Write) == State::Yes {
+        let mut json = serde_json::to_vec_pretty(&report)?;
+        json.push(b'\n');
+        put(store.as_ref(), REPORT_KEY, json, false).await.context("cannot remember what was found")?;
+    }
+    Ok(report)
+}
+
+/// The report that an earlier probe left, where there is one and the credential may read it.
+pub async fn remembered(store: &dyn Store) -> Result<Option<Report>> {
+    let bytes = match get(store, REPORT_KEY, REPORT_LIMIT).await {
+        Ok(bytes) => bytes,
+        Err(StoreError::NotFound(_) | StoreError::Denied(_)) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    match serde_json::from_slice::<Report>(&bytes) {
+        Ok(report) if report.format == FORMAT => Ok(Some(report)),
+        Ok(_) | Err(_) => {
+            tracing::warn!(
+                "{REPORT_KEY} in {} is not a report that this opsd reads: using defaults; \
+                 run `opsd repository probe` again",
+                store.describe()
+            );
+            Ok(None)
+        }
+    }
+}
+
+const PLAIN: &[u8] = b"opsd was here: 0123456789";
+
+/// What has been found so far, and what must be cleaned up.
+struct Trials {
+    prefix: String,
+    found: Vec<Capability>,
+    uploads: Vec<TrialUpload>,
+}
+
+impl Trials {
+    fn new() -> Self {
+        let prefix = format!("probe-{:016x}", rand::random::<u64>());
+        Self { prefix, found: Vec::new(), uploads: Vec::new() }
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{}/{name}", self.prefix)
+    }
+
+    fn note(&mut self, name: Name, state: State, detail: impl Into<String>) {
+        self.found.push(Capability { name, state, detail: detail.into() });
+    }
+
+    /// Notes a trial that either works or fails.
+    fn outcome<T>(&mut self, name: Name, result: &Result<T, StoreError>) -> bool {
+        match result {
+            Ok(_) => self.note(name, State::Yes, ""),
+            Err(StoreError::Denied(why)) => self.note(name, State::Denied, why),
+            Err(error) => self.note(name, State::No, error.to_string()),
+        }
+        result.is_ok()
+    }
+
+    /// Notes whether a second write was refused because of the first.
+    fn conditional(&mut self, name: Name, first: Result<(), StoreError>, second: Result<(), StoreError>) {
+        match (first, second) {
+            (Ok(()), Err(StoreError::Exists(_))) => self.note(name, State::Yes, ""),
+            (Ok(()), Ok(())) => self.note(name, State::No, "accepted, but not honoured"),
+            (Err(StoreError::Denied(why)), _) | (_, Err(StoreError::Denied(why))) => {
+                self.note(name, State::Denied, why);
+            }
+            (Err(error), _) | (_, Err(error)) => self.note(name, State::No, error.to_string()),
+        }
+    }
+
+    fn checksums(&self) -> Checksums {
+        let accepted = state(&self.found, Name::Checksum) == State::Yes;
+        if accepted { Checksums::Crc32 } else { Checksums::None }
+    }
+
+    fn report(mut self, store: &dyn Store, checksums: Checksums, repository: &Repository) -> Report {
+        self.found.sort_by_key(|c| c.name as u8);
+        Report {
+            format: FORMAT,
+            probed: Utc::now(),
+            opsd_version: env!("CARGO_PKG_VERSION").to_owned(),
+            repository: store.describe(),
+            checksums,
+            warnings: match repository.location {
+                Location::S3 { .. } => warnings(&self.found),
+                Location::File(_) => Vec::new(),
+            },
+            capabilities: self.found,
+        }
+    }
+}
+
+fn state(found: &[Capability], name: Name) -> State {
+    found.iter().find(|c| c.name == name).map_or(State::Unknown, |c| c.state)
+}
+
+/// The first write to a bucket. Where it fails, the other way of addressing the bucket may work;
+/// where writing is denied, reading may still be allowed.
+async fn first_contact(
+    repository: &Repository,
+    access: &Access,
+    store: &S3Store,
+    trials: &mut Trials,
+) -> Result<()> {
+    let key = trials.key("plain");
+    let style = |path_style| if path_style { "path style" } else { "virtual-host style" };
+    match store.trial_put(&key, PLAIN, TrialChecksum::None, false).await {
+        Ok(()) => {
+            trials.note(Name::Write, State::Yes, "");
+            trials.note(Name::Addressing, State::Yes, style(repository.path_style));
+            Ok(())
+        }
+        Err(StoreError::Denied(why)) => {
+            // Where nothing else is allowed either, the credential is wrong: that is an error.
+            if store.list(&trials.key("")).await.is_err() {
+                return Err(StoreError::Denied(why).into());
+            }
+            trials.note(Name::Write, State::Denied, why);
+            trials.note(Name::Addressing, State::Yes, style(repository.path_style));
+            Ok(())
+        }
+        Err(error) => {
+            let other = Repository { path_style: !repository.path_style, ..repository.clone() };
+            let works = match s3::open_with(&other, access, Options { checksums: Checksums::None }).await {
+                Ok(store) => {
+                    let works = store.trial_put(&key, PLAIN, TrialChecksum::None, false).await.is_ok();
+                    if works && let Err(error) = store.delete(&key).await {
+                        tracing::debug!(%error, "the probe's object stays");
+                    }
+                    works
+                }
+                Err(_) => false,
+            };
+            let error = Error::from(error);
+            Err(if works {
+                error.with_hint(format!(
+                    "{} works here: set repository.path_style = {}",
+                    style(other.path_style),
+                    other.path_style
+                ))
+            } else {
+                error
+            })
+        }
+    }
+}
+
+/// What only S3 has. Failures are findings.
+async fn try_s3(store: &S3Store, trials: &mut Trials) {
+    let versioning = store.trial_versioning().await;
+    match versioning {
+        Ok(true) => trials.note(Name::Versioning, State::Yes, ""),
+        Ok(false) => trials.note(Name::Versioning, State::No, "off"),
+        Err(error) => unreadable(trials, Name::Versioning, error),
+    }
+    match store.trial_object_lock().await {
+        Ok(Some(lock)) => trials.note(Name::ObjectLock, State::Yes, lock),
+        Ok(None) => trials.note(Name::ObjectLock, State::No, "off"),
+        Err(error) => unreadable(trials, Name::ObjectLock, error),
+    }
+    if state(&trials.found, Name::Write) != State::Yes {
+        return;
+    }
+    let accepted = store.trial_put(&trials.key("crc"), PLAIN, TrialChecksum::Right, false).await;
+    let wrong = store.trial_put(&trials.key("wrong"), PLAIN, TrialChecksum::Wrong, false).await;
+    let put_accepts = accepted.is_ok();
+    if put_accepts {
+        match wrong {
+            Ok(()) => trials.note(Name::ChecksumEnforced, State::No, "a wrong one was accepted"),
+            Err(_) => trials.note(Name::ChecksumEnforced, State::Yes, ""),
+        }
+    }
+    try_multipart(store, trials, accepted).await;
+    let key = trials.key("conditional");
+    let first = store.trial_put(&key, PLAIN, TrialChecksum::None, true).await;
+    let second = store.trial_put(&key, b"another", TrialChecksum::None, true).await;
+    trials.conditional(Name::ConditionalPut, first, second);
+}
+
+/// Configuration that cannot be read: some stores do not have it at all.
+fn unreadable(trials: &mut Trials, name: Name, error: StoreError) {
+    match error {
+        StoreError::Denied(why) => trials.note(name, State::Denied, why),
+        error => trials.note(name, State::Unknown, error.to_string()),
+    }
+}
+
+/// Begins an upload and notes it down for the clean-up.
+async fn begin(
+    store: &S3Store,
+    trials: &mut Trials,
+    name: &str,
+    checksums: Checksums,
+) -> Result<TrialUpload, StoreError> {
+    let upload = store.trial_begin(&trials.key(name), checksums).await?;
+    trials.uploads.push(upload.clone());
+    Ok(upload)
+}
+
+/// A whole multipart object, with checksums if single objects take them, and the conditions.
+async fn try_multipart(store: &S3Store, trials: &mut Trials, put_with_checksum: Result<(), StoreError>) {
+    let parts =
+        [Bytes::from(vec![b'a'; PART]), Bytes::from(vec![b'b'; PART]), Bytes::from_static(b"the last part")];
+    let mut checksums = Checksums::None;
+    let mut checksum = put_with_checksum;
+    if checksum.is_ok() {
+        let whole = async {
+            let upload = begin(store, trials, "multipart", Checksums::Crc32).await?;
+            store.trial_complete(&upload, &parts, Checksums::Crc32, false).await
+        };
+        checksum = whole.await;
+        if checksum.is_ok() {
+            checksums = Checksums::Crc32;
+        }
+    }
+    trials.outcome(Name::Checksum, &checksum);
+    let whole = match checksums {
+        Checksums::Crc32 => Ok(()),
+        Checksums::None => {
+            let without = async {
+                let upload = begin(store, trials, "multipart", checksums).await?;
+                store.trial_complete(&upload, &parts, checksums, false).await
+            };
+            without.await
+        }
+    };
+    if trials.outcome(Name::Multipart, &whole) {
+        let small = [Bytes::from_static(b"small")];
+        let mut conditional = Vec::new();
+        for _ in 0..2 {
+            let one = async {
+                let upload = begin(store, trials, "conditional-multipart", checksums).await?;
+                store.trial_complete(&upload, &small, checksums, true).await
+            };
+            conditional.push(one.await);
+        }
+        let (second, first) = (conditional.pop(), conditional.pop());
+        if let (Some(first), Some(second)) = (first, second) {
+            trials.conditional(Name::ConditionalComplete, first, second);
+        }
+    }
+    match begin(store, trials, "aborted", checksums).await {
+        Ok(upload) => {
+            match store.trial_lists_upload(&upload).await {
+                Ok(true) => trials.note(Name::MultipartList, State::Yes, ""),
+                Ok(false) => {
+                    trials.note(Name::MultipartList, State::No, "does not show an unfinished upload")
+                }
+                Err(error) => {
+                    trials.outcome::<()>(Name::MultipartList, &Err(error));
+                }
+            }
+            let aborted = store.trial_abort(&upload).await;
+            trials.outcome(Name::MultipartAbort, &aborted);
+        }
+        Err(error) => unreadable(trials, Name::MultipartAbort, error),
+    }
+}
+
+/// What every store has. The object written first is there.
+async fn try_store(store: &dyn Store, trials: &mut Trials) {
+    let plain = trials.key("plain");
+    let listed = store.list(&trials.key("")).await;
+    if state(&trials.found, Name::Write) != State::Yes {
+        trials.outcome(Name::List, &listed);
+        return;
+    }
+    let read = get(store, &plain, REPORT_LIMIT).await;
+    match &read {
+        Ok(bytes) if bytes == PLAIN => trials.note(Name::Read, State::Yes, ""),
+        Ok(_) => trials.note(Name::Read, State::No, "returned other bytes than were written"),
+        Err(_) => {
+            trials.outcome(Name::Read, &read);
+        }
+    }
+    let range = store.read(&plain, 5..8).await;
+    match &range {
+        Ok(bytes) if bytes == &PLAIN[5..8] => trials.note(Name::RangedRead, State::Yes, ""),
+        Ok(_) => trials.note(Name::RangedRead, State::No, "returned other bytes than asked for"),
+        Err(_) => {
+            trials.outcome(Name::RangedRead, &range);
+        }
+    }
+    match &listed {
+        Ok(objects) if objects.iter().any(|o| o.key == plain && o.size == PLAIN.len() as u64) => {
+            trials.note(Name::List, State::Yes, "");
+        }
+        Ok(_) => trials.note(Name::List, State::No, "does not show an object that was written"),
+        Err(_) => {
+            trials.outcome(Name::List, &listed);
+        }
+    }
+    if state(&trials.found, Name::ConditionalPut) == State::Unknown {
+        let key = trials.key("conditional");
+        let first = put(store, &key, PLAIN, true).await;
+        let second = put(store, &key, "another", true).await;
+        trials.conditional(Name::ConditionalPut, first, second);
+    }
+}
+
+/// Best effort: of the completed ones the store says that there is nothing to abort.
+async fn abort_uploads(store: &S3Store, trials: &Trials) {
+    for upload in &trials.uploads {
+        if let Err(error) = store.trial_abort(upload).await {
+            tracing::debug!(key = upload.key, %error, "nothing to abort");
+        }
+    }
+}
+
+/// Removes everything that was written, and notes whether it went.
+async fn clean_up(store: &dyn Store, trials: &mut Trials) {
+    if state(&trials.found, Name::Write) != State::Yes {
+        return;
+    }
+    let mut deleted = Ok(());
+    for name in ["plain", "crc", "wrong", "multipart", "conditional", "conditional-multipart", "aborted"] {
+        let one = store.delete(&trials.key(name)).await;
+        deleted = deleted.and(one);
+    }
+    let left = store.list(&trials.key("")).await.map(|objects| objects.len());
+    match (&deleted, left) {
+        (Ok(()), Ok(0) | Err(_)) => trials.note(Name::Delete, State::Yes, ""),
+        (Ok(()), Ok(left)) => {
+            let detail = format!("{left} objects are still there under {}/", trials.prefix);
+            trials.note(Name::Delete, State::No, detail);
+        }
+        (Err(_), _) => {
+            trials.outcome(Name::Delete, &deleted);
+        }
+    }
+}
+
+/// What opsd will do without what is missing, in S3's terms.
+fn warnings(found: &[Capability]) -> Vec<String> {
+    let is = |name| state(found, name);
+    let mut warnings = Vec::new();
+    let mut warn = |text: &str| warnings.push(text.to_owned());
+    if is(Name::Write) != State::Yes {
+        warn("this credential may not write: it can list and restore, not back up");
+    }
+    if is(Name::Read) == State::Denied {
+        warn(
+            "this credential may not read: backups work; restores, `backups list` and `backups prune` \
+             need another one, and uploads are believed from the store's answer",
+        );
+    }
+    if is(Name::List) == State::Denied {
+        warn("this credential may not list: `backups list`, restores and `backups prune` need another one");
+    }
+    if is(Name::Delete) == State::Denied {
+        warn(
+            "this credential may not delete: good for the host that backs up; `backups prune` needs \
+             another one, and the probe's small objects stay under probe-…/",
+        );
+    }
+    if is(Name::RangedRead) == State::No {
+        warn("ranged reads do not work: restores from this store are not possible");
+    }
+    if is(Name::Checksum) == State::No {
+        warn("CRC32 checksums are refused: opsd sends none, the signature still covers every byte");
+    } else if is(Name::ChecksumEnforced) == State::No {
+        warn("wrong checksums are accepted: damage on the way is only found by a rehearsal");
+    }
+    if is(Name::ConditionalPut) == State::No {
+        warn(
+            "the store cannot refuse to overwrite an object: opsd relies on set ids being random and on \
+             its lock in the database",
+        );
+    } else if is(Name::ConditionalComplete) == State::No {
+        warn("conditions on large objects are not honoured: only small ones are protected from overwriting");
+    }
+    if is(Name::Multipart) == State::No {
+        warn("multipart uploads do not work: only objects of one part can be written");
+    }
+    if matches!(is(Name::MultipartAbort), State::No | State::Denied) {
+        warn(
+            "unfinished uploads cannot be aborted and cost money: add a lifecycle rule that aborts \
+             incomplete multipart uploads",
+        );
+    } else if matches!(is(Name::MultipartList), State::No | State::Denied) {
+        warn(
+            "unfinished uploads of a killed run cannot be found: add a lifecycle rule that aborts \
+             incomplete multipart uploads",
+        );
+    }
+    if is(Name::Versioning) == State::Yes {
+        warn("the bucket keeps old versions: what prune deletes stays until a lifecycle rule expires it");
+    }
+    if is(Name::Versioning) == State::No
+        && is(Name::ObjectLock) != State::Yes
+        && is(Name::Delete) == State::Yes
+    {
+        warn(
+            "whoever has this credential can delete every backup: consider object lock, versioning, or \
+             a credential that may only put",
+        );
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(states: &[(Name, State)]) -> Vec<Capability> {
+        let capability =
+            |(name, state): &(Name, State)| Capability { name: *name, state: *state, detail: String::new() };
+        states.iter().map(capability).collect()
+    }
+
+    #[test]
+    fn names_in_json_and_tables_are_the_same() {
+        let names = [
+            Name::Addressing,
+            Name::Write,
+            Name::Read,
+            Name::RangedRead,
+            Name::List,
+            Name::Delete,
+            Name::Checksum,
+            Name::ChecksumEnforced,
+            Name::ConditionalPut,
+            Name::ConditionalComplete,
+            Name::Multipart,
+            Name::MultipartAbort,
+            Name::MultipartList,
+            Name::Versioning,
+            Name::ObjectLock,
+        ];
+        for name in names {
+            assert_eq!(serde_json::to_value(name).unwrap(), name.as_str());
+        }
+        for state in [State::Yes, State::No, State::Denied, State::Unknown] {
+            assert_eq!(serde_json::to_value(state).unwrap(), state.as_str());
+        }
+    }
+
+    #[test]
+    fn nothing_is_said_about_what_works() {
+        use Name::*;
+        let all = [Write, Read, RangedRead, List, Checksum, ChecksumEnforced, ConditionalPut]
+            .into_iter()
+            .chain([ConditionalComplete, Multipart, MultipartAbort, MultipartList])
+            .map(|name| (name, State::Yes));
+        let mut states: Vec<_> = all.collect();
+        states.extend([(Versioning, State::No), (Delete, State::Denied)]);
+        let warnings = warnings(&found(&states));
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].contains("may not delete"));
+    }
+
+    #[test]
+    fn what_is_missing_is_said() {
+        let said = |name, state| warnings(&found(&[(Name::Write, State::Yes), (name, state)])).join("\n");
+        assert!(said(Name::ConditionalPut, State::No).contains("random"));
+        assert!(said(Name::MultipartAbort, State::Denied).contains("lifecycle"));
+        assert!(said(Name::Checksum, State::No).contains("signature"));
+        assert!(said(Name::Versioning, State::Yes).contains("prune"));
+        assert!(warnings(&[])[0].contains("may not write"));
+    }
+}

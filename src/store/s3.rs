@@ -1,1 +1,331 @@
-//! s3
+//! A store in a bucket: S3, or something that speaks its language.
+//!
+//! What differs between providers is not assumed but probed (`super::probe`) and remembered in the
+//! repository; [`Options`] carries what was found. Requests are retried and bounded by the SDK
+//! (`client`); errors come out as sentences (`failure`); writing is in `upload`; what only the
+//! probe needs is in `trial`.
+//!
+//! Deliberately absent: server-side encryption settings, storage classes and tags (the bucket's
+//! defaults apply), and presigned URLs. This is the only code that knows the AWS SDK.
+
+mod client;
+mod failure;
+mod trial;
+mod upload;
+
+pub use trial::{TrialChecksum, TrialUpload};
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use aws_sdk_s3::Client;
+use aws_sdk_s3::primitives::DateTime as SdkDateTime;
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use self::failure::{Failure, display_endpoint};
+use super::{ObjectMeta, Store, StoreError, Upload, check_key};
+use crate::config::secret::Secret;
+use crate::config::{Location, Repository};
+
+/// Whose credentials sign requests.
+#[derive(Debug, Clone)]
+pub enum Access {
+    /// The standard AWS chain: environment, profile, container, instance.
+    Chain,
+    /// These, for tests that use several in one process.
+    Static {
+        /// Access key id.
+        access_key: String,
+        /// Secret access key.
+        secret_key: Secret,
+    },
+}
+
+/// Which checksum goes with the bytes of an upload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Checksums {
+    /// CRC32, which the store checks and keeps. Buckets with object lock demand one.
+    #[default]
+    Crc32,
+    /// None; the request's signature still covers the bytes.
+    None,
+}
+
+/// What the probe found out about a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Options {
+    /// Which checksum it takes.
+    pub checksums: Checksums,
+}
+
+/// Attempts at reading a response's body; the SDK retries only until the response begins.
+const BODY_ATTEMPTS: u32 = 4;
+
+/// Wait between them, doubled every time.
+const BODY_BACKOFF: Duration = Duration::from_millis(500);
+
+/// A bucket and prefix; clones share the connections.
+#[derive(Debug, Clone)]
+pub struct S3Store {
+    client: Client,
+    bucket: String,
+    prefix: String,
+    /// For messages.
+    endpoint: String,
+    region: String,
+    checksums: Checksums,
+    learned: Arc<Learned>,
+}
+
+/// What requests have taught about this store and credential, so that it is asked once.
+#[derive(Debug, Default)]
+struct Learned {
+    /// `If-None-Match` is answered with 501.
+    no_conditions: AtomicBool,
+    /// HEAD is answered with 403: the credential may only write.
+    may_not_read: AtomicBool,
+}
+
+/// Opens a repository in a bucket. Nothing is sent to the store yet, but finding the region may
+/// ask an instance metadata service.
+pub async fn open_with(
+    repository: &Repository,
+    access: &Access,
+    options: Options,
+) -> Result<S3Store, StoreError> {
+    let Location::S3 { bucket, prefix } = &repository.location else {
+        return Err(StoreError::Other("the repository is not in a bucket".to_owned()));
+    };
+    let (client, region) = client::build(repository, access).await?;
+    Ok(S3Store {
+        client,
+        bucket: bucket.clone(),
+        prefix: prefix.trim_matches('/').to_owned(),
+        endpoint: display_endpoint(repository.endpoint.as_deref(), &region),
+        region,
+        checksums: options.checksums,
+        learned: Arc::default(),
+    })
+}
+
+impl S3Store {
+    /// The same store, used with other options.
+    pub fn with_options(mut self, options: Options) -> Self {
+        self.checksums = options.checksums;
+        self
+    }
+
+    /// How it is used.
+    pub fn options(&self) -> Options {
+        Options { checksums: self.checksums }
+    }
+
+    fn full_key(&self, key: &str) -> String {
+        if self.prefix.is_empty() { key.to_owned() } else { format!("{}/{key}", self.prefix) }
+    }
+
+    fn place(&self) -> String {
+        if self.prefix.is_empty() {
+            format!("s3://{}", self.bucket)
+        } else {
+            format!("s3://{}/{}", self.bucket, self.prefix)
+        }
+    }
+
+    /// A HEAD response has no body, so what it failed of is asked again with a GET of one byte.
+    async fn reason(&self, key: &str, failure: Failure) -> Failure {
+        if failure.status.is_none() {
+            return failure;
+        }
+        let request =
+            self.client.get_object().bucket(&self.bucket).key(self.full_key(key)).range("bytes=0-0");
+        match request.send().await.map_err(Failure::of) {
+            Err(reason) if !reason.code.is_empty() => reason,
+            Err(_) | Ok(_) => failure,
+        }
+    }
+
+    /// One GET of a range, body included. The outer error is final, the inner one may pass.
+    async fn read_once(&self, key: &str, range: &Range<u64>) -> Result<Result<Bytes, String>, StoreError> {
+        let asked = range.end - range.start;
+        let sent = self
+            .client
+            .get_object()
+            .bucket(&self.bucket)
+            .key(self.full_key(key))
+            .range(format!("bytes={}-{}", range.start, range.end - 1))
+            .send()
+            .await
+            .map_err(Failure::of);
+        let response = match sent {
+            Ok(response) => response,
+            // The range begins at or past the end.
+            Err(failure) if failure.status == Some(416) => return Ok(Ok(Bytes::new())),
+            Err(failure) => return Err(failure.explain(self, &format!("read {key}"))),
+        };
+        let length = response.content_length().and_then(|n| u64::try_from(n).ok());
+        let expected = match response.content_range().map(parse_content_range) {
+            Some(Some((start, total))) if start == range.start => total.saturating_sub(start).min(asked),
+            Some(_) => {
+                return Err(StoreError::Corrupt(format!(
+                    "cannot read {key}: {} returned another range than asked",
+                    self.endpoint
+                )));
+            }
+            // An answer without a range is the whole object: fine if that is what was asked.
+            None => match length {
+                Some(length) if range.start == 0 && length <= asked => length,
+                _ => {
+                    return Err(StoreError::Unsupported(format!(
+                        "cannot read {key}: {} ignores ranges",
+                        self.endpoint
+                    )));
+                }
+            },
+        };
+        let body = tokio::time::timeout(client::attempt_timeout(expected), response.body.collect()).await;
+        Ok(match body {
+            Err(_) => Err("too slow".to_owned()),
+            Ok(Err(error)) => Err(format!("connection broke: {error}")),
+            Ok(Ok(body)) => {
+                let bytes = body.into_bytes();
+                if bytes.len() as u64 == expected {
+                    Ok(bytes)
+                } else {
+                    Err(format!("{} bytes of {expected} arrived", bytes.len()))
+                }
+            }
+        })
+    }
+}
+
+/// `bytes 0-9/100` as start and total.
+fn parse_content_range(header: &str) -> Option<(u64, u64)> {
+    let (range, total) = header.strip_prefix("bytes ")?.split_once('/')?;
+    Some((range.split_once('-')?.0.parse().ok()?, total.parse().ok()?))
+}
+
+fn time(sdk: Option<&SdkDateTime>) -> DateTime<Utc> {
+    sdk.and_then(|t| DateTime::from_timestamp(t.secs(), t.subsec_nanos())).unwrap_or_default()
+}
+
+fn size(sdk: Option<i64>) -> u64 {
+    sdk.and_then(|n| u64::try_from(n).ok()).unwrap_or_default()
+}
+
+#[async_trait]
+impl Store for S3Store {
+    fn describe(&self) -> String {
+        self.place()
+    }
+
+    async fn begin(&self, key: &str, if_absent: bool) -> Result<Box<dyn Upload>, StoreError> {
+        check_key(key)?;
+        Ok(Box::new(upload::S3Upload::new(self.clone(), key, if_absent)))
+    }
+
+    async fn read(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
+        check_key(key)?;
+        if range.is_empty() {
+            return self.head(key).await.map(|_| Bytes::new());
+        }
+        let mut wait = BODY_BACKOFF;
+        let mut attempt = 1;
+        loop {
+            match self.read_once(key, &range).await? {
+                Ok(bytes) => return Ok(bytes),
+                Err(why) if attempt == BODY_ATTEMPTS => {
+                    return Err(StoreError::Other(format!(
+                        "cannot read {key} from {}: {why}",
+                        self.endpoint
+                    )));
+                }
+                Err(why) => tracing::debug!(key, why, attempt, "reading again"),
+            }
+            attempt += 1;
+            tokio::time::sleep(wait).await;
+            wait *= 2;
+        }
+    }
+
+    async fn head(&self, key: &str) -> Result<ObjectMeta, StoreError> {
+        check_key(key)?;
+        let request = self.client.head_object().bucket(&self.bucket).key(self.full_key(key));
+        match request.send().await.map_err(Failure::of) {
+            Ok(head) => Ok(ObjectMeta {
+                key: key.to_owned(),
+                size: size(head.content_length()),
+                modified: time(head.last_modified()),
+            }),
+            Err(failure) => Err(self.reason(key, failure).await.explain(self, &format!("look at {key}"))),
+        }
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>, StoreError> {
+        let own = self.full_key("");
+        let mut found = Vec::new();
+        let mut pages = self
+            .client
+            .list_objects_v2()
+            .bucket(&self.bucket)
+            .prefix(self.full_key(prefix))
+            .into_paginator()
+            .send();
+        while let Some(page) = pages.next().await {
+            let page =
+                page.map_err(|e| Failure::of(e).explain(self, &format!("list {}/{prefix}", self.place())))?;
+            for object in page.contents() {
+                // What is no valid key (another tool's folder markers) was not written by opsd.
+                let Some(key) = object.key().and_then(|k| k.strip_prefix(own.as_str())) else { continue };
+                if check_key(key).is_ok() {
+                    found.push(ObjectMeta {
+                        key: key.to_owned(),
+                        size: size(object.size()),
+                        modified: time(object.last_modified()),
+                    });
+                }
+            }
+        }
+        found.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(found)
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        check_key(key)?;
+        let request = self.client.delete_object().bucket(&self.bucket).key(self.full_key(key));
+        match request.send().await.map_err(Failure::of) {
+            Ok(_) => Ok(()),
+            Err(failure) if failure.code == "NoSuchKey" => Ok(()),
+            Err(failure) => Err(failure.explain(self, &format!("delete {key}"))),
+        }
+    }
+}
+
+impl Learned {
+    fn get(flag: &AtomicBool) -> bool {
+        flag.load(Ordering::Relaxed)
+    }
+
+    fn set(flag: &AtomicBool) {
+        flag.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_ranges() {
+        assert_eq!(parse_content_range("bytes 5-9/100"), Some((5, 100)));
+        assert_eq!(parse_content_range("bytes */100"), None);
+        assert_eq!(parse_content_range("items 5-9/100"), None);
+        assert_eq!(parse_content_range("bytes 5-9/*"), None);
+    }
+}

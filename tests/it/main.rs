@@ -6,5 +6,8 @@
 
 mod support;
 
+mod backups;
 mod cli;
 mod harness;
+mod postgres;
+mod store;

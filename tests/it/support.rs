@@ -4,3 +4,4 @@ pub mod compare;
 pub mod fixtures;
 pub mod opsd;
 pub mod postgres;
+pub mod s3;

@@ -1,0 +1,327 @@
+//! What is in a database, as far as a plan and a proof need to know: tables, sequences, settings,
+//! locale, extensions, and what our role may not read.
+//!
+//! Every query is schema-qualified by an empty search_path and works from PostgreSQL 13 on.
+
+use std::collections::HashSet;
+
+use chrono::{DateTime, Utc};
+use tokio_postgres::Client;
+
+use crate::error::{Context, Result};
+use crate::postgres::connect::error;
+use crate::set::manifest::{Extension, Locale};
+use crate::set::proof::Setting;
+
+/// A table (or partitioned root) that pg_dump would look at.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Table {
+    /// Its OID.
+    pub oid: u32,
+    /// Schema.
+    pub schema: String,
+    /// Name.
+    pub name: String,
+    /// Has no rows of its own.
+    pub is_partitioned: bool,
+    /// Rows vanish in a crash, and are not on a standby.
+    pub is_unlogged: bool,
+    /// Belongs to an extension, which makes it again.
+    pub is_extension_member: bool,
+    /// The table it is a partition of.
+    pub partition_of: Option<u32>,
+    /// Bytes on disk, TOAST included, indexes not.
+    pub size: u64,
+    /// Whether our role may read it.
+    pub is_readable: bool,
+    /// Whether policies would hide rows from our role.
+    pub has_active_row_security: bool,
+    /// The file it is stored in, by the snapshot and by now: they differ when it was rewritten.
+    pub filenodes: (u32, u32),
+}
+
+impl Table {
+    /// `"schema"."name"`: what SQL and pg_dump's patterns both read as exactly this table.
+    pub fn quoted(&self) -> String {
+        quoted(&self.schema, &self.name)
+    }
+
+    /// `schema.name` for people.
+    pub fn display(&self) -> String {
+        format!("{}.{}", self.schema, self.name)
+    }
+}
+
+/// A sequence.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Sequence {
+    /// Its OID.
+    pub oid: u32,
+    /// Schema.
+    pub schema: String,
+    /// Name.
+    pub name: String,
+    /// The table whose column owns it.
+    pub owned_by: Option<u32>,
+    /// Belongs to an extension.
+    pub is_extension_member: bool,
+    /// Whether our role may read it.
+    pub is_readable: bool,
+}
+
+impl Sequence {
+    /// `"schema"."name"`.
+    pub fn quoted(&self) -> String {
+        quoted(&self.schema, &self.name)
+    }
+}
+
+/// `"a"."b"` with quotes doubled.
+pub fn quoted(schema: &str, name: &str) -> String {
+    format!("\"{}\".\"{}\"", schema.replace('"', "\"\""), name.replace('"', "\"\""))
+}
+
+/// The server's figures that bound a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Capacity {
+    /// Locks the shared lock table has room for, less those held now.
+    pub free_locks: u64,
+    /// Connections our role could still open.
+    pub free_connections: u64,
+}
+
+/// The lists a plan is made of.
+#[derive(Debug, Clone, Default)]
+pub struct Inventory {
+    /// Tables outside the system's schemas.
+    pub tables: Vec<Table>,
+    /// Sequences outside the system's schemas.
+    pub sequences: Vec<Sequence>,
+    /// Large objects.
+    pub large_objects: u64,
+    /// Large objects that our role may not read.
+    pub unreadable_large_objects: u64,
+    /// Schemas with tables in them that our role may not use.
+    pub unusable_schemas: Vec<String>,
+}
+
+/// What a database is, apart from its content.
+#[derive(Debug, Clone)]
+pub struct Properties {
+    /// Encoding and locale.
+    pub locale: Locale,
+    /// Installed extensions, plpgsql too.
+    pub extensions: Vec<Extension>,
+    /// `ALTER DATABASE … SET` and `ALTER ROLE … IN DATABASE … SET`.
+    pub settings: Vec<Setting>,
+    /// Owner.
+    pub owner: String,
+    /// Privileges as text.
+    pub acl: Option<String>,
+}
+
+/// Tables and sequences, as the session's snapshot (or, outside a transaction, now) has them.
+pub async fn read(client: &Client) -> Result<Inventory> {
+    // relfilenode is read under the snapshot, pg_relation_filenode() looks at the present.
+    let tables = client
+        .query(
+            "SELECT c.oid, n.nspname, c.relname, c.relkind = 'p', c.relpersistence = 'u',
+                    EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
+                            AND d.objid = c.oid AND d.deptype = 'e'),
+                    (SELECT i.inhparent FROM pg_inherits i WHERE i.inhrelid = c.oid AND c.relispartition),
+                    coalesce(pg_table_size(c.oid), 0),
+                    has_table_privilege(c.oid, 'SELECT'), row_security_active(c.oid),
+                    c.relfilenode, coalesce(pg_relation_filenode(c.oid), c.relfilenode)
+               FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+              WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+              ORDER BY n.nspname, c.relname",
+            &[],
+        )
+        .await
+        .map_err(error)
+        .context("cannot list tables")?;
+    let tables = tables
+        .iter()
+        .map(|row| Table {
+            oid: row.get(0),
+            schema: row.get(1),
+            name: row.get(2),
+            is_partitioned: row.get(3),
+            is_unlogged: row.get(4),
+            is_extension_member: row.get(5),
+            partition_of: row.get(6),
+            size: u64::try_from(row.get::<_, i64>(7)).unwrap_or(0),
+            // A table dropped meanwhile has neither privileges nor policies; the lists are compared later.
+            is_readable: row.get::<_, Option<bool>>(8).unwrap_or(true),
+            has_active_row_security: row.get::<_, Option<bool>>(9).unwrap_or(false),
+            filenodes: (row.get(10), row.get(11)),
+        })
+        .collect();
+    let sequences = client
+        .query(
+            "SELECT c.oid, n.nspname, c.relname,
+                    (SELECT d.refobjid FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
+                        AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') LIMIT 1),
+                    EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
+                            AND d.objid = c.oid AND d.deptype = 'e'),
+                    has_sequence_privilege(c.oid, 'SELECT')
+               FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+              WHERE c.relkind = 'S' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+              ORDER BY n.nspname, c.relname",
+            &[],
+        )
+        .await
+        .map_err(error)
+        .context("cannot list sequences")?;
+    let sequences = sequences
+        .iter()
+        .map(|row| Sequence {
+            oid: row.get(0),
+            schema: row.get(1),
+            name: row.get(2),
+            owned_by: row.get(3),
+            is_extension_member: row.get(4),
+            is_readable: row.get::<_, Option<bool>>(5).unwrap_or(true),
+        })
+        .collect();
+    let large_objects = client
+        .query_one(
+            "SELECT count(*),
+                    count(*) FILTER (WHERE current_setting('lo_compat_privileges') = 'off'
+                      AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
+                      AND NOT pg_has_role(lomowner, 'USAGE')
+                      AND NOT EXISTS (SELECT FROM aclexplode(lomacl) a WHERE a.privilege_type = 'SELECT'
+                                       AND (a.grantee = 0 OR pg_has_role(a.grantee, 'USAGE'))))
+               FROM pg_largeobject_metadata",
+            &[],
+        )
+        .await
+        .map_err(error)
+        .context("cannot count large objects")?;
+    let unusable = client
+        .query(
+            "SELECT n.nspname FROM pg_namespace n
+              WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+                AND NOT has_schema_privilege(n.oid, 'USAGE')
+                AND EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = n.oid AND c.relkind IN ('r', 'p', 'S'))",
+            &[],
+        )
+        .await
+        .map_err(error)
+        .context("cannot list schemas")?;
+    Ok(Inventory {
+        tables,
+        sequences,
+        large_objects: u64::try_from(large_objects.get::<_, i64>(0)).unwrap_or(0),
+        unreadable_large_objects: u64::try_from(large_objects.get::<_, i64>(1)).unwrap_or(0),
+        unusable_schemas: unusable.iter().map(|row| row.get(0)).collect(),
+    })
+}
+
+/// Tables whose rows pg_dump would not see as the snapshot does: rewritten or truncated between the
+/// snapshot and the lock. Neither is undone by MVCC, so such a dump is silently empty or wrong.
+pub fn rewritten(inventory: &Inventory) -> Vec<String> {
+    inventory.tables.iter().filter(|t| t.filenodes.0 != t.filenodes.1).map(Table::display).collect()
+}
+
+/// What is in `now` and not in `before`.
+pub fn newcomers<'a>(before: &Inventory, now: &'a Inventory) -> Vec<&'a Table> {
+    let known: HashSet<u32> = before.tables.iter().map(|t| t.oid).collect();
+    now.tables.iter().filter(|t| !known.contains(&t.oid)).collect()
+}
+
+/// Room in the lock table and for connections.
+pub async fn capacity(client: &Client) -> Result<Capacity> {
+    let row = client
+        .query_one(
+            "SELECT current_setting('max_locks_per_transaction')::int8
+                      * (current_setting('max_connections')::int8 + current_setting('max_prepared_transactions')::int8)
+                    - (SELECT count(*) FROM pg_locks WHERE locktype IN ('relation', 'advisory', 'object') AND NOT fastpath),
+                    current_setting('max_connections')::int8 - current_setting('superuser_reserved_connections')::int8
+                    - (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')",
+            &[],
+        )
+        .await
+        .map_err(error)
+        .context("cannot read the server's limits")?;
+    let positive = |i: usize| u64::try_from(row.get::<_, i64>(i)).unwrap_or(0);
+    Ok(Capacity { free_locks: positive(0), free_connections: positive(1) })
+}
+
+/// Locale, extensions, settings, owner and privileges of the session's database.
+pub async fn properties(client: &Client, server_version_num: u32) -> Result<Properties> {
+    let provider = match server_version_num {
+        ..150_000 => "'c', NULL, NULL",
+        150_000..160_000 => "d.datlocprovider::text, d.daticulocale, NULL",
+        160_000..170_000 => "d.datlocprovider::text, d.daticulocale, d.daticurules",
+        _ => "d.datlocprovider::text, d.datlocale, d.daticurules",
+    };
+    let row = client
+        .query_one(
+            &format!(
+                "SELECT pg_encoding_to_char(d.encoding)::text, d.datcollate::text, d.datctype::text, {provider},
+                        current_setting('lc_monetary'), pg_get_userbyid(d.datdba)::text, d.datacl::text
+                   FROM pg_database d WHERE d.datname = current_database()"
+            ),
+            &[],
+        )
+        .await
+        .map_err(error)
+        .context("cannot read the database's properties")?;
+    let locale = Locale {
+        encoding: row.get(0),
+        collate: row.get(1),
+        ctype: row.get(2),
+        provider: match row.get::<_, String>(3).as_str() {
+            "i" => "icu",
+            "b" => "builtin",
+            _ => "libc",
+        }
+        .into(),
+        locale: row.get(4),
+        icu_rules: row.get(5),
+        monetary: row.get(6),
+    };
+    let (owner, acl) = (row.get(7), row.get(8));
+    let extensions = client
+        .query("SELECT extname::text, extversion FROM pg_extension ORDER BY extname", &[])
+        .await
+        .map_err(error)
+        .context("cannot list extensions")?
+        .iter()
+        .map(|row| Extension { name: row.get(0), version: row.get(1) })
+        .collect();
+    let settings = client
+        .query(
+            "SELECT r.rolname::text, s.setting FROM pg_db_role_setting d
+               CROSS JOIN LATERAL unnest(d.setconfig) WITH ORDINALITY AS s (setting, n)
+               LEFT JOIN pg_roles r ON r.oid = d.setrole
+              WHERE d.setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database())
+                AND (d.setrole = 0 OR r.oid IS NOT NULL)
+              ORDER BY r.rolname NULLS FIRST, s.n",
+            &[],
+        )
+        .await
+        .map_err(error)
+        .context("cannot read the database's settings")?
+        .iter()
+        .map(|row| Setting { role: row.get(0), setting: row.get(1) })
+        .collect();
+    Ok(Properties { locale, extensions, settings, owner, acl })
+}
+
+/// Position and time of the session's snapshot.
+pub async fn position(client: &Client) -> Result<(String, DateTime<Utc>)> {
+    let row = client
+        .query_one(
+            "SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+                          ELSE pg_current_wal_insert_lsn() END)::text,
+                    (extract(epoch FROM clock_timestamp()) * 1000)::int8",
+            &[],
+        )
+        .await
+        .map_err(error)
+        .context("cannot read the WAL position")?;
+    let time = DateTime::from_timestamp_millis(row.get(1)).unwrap_or_default();
+    Ok((row.get::<_, Option<String>>(0).unwrap_or_default(), time))
+}

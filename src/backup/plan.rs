@@ -1,0 +1,294 @@
+//! Which archives a database is dumped into: a pure function of its inventory and the job.
+//!
+//! Usually a schema archive, one archive a large table, and one for all the rest. Where no table is
+//! large and there are very many (or the shared lock table has no room for two processes that lock
+//! every table), one archive holds everything: each process locks every table it looks at, and the
+//! lock table is shared with the application.
+
+use std::collections::{HashMap, HashSet};
+
+use super::inventory::{Capacity, Inventory, Table};
+use crate::config::BackupJob;
+use crate::error::{Error, Result};
+
+/// Large tables that get a stream of their own at the most: each holds a connection from the start.
+const MAX_LARGE_TABLES: usize = 16;
+/// From this many tables on, two processes that each read the whole catalog cost more than they gain.
+const MANY_TABLES: usize = 2_000;
+/// Connections left for others, whatever the plan would like.
+const SPARE_CONNECTIONS: u64 = 5;
+
+/// One pg_dump to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Archive {
+    /// Stream name: `schema`, `data-rest`, `data-1`, `full`.
+    pub name: String,
+    /// What pg_dump is told beyond the arguments all share.
+    pub args: Vec<String>,
+    /// Bytes to expect, roughly: table sizes on disk.
+    pub estimate: u64,
+    /// The table it is for, where it is for one.
+    pub table: Option<String>,
+}
+
+/// What will be done with one database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// Database name.
+    pub database: String,
+    /// The archives, schema first, then large tables by size, then the rest.
+    pub archives: Vec<Archive>,
+    /// Whether the coordinator locks tables before the snapshot; without room in the lock table it
+    /// relies on noticing rewritten tables afterwards.
+    pub lock_first: bool,
+    /// Tables whose rows are left out, `schema.name`.
+    pub excluded: Vec<String>,
+    /// Their OIDs, and those of tables that have no rows to dump.
+    pub without_data: HashSet<u32>,
+    /// Locks all processes together will hold.
+    pub locks: u64,
+    /// Tables with rows.
+    pub tables: usize,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
+}
+
+/// Decides, or says why the database cannot be dumped.
+pub fn plan(
+    database: &str,
+    inventory: &Inventory,
+    capacity: Capacity,
+    in_recovery: bool,
+    job: &BackupJob,
+) -> Result<Plan> {
+    let excluded = excluded_tables(inventory, &job.exclude_table_data)?;
+    check_privileges(inventory, &excluded)?;
+    let mut warnings = Vec::new();
+    let mut without_data: HashSet<u32> = excluded.iter().copied().collect();
+    for table in &inventory.tables {
+        if table.is_partitioned || (table.is_unlogged && in_recovery) {
+            without_data.insert(table.oid);
+        }
+    }
+    if in_recovery && inventory.tables.iter().any(|t| t.is_unlogged) {
+        warnings.push("unlogged tables are empty on a standby and are dumped without rows".into());
+    }
+    let with_data = || inventory.tables.iter().filter(|t| !without_data.contains(&t.oid));
+
+    let mut large: Vec<&Table> =
+        with_data().filter(|t| !t.is_extension_member && t.size >= job.large_table).collect();
+    large.sort_by(|a, b| b.size.cmp(&a.size).then(a.oid.cmp(&b.oid)));
+    // The lock session, the coordinator, the schema and the rest need one connection each.
+    let room = capacity.free_connections.saturating_sub(4 + SPARE_CONNECTIONS);
+    let cap = MAX_LARGE_TABLES.min(usize::try_from(room).unwrap_or(usize::MAX));
+    if large.len() > cap {
+        warnings.push(format!(
+            "{} of {} large tables get a stream of their own ({} free connections)",
+            cap,
+            large.len(),
+            capacity.free_connections
+        ));
+        large.truncate(cap);
+    }
+
+    let tables = inventory.tables.len() as u64;
+    let sequences = inventory.sequences.len() as u64;
+    let split_locks = 2 * tables + sequences + large.len() as u64;
+    let single_locks = tables + sequences;
+    let split_fits = split_locks * 10 <= capacity.free_locks * 8;
+    let single = (large.is_empty() && inventory.tables.len() >= MANY_TABLES) || !split_fits;
+    if single && !large.is_empty() {
+        warnings.push(format!(
+            "max_locks_per_transaction leaves room for one pg_dump only: {split_locks} locks needed, {} free",
+            capacity.free_locks
+        ));
+        large.clear();
+    }
+    let mut locks = if single { single_locks } else { split_locks };
+    // PostgreSQL allows somewhat more than it computes; pg_dump itself is the judge near the limit.
+    if locks > capacity.free_locks + capacity.free_locks / 4 {
+        return Err(Error::new(format!(
+            "database {database:?} needs {locks} locks ({tables} tables, {sequences} sequences), the server has room for {}",
+            capacity.free_locks
+        ))
+        .with_hint("raise max_locks_per_transaction and restart PostgreSQL"));
+    }
+    let lock_first = (locks + tables) * 10 <= capacity.free_locks * 8;
+    if lock_first {
+        locks += tables;
+    }
+
+    let exclude_data: Vec<String> = inventory
+        .tables
+        .iter()
+        .filter(|t| excluded.contains(&t.oid) && !t.is_partitioned)
+        .map(|t| format!("--exclude-table-data={}", t.quoted()))
+        .collect();
+    let rest_size = with_data().map(|t| t.size).sum::<u64>() - large.iter().map(|t| t.size).sum::<u64>();
+    let mut archives = Vec::new();
+    if single {
+        archives.push(Archive { name: "full".into(), args: exclude_data, estimate: rest_size, table: None });
+    } else {
+        archives.push(Archive {
+            name: "schema".into(),
+            args: vec!["--section=pre-data".into(), "--section=post-data".into()],
+            estimate: 0,
+            table: None,
+        });
+        for (i, table) in large.iter().enumerate() {
+            archives.push(large_archive(i + 1, table, inventory));
+        }
+        let mut args = vec!["--section=data".to_owned()];
+        args.extend(exclude_data);
+        args.extend(large.iter().map(|t| format!("--exclude-table-data={}", t.quoted())));
+        archives.push(Archive { name: "data-rest".into(), args, estimate: rest_size, table: None });
+    }
+    let excluded_names =
+        inventory.tables.iter().filter(|t| excluded.contains(&t.oid)).map(Table::display).collect();
+    Ok(Plan {
+        database: database.into(),
+        archives,
+        lock_first,
+        excluded: excluded_names,
+        tables: with_data().count(),
+        without_data,
+        locks,
+        warnings,
+    })
+}
+
+/// `-t` brings the table's own sequences along, with values that are not of the snapshot; they belong
+/// to the rest, so they are named as excluded here.
+fn large_archive(n: usize, table: &Table, inventory: &Inventory) -> Archive {
+    let mut args = vec!["--section=data".to_owned(), format!("--table={}", table.quoted())];
+    args.extend(
+        inventory
+            .sequences
+            .iter()
+            .filter(|s| s.owned_by == Some(table.oid))
+            .map(|s| format!("--exclude-table-data={}", s.quoted())),
+    );
+    Archive { name: format!("data-{n}"), args, estimate: table.size, table: Some(table.display()) }
+}
+
+fn check_privileges(inventory: &Inventory, excluded: &HashSet<u32>) -> Result<()> {
+    let list = |names: Vec<String>| {
+        let more = names.len().saturating_sub(10);
+        let shown = names.into_iter().take(10).collect::<Vec<_>>().join(", ");
+        if more > 0 { format!("{shown} and {more} more") } else { shown }
+    };
+    let hint =
+        "grant pg_read_all_data to the role (PostgreSQL 14 or newer), or SELECT and USAGE on what is named";
+    if !inventory.unusable_schemas.is_empty() {
+        return Err(Error::new(format!(
+            "no USAGE privilege on schema {}",
+            list(inventory.unusable_schemas.clone())
+        ))
+        .with_hint(hint));
+    }
+    let unreadable: Vec<String> = inventory
+        .tables
+        .iter()
+        .filter(|t| !t.is_readable && !t.is_extension_member)
+        .map(Table::display)
+        .collect();
+    if !unreadable.is_empty() {
+        return Err(Error::new(format!("no SELECT privilege on table {}", list(unreadable))).with_hint(hint));
+    }
+    let unreadable: Vec<String> = inventory
+        .sequences
+        .iter()
+        .filter(|s| !s.is_readable && !s.is_extension_member)
+        .map(|s| format!("{}.{}", s.schema, s.name))
+        .collect();
+    if !unreadable.is_empty() {
+        return Err(
+            Error::new(format!("no SELECT privilege on sequence {}", list(unreadable))).with_hint(hint)
+        );
+    }
+    let hidden: Vec<String> = inventory
+        .tables
+        .iter()
+        .filter(|t| t.has_active_row_security && !excluded.contains(&t.oid) && !t.is_extension_member)
+        .map(Table::display)
+        .collect();
+    if !hidden.is_empty() {
+        return Err(Error::new(format!("row security would hide rows of table {}", list(hidden)))
+            .with_hint("ALTER ROLE … BYPASSRLS for the role that backs up"));
+    }
+    if inventory.unreadable_large_objects > 0 {
+        return Err(Error::new(format!(
+            "no SELECT privilege on {} of {} large objects",
+            inventory.unreadable_large_objects, inventory.large_objects
+        ))
+        .with_hint("ALTER DATABASE … SET lo_compat_privileges = on, or GRANT SELECT ON LARGE OBJECT"));
+    }
+    Ok(())
+}
+
+/// The tables that patterns name, partitions of a named root included. A pattern that names nothing
+/// is a mistake: what it was meant for would be dumped, or a rename went unnoticed.
+fn excluded_tables(inventory: &Inventory, patterns: &[String]) -> Result<HashSet<u32>> {
+    let mut excluded = HashSet::new();
+    for pattern in patterns {
+        let before = excluded.len();
+        let hits = inventory.tables.iter().filter(|t| matches_pattern(pattern, t)).map(|t| t.oid);
+        let hits: Vec<u32> = hits.collect();
+        if hits.is_empty() {
+            return Err(Error::usage(format!("exclude_table_data {pattern:?} matches no table"))
+                .with_hint("patterns are schema.table with * and ?"));
+        }
+        excluded.extend(hits);
+        debug_assert!(excluded.len() >= before);
+    }
+    let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
+    for table in &inventory.tables {
+        if let Some(parent) = table.partition_of {
+            children.entry(parent).or_default().push(table.oid);
+        }
+    }
+    let mut todo: Vec<u32> = excluded.iter().copied().collect();
+    while let Some(oid) = todo.pop() {
+        for child in children.get(&oid).into_iter().flatten() {
+            if excluded.insert(*child) {
+                todo.push(*child);
+            }
+        }
+    }
+    Ok(excluded)
+}
+
+fn matches_pattern(pattern: &str, table: &Table) -> bool {
+    match pattern.split_once('.') {
+        Some((schema, name)) => {
+            glob(schema.as_bytes(), table.schema.as_bytes()) && glob(name.as_bytes(), table.name.as_bytes())
+        }
+        None => glob(pattern.as_bytes(), table.name.as_bytes()),
+    }
+}
+
+/// `*` any run, `?` any byte; everything else itself.
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut p, mut t, mut star) = (0, 0, None);
+    while t < text.len() {
+        match pattern.get(p) {
+            Some(b'*') => {
+                star = Some((p, t));
+                p += 1;
+            }
+            Some(c) if *c == b'?' || *c == text[t] => {
+                p += 1;
+                t += 1;
+            }
+            _ => match star {
+                Some((sp, st)) => {
+                    p = sp + 1;
+                    t = st + 1;
+                    star = Some((sp, st + 1));
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[p..].iter().all(|c| *c == b'*')
+}

@@ -1,0 +1,133 @@
+//! Removing the sets that retention does not keep.
+//!
+//! Plan first: [`plan`] reads the repository and decides, [`remove`] deletes one set of that plan.
+//! Only keys that the set's own manifest names, or that the layout of a set knows, are deleted;
+//! anything else that lies there is left and reported. Sets that do not count (incomplete, failed,
+//! refused) are never touched. Backups never prune: this is another command, and may be another
+//! credential.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+
+use super::retention::{self, Candidate, Plan, Standing};
+use crate::config::Retention;
+use crate::error::{Context, Result};
+use crate::set::catalog::{self, Loaded, State};
+use crate::set::manifest::ProofState;
+use crate::set::{MANIFEST, MANIFEST_SIGNATURE, set_prefix};
+use crate::store::{ObjectMeta, Store};
+
+/// What prune would do to one job.
+#[derive(Debug, Clone)]
+pub struct JobPlan {
+    /// The job.
+    pub job: String,
+    /// What retention says about every set.
+    pub plan: Plan,
+    /// How to remove those that go, by id.
+    pub removals: BTreeMap<String, Removal>,
+    /// Sets that have a manifest and do not count (damaged, not trusted, too new, objects missing): id and reason.
+    pub refused: Vec<(String, String)>,
+}
+
+/// How to remove one set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removal {
+    /// Keys in the order of deletion: the manifest first, so that the set stops existing before
+    /// anything of it is missing; then its signature; then the rest.
+    pub keys: Vec<String>,
+    /// Bytes that they hold.
+    pub bytes: u64,
+    /// What also lies in the set's folder and is not opsd's: it stays.
+    pub foreign: Vec<String>,
+}
+
+/// Reads a job's sets and decides about each.
+pub async fn plan(
+    store: &dyn Store,
+    trusted_keys: &[String],
+    site: &str,
+    job: &str,
+    rules: &Retention,
+    now: DateTime<Utc>,
+    accept_shrink: bool,
+) -> Result<JobPlan> {
+    let entries = catalog::sets(store, site, job).await?;
+    let mut candidates = Vec::new();
+    let mut loaded_sets = BTreeMap::new();
+    let mut refused = Vec::new();
+    for (entry, loaded) in catalog::load_all(store, trusted_keys, entries).await {
+        let (id, time) = (entry.id.clone(), entry.id_time());
+        match loaded {
+            Ok(set) if !set.missing().is_empty() => {
+                let why = format!("{} is missing or has another size", set.missing().join(", "));
+                refused.push((id.clone(), why.clone()));
+                candidates.push(Candidate {
+                    id,
+                    time: set.manifest.started,
+                    standing: Standing::NotCounted(why),
+                });
+            }
+            Ok(set) => {
+                let rows = set.manifest.databases.iter().map(|d| d.rows).sum();
+                let standing = Standing::Complete {
+                    proven: set.is_proven(),
+                    bytes: set.manifest.plain_bytes(),
+                    rows: (set.manifest.proof() != ProofState::None).then_some(rows),
+                };
+                candidates.push(Candidate { id: id.clone(), time: set.manifest.started, standing });
+                loaded_sets.insert(id, set);
+            }
+            Err(error) => {
+                let why = match entry.state {
+                    State::Complete => error.to_string(),
+                    State::Incomplete | State::Failed => entry.state.as_str().to_owned(),
+                };
+                if entry.state == State::Complete {
+                    refused.push((id.clone(), why.clone()));
+                }
+                candidates.push(Candidate { id, time, standing: Standing::NotCounted(why) });
+            }
+        }
+    }
+    let plan = retention::plan(&candidates, rules, now, accept_shrink);
+    let removals = plan
+        .removed()
+        .filter_map(|d| loaded_sets.get(&d.id).map(|set| (d.id.clone(), removal(set))))
+        .collect();
+    Ok(JobPlan { job: job.to_owned(), plan, removals, refused })
+}
+
+/// Sorts what is stored of a set into ours and not ours.
+fn removal(set: &Loaded) -> Removal {
+    let entry = &set.entry;
+    let foreign: Vec<String> = set.foreign().into_iter().map(str::to_owned).collect();
+    let mut ours: Vec<&ObjectMeta> = entry.objects.iter().filter(|o| !foreign.contains(&o.key)).collect();
+    ours.sort_by_key(|o| match o.key.as_str() {
+        MANIFEST => 0,
+        MANIFEST_SIGNATURE => 1,
+        _ => 2,
+    });
+    let prefix = set_prefix(&entry.site, &entry.job, &entry.id);
+    Removal {
+        keys: ours.iter().map(|o| format!("{prefix}{}", o.key)).collect(),
+        bytes: ours.iter().map(|o| o.size).sum(),
+        foreign,
+    }
+}
+
+/// Removes one set. Once the manifest is gone the set does not exist, whatever happens to the rest;
+/// the rest is then tried to the end, and the first failure is the error.
+pub async fn remove(store: &dyn Store, removal: &Removal) -> Result<()> {
+    let mut result = Ok(());
+    for (index, key) in removal.keys.iter().enumerate() {
+        let deleted = store.delete(key).await.with_context(|| format!("deleting {key}"));
+        if index == 0 {
+            deleted?;
+        } else {
+            result = result.and(deleted);
+        }
+    }
+    result
+}

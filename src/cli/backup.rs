@@ -1,0 +1,278 @@
+//! `opsd backup`: make a set of each job, or say what would be made.
+
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::{Global, output, progress};
+use crate::backup::{self, Created, Preview};
+use crate::config::{BackupJob, Config};
+use crate::error::{Error, Kind, Result};
+use crate::set::manifest::ProofState;
+use crate::shutdown::Shutdown;
+use crate::store;
+
+/// Arguments of `opsd backup`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  opsd backup             every job of the configuration\n  \
+    opsd backup db --json   one job, its result as JSON\n  \
+    opsd backup --dry-run   the plan, and what would stand in its way")]
+pub struct Args {
+    /// Jobs to run [default: all]
+    #[arg(value_name = "JOB")]
+    jobs: Vec<String>,
+    /// Connect and plan, but dump nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print the result as one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    sets: Vec<SetReport>,
+}
+
+#[derive(Serialize)]
+struct SetReport {
+    job: String,
+    id: String,
+    databases: Vec<DatabaseReport>,
+    plain_bytes: u64,
+    stored_bytes: u64,
+    duration_seconds: f64,
+    proof: ProofState,
+    signed: bool,
+    warnings: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct DatabaseReport {
+    name: String,
+    tables: u64,
+    rows: u64,
+    bytes: u64,
+}
+
+#[derive(Serialize)]
+struct PlanReport {
+    plans: Vec<JobPlan>,
+}
+
+#[derive(Serialize)]
+struct JobPlan {
+    job: String,
+    server_version: String,
+    pg_dump: String,
+    repository: String,
+    prefix: String,
+    recipients: Vec<String>,
+    databases: Vec<DatabasePlan>,
+}
+
+#[derive(Serialize)]
+struct DatabasePlan {
+    name: String,
+    tables: usize,
+    locks: u64,
+    estimated_bytes: u64,
+    streams: Vec<StreamPlan>,
+    excluded: Vec<String>,
+    warnings: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct StreamPlan {
+    name: String,
+    table: Option<String>,
+    estimated_bytes: u64,
+}
+
+/// Runs the command. A job that fails does not keep the others from running.
+pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<()> {
+    let config = global.load_config()?;
+    let jobs = select(&config, &args.jobs)?;
+    if args.dry_run {
+        return shutdown.guard(dry_run(&config, &jobs, args.json)).await;
+    }
+    let store = shutdown.guard(store::open(&config.repository)).await?;
+    let mut report = Report { sets: Vec::new() };
+    let mut failures: Vec<(&str, Error)> = Vec::new();
+    for job in jobs {
+        let begun = Instant::now();
+        let work = backup::create(&config, job, store.clone(), progress::bars(global));
+        match shutdown.guard(work).await {
+            Ok(created) => {
+                let set = set_report(&created, begun.elapsed().as_secs_f64());
+                if !args.json && output::is_terminal() && !global.quiet {
+                    say(&set);
+                }
+                report.sets.push(set);
+            }
+            Err(error) => {
+                let stop = matches!(error.kind(), Kind::Interrupted | Kind::Terminated);
+                failures.push((&job.name, error));
+                if stop {
+                    break;
+                }
+            }
+        }
+    }
+    if args.json {
+        output::json(&report)?;
+    }
+    super::worst(failures, "backup")
+}
+
+/// The jobs that were named, or all.
+pub fn select<'c>(config: &'c Config, names: &[String]) -> Result<Vec<&'c BackupJob>> {
+    if config.backup.is_empty() {
+        return Err(Error::usage(format!("{} has no [backup.NAME]", config.path.display()))
+            .with_hint("`opsd config init` writes a starter file"));
+    }
+    if names.is_empty() {
+        return Ok(config.backup.values().collect());
+    }
+    names
+        .iter()
+        .map(|name| {
+            config.backup.get(name).ok_or_else(|| {
+                let known: Vec<&str> = config.backup.keys().map(String::as_str).collect();
+                Error::usage(format!("unknown job {name:?}")).with_hint(format!(
+                    "jobs in {}: {}",
+                    config.path.display(),
+                    known.join(", ")
+                ))
+            })
+        })
+        .collect()
+}
+
+fn set_report(created: &Created, duration_seconds: f64) -> SetReport {
+    let manifest = &created.manifest;
+    SetReport {
+        job: manifest.job.clone(),
+        id: manifest.id.clone(),
+        databases: manifest
+            .databases
+            .iter()
+            .map(|d| DatabaseReport { name: d.name.clone(), tables: d.tables, rows: d.rows, bytes: d.bytes })
+            .collect(),
+        plain_bytes: manifest.plain_bytes(),
+        stored_bytes: manifest.stored_bytes(),
+        duration_seconds,
+        proof: manifest.proof(),
+        signed: created.is_signed,
+        warnings: manifest.warnings.clone(),
+    }
+}
+
+fn say(set: &SetReport) {
+    output::say(format!(
+        "{} {}: {} stored as {} in {:.1} s{}",
+        set.job,
+        set.id,
+        output::size(set.plain_bytes),
+        output::size(set.stored_bytes),
+        set.duration_seconds,
+        if set.signed { ", signed" } else { "" }
+    ));
+    for d in &set.databases {
+        output::say(format!(
+            "  {}: {} tables, {} rows",
+            d.name,
+            output::count(d.tables),
+            output::count(d.rows)
+        ));
+    }
+    for warning in &set.warnings {
+        output::say(format!("  warning: {warning}"));
+    }
+    output::say(match set.proof {
+        ProofState::Complete => "  every row has a fingerprint; prove it: opsd restore --verify",
+        ProofState::Partial => "  some rows have no fingerprint; see the warnings",
+        ProofState::None => "  no fingerprints: this opsd does not know pg_dump's archive version",
+    });
+}
+
+async fn dry_run(config: &Config, jobs: &[&BackupJob], json: bool) -> Result<()> {
+    let mut report = PlanReport { plans: Vec::new() };
+    for job in jobs {
+        let preview =
+            backup::preview(config, job).await.map_err(|e| e.context(format!("job {}", job.name)))?;
+        report.plans.push(job_plan(config, job, preview));
+    }
+    if json {
+        return output::json(&report);
+    }
+    for plan in &report.plans {
+        output::text(render(plan))?;
+    }
+    Ok(())
+}
+
+fn job_plan(config: &Config, job: &BackupJob, preview: Preview) -> JobPlan {
+    let stream =
+        |a: backup::plan::Archive| StreamPlan { name: a.name, table: a.table, estimated_bytes: a.estimate };
+    JobPlan {
+        job: job.name.clone(),
+        server_version: preview.server.version,
+        pg_dump: preview.pg_dump,
+        repository: config.repository.location.describe(),
+        prefix: preview.prefix,
+        recipients: preview.recipients,
+        databases: preview
+            .plans
+            .into_iter()
+            .map(|p| DatabasePlan {
+                name: p.database,
+                tables: p.tables,
+                locks: p.locks,
+                estimated_bytes: p.archives.iter().map(|a| a.estimate).sum(),
+                streams: p.archives.into_iter().map(stream).collect(),
+                excluded: p.excluded,
+                warnings: p.warnings,
+            })
+            .collect(),
+    }
+}
+
+fn render(plan: &JobPlan) -> String {
+    let mut lines = vec![
+        format!("job {}", plan.job),
+        format!("  server      PostgreSQL {}", plan.server_version),
+        format!("  pg_dump     {}", plan.pg_dump),
+        format!("  to          {}/{}", plan.repository, plan.prefix),
+    ];
+    for (i, recipient) in plan.recipients.iter().enumerate() {
+        lines.push(format!("  {}{recipient}", if i == 0 { "readable by " } else { "            " }));
+    }
+    for database in &plan.databases {
+        lines.push(format!(
+            "  database {:?}: {} tables, about {}, {} locks",
+            database.name,
+            database.tables,
+            output::size(database.estimated_bytes),
+            database.locks
+        ));
+        for stream in &database.streams {
+            lines.push(format!(
+                "    {:<10} {:>10}  {}",
+                stream.name,
+                if stream.estimated_bytes == 0 {
+                    String::new()
+                } else {
+                    output::size(stream.estimated_bytes)
+                },
+                stream.table.as_deref().unwrap_or_default()
+            ));
+        }
+        if !database.excluded.is_empty() {
+            lines.push(format!("    without the rows of {}", database.excluded.join(", ")));
+        }
+        lines.extend(database.warnings.iter().map(|w| format!("    warning: {w}")));
+    }
+    lines.push("  nothing was dumped".into());
+    lines.join("\n")
+}

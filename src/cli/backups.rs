@@ -1,0 +1,305 @@
+//! `opsd backups`: what is in the repository, and removing what retention does not keep.
+
+mod cat;
+mod list;
+mod prune;
+mod show;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use super::{Global, output};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::set::catalog::{Entry, Loaded};
+use crate::set::manifest::{Manifest, ProofState};
+use crate::shutdown::Shutdown;
+use crate::store::{self, Store};
+
+/// Columns that text is laid out for.
+const WIDTH: usize = 80;
+
+/// Arguments of `opsd backups`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// List the sets of every job, or of some
+    List(list::Args),
+    /// Tell everything about one set
+    Show(show::Args),
+    /// Decrypt and decompress one stream to stdout
+    Cat(cat::Args),
+    /// Remove the sets that retention does not keep
+    Prune(prune::Args),
+}
+
+/// Runs the command.
+pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<()> {
+    let config = global.load_config()?;
+    let store = store::open(&config.repository).await?;
+    let now = Utc::now();
+    match args.command {
+        Command::List(args) => shutdown.guard(list::run(&args, &config, &*store, now)).await,
+        Command::Show(args) => shutdown.guard(show::run(&args, &config, &*store, now)).await,
+        Command::Cat(args) => shutdown.guard(cat::run(&args, &config, store)).await,
+        Command::Prune(args) => prune::run(&args, &config, &*store, now, global, shutdown).await,
+    }
+}
+
+/// One set in JSON. What is not known is null, never zero.
+#[derive(Debug, Serialize)]
+struct Summary {
+    job: String,
+    id: String,
+    /// `complete`, `incomplete`, `failed`, or `refused`: there is a manifest, and it is not believed.
+    state: &'static str,
+    /// Why it is refused.
+    error: Option<String>,
+    started: DateTime<Utc>,
+    finished: Option<DateTime<Utc>>,
+    databases: Vec<SummaryDatabase>,
+    tables: Option<u64>,
+    rows: Option<u64>,
+    plain_bytes: Option<u64>,
+    stored_bytes: u64,
+    proof: Option<ProofState>,
+    verified: Option<SummaryVerified>,
+    signature: Option<&'static str>,
+    warnings: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct SummaryDatabase {
+    name: String,
+    tables: u64,
+    rows: u64,
+    bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct SummaryVerified {
+    verdict: &'static str,
+    time: DateTime<Utc>,
+    seconds: f64,
+}
+
+impl Summary {
+    fn new(entry: &Entry, loaded: &Result<Loaded>) -> Self {
+        match loaded {
+            Ok(set) => Self::of_set(set),
+            Err(error) => Self::of_entry(entry, error),
+        }
+    }
+
+    fn of_entry(entry: &Entry, error: &Error) -> Self {
+        use crate::set::catalog::State;
+        let refused = entry.state == State::Complete;
+        Self {
+            job: entry.job.clone(),
+            id: entry.id.clone(),
+            state: if refused { "refused" } else { entry.state.as_str() },
+            error: refused.then(|| error.to_string()),
+            started: entry.id_time(),
+            finished: None,
+            databases: Vec::new(),
+            tables: None,
+            rows: None,
+            plain_bytes: None,
+            stored_bytes: entry.stored_bytes(),
+            proof: None,
+            verified: None,
+            signature: None,
+            warnings: Vec::new(),
+        }
+    }
+
+    fn of_set(set: &Loaded) -> Self {
+        let manifest = &set.manifest;
+        let databases = manifest.databases.iter().map(|d| SummaryDatabase {
+            name: d.name.clone(),
+            tables: d.tables,
+            rows: d.rows,
+            bytes: d.bytes,
+        });
+        Self {
+            job: set.entry.job.clone(),
+            id: set.entry.id.clone(),
+            state: set.entry.state.as_str(),
+            error: None,
+            started: manifest.started,
+            finished: Some(manifest.finished),
+            databases: databases.collect(),
+            tables: rows_known(manifest).then(|| manifest.databases.iter().map(|d| d.tables).sum()),
+            rows: rows_known(manifest).then(|| manifest.databases.iter().map(|d| d.rows).sum()),
+            plain_bytes: Some(manifest.plain_bytes()),
+            stored_bytes: set.entry.stored_bytes(),
+            proof: Some(manifest.proof()),
+            verified: set.verified().map(|v| SummaryVerified {
+                verdict: v.verdict.as_str(),
+                time: v.finished,
+                seconds: v.total_seconds(),
+            }),
+            signature: Some(set.signature.as_str()),
+            warnings: warnings(set),
+        }
+    }
+}
+
+/// Without a fingerprint nobody counted the rows.
+fn rows_known(manifest: &Manifest) -> bool {
+    manifest.proof() != ProofState::None
+}
+
+/// The manifest's warnings, and what the repository itself gives reason to warn of.
+fn warnings(set: &Loaded) -> Vec<String> {
+    let mut warnings = set.manifest.warnings.clone();
+    warnings.extend(set.missing().iter().map(|key| format!("object {key} is missing or has another size")));
+    warnings.extend(set.ignored.iter().map(|(name, why)| format!("{name} does not count: {why}")));
+    warnings
+}
+
+/// Text from the repository on a terminal: whoever can write there must not move the cursor here.
+fn clean(text: &str) -> String {
+    let visible = |c: char| {
+        !c.is_control()
+            && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars().map(|c| if visible(c) { c.to_string() } else { c.escape_default().to_string() }).collect()
+}
+
+/// `3h`, `12d`: how long ago, in at most four columns.
+fn age(time: DateTime<Utc>, now: DateTime<Utc>) -> String {
+    let seconds = (now - time).num_seconds();
+    match seconds {
+        ..0 => "soon".to_owned(),
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m", seconds / 60),
+        3600..172_800 => format!("{}h", seconds / 3600),
+        172_800..86_400_000 => format!("{}d", seconds / 86_400),
+        _ => format!("{}y", seconds / 31_557_600),
+    }
+}
+
+/// `950`, `1.2M`: a number in at most six columns.
+fn short_count(number: u64) -> String {
+    let mut value = number as f64;
+    for unit in ["", "k", "M", "G", "T"] {
+        if value < 999.5 {
+            return if unit.is_empty() || value >= 99.95 {
+                format!("{value:.0}{unit}")
+            } else {
+                format!("{value:.1}{unit}")
+            };
+        }
+        value /= 1000.0;
+    }
+    format!("{value:.0}P")
+}
+
+/// A time for people, in UTC.
+fn time(time: DateTime<Utc>) -> String {
+    time.format("%Y-%m-%d %H:%M:%S UTC").to_string()
+}
+
+/// Seconds for people.
+fn seconds(seconds: f64) -> String {
+    output::duration(std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default())
+}
+
+/// Text in lines of [`WIDTH`], the first after `first`, the others indented as far.
+fn wrapped(first: &str, text: &str) -> String {
+    let indent = first.chars().count();
+    let mut out = first.to_owned();
+    let mut column = indent;
+    for word in clean(text).split(' ') {
+        let width = word.chars().count();
+        if column > indent && column + 1 + width > WIDTH {
+            out.push('\n');
+            out.push_str(&" ".repeat(indent));
+            column = indent;
+        } else if column > indent {
+            out.push(' ');
+            column += 1;
+        }
+        out.push_str(word);
+        column += width;
+    }
+    out.push('\n');
+    out
+}
+
+/// Sets of the jobs that are meant, by job: the configured ones and those that the repository has.
+/// A name that is neither is an error.
+async fn entries(
+    config: &Config,
+    store: &dyn Store,
+    jobs: &[String],
+) -> Result<std::collections::BTreeMap<String, Vec<Entry>>> {
+    let mut found = crate::set::catalog::jobs(store, &config.site).await?;
+    for job in config.backup.keys() {
+        found.entry(job.clone()).or_default();
+    }
+    if let Some(unknown) = jobs.iter().find(|job| !found.contains_key(*job)) {
+        let known: Vec<&str> = found.keys().map(String::as_str).collect();
+        return Err(Error::usage(format!("no job {unknown:?} in the configuration or the repository"))
+            .with_hint(format!(
+                "there is {}",
+                if known.is_empty() { "none".to_owned() } else { known.join(", ") }
+            )));
+    }
+    if !jobs.is_empty() {
+        found.retain(|job, _| jobs.contains(job));
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_fit_four_columns() {
+        let now: DateTime<Utc> = "2026-11-21T12:00:00Z".parse().unwrap();
+        let ago = |seconds| age(now - chrono::TimeDelta::seconds(seconds), now);
+        assert_eq!(ago(-1), "soon");
+        assert_eq!(ago(0), "0s");
+        assert_eq!(ago(59), "59s");
+        assert_eq!(ago(3599), "59m");
+        assert_eq!(ago(172_799), "47h");
+        assert_eq!(ago(172_800), "2d");
+        assert_eq!(ago(86_399_999), "999d");
+        assert_eq!(ago(86_400_000), "2y");
+    }
+
+    #[test]
+    fn counts_fit_six_columns() {
+        for (number, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1000, "1.0k"),
+            (99_949, "99.9k"),
+            (99_950, "100k"),
+            (999_499, "999k"),
+            (999_500, "1.0M"),
+            (1_234_567_890, "1.2G"),
+            (u64::MAX, "18447P"),
+        ] {
+            assert_eq!(short_count(number), text);
+        }
+    }
+
+    #[test]
+    fn text_wraps_under_itself_and_cannot_drive_the_terminal() {
+        let text = wrapped("  - ", &format!("{} \u{1b}[2Jend", "word ".repeat(20).trim()));
+        for line in text.lines() {
+            assert!(line.chars().count() <= WIDTH, "{line}");
+        }
+        assert!(text.lines().nth(1).unwrap().starts_with("    word"));
+        assert!(text.ends_with("\\u{1b}[2Jend\n"), "{text}");
+    }
+}

@@ -1,0 +1,201 @@
+//! `opsd backups list`.
+
+use std::fmt::Write;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use super::{Summary, age, clean, entries, short_count, wrapped};
+use crate::cli::output;
+use crate::config::Config;
+use crate::error::Result;
+use crate::set::catalog;
+use crate::store::Store;
+
+/// Arguments of `opsd backups list`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Only these jobs [default: every job, also those that only the repository has]
+    #[arg(value_name = "JOB")]
+    jobs: Vec<String>,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Document {
+    site: String,
+    sets: Vec<Summary>,
+}
+
+/// Lists sets by job, oldest first: the newest is where the eye is, above the prompt.
+pub async fn run(args: &Args, config: &Config, store: &dyn Store, now: DateTime<Utc>) -> Result<()> {
+    let mut document = Document { site: config.site.clone(), sets: Vec::new() };
+    let mut text = String::new();
+    for (job, entries) in entries(config, store, &args.jobs).await? {
+        let loaded = catalog::load_all(store, &config.encryption.trusted_keys, entries).await;
+        let mut sets: Vec<Summary> = loaded.iter().map(|(e, l)| Summary::new(e, l)).collect();
+        sets.sort_by(|a, b| (a.started, &a.id).cmp(&(b.started, &b.id)));
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        table(&mut text, &job, &sets, now);
+        document.sets.extend(sets);
+    }
+    if args.json {
+        return output::json(&document);
+    }
+    output::text(if text.is_empty() {
+        "no job is configured, and the repository holds no set"
+    } else {
+        &text
+    })
+}
+
+/// The table of one job, and under it what needs more words.
+fn table(out: &mut String, job: &str, sets: &[Summary], now: DateTime<Utc>) {
+    if sets.is_empty() {
+        out.push_str(&wrapped(&format!("job {}: ", clean(job)), "no sets yet"));
+        return;
+    }
+    out.push_str(&wrapped(&format!("job {}: ", clean(job)), &counted(sets)));
+    row(out, ["ID", "AGE", "DATABASES", "ROWS", "STORED", "STATE"]);
+    for set in sets {
+        row(
+            out,
+            [
+                &set.id,
+                &age(set.started, now),
+                &databases(set),
+                &set.rows.map_or("-".to_owned(), short_count),
+                &output::size(set.stored_bytes),
+                &state(set, now),
+            ],
+        );
+    }
+    for set in sets {
+        if let Some(error) = &set.error {
+            out.push_str(&wrapped("  ! ", &format!("{} is refused: {error}", set.id)));
+        }
+    }
+    // Warnings of old sets are old news.
+    if let Some(newest) = sets.iter().rev().find(|s| s.state == "complete") {
+        for warning in &newest.warnings {
+            out.push_str(&wrapped("  ! ", &format!("{}: {warning}", newest.id)));
+        }
+    }
+}
+
+fn row(out: &mut String, [id, age, databases, rows, stored, state]: [&str; 6]) {
+    // Writing to a String cannot fail.
+    let _ = writeln!(out, "{id:<21}  {age:>4}  {databases:<12}  {rows:>6}  {stored:>10}  {state}");
+}
+
+fn counted(sets: &[Summary]) -> String {
+    let mut parts = vec![match sets.len() {
+        1 => "1 set".to_owned(),
+        n => format!("{n} sets"),
+    }];
+    for state in ["incomplete", "failed", "refused"] {
+        match sets.iter().filter(|s| s.state == state).count() {
+            0 => {}
+            n => parts.push(format!("{n} {state}")),
+        }
+    }
+    parts.join(", ")
+}
+
+/// What a tired person wants to know of a set first.
+fn state(set: &Summary, now: DateTime<Utc>) -> String {
+    match &set.verified {
+        _ if set.state != "complete" => set.state.to_owned(),
+        None => "not verified".to_owned(),
+        Some(v) => match v.verdict {
+            "failed" => format!("tried {} ago", age(v.time, now)),
+            verdict => format!("{verdict} {}", age(v.time, now)),
+        },
+    }
+}
+
+/// Names as far as they fit in 12 columns, then how many more.
+fn databases(set: &Summary) -> String {
+    const COLUMNS: usize = 12;
+    let names: Vec<String> = set.databases.iter().map(|d| clean(&d.name)).collect();
+    for shown in (1..=names.len()).rev() {
+        let more = names.len() - shown;
+        let more = if more == 0 { String::new() } else { format!(" +{more}") };
+        let text = names[..shown].join(",") + &more;
+        if text.chars().count() <= COLUMNS {
+            return text;
+        }
+    }
+    match &names[..] {
+        [] => "-".to_owned(),
+        [first, rest @ ..] => {
+            let more = if rest.is_empty() { String::new() } else { format!(" +{}", rest.len()) };
+            let room = COLUMNS.saturating_sub(more.chars().count() + 1);
+            first.chars().take(room).collect::<String>() + "…" + &more
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{SummaryDatabase, SummaryVerified};
+    use super::*;
+
+    fn now() -> DateTime<Utc> {
+        "2026-11-21T12:00:00Z".parse().unwrap()
+    }
+
+    fn summary(names: &[&str]) -> Summary {
+        let database = |name: &&str| SummaryDatabase { name: (*name).into(), tables: 3, rows: 9, bytes: 99 };
+        Summary {
+            job: "db".into(),
+            id: "20261121T030000Z-7f3a".into(),
+            state: "complete",
+            error: None,
+            started: "2026-11-21T03:00:00Z".parse().unwrap(),
+            finished: None,
+            databases: names.iter().map(database).collect(),
+            tables: Some(3),
+            rows: Some(1_234_567_890),
+            plain_bytes: Some(1),
+            stored_bytes: 1000 << 20,
+            proof: Some(crate::set::manifest::ProofState::Complete),
+            verified: Some(SummaryVerified {
+                verdict: "unproven",
+                time: "2024-11-21T03:00:00Z".parse().unwrap(),
+                seconds: 1.0,
+            }),
+            signature: Some("trusted"),
+            warnings: vec!["pg_dump: warning: ".repeat(12)],
+        }
+    }
+
+    #[test]
+    fn the_widest_row_fits_80_columns() {
+        let mut refused = summary(&[]);
+        (refused.state, refused.rows) = ("refused", None);
+        refused.error = Some("manifest.json is not signed ".repeat(7));
+        let mut out = String::new();
+        table(&mut out, "db", &[summary(&["a-very-long-database-name", "b"]), refused], now());
+        for line in out.lines() {
+            assert!(line.chars().count() <= 80, "{}: {line}", line.chars().count());
+        }
+        assert!(out.starts_with("job db: 2 sets, 1 refused\n"), "{out}");
+        assert!(out.contains("1000.0 MiB  unproven 730d\n"), "{out}");
+    }
+
+    #[test]
+    fn database_names_are_cut_and_counted() {
+        assert_eq!(databases(&summary(&[])), "-");
+        assert_eq!(databases(&summary(&["app"])), "app");
+        assert_eq!(databases(&summary(&["app", "shop"])), "app,shop");
+        assert_eq!(databases(&summary(&["app", "shop", "warehouse", "x"])), "app,shop +2");
+        assert_eq!(databases(&summary(&["a-very-long-name"])), "a-very-long…");
+        assert_eq!(databases(&summary(&["a-very-long-name", "b"])), "a-very-l… +1");
+        assert_eq!(databases(&summary(&["\u{1b}[2J"])), "\\u{1b}[2J");
+    }
+}

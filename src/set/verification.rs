@@ -1,0 +1,288 @@
+//! `verified-<time>.json`: what one rehearsal of a set established, stored beside the set.
+//!
+//! A record counts only for the manifest whose SHA-256 it names, and, where keys are trusted, only
+//! when it is signed. It decides which sets retention may remove, so it is read as strictly as a
+//! manifest. It holds no row content: names of tables, numbers, and what differs.
+
+use std::fmt;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// The format this opsd writes and reads.
+pub const FORMAT: u32 = 1;
+
+/// One rehearsal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Verification {
+    /// Always [`FORMAT`].
+    pub format: u32,
+    /// Site of the set; must match the key it is found under.
+    pub site: String,
+    /// Its job; the same.
+    pub job: String,
+    /// Its id; the same.
+    pub id: String,
+    /// SHA-256 of the manifest that was rehearsed, in hexadecimal.
+    pub manifest_sha256: String,
+    /// What came of it.
+    pub verdict: Verdict,
+    /// When the rehearsal started.
+    pub started: DateTime<Utc>,
+    /// When it ended.
+    pub finished: DateTime<Utc>,
+    /// Seconds by phase, in the order in which they ran.
+    pub seconds: Phases,
+    /// One entry a database.
+    pub databases: Vec<Database>,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
+    /// The scratch server's `server_version`; absent where none was started.
+    pub server_version: Option<String>,
+    /// opsd that ran it.
+    pub opsd_version: String,
+}
+
+/// What a rehearsal came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// Every row came back.
+    Proven,
+    /// An object, a signature or restored content disagrees with manifest or proof.
+    Differs,
+    /// The rehearsal could not run; says nothing about the set.
+    Failed,
+    /// Restored, but without a complete proof.
+    Unproven,
+}
+
+impl Verdict {
+    /// As in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Verdict::Proven => "proven",
+            Verdict::Differs => "differs",
+            Verdict::Failed => "failed",
+            Verdict::Unproven => "unproven",
+        }
+    }
+
+    /// Whether it says something about the set rather than about the rehearsal.
+    pub fn is_conclusive(self) -> bool {
+        match self {
+            Verdict::Proven | Verdict::Differs => true,
+            Verdict::Failed | Verdict::Unproven => false,
+        }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// What was proven of one database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Database {
+    /// Its name.
+    pub name: String,
+    /// Tables that should have come back.
+    pub tables_total: u64,
+    /// Tables whose fingerprint was found again.
+    pub tables_proven: u64,
+    /// Rows counted in the scratch database.
+    pub rows: u64,
+    /// What disagrees, one line each.
+    pub differences: Vec<String>,
+}
+
+/// Seconds by phase. A JSON object whose order is kept.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Phases(pub Vec<(String, f64)>);
+
+impl Phases {
+    /// Adds a phase that has ended.
+    pub fn push(&mut self, phase: &str, seconds: f64) {
+        self.0.push((phase.to_owned(), seconds));
+    }
+}
+
+impl Serialize for Phases {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_map(self.0.iter().map(|(phase, seconds)| (phase, seconds)))
+    }
+}
+
+impl<'de> Deserialize<'de> for Phases {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Phases;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of phases and seconds")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Phases, A::Error> {
+                let mut phases = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    phases.push(entry);
+                }
+                Ok(Phases(phases))
+            }
+        }
+        d.deserialize_map(Visitor)
+    }
+}
+
+impl Verification {
+    /// Reads a record found beside the manifest with this SHA-256 under `site/job/id`, refusing
+    /// unknown versions, records of other sets or of another manifest, and records that contradict
+    /// themselves. The signature is the caller's to check first.
+    pub fn parse(bytes: &[u8], site: &str, job: &str, id: &str, manifest_sha256: &str) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            format: u32,
+        }
+        let damaged = |e: serde_json::Error| Error::differs(e).context("verification record is damaged");
+        let version: Versioned = serde_json::from_slice(bytes).map_err(damaged)?;
+        if version.format != FORMAT {
+            return Err(Error::new(format!(
+                "verification record has format {}, this opsd reads format {FORMAT}",
+                version.format
+            )));
+        }
+        let record: Verification = serde_json::from_slice(bytes).map_err(damaged)?;
+        let found = (record.site.as_str(), record.job.as_str(), record.id.as_str());
+        if found != (site, job, id) {
+            return Err(Error::differs(format!(
+                "verification record says {}/{}/{} but was found under {site}/{job}/{id}",
+                found.0, found.1, found.2
+            )));
+        }
+        if !record.manifest_sha256.eq_ignore_ascii_case(manifest_sha256) {
+            return Err(Error::differs("verification record is about another manifest than the one here"));
+        }
+        if record.verdict == Verdict::Proven
+            && (record.databases.is_empty() || record.databases.iter().any(|d| !d.differences.is_empty()))
+        {
+            return Err(Error::differs("verification record says proven, but its databases do not"));
+        }
+        Ok(record)
+    }
+
+    /// The record as stored: pretty JSON, so that a person can read it.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let mut bytes = serde_json::to_vec_pretty(self)?;
+        bytes.push(b'\n');
+        Ok(bytes)
+    }
+
+    /// Seconds from start to end: the measured recovery time.
+    pub fn total_seconds(&self) -> f64 {
+        (self.finished - self.started).as_seconds_f64()
+    }
+}
+
+/// Name of the record of a rehearsal that ended at `time`, relative to the set's folder.
+pub fn name(time: DateTime<Utc>) -> String {
+    format!("verified-{}.json", time.format("%Y%m%dT%H%M%SZ"))
+}
+
+/// Whether a key relative to a set's folder is a record's.
+pub fn is_name(relative: &str) -> bool {
+    relative.starts_with("verified-") && relative.ends_with(".json") && !relative.contains('/')
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn record(manifest_sha256: &str) -> Verification {
+        let time = |t: &str| t.parse::<DateTime<Utc>>().unwrap();
+        Verification {
+            format: FORMAT,
+            site: "example".into(),
+            job: "db".into(),
+            id: "20261121T030000Z-7f3a".into(),
+            manifest_sha256: manifest_sha256.into(),
+            verdict: Verdict::Proven,
+            started: time("2026-11-21T04:00:00Z"),
+            finished: time("2026-11-21T04:02:00.5Z"),
+            seconds: Phases(vec![("fetch".into(), 20.5), ("restore".into(), 80.0), ("prove".into(), 20.0)]),
+            databases: vec![Database {
+                name: "app".into(),
+                tables_total: 3,
+                tables_proven: 3,
+                rows: 12,
+                differences: vec![],
+            }],
+            warnings: vec![],
+            server_version: Some("17.11".into()),
+            opsd_version: "0.1.0".into(),
+        }
+    }
+
+    fn parse(record: &Verification) -> Result<Verification> {
+        let bytes = record.to_bytes().unwrap();
+        Verification::parse(&bytes, "example", "db", "20261121T030000Z-7f3a", "aa")
+    }
+
+    #[test]
+    fn comes_back_with_its_phases_in_order() {
+        let record = record("aa");
+        let back = parse(&record).unwrap();
+        assert_eq!(back, record);
+        assert_eq!(back.total_seconds(), 120.5);
+        let text = String::from_utf8(record.to_bytes().unwrap()).unwrap();
+        assert!(text.find("fetch").unwrap() < text.find("restore").unwrap());
+        assert!(text.find("\"restore\"").unwrap() < text.find("\"prove\"").unwrap());
+    }
+
+    #[test]
+    fn refuses_what_does_not_belong_here() {
+        let good = record("aa");
+        type Edit = fn(&mut Verification);
+        let edits: [(&str, Edit); 6] = [
+            ("example/other/", |r| r.job = "other".into()),
+            ("found under example/db/", |r| r.site = "elsewhere".into()),
+            ("20000101T000000Z-0000", |r| r.id = "20000101T000000Z-0000".into()),
+            ("another manifest", |r| r.manifest_sha256 = "bb".into()),
+            ("says proven", |r| r.databases.clear()),
+            ("says proven", |r| r.databases[0].differences.push("public.t: 1 row missing".into())),
+        ];
+        for (expected, edit) in edits {
+            let mut bad = good.clone();
+            edit(&mut bad);
+            let error = parse(&bad).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+            assert_eq!(error.kind(), crate::error::Kind::Differs);
+        }
+    }
+
+    #[test]
+    fn refuses_newer_formats_and_unknown_fields() {
+        let mut newer = record("aa");
+        newer.format = 2;
+        assert!(parse(&newer).unwrap_err().to_string().contains("format 2"));
+        let text = String::from_utf8(record("aa").to_bytes().unwrap()).unwrap();
+        let text = text.replacen('{', "{\"trust_me\": true,", 1);
+        let parsed = Verification::parse(text.as_bytes(), "example", "db", "20261121T030000Z-7f3a", "aa");
+        assert!(parsed.unwrap_err().to_string().contains("trust_me"));
+    }
+
+    #[test]
+    fn names() {
+        let name = name("2026-11-21T04:02:00.5Z".parse().unwrap());
+        assert_eq!(name, "verified-20261121T040200Z.json");
+        assert!(is_name(&name));
+        assert!(!is_name("verified-20261121T040200Z.json.minisig"));
+        assert!(!is_name("verified-x/schema.json"), "a database's folder is no record");
+    }
+}

@@ -1,0 +1,180 @@
+//! The AWS SDK's client as opsd wants it: TLS, timeouts, retries, credentials, region.
+//!
+//! Everything is bounded, and every bound has a name. Deliberately absent: proxies, dual-stack and
+//! FIPS end points, and anything that the SDK's own environment variables already decide.
+
+use std::time::Duration;
+
+use aws_config::environment::EnvironmentVariableRegionProvider;
+use aws_config::identity::IdentityCache;
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::ProfileFileRegionProvider;
+use aws_config::{BehaviorVersion, Region};
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::config::timeout::TimeoutConfig;
+use aws_sdk_s3::config::{
+    Credentials, RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient,
+    StalledStreamProtectionConfig,
+};
+use aws_smithy_http_client::tls;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
+use super::Access;
+use crate::config::Repository;
+use crate::store::StoreError;
+
+/// A host that does not answer a SYN for this long is down, or the packets are dropped.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One attempt of a request that carries next to nothing. Completing a multipart upload may take a
+/// store minutes, during which AWS keeps the connection busy and others say nothing.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The slowest link that opsd still works over, in bytes a second: what an attempt that carries
+/// bytes is given on top of [`ATTEMPT_TIMEOUT`]. A part of 8 MiB may take another four minutes.
+const SLOWEST_LINK: u64 = 32 * 1024;
+
+/// Attempts of one request, the first included. With the back-off below they span about 15 seconds
+/// on average (30 at most), which rides out a fail-over but not an outage.
+pub(super) const MAX_ATTEMPTS: u32 = 6;
+
+/// The first wait is random below this, every further one below the double.
+const INITIAL_BACKOFF: Duration = Duration::from_secs(1);
+
+/// No single wait is longer.
+const MAX_BACKOFF: Duration = Duration::from_secs(20);
+
+/// How long a download may deliver nothing before the attempt counts as failed.
+const STALL_GRACE: Duration = Duration::from_secs(30);
+
+/// Finding credentials may ask an instance metadata service that does not exist; it must not take
+/// long to find that out.
+const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// What stores other than AWS sign for when they are not told.
+const DEFAULT_REGION: &str = "us-east-1";
+
+/// How long one attempt that carries this many bytes may take.
+pub(super) fn attempt_timeout(bytes: u64) -> Duration {
+    ATTEMPT_TIMEOUT + Duration::from_secs(bytes / SLOWEST_LINK)
+}
+
+/// Timeouts for a request that carries this many bytes, retries included.
+pub(super) fn timeouts(bytes: u64) -> TimeoutConfig {
+    let attempt = attempt_timeout(bytes);
+    TimeoutConfig::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .operation_attempt_timeout(attempt)
+        .operation_timeout((attempt + MAX_BACKOFF) * MAX_ATTEMPTS)
+        .build()
+}
+
+/// A client for the repository's store, and the region it signs for.
+pub(super) async fn build(repository: &Repository, access: &Access) -> Result<(Client, String), StoreError> {
+    let http = http_client()?;
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .http_client(http)
+        .retry_config(
+            RetryConfig::standard()
+                .with_max_attempts(MAX_ATTEMPTS)
+                .with_initial_backoff(INITIAL_BACKOFF)
+                .with_max_backoff(MAX_BACKOFF),
+        )
+        .timeout_config(timeouts(0))
+        .stalled_stream_protection(StalledStreamProtectionConfig::enabled().grace_period(STALL_GRACE).build())
+        .identity_cache(IdentityCache::lazy().load_timeout(CREDENTIALS_TIMEOUT).build());
+    // Some S3-compatible stores refuse checksums: they are sent where the probe says so, not
+    // because the SDK's defaults do.
+    loader = loader
+        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+        .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
+    loader = match (&repository.region, &repository.endpoint) {
+        (Some(region), _) => loader.region(Region::new(region.clone())),
+        // Without the last word the SDK would ask an instance metadata service for the region.
+        (None, Some(_)) => loader.region(
+            RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
+                .or_else(ProfileFileRegionProvider::new())
+                .or_else(Region::new(DEFAULT_REGION)),
+        ),
+        (None, None) => loader,
+    };
+    if let Access::Static { access_key, secret_key } = access {
+        loader = loader.credentials_provider(Credentials::new(
+            access_key,
+            secret_key.expose(),
+            None,
+            None,
+            "opsd-static",
+        ));
+    }
+    let shared = loader.load().await;
+    let Some(region) = shared.region().map(ToString::to_string) else {
+        return Err(StoreError::Other(
+            "no region: set repository.region, AWS_REGION, or region in the AWS profile".to_owned(),
+        ));
+    };
+    let mut config = aws_sdk_s3::config::Builder::from(&shared).force_path_style(repository.path_style);
+    if let Some(endpoint) = &repository.endpoint {
+        config = config.endpoint_url(endpoint);
+    }
+    Ok((Client::from_conf(config.build()), region))
+}
+
+/// HTTP over rustls with the certificate authorities of `AWS_CA_BUNDLE` if it is set (and only
+/// those, as the other AWS tools do), else those of the system.
+fn http_client() -> Result<SharedHttpClient, StoreError> {
+    #[expect(clippy::disallowed_methods, reason = "part of the AWS credential chain's environment")]
+    let bundle = std::env::var("AWS_CA_BUNDLE").ok().filter(|path| !path.is_empty());
+    let trust = match bundle {
+        Some(path) => {
+            let pem = std::fs::read(&path)
+                .map_err(|e| StoreError::Other(format!("cannot read AWS_CA_BUNDLE {path}: {e}")))?;
+            check_bundle(&pem).map_err(|why| StoreError::Other(format!("AWS_CA_BUNDLE {path}: {why}")))?;
+            tls::TrustStore::empty().with_pem_certificate(pem)
+        }
+        None => {
+            // The SDK insists on finding some; a machine without any can still use plain HTTP.
+            let any = !rustls_native_certs::load_native_certs().certs.is_empty();
+            tls::TrustStore::default().with_native_roots(any)
+        }
+    };
+    let context = tls::TlsContext::builder()
+        .with_trust_store(trust)
+        .build()
+        .map_err(|e| StoreError::Other(format!("cannot set up TLS: {e}")))?;
+    Ok(aws_smithy_http_client::Builder::new()
+        .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
+        .tls_context(context)
+        .build_https())
+}
+
+/// The SDK panics on certificates that it cannot read, so they are read here first.
+fn check_bundle(pem: &[u8]) -> Result<(), String> {
+    let mut roots = rustls::RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let certificate = certificate.map_err(|e| format!("not PEM: {e}"))?;
+        roots.add(certificate).map_err(|e| format!("not a certificate: {e}"))?;
+    }
+    if roots.is_empty() { Err("no certificate in it".to_owned()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_grow_with_the_bytes() {
+        assert_eq!(attempt_timeout(0), ATTEMPT_TIMEOUT);
+        assert_eq!(attempt_timeout(8 << 20), ATTEMPT_TIMEOUT + Duration::from_secs(256));
+    }
+
+    #[test]
+    fn a_bundle_that_is_none_is_refused() {
+        assert!(check_bundle(b"").is_err());
+        assert!(check_bundle(b"hello").is_err());
+        let junk = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        assert!(check_bundle(junk).is_err());
+    }
+}

@@ -1,0 +1,224 @@
+//! What went wrong with a request, in words that say what to change.
+//!
+//! Only the error code, the store's own message (bounded, without control characters) and the
+//! names of bucket, key and end point are ever shown: no URL, no header, no signature.
+
+use aws_sdk_s3::config::http::HttpResponse;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+
+use super::S3Store;
+use crate::store::StoreError;
+
+/// The longest message of a store that is passed on.
+const MESSAGE_LIMIT: usize = 300;
+
+/// A request that failed, after retries.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Failure {
+    /// HTTP status, where there was a response.
+    pub status: Option<u16>,
+    /// S3 error code; empty where the response had none (as to a HEAD).
+    pub code: String,
+    /// The store's words.
+    message: String,
+    /// Where the bucket is, if the store said so.
+    region: Option<String>,
+    /// What happened instead of a response.
+    transport: Option<String>,
+}
+
+impl Failure {
+    pub(super) fn of<E>(error: SdkError<E, HttpResponse>) -> Self
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        let mut failure = Self {
+            status: error.raw_response().map(|r| r.status().as_u16()),
+            code: error.code().unwrap_or_default().to_owned(),
+            message: bounded(error.message().unwrap_or_default()),
+            region: error.raw_response().and_then(|r| r.headers().get("x-amz-bucket-region")).map(bounded),
+            transport: None,
+        };
+        if !matches!(error, SdkError::ServiceError(_)) {
+            failure.transport = Some(bounded(&chain(&error)));
+        }
+        failure
+    }
+
+    /// Whether the condition `If-None-Match: *` was not met.
+    pub(super) fn condition_failed(&self) -> bool {
+        matches!(self.status, Some(409 | 412))
+            && matches!(
+                self.code.as_str(),
+                "" | "PreconditionFailed" | "ConditionalRequestConflict" | "OperationAborted"
+            )
+    }
+
+    /// Whether the store does not know what it was asked.
+    pub(super) fn not_implemented(&self) -> bool {
+        self.status == Some(501) || self.code == "NotImplemented"
+    }
+
+    pub(super) fn is_not_found(&self) -> bool {
+        self.status == Some(404)
+    }
+
+    pub(super) fn is_denied(&self) -> bool {
+        matches!(self.status, Some(401 | 403))
+    }
+
+    /// The error for the caller; `doing` is what was tried, `write site/job/…`.
+    pub(super) fn explain(self, store: &S3Store, doing: &str) -> StoreError {
+        let (bucket, endpoint) = (&store.bucket, &store.endpoint);
+        let said = if self.message.is_empty() { String::new() } else { format!(" ({})", self.message) };
+        if let Some(transport) = self.transport {
+            return explain_transport(&transport, doing, endpoint);
+        }
+        let denied = |why: String| StoreError::Denied(format!("cannot {doing}: {why}"));
+        match self.code.as_str() {
+            "NoSuchBucket" => StoreError::NotFound(format!(
+                "cannot {doing}: bucket {bucket:?} does not exist at {endpoint}"
+            )),
+            "NoSuchKey" | "NotFound" => {
+                StoreError::NotFound(format!("cannot {doing}: no such object in {}", store.place()))
+            }
+            "InvalidAccessKeyId" => {
+                denied(format!("wrong credentials: {endpoint} does not know the access key"))
+            }
+            "SignatureDoesNotMatch" => denied(format!(
+                "wrong credentials: the secret key does not belong to the access key at {endpoint}"
+            )),
+            "ExpiredToken" | "TokenRefreshRequired" => {
+                denied("the session token has expired: renew the credentials".to_owned())
+            }
+            "InvalidToken" => denied("the session token is not valid: check AWS_SESSION_TOKEN".to_owned()),
+            "RequestTimeTooSkewed" => {
+                denied(format!("this machine's clock and that of {endpoint} differ too much: set the clock"))
+            }
+            "AccessDenied" | "AllAccessDisabled" | "AccountProblem" => {
+                denied(format!("access denied by {endpoint}{said}"))
+            }
+            "AuthorizationHeaderMalformed"
+            | "PermanentRedirect"
+            | "TemporaryRedirect"
+            | "IllegalLocationConstraintException" => {
+                let right = self.region.map_or(String::new(), |r| format!(", it is in {r:?}"));
+                StoreError::Other(format!(
+                    "cannot {doing}: wrong region: bucket {bucket:?} is not in {:?}{right}: set repository.region{said}",
+                    store.region
+                ))
+            }
+            "BadDigest" | "XAmzContentSHA256Mismatch" | "XAmzContentChecksumMismatch" | "InvalidDigest" => {
+                StoreError::Corrupt(format!(
+                    "cannot {doing}: what arrived at {endpoint} is not what was sent{said}"
+                ))
+            }
+            "EntityTooSmall" => StoreError::Other(format!(
+                "cannot {doing}: {endpoint} wants larger parts{said}: raise part_size"
+            )),
+            "NotImplemented" => {
+                StoreError::Unsupported(format!("cannot {doing}: {endpoint} cannot do this{said}"))
+            }
+            "" => self.explain_status(store, doing),
+            code => StoreError::Other(format!("cannot {doing}: {endpoint} answered {code}{said}")),
+        }
+    }
+
+    /// For responses without a code: to HEAD, or of something that is no S3.
+    fn explain_status(&self, store: &S3Store, doing: &str) -> StoreError {
+        let endpoint = &store.endpoint;
+        match self.status {
+            Some(404) => StoreError::NotFound(format!("cannot {doing}: not found in {}", store.place())),
+            Some(401 | 403) => StoreError::Denied(format!("cannot {doing}: access denied by {endpoint}")),
+            Some(301 | 307) => StoreError::Other(format!(
+                "cannot {doing}: wrong region or end point for bucket {:?}: set repository.region",
+                store.bucket
+            )),
+            Some(501) => StoreError::Unsupported(format!("cannot {doing}: {endpoint} cannot do this")),
+            status => StoreError::Other(format!(
+                "cannot {doing}: {endpoint} answered HTTP {} without an S3 error code: is it an S3 end point?",
+                status.map_or("nothing".to_owned(), |s| s.to_string())
+            )),
+        }
+    }
+}
+
+fn explain_transport(transport: &str, doing: &str, endpoint: &str) -> StoreError {
+    let lower = transport.to_lowercase();
+    if lower.contains("credential") {
+        let nothing =
+            ["no providers in chain", "not enabled", "was not provided", "not loaded", "no credentials"];
+        if nothing.iter().any(|text| lower.contains(text)) {
+            return StoreError::Denied(format!(
+                "cannot {doing}: no AWS credentials found (environment, profile, container, instance): \
+                 set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            ));
+        }
+        return StoreError::Denied(format!("cannot {doing}: cannot load AWS credentials: {transport}"));
+    }
+    if lower.contains("certificate") || lower.contains("unknownissuer") {
+        return StoreError::Other(format!(
+            "cannot {doing}: {endpoint} has no certificate that this machine trusts: {transport}: \
+             set AWS_CA_BUNDLE to the authority's certificate"
+        ));
+    }
+    StoreError::Other(format!("cannot {doing}: cannot reach {endpoint}: {transport}"))
+}
+
+/// The messages of an error and its sources, without repetitions.
+fn chain<E: std::error::Error>(error: &E) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let message = cause.to_string();
+        if !text.contains(&message) {
+            text = format!("{text}: {message}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+fn bounded(text: &str) -> String {
+    let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    match clean.char_indices().nth(MESSAGE_LIMIT) {
+        Some((at, _)) => format!("{}…", &clean[..at]),
+        None => clean,
+    }
+}
+
+/// The end point as it may be shown: scheme and host, no user-info, path or query.
+pub(super) fn display_endpoint(endpoint: Option<&str>, region: &str) -> String {
+    let Some(endpoint) = endpoint else { return format!("AWS S3 in {region}") };
+    let (scheme, rest) = endpoint.split_once("://").unwrap_or(("https", endpoint));
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    format!("{scheme}://{host}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_shown_without_secrets() {
+        let shown = |endpoint| display_endpoint(Some(endpoint), "r");
+        assert_eq!(shown("https://user:pw@s3.example.org:9000/x?sig=1"), "https://s3.example.org:9000");
+        assert_eq!(shown("http://127.0.0.1:1?x=y"), "http://127.0.0.1:1");
+        assert_eq!(display_endpoint(None, "eu-west-1"), "AWS S3 in eu-west-1");
+    }
+
+    #[test]
+    fn messages_are_bounded_and_clean() {
+        assert_eq!(bounded("a\nb\u{1b}c"), "a b c");
+        assert_eq!(bounded(&"é".repeat(400)).chars().count(), MESSAGE_LIMIT + 1);
+    }
+
+    #[test]
+    fn transport_failures_say_what_to_do() {
+        let text = |transport| explain_transport(transport, "read a", "http://h").to_string();
+        assert!(text("no providers in chain provided credentials").contains("AWS_ACCESS_KEY_ID"));
+        assert!(text("invalid peer certificate: UnknownIssuer").contains("AWS_CA_BUNDLE"));
+        assert!(text("tcp connect error: Connection refused").contains("cannot reach http://h"));
+    }
+}

@@ -1,0 +1,509 @@
+//! Writing one object: a single part as one PUT, more as a multipart upload.
+//!
+//! The first part is held back until it is known whether there is a second. Parts of a multipart
+//! upload are sent in the background, a bounded number at a time; the object appears when the
+//! upload is completed. A credential that may only put and abort is enough: what it may not read
+//! back is then believed from the store's answer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use async_trait::async_trait;
+use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextRef;
+use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_s3::error::BoxError;
+use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumMode, CompletedMultipartUpload, CompletedPart};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+
+use super::failure::Failure;
+use super::{Checksums, Learned, S3Store, client};
+use crate::store::{StoreError, Upload, size_mismatch};
+
+/// Parts of one object on their way at the same time. Two keep the line busy while one waits for
+/// its answer; each costs a part's memory for every stream.
+const PARTS_IN_FLIGHT: usize = 2;
+
+/// S3's limit; some providers have a lower one and say so themselves.
+const MAX_PARTS: i32 = 10_000;
+
+/// CRC32 as S3 writes it: big-endian, base64.
+pub(super) fn crc32(bytes: &[u8]) -> String {
+    BASE64.encode(crc32fast::hash(bytes).to_be_bytes())
+}
+
+/// CRC32 of the parts' CRC32s, as S3 keeps it for a multipart object: `…-<parts>`.
+fn composite_crc32(parts: &[CompletedPart]) -> Option<String> {
+    let mut hasher = crc32fast::Hasher::new();
+    for part in parts {
+        hasher.update(&BASE64.decode(part.checksum_crc32()?).ok()?);
+    }
+    Some(format!("{}-{}", BASE64.encode(hasher.finalize().to_be_bytes()), parts.len()))
+}
+
+/// Counts the attempts of one request: a condition that fails on the second attempt may have been
+/// fulfilled by the first, whose answer was lost.
+#[derive(Debug, Clone, Default)]
+struct Attempts(Arc<AtomicU32>);
+
+impl Intercept for Attempts {
+    fn name(&self) -> &'static str {
+        "attempts"
+    }
+
+    fn read_before_attempt(
+        &self,
+        _: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl Attempts {
+    fn retried(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 1
+    }
+}
+
+/// What the store should hold after a commit.
+struct Expected {
+    size: u64,
+    /// As the store's answer to the commit named it.
+    etag: Option<String>,
+    crc32: Option<String>,
+    /// Parts of a multipart object; S3's ETag of one ends in it.
+    parts: Option<usize>,
+}
+
+/// How what a key holds compares with what was written.
+enum Comparison {
+    /// It is ours, as far as size, ETag and checksum tell.
+    Same {
+        /// Whether a checksum of the content was among what was compared.
+        by_content: bool,
+    },
+    /// It is something else, or nothing.
+    Different(String),
+    /// The credential may not look.
+    Unreadable,
+}
+
+pub(super) struct S3Upload {
+    store: S3Store,
+    key: String,
+    if_absent: bool,
+    /// Held back until there is a second part or the end.
+    first: Option<Bytes>,
+    multipart: Option<Multipart>,
+    accepted: u64,
+    runtime: Handle,
+}
+
+struct Multipart {
+    id: String,
+    next_number: i32,
+    in_flight: JoinSet<Result<CompletedPart, StoreError>>,
+    done: Vec<CompletedPart>,
+}
+
+impl S3Upload {
+    /// Must be called on the runtime: an upload that is dropped aborts on it.
+    pub(super) fn new(store: S3Store, key: &str, if_absent: bool) -> Self {
+        Self {
+            store,
+            key: key.to_owned(),
+            if_absent,
+            first: None,
+            multipart: None,
+            accepted: 0,
+            runtime: Handle::current(),
+        }
+    }
+
+    /// Starts the multipart upload on first use.
+    async fn multipart(&mut self) -> Result<&mut Multipart, StoreError> {
+        match &mut self.multipart {
+            Some(multipart) => Ok(multipart),
+            none => {
+                let id = self.store.create_multipart(&self.key).await?;
+                Ok(none.insert(Multipart { id, next_number: 1, in_flight: JoinSet::new(), done: Vec::new() }))
+            }
+        }
+    }
+
+    /// Hands a part to a task of its own, once fewer than [`PARTS_IN_FLIGHT`] are on their way.
+    async fn send(&mut self, part: Bytes) -> Result<(), StoreError> {
+        let (store, key) = (self.store.clone(), self.key.clone());
+        let multipart = self.multipart().await?;
+        while multipart.in_flight.len() >= PARTS_IN_FLIGHT {
+            multipart.collect_one().await?;
+        }
+        let (id, number) = (multipart.id.clone(), multipart.next_number);
+        if number > MAX_PARTS {
+            return Err(StoreError::Other(format!(
+                "cannot write {key}: more than {MAX_PARTS} parts: raise part_size"
+            )));
+        }
+        multipart.next_number += 1;
+        multipart.in_flight.spawn(async move { store.put_part(&key, &id, number, part).await });
+        Ok(())
+    }
+
+    /// Takes the multipart upload out and aborts it in the background; nobody waits.
+    fn abort_in_background(&mut self) {
+        if let Some(multipart) = self.multipart.take() {
+            let (store, key) = (self.store.clone(), self.key.clone());
+            self.runtime.spawn(async move { multipart.abort(&store, &key).await });
+        }
+    }
+}
+
+impl Multipart {
+    async fn collect_one(&mut self) -> Result<(), StoreError> {
+        match self.in_flight.join_next().await {
+            Some(Ok(part)) => self.done.push(part?),
+            Some(Err(e)) => return Err(StoreError::Other(format!("sending a part did not finish: {e}"))),
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Best effort. Parts still on their way are stopped first: one that arrives after the abort
+    /// would stay.
+    async fn abort(mut self, store: &S3Store, key: &str) {
+        self.in_flight.shutdown().await;
+        if let Err(error) = store.abort_multipart(key, &self.id).await {
+            tracing::debug!(key, %error, "unfinished upload stays at the store");
+        }
+    }
+}
+
+#[async_trait]
+impl Upload for S3Upload {
+    async fn put_part(&mut self, part: Bytes) -> Result<(), StoreError> {
+        if part.is_empty() {
+            return Ok(());
+        }
+        self.accepted += part.len() as u64;
+        if self.multipart.is_none() && self.first.is_none() {
+            self.first = Some(part);
+            return Ok(());
+        }
+        if let Some(first) = self.first.take() {
+            self.send(first).await?;
+        }
+        self.send(part).await
+    }
+
+    async fn commit(mut self: Box<Self>, size: u64) -> Result<(), StoreError> {
+        if self.accepted != size {
+            // Dropping aborts.
+            return Err(size_mismatch(&self.key, size, self.accepted));
+        }
+        let Some(multipart) = &mut self.multipart else {
+            let body = self.first.take().unwrap_or_default();
+            if body.len() as u64 != size {
+                return Err(StoreError::Other(format!("upload of {} failed before", self.key)));
+            }
+            return self.store.put_object(&self.key, body, self.if_absent).await;
+        };
+        while !multipart.in_flight.is_empty() {
+            multipart.collect_one().await?;
+        }
+        let mut parts = std::mem::take(&mut multipart.done);
+        parts.sort_by_key(CompletedPart::part_number);
+        if parts.len() + 1 != usize::try_from(multipart.next_number).unwrap_or_default() {
+            return Err(StoreError::Other(format!("upload of {} failed before", self.key)));
+        }
+        let id = multipart.id.clone();
+        self.store.complete_multipart(&self.key, &id, parts, self.if_absent, size).await?;
+        self.multipart = None;
+        Ok(())
+    }
+
+    async fn abort(mut self: Box<Self>) {
+        if let Some(multipart) = self.multipart.take() {
+            multipart.abort(&self.store, &self.key).await;
+        }
+    }
+}
+
+impl Drop for S3Upload {
+    fn drop(&mut self) {
+        self.abort_in_background();
+    }
+}
+
+impl S3Store {
+    fn checksum(&self, bytes: &[u8]) -> Option<String> {
+        (self.checksums == Checksums::Crc32).then(|| crc32(bytes))
+    }
+
+    /// Whether to send the condition: where asked for, unless this store is known not to have it.
+    fn condition(&self, if_absent: bool) -> Option<&'static str> {
+        (if_absent && !Learned::get(&self.learned.no_conditions)).then_some("*")
+    }
+
+    async fn put_object(&self, key: &str, body: Bytes, if_absent: bool) -> Result<(), StoreError> {
+        let size = body.len() as u64;
+        let crc32 = self.checksum(&body);
+        let bound = aws_sdk_s3::config::Config::builder().timeout_config(client::timeouts(size));
+        loop {
+            let attempts = Attempts::default();
+            let condition = self.condition(if_absent);
+            let sent = self
+                .client
+                .put_object()
+                .bucket(&self.bucket)
+                .key(self.full_key(key))
+                .set_checksum_crc32(crc32.clone())
+                .set_if_none_match(condition.map(str::to_owned))
+                .body(ByteStream::from(body.clone()))
+                .customize()
+                .interceptor(attempts.clone())
+                .config_override(bound.clone())
+                .send()
+                .await
+                .map_err(Failure::of);
+            let mut expected = Expected { size, etag: None, crc32: crc32.clone(), parts: None };
+            match sent {
+                Ok(answer) => {
+                    same_checksum(key, crc32.as_deref(), answer.checksum_crc32())?;
+                    expected.etag = answer.e_tag().map(str::to_owned);
+                    return self.confirm(key, &expected).await;
+                }
+                Err(failure) if condition.is_some() && failure.not_implemented() => {
+                    Learned::set(&self.learned.no_conditions);
+                }
+                Err(failure) if condition.is_some() && failure.condition_failed() => {
+                    // Only a retry can have met an object of our own; the body is at hand to compare.
+                    if attempts.retried() && self.holds(key, &body).await {
+                        return Ok(());
+                    }
+                    return Err(self.exists(key));
+                }
+                Err(failure) => return Err(failure.explain(self, &format!("write {key}"))),
+            }
+        }
+    }
+
+    async fn complete_multipart(
+        &self,
+        key: &str,
+        id: &str,
+        parts: Vec<CompletedPart>,
+        if_absent: bool,
+        size: u64,
+    ) -> Result<(), StoreError> {
+        let composite = composite_crc32(&parts);
+        let mut expected = Expected { size, etag: None, crc32: composite, parts: Some(parts.len()) };
+        let upload = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
+        loop {
+            let attempts = Attempts::default();
+            let condition = self.condition(if_absent);
+            let sent = self
+                .client
+                .complete_multipart_upload()
+                .bucket(&self.bucket)
+                .key(self.full_key(key))
+                .upload_id(id)
+                .multipart_upload(upload.clone())
+                .set_if_none_match(condition.map(str::to_owned))
+                .customize()
+                .interceptor(attempts.clone())
+                .send()
+                .await
+                .map_err(Failure::of);
+            match sent {
+                Ok(answer) => {
+                    expected.etag = answer.e_tag().map(str::to_owned);
+                    return self.confirm(key, &expected).await;
+                }
+                Err(failure) if condition.is_some() && failure.not_implemented() => {
+                    Learned::set(&self.learned.no_conditions);
+                }
+                Err(failure) if condition.is_some() && failure.condition_failed() => {
+                    // Another writer's object can have the same size: only its content tells.
+                    let ours = attempts.retried()
+                        && matches!(
+                            self.compare(key, &expected).await?,
+                            Comparison::Same { by_content: true }
+                        );
+                    return if ours { Ok(()) } else { Err(self.exists(key)) };
+                }
+                // The upload is gone: the first attempt completed it, or somebody aborted it.
+                Err(failure) if failure.code == "NoSuchUpload" && attempts.retried() => {
+                    return match self.compare(key, &expected).await? {
+                        Comparison::Same { .. } => Ok(()),
+                        Comparison::Different(_) => Err(failure.explain(self, &format!("complete {key}"))),
+                        Comparison::Unreadable => Err(StoreError::Other(format!(
+                            "cannot tell whether {key} was written: the answer of {} was lost, and the \
+                             credential may not read it back",
+                            self.endpoint
+                        ))),
+                    };
+                }
+                Err(failure) => return Err(failure.explain(self, &format!("complete {key}"))),
+            }
+        }
+    }
+
+    fn exists(&self, key: &str) -> StoreError {
+        StoreError::Exists(format!("{key} exists already in {}", self.place()))
+    }
+
+    /// Whether a key holds exactly these bytes; no, where it cannot be read.
+    async fn holds(&self, key: &str, body: &Bytes) -> bool {
+        use crate::store::Store as _;
+        // One byte more than ours, so that a longer object is noticed.
+        matches!(self.read(key, 0..body.len() as u64 + 1).await, Ok(found) if found == *body)
+    }
+
+    /// After the store said yes: does it hold what was sent, as far as the credential may look?
+    async fn confirm(&self, key: &str, expected: &Expected) -> Result<(), StoreError> {
+        match self.compare(key, expected).await? {
+            Comparison::Same { .. } | Comparison::Unreadable => Ok(()),
+            Comparison::Different(how) => {
+                Err(StoreError::Corrupt(format!("{} accepted {key}, but {how}", self.endpoint)))
+            }
+        }
+    }
+
+    async fn compare(&self, key: &str, expected: &Expected) -> Result<Comparison, StoreError> {
+        if Learned::get(&self.learned.may_not_read) {
+            return Ok(Comparison::Unreadable);
+        }
+        let mut request = self.client.head_object().bucket(&self.bucket).key(self.full_key(key));
+        if expected.crc32.is_some() {
+            request = request.checksum_mode(ChecksumMode::Enabled);
+        }
+        let head = match request.send().await.map_err(Failure::of) {
+            Ok(head) => head,
+            Err(failure) if failure.is_denied() => {
+                Learned::set(&self.learned.may_not_read);
+                return Ok(Comparison::Unreadable);
+            }
+            Err(failure) if failure.is_not_found() => {
+                return Ok(Comparison::Different("there is no such object".to_owned()));
+            }
+            Err(failure) => return Err(failure.explain(self, &format!("look at {key}"))),
+        };
+        let found = super::size(head.content_length());
+        if found != expected.size {
+            return Ok(Comparison::Different(format!("holds {found} bytes of it, not {}", expected.size)));
+        }
+        let etag = head.e_tag().unwrap_or_default();
+        if expected.etag.as_deref().is_some_and(|e| !etag.is_empty() && unquoted(e) != unquoted(etag)) {
+            return Ok(Comparison::Different("the object has another ETag".to_owned()));
+        }
+        if let (Some(parts), Some((_, suffix))) = (expected.parts, unquoted(etag).rsplit_once('-'))
+            && suffix != parts.to_string()
+        {
+            return Ok(Comparison::Different(format!("the object has {suffix} parts, not {parts}")));
+        }
+        // A store may keep another kind of checksum of a multipart object (of the whole, without
+        // the number of parts): only like is compared with like.
+        match (&expected.crc32, head.checksum_crc32()) {
+            (Some(ours), Some(theirs)) if ours.contains('-') == theirs.contains('-') => {
+                if ours != theirs {
+                    return Ok(Comparison::Different("the object has another checksum".to_owned()));
+                }
+                Ok(Comparison::Same { by_content: true })
+            }
+            _ => Ok(Comparison::Same { by_content: false }),
+        }
+    }
+
+    pub(super) async fn create_multipart(&self, key: &str) -> Result<String, StoreError> {
+        let algorithm = (self.checksums == Checksums::Crc32).then_some(ChecksumAlgorithm::Crc32);
+        let answer = self
+            .client
+            .create_multipart_upload()
+            .bucket(&self.bucket)
+            .key(self.full_key(key))
+            .set_checksum_algorithm(algorithm)
+            .send()
+            .await
+            .map_err(|e| Failure::of(e).explain(self, &format!("write {key}")))?;
+        answer
+            .upload_id()
+            .map(str::to_owned)
+            .ok_or_else(|| StoreError::Other(format!("{} started an upload without an id", self.endpoint)))
+    }
+
+    pub(super) async fn put_part(
+        &self,
+        key: &str,
+        id: &str,
+        number: i32,
+        part: Bytes,
+    ) -> Result<CompletedPart, StoreError> {
+        let crc32 = self.checksum(&part);
+        let bound = aws_sdk_s3::config::Config::builder().timeout_config(client::timeouts(part.len() as u64));
+        let answer = self
+            .client
+            .upload_part()
+            .bucket(&self.bucket)
+            .key(self.full_key(key))
+            .upload_id(id)
+            .part_number(number)
+            .set_checksum_crc32(crc32.clone())
+            .body(ByteStream::from(part))
+            .customize()
+            .config_override(bound)
+            .send()
+            .await
+            .map_err(|e| Failure::of(e).explain(self, &format!("write part {number} of {key}")))?;
+        same_checksum(key, crc32.as_deref(), answer.checksum_crc32())?;
+        Ok(CompletedPart::builder()
+            .part_number(number)
+            .set_e_tag(answer.e_tag().map(str::to_owned))
+            .set_checksum_crc32(crc32)
+            .build())
+    }
+
+    pub(super) async fn abort_multipart(&self, key: &str, id: &str) -> Result<(), StoreError> {
+        let request =
+            self.client.abort_multipart_upload().bucket(&self.bucket).key(self.full_key(key)).upload_id(id);
+        match request.send().await.map_err(Failure::of) {
+            Ok(_) => Ok(()),
+            Err(failure) if failure.code == "NoSuchUpload" => Ok(()),
+            Err(failure) => Err(failure.explain(self, &format!("abort the upload of {key}"))),
+        }
+    }
+}
+
+fn unquoted(etag: &str) -> &str {
+    etag.trim_matches('"')
+}
+
+fn same_checksum(key: &str, ours: Option<&str>, theirs: Option<&str>) -> Result<(), StoreError> {
+    match (ours, theirs) {
+        (Some(ours), Some(theirs)) if ours != theirs => {
+            Err(StoreError::Corrupt(format!("{key} arrived with another checksum than it was sent with")))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checksums_are_written_as_s3_does() {
+        // The check value of CRC-32/ISO-HDLC, cbf43926, in base64.
+        assert_eq!(crc32(b"123456789"), "y/Q5Jg==");
+        let part = |bytes: &[u8]| CompletedPart::builder().checksum_crc32(crc32(bytes)).build();
+        let composite = composite_crc32(&[part(b"a"), part(b"b")]).unwrap();
+        assert!(composite.ends_with("-2"), "{composite}");
+        assert_eq!(composite_crc32(&[CompletedPart::builder().build()]), None);
+    }
+}
