@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::environment;
+
 /// What a container client needs to find its daemon.
 const CONTAINER_CLIENT: &[&str] = &[
     "HOME",
@@ -15,17 +17,15 @@ const CONTAINER_CLIENT: &[&str] = &[
 ];
 
 /// The absolute directories of PATH; relative ones would depend on where opsd was started.
-#[expect(clippy::disallowed_methods, reason = "config reads the environment")]
 pub fn search_path() -> Vec<PathBuf> {
-    let path = std::env::var("PATH").unwrap_or_default();
+    let path = environment("PATH").unwrap_or_default();
     std::env::split_paths(&path).filter(|p| p.is_absolute()).collect()
 }
 
 /// Variables that lead a container client to its daemon, where they are set.
-#[expect(clippy::disallowed_methods, reason = "config reads the environment")]
 pub fn container_client() -> Vec<(String, String)> {
     CONTAINER_CLIENT
         .iter()
-        .filter_map(|name| std::env::var(name).ok().map(|value| ((*name).to_owned(), value)))
+        .filter_map(|name| environment(name).map(|value| ((*name).to_owned(), value)))
         .collect()
 }

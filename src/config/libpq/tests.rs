@@ -285,6 +285,7 @@ proptest! {
         let settings = format!("host=h user={} password={} dbname={}", quoted(&user), quoted(&pw), quoted(&db));
         for dsn in [url, settings] {
             let c = ok(&dsn);
+            prop_assert_eq!(&ok(&format!("host=h user=u {}", dbname_argument(&db))).dbname, &db);
             prop_assert_eq!((c.user.as_str(), password(&c), c.dbname.as_str()), (user.as_str(), Some(pw.as_str()), db.as_str()));
             // What describe prints can be read again.
             let again = ok(&c.describe());
