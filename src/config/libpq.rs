@@ -99,6 +99,12 @@ pub struct Resolved {
     pub password_in_dsn: bool,
 }
 
+/// `dbname='…'` for tools that want a database on their command line (`pg_restore -d`), quoted so
+/// that no name is taken for settings.
+pub fn dbname_argument(dbname: &str) -> String {
+    format!("dbname='{}'", dbname.replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
 impl Connection {
     /// Settings from a URL or key=value string on the command line. A password in it is refused:
     /// everybody on the host can read command lines.

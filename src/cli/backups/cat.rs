@@ -1,12 +1,17 @@
 //! `opsd backups cat`: one stream, decrypted and decompressed.
 
+use std::io::{Read, Write};
 use std::sync::Arc;
 
-use crate::config::Config;
+use crate::cli::output;
+use crate::config::{Config, keys};
 use crate::error::{Error, Result};
-use crate::set::catalog;
 use crate::set::manifest::{Manifest, Stream};
+use crate::set::{catalog, seal, set_prefix};
 use crate::store::Store;
+
+/// Bytes that are moved at a time.
+const BUFFER: usize = 64 * 1024;
 
 /// Arguments of `opsd backups cat`.
 #[derive(Debug, clap::Args)]
@@ -22,12 +27,36 @@ pub struct Args {
     stream: String,
 }
 
-/// Writes the stream's plaintext to stdout.
+/// Writes the stream's plaintext to stdout. It fails after the fact where the end does not agree
+/// with the manifest: what was written by then is not to be trusted.
 pub async fn run(args: &Args, config: &Config, store: Arc<dyn Store>) -> Result<()> {
+    let Some(identity_file) = &config.encryption.identity_file else {
+        return Err(Error::usage("no identity is configured, and sets can be read only with one")
+            .with_hint("set `identity_file` in [encryption], on the host where restores run"));
+    };
+    let identities = Arc::new(keys::identities(identity_file)?);
     let entry = super::show::entry(config, &*store, &args.id).await?;
     let set = catalog::load_entry(&*store, &config.encryption.trusted_keys, entry).await?;
-    let _stream = stream(&set.manifest, &args.database, &args.stream)?;
-    Err(Error::new("reading a sealed stream is not built yet"))
+    let stream = stream(&set.manifest, &args.database, &args.stream)?;
+    let prefix = set_prefix(&set.entry.site, &set.entry.job, &set.entry.id);
+    let mut plaintext = seal::read_stream(store, &prefix, stream, identities, |_| ())?;
+    tokio::task::spawn_blocking(move || pump(&mut plaintext, &mut output::stdout()))
+        .await
+        .map_err(|e| Error::new(format!("reading stopped: {e}")))?
+}
+
+/// Copies to the end. A reader who has seen enough is no error; a stream that cannot be read is.
+fn pump(from: &mut impl Read, to: &mut impl Write) -> Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let n = from.read(&mut buffer)?;
+        let written = if n == 0 { to.flush() } else { to.write_all(&buffer[..n]) };
+        match written {
+            Ok(()) if n == 0 => return Ok(()),
+            Ok(()) => {}
+            Err(error) => return output::quiet_when_closed(Err(error)),
+        }
+    }
 }
 
 /// The stream that is meant, or what there is instead.
