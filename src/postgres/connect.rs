@@ -81,6 +81,12 @@ impl Session {
     }
 }
 
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "session with PostgreSQL {} at {}", self.server_version, self.host)
+    }
+}
+
 struct Driver(JoinHandle<()>);
 
 impl Drop for Driver {

@@ -9,3 +9,4 @@ mod support;
 mod backups;
 mod harness;
 mod store;
+mod postgres;

@@ -1,0 +1,163 @@
+//! Creating a database with a given encoding and locale, on a host that may lack the locale.
+//!
+//! The encoding is never given up: other bytes would be another database. Locales fall back towards
+//! C, which changes how text sorts and folds, and what is said to the operator.
+
+use crate::error::{Context, Result};
+use crate::postgres::connect::Session;
+use crate::postgres::ident::{quote_ident, quote_literal};
+
+/// How a database orders and encodes text.
+#[derive(Debug, Clone, Copy)]
+pub struct Locale<'a> {
+    /// `UTF8`, `SQL_ASCII`, ….
+    pub encoding: &'a str,
+    /// LC_COLLATE.
+    pub collate: &'a str,
+    /// LC_CTYPE.
+    pub ctype: &'a str,
+    /// `libc`, `icu` or `builtin`.
+    pub provider: &'a str,
+    /// ICU or builtin locale.
+    pub locale: Option<&'a str>,
+    /// ICU rules.
+    pub icu_rules: Option<&'a str>,
+}
+
+/// Creates an empty database from template0, as close to `wanted` as this server can; returns what
+/// had to be substituted, a line each.
+pub async fn create_database(session: &Session, name: &str, wanted: &Locale<'_>) -> Result<Vec<String>> {
+    let candidates = candidates(wanted);
+    let last = candidates.len() - 1;
+    for (i, candidate) in candidates.iter().enumerate() {
+        let sql = statement(name, candidate, session.major());
+        match session.client.batch_execute(&sql).await {
+            Ok(()) => return Ok(substitutions(name, wanted, candidate, &session.server_version)),
+            Err(e) if i < last && is_about_locales(&e) => {
+                tracing::debug!(database = name, ?candidate, "locale is not available");
+            }
+            Err(e) => return Err(e).with_context(|| format!("cannot create database {name:?}")),
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// What to try, in order.
+fn candidates<'a>(wanted: &Locale<'a>) -> Vec<Locale<'a>> {
+    let mut all = Vec::new();
+    let mut providers = vec![wanted.provider];
+    if wanted.provider != "libc" {
+        providers.push("libc");
+    }
+    for provider in providers {
+        let mut names = vec![(wanted.collate, wanted.ctype)];
+        if wanted.encoding == "UTF8" {
+            names.push(("C.UTF-8", "C.UTF-8"));
+        }
+        names.push(("C", "C"));
+        names.dedup();
+        for (collate, ctype) in names {
+            all.push(match provider {
+                "libc" => Locale { provider, collate, ctype, locale: None, icu_rules: None, ..*wanted },
+                _ => Locale { collate, ctype, ..*wanted },
+            });
+        }
+    }
+    all
+}
+
+fn statement(name: &str, locale: &Locale<'_>, major: u32) -> String {
+    let mut sql = format!(
+        "CREATE DATABASE {} TEMPLATE template0 ENCODING {} LC_COLLATE {} LC_CTYPE {}",
+        quote_ident(name),
+        quote_literal(locale.encoding),
+        quote_literal(locale.collate),
+        quote_literal(locale.ctype),
+    );
+    if major >= 15 {
+        sql.push_str(" LOCALE_PROVIDER ");
+        sql.push_str(&quote_ident(locale.provider));
+        let name = if locale.provider == "builtin" { "BUILTIN_LOCALE" } else { "ICU_LOCALE" };
+        for (option, value) in [(name, locale.locale), ("ICU_RULES", locale.icu_rules)] {
+            if let Some(value) = value {
+                sql.push_str(&format!(" {option} {}", quote_literal(value)));
+            }
+        }
+    }
+    sql
+}
+
+/// No such locale, no such provider in this build, or one that does not fit the encoding.
+fn is_about_locales(e: &tokio_postgres::Error) -> bool {
+    use tokio_postgres::error::SqlState;
+    e.code().is_some_and(|code| {
+        [
+            SqlState::WRONG_OBJECT_TYPE,
+            SqlState::FEATURE_NOT_SUPPORTED,
+            SqlState::INVALID_PARAMETER_VALUE,
+            SqlState::INVALID_OBJECT_DEFINITION,
+        ]
+        .contains(code)
+    })
+}
+
+fn substitutions(name: &str, wanted: &Locale<'_>, got: &Locale<'_>, version: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    if wanted.provider != got.provider {
+        lines.push(format!(
+            "database {name:?}: locale {:?} of provider {} is not available in PostgreSQL {version} here, \
+             libc is used; text may sort differently",
+            wanted.locale.unwrap_or_default(),
+            wanted.provider,
+        ));
+    }
+    for (what, wanted, got) in
+        [("LC_COLLATE", wanted.collate, got.collate), ("LC_CTYPE", wanted.ctype, got.ctype)]
+    {
+        if wanted != got {
+            lines.push(format!(
+                "database {name:?}: {what} {wanted:?} is not installed on this host, {got:?} is used; text \
+                 may sort and fold differently"
+            ));
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ICU: Locale<'_> = Locale {
+        encoding: "UTF8",
+        collate: "de_DE.UTF-8",
+        ctype: "de_DE.UTF-8",
+        provider: "icu",
+        locale: Some("de-DE"),
+        icu_rules: None,
+    };
+
+    #[test]
+    fn the_encoding_is_never_given_up() {
+        let all = candidates(&ICU);
+        assert!(all.iter().all(|c| c.encoding == "UTF8"));
+        let tried: Vec<_> = all.iter().map(|c| (c.provider, c.collate)).collect();
+        let names = ["de_DE.UTF-8", "C.UTF-8", "C"];
+        let expected: Vec<_> = ["icu", "libc"].iter().flat_map(|p| names.map(|n| (*p, n))).collect();
+        assert_eq!(tried, expected);
+        let latin = Locale { encoding: "LATIN1", provider: "libc", collate: "C", ctype: "C", ..ICU };
+        assert_eq!(candidates(&latin).len(), 1);
+    }
+
+    #[test]
+    fn statements_fit_the_version() {
+        let libc = Locale { provider: "libc", locale: None, ..ICU };
+        assert!(!statement("a\"b", &libc, 14).contains("PROVIDER"));
+        assert!(statement("a\"b", &libc, 14).starts_with("CREATE DATABASE \"a\"\"b\" TEMPLATE template0"));
+        assert!(statement("a", &ICU, 16).ends_with("LOCALE_PROVIDER \"icu\" ICU_LOCALE 'de-DE'"));
+        let builtin = Locale { provider: "builtin", locale: Some("C.UTF-8"), ..ICU };
+        assert!(
+            statement("a", &builtin, 17).ends_with("LOCALE_PROVIDER \"builtin\" BUILTIN_LOCALE 'C.UTF-8'")
+        );
+    }
+}

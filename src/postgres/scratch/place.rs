@@ -1,0 +1,440 @@
+//! A scratch server's directory: who owns what, who may still be in it, how it goes away.
+//!
+//! ```text
+//! scratch_dir/                    opsd's user; 0711 where the server runs as another one
+//!   opsd-scratch-x1Yz…/           opsd's user, 0710 for the scratch user's group (else 0700)
+//!     lock                        held (flock) as long as the owner lives
+//!     postgresql.conf, pg_*.conf  the server may read, not write them
+//!     data/  s/                   the scratch user's, 0700
+//! ```
+//! The server's user owns nothing that opsd later follows: code that came with a dump may run as
+//! that user, and must not be able to swap a directory for a link under opsd's hands.
+
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::OFlags;
+use rustix::process::{Pid, PidfdFlags, Signal, geteuid};
+
+use crate::error::{Context, Error, Result};
+
+const PREFIX: &str = "opsd-scratch-";
+/// Before it is locked a directory has this name, so that nobody takes it for an abandoned one.
+const NEW_PREFIX: &str = ".opsd-scratch-";
+/// A directory that kept the new name this long was never finished.
+const NEW_BOUND: Duration = Duration::from_secs(600);
+/// In the environment of everything that a scratch server starts.
+pub(super) const MARK: &str = "OPSD_SCRATCH";
+
+/// What a Unix socket's address can hold, without its final zero.
+const SOCKET_PATH_MAX: usize = 107;
+
+/// Immediate shutdown takes the postmaster at most five seconds, then it kills its children.
+const QUIT_BOUND: Duration = Duration::from_secs(6);
+/// A killed process that is still there is stuck in the kernel.
+const KILL_BOUND: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(10);
+
+/// An operating system user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct User {
+    pub name: String,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+impl User {
+    pub(super) fn by_name(name: &str) -> Option<Self> {
+        Self::lookup(name, |user| user.name == name)
+    }
+
+    pub(super) fn by_uid(uid: u32) -> Option<Self> {
+        Self::lookup(&uid.to_string(), |user| user.uid == uid)
+    }
+
+    /// The local file, else whatever the system is set up to ask.
+    fn lookup(key: &str, is_it: impl Fn(&User) -> bool) -> Option<Self> {
+        let find = |text: &str| text.lines().filter_map(Self::parse).find(&is_it);
+        let local = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+        find(&local).or_else(|| {
+            let output = std::process::Command::new("/usr/bin/getent").args(["passwd", key]).output().ok()?;
+            find(&String::from_utf8_lossy(&output.stdout))
+        })
+    }
+
+    fn parse(line: &str) -> Option<Self> {
+        let mut fields = line.split(':');
+        let name = fields.next()?.to_owned();
+        let uid = fields.nth(1)?.parse().ok()?;
+        let gid = fields.next()?.parse().ok()?;
+        Some(Self { name, uid, gid })
+    }
+
+    /// The first directory on the way to `path` that this user cannot enter. Access lists are not
+    /// looked at: this only explains.
+    pub(super) fn blocked_at(&self, path: &Path) -> Option<PathBuf> {
+        let real = path.canonicalize().ok()?;
+        let mut ancestors: Vec<&Path> = real.ancestors().collect();
+        ancestors.reverse();
+        let blocks = |dir: &&Path| {
+            let Ok(meta) = dir.metadata() else { return true };
+            let bit = match (meta.uid() == self.uid, meta.gid() == self.gid) {
+                (true, _) => 0o100,
+                (false, true) => 0o010,
+                (false, false) => 0o001,
+            };
+            meta.mode() & bit == 0
+        };
+        ancestors.into_iter().find(blocks).map(Path::to_owned)
+    }
+}
+
+/// A locked directory of one scratch server; [`Place::clear`] or dropping it removes everything.
+#[derive(Debug)]
+pub(super) struct Place {
+    root: PathBuf,
+    /// The lock lasts as long as this file is open.
+    _lock: File,
+    cleared: bool,
+}
+
+impl Place {
+    /// Creates a directory that `server_user` (absent: opsd's own user) can run a server in.
+    pub(super) fn create(scratch_dir: &Path, server_user: Option<&User>) -> Result<Self> {
+        let on = || format!("cannot use scratch_dir {}", scratch_dir.display());
+        let scratch_dir = ensure(scratch_dir, server_user.is_some()).with_context(on)?;
+        let name_length = PREFIX.len() + 8;
+        let socket = scratch_dir.as_os_str().len() + "//s/.s.PGSQL.".len() + 4 + name_length;
+        if socket > SOCKET_PATH_MAX {
+            let excess = socket - SOCKET_PATH_MAX;
+            return Err(Error::usage(format!(
+                "its path is {excess} bytes too long for a Unix socket below it"
+            ))
+            .context(on())
+            .with_hint("choose a shorter scratch_dir, such as /var/tmp/opsd"));
+        }
+        let new = tempfile::Builder::new()
+            .prefix(NEW_PREFIX)
+            .rand_bytes(8)
+            .permissions(PermissionsExt::from_mode(0o700))
+            .tempdir_in(&scratch_dir)
+            .with_context(on)?;
+        let lock = open_lock(new.path(), true).with_context(on)?;
+        lock.try_lock().map_err(std::io::Error::from).with_context(on)?;
+        let name = new.path().file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        let root = scratch_dir.join(name.trim_start_matches('.'));
+        std::fs::rename(new.path(), &root).with_context(on)?;
+        // What was made under the new name is this place's from here on, and nothing else's.
+        let _ = new.keep();
+        let place = Self { root, _lock: lock, cleared: false };
+        for dir in [place.data(), place.sockets()] {
+            DirBuilder::new().mode(0o700).create(&dir).with_context(on)?;
+            if let Some(user) = server_user {
+                std::os::unix::fs::chown(&dir, Some(user.uid), Some(user.gid)).with_context(on)?;
+            }
+        }
+        if let Some(user) = server_user {
+            std::os::unix::fs::chown(&place.root, None, Some(user.gid)).with_context(on)?;
+            std::fs::set_permissions(&place.root, PermissionsExt::from_mode(0o710)).with_context(on)?;
+            if let Some(dir) = user.blocked_at(&place.data()) {
+                return Err(Error::new(format!("user {:?} cannot enter {}", user.name, dir.display()))
+                    .context(on())
+                    .with_hint(format!(
+                        "chmod o+x {}, or choose a scratch_dir outside of it",
+                        dir.display()
+                    )));
+            }
+        }
+        Ok(place)
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn data(&self) -> PathBuf {
+        self.root.join("data")
+    }
+
+    pub(super) fn sockets(&self) -> PathBuf {
+        self.root.join("s")
+    }
+
+    /// Writes a file that the server may read and not change.
+    pub(super) fn write(&self, name: &str, text: &str, server_user: Option<&User>) -> Result<()> {
+        let path = self.root.join(name);
+        let write = || -> std::io::Result<()> {
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+            file.write_all(text.as_bytes())?;
+            if let Some(user) = server_user {
+                std::os::unix::fs::fchown(&file, None, Some(user.gid))?;
+                file.set_permissions(PermissionsExt::from_mode(0o640))?;
+            }
+            Ok(())
+        };
+        write().with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Ends whatever runs here and removes the directory.
+    pub(super) fn clear(mut self) -> Result<()> {
+        self.cleared = true;
+        clear(&self.root)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.cleared
+            && let Err(error) = clear(&self.root)
+        {
+            tracing::warn!(%error, "a scratch server is left behind; the next rehearsal removes it");
+        }
+    }
+}
+
+/// Removes what rehearsals that were killed have left, servers that still run included; never what
+/// is in use. Returns a line for each.
+pub(super) fn sweep(scratch_dir: &Path) -> Result<Vec<String>> {
+    let on = || format!("cannot look for abandoned scratch servers in {}", scratch_dir.display());
+    let entries = match std::fs::read_dir(scratch_dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Error::from(e).context(on())),
+    };
+    let scratch_dir = scratch_dir.canonicalize().with_context(on)?;
+    let mut report = Vec::new();
+    for entry in entries {
+        let entry = entry.with_context(on)?;
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        let root = scratch_dir.join(name);
+        let Ok(meta) = root.symlink_metadata() else { continue };
+        if !meta.is_dir() || meta.uid() != geteuid().as_raw() {
+            continue;
+        }
+        let finished = name.starts_with(PREFIX);
+        let stale = name.starts_with(NEW_PREFIX)
+            && meta.modified().ok().and_then(|t| t.elapsed().ok()).is_some_and(|age| age > NEW_BOUND);
+        if !finished && !stale {
+            continue;
+        }
+        // Without a lock file it was half removed. With one, whoever gets the lock owns it.
+        let lock = open_lock(&root, false).ok();
+        if let Some(Err(TryLockError::WouldBlock)) = lock.as_ref().map(File::try_lock) {
+            continue;
+        }
+        match clear(&root) {
+            Ok(()) => report.push(format!("removed an abandoned scratch server, {}", root.display())),
+            Err(e) => report.push(format!("cannot remove an abandoned scratch server: {e}")),
+        }
+    }
+    Ok(report)
+}
+
+/// The scratch directory, created where missing, as a real path.
+fn ensure(scratch_dir: &Path, for_another_user: bool) -> Result<PathBuf> {
+    if !scratch_dir.is_absolute() {
+        return Err(Error::usage("it must be an absolute path"));
+    }
+    // Another user's server must pass through, and see nothing else.
+    let mode = if for_another_user { 0o711 } else { 0o700 };
+    if !scratch_dir.exists() {
+        DirBuilder::new().recursive(true).mode(mode).create(scratch_dir)?;
+        // Whatever the umask was.
+        std::fs::set_permissions(scratch_dir, PermissionsExt::from_mode(mode))?;
+    }
+    let real = scratch_dir.canonicalize()?;
+    let meta = real.metadata()?;
+    let (owner, mode) = (meta.uid(), meta.mode());
+    let sticky = mode & 0o1000 != 0;
+    if !meta.is_dir() {
+        return Err(Error::usage("it is no directory"));
+    }
+    if owner != 0 && owner != geteuid().as_raw() {
+        return Err(Error::new(format!(
+            "it belongs to user id {owner}, who could swap what opsd puts there"
+        ))
+        .with_hint("choose a directory that root or opsd's user owns"));
+    }
+    if mode & 0o022 != 0 && !sticky {
+        return Err(Error::new("others may write to it").with_hint(format!("chmod go-w {}", real.display())));
+    }
+    Ok(real)
+}
+
+fn open_lock(root: &Path, create: bool) -> std::io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(create)
+        .create_new(create)
+        .mode(0o600)
+        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+        .open(root.join("lock"))
+}
+
+fn clear(root: &Path) -> Result<()> {
+    end_processes(root)?;
+    match std::fs::remove_dir_all(root) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::from(e).context(format!("cannot remove {}", root.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Ends the server of a directory: by immediate shutdown, which frees its shared memory, then surely.
+fn end_processes(root: &Path) -> Result<()> {
+    let began = Instant::now();
+    if let Some(postmaster) = postmaster(root).filter(|pid| belongs(root, *pid)) {
+        signal(root, postmaster, Signal::QUIT);
+        while belongs(root, postmaster) && began.elapsed() < QUIT_BOUND {
+            pause();
+        }
+    }
+    let began = Instant::now();
+    loop {
+        let left = processes(root);
+        if left.is_empty() {
+            return Ok(());
+        }
+        if began.elapsed() > KILL_BOUND {
+            let pids: Vec<String> = left.iter().map(|pid| pid.as_raw_nonzero().to_string()).collect();
+            return Err(
+                Error::new(format!("processes {} do not end", pids.join(", "))).context(root.display())
+            );
+        }
+        for pid in left {
+            signal(root, pid, Signal::KILL);
+        }
+        pause();
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "dropping a scratch server cannot await its end")]
+fn pause() {
+    std::thread::sleep(POLL);
+}
+
+/// What the server says about itself; whether it is true, [`belongs`] finds out.
+fn postmaster(root: &Path) -> Option<Pid> {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed());
+    let mut text = String::new();
+    let file = options.open(root.join("data/postmaster.pid")).ok()?;
+    std::io::Read::read_to_string(&mut std::io::Read::take(file, 4096), &mut text).ok()?;
+    Pid::from_raw(text.lines().next()?.trim().parse().ok()?)
+}
+
+fn processes(root: &Path) -> Vec<Pid> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .filter_map(|entry| Pid::from_raw(entry.ok()?.file_name().to_str()?.parse().ok()?))
+        .filter(|pid| belongs(root, *pid))
+        .collect()
+}
+
+/// Whether a process was started by the server of this directory: it runs as the data directory's
+/// owner, and works there or carries the mark. A dead one that waits to be reaped does not count.
+fn belongs(root: &Path, pid: Pid) -> bool {
+    let raw = pid.as_raw_nonzero().get();
+    let Ok(data) = root.join("data").symlink_metadata() else { return false };
+    let proc = PathBuf::from(format!("/proc/{raw}"));
+    let status = std::fs::read_to_string(proc.join("status")).unwrap_or_default();
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let uid = field("Uid:").and_then(|uids| uids.split_whitespace().next());
+    if uid != Some(data.uid().to_string().as_str()) || field("State:").is_some_and(|s| s.starts_with('Z')) {
+        return false;
+    }
+    let mark = format!("{MARK}={}", root.display());
+    let is_marked = || {
+        let environ = std::fs::read(proc.join("environ")).unwrap_or_default();
+        environ.split(|&byte| byte == 0).any(|variable| variable == mark.as_bytes())
+    };
+    std::fs::read_link(proc.join("cwd")).is_ok_and(|cwd| cwd == root.join("data")) || is_marked()
+}
+
+/// Signals a process only if it is still the one that was meant.
+fn signal(root: &Path, pid: Pid, signal: Signal) {
+    let Ok(handle) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return };
+    if belongs(root, pid) {
+        // A process that is gone is what is wanted.
+        let _ = rustix::process::pidfd_send_signal(&handle, signal);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(dir: &Path) -> Place {
+        Place::create(dir, None).unwrap()
+    }
+
+    #[test]
+    fn a_place_goes_when_it_is_dropped_and_cleared() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = tmp.path().join("a/b");
+        let one = place(&dir);
+        assert_eq!(one.root().metadata().unwrap().mode() & 0o777, 0o700);
+        let two = place(&dir);
+        drop(one);
+        two.clear().unwrap();
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn sweep_takes_what_is_free_and_leaves_the_rest() {
+        let tmp = tempfile::tempdir().unwrap();
+        let used = place(tmp.path());
+        let mut left = place(tmp.path());
+        left.cleared = true;
+        let abandoned = left.root().to_owned();
+        drop(left);
+        let half_removed = tmp.path().join("opsd-scratch-half");
+        let being_made = tmp.path().join(".opsd-scratch-new");
+        let not_ours = tmp.path().join("precious");
+        for dir in [&half_removed, &being_made, &not_ours] {
+            std::fs::create_dir(dir).unwrap();
+        }
+        let outside = tmp.path().join("outside");
+        std::fs::create_dir(&outside).unwrap();
+        std::os::unix::fs::symlink(&outside, tmp.path().join("opsd-scratch-link")).unwrap();
+        let report = sweep(tmp.path()).unwrap();
+        assert_eq!(report.len(), 2, "{report:?}");
+        assert!(!abandoned.exists() && !half_removed.exists());
+        assert!(used.root().exists() && being_made.exists() && not_ours.exists() && outside.exists());
+        assert!(sweep(&tmp.path().join("nothing")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_directory_that_others_could_tamper_with_is_refused() {
+        let tmp = tempfile::tempdir().unwrap();
+        let refused = |dir: &Path| Place::create(dir, None).unwrap_err();
+        let open = tmp.path().join("open");
+        std::fs::create_dir(&open).unwrap();
+        std::fs::set_permissions(&open, PermissionsExt::from_mode(0o777)).unwrap();
+        assert!(refused(&open).to_string().ends_with("others may write to it"));
+        std::fs::set_permissions(&open, PermissionsExt::from_mode(0o1777)).unwrap();
+        drop(place(&open));
+        assert!(refused(Path::new("relative")).to_string().ends_with("must be an absolute path"));
+        let long = tmp.path().join("x".repeat(100));
+        let long = refused(&long);
+        assert!(long.to_string().contains("too long for a Unix socket"), "{long}");
+    }
+
+    #[test]
+    fn users_are_found_by_name_and_number() {
+        let root = User::by_uid(0).unwrap();
+        assert_eq!(User::by_name(&root.name), Some(root));
+        assert_eq!(User::by_name("no-such-user-here"), None);
+        let nobody = User { name: "x".into(), uid: 65_533, gid: 65_533 };
+        let tmp = tempfile::tempdir().unwrap();
+        assert_eq!(nobody.blocked_at(tmp.path()), None);
+        std::fs::set_permissions(tmp.path(), PermissionsExt::from_mode(0o700)).unwrap();
+        assert_eq!(nobody.blocked_at(tmp.path()), Some(tmp.path().canonicalize().unwrap()));
+        assert_eq!(nobody.blocked_at(Path::new("/usr/bin")), None);
+    }
+}

@@ -1,0 +1,151 @@
+//! Roles out of a set's globals: stubs for a rehearsal, missing ones for a restore.
+//!
+//! The text is pg_dumpall's, a statement at a time. It is taken apart here rather than fed to psql,
+//! because roles that exist must be left alone, and because a patched pg_dumpall begins it with a
+//! `\restrict` that older clients refuse.
+
+use crate::error::{Error, Result};
+
+/// A role as the globals make it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Role {
+    /// Its name.
+    pub name: String,
+    /// Event triggers and foreign-data wrappers can be owned by nobody else.
+    pub is_superuser: bool,
+}
+
+/// The statements of a script: quotes and comments understood, `\` commands left out.
+pub fn statements(sql: &str) -> Vec<&str> {
+    let bytes = sql.as_bytes();
+    let mut statements = Vec::new();
+    let (mut start, mut at) = (0, 0);
+    while at < bytes.len() {
+        let at_line_start = sql[start..at].trim().is_empty();
+        match bytes[at] {
+            b'\\' | b'-' if at_line_start && (bytes[at] == b'\\' || bytes.get(at + 1) == Some(&b'-')) => {
+                at = sql[at..].find('\n').map_or(bytes.len(), |n| at + n + 1);
+                start = at;
+            }
+            quote @ (b'\'' | b'"') => {
+                let escapes = quote == b'\'' && at > 0 && bytes[at - 1].eq_ignore_ascii_case(&b'E');
+                at += 1;
+                while at < bytes.len() && bytes[at] != quote {
+                    at += if escapes && bytes[at] == b'\\' { 2 } else { 1 };
+                }
+                at += 1;
+            }
+            b';' => {
+                statements.push(sql[start..at].trim());
+                at += 1;
+                start = at;
+            }
+            _ => at += 1,
+        }
+    }
+    statements
+}
+
+/// The identifier at the start of `text`, unquoted, and what follows it.
+fn identifier(text: &str) -> Option<(String, &str)> {
+    let text = text.trim_start();
+    if let Some(rest) = text.strip_prefix('"') {
+        let mut name = String::new();
+        let mut chars = rest.char_indices().peekable();
+        while let Some((i, c)) = chars.next() {
+            if c != '"' {
+                name.push(c);
+            } else if chars.peek().is_some_and(|(_, next)| *next == '"') {
+                chars.next();
+                name.push('"');
+            } else {
+                return Some((name, &rest[i + 1..]));
+            }
+        }
+        return None;
+    }
+    let end = text.find(|c: char| c.is_whitespace() || c == ',').unwrap_or(text.len());
+    (end > 0).then(|| (text[..end].to_owned(), &text[end..]))
+}
+
+fn after<'s>(statement: &'s str, words: &str) -> Option<(String, &'s str)> {
+    identifier(statement.strip_prefix(words)?)
+}
+
+/// Every role that the globals create.
+pub fn roles(globals: &str) -> Vec<Role> {
+    let mut found: Vec<Role> = Vec::new();
+    for statement in statements(globals) {
+        if let Some((name, _)) = after(statement, "CREATE ROLE ") {
+            found.push(Role { name, is_superuser: false });
+        } else if let Some((name, rest)) = after(statement, "ALTER ROLE ")
+            && let Some(role) = found.iter_mut().find(|r| r.name == name)
+        {
+            role.is_superuser |= rest.split_whitespace().any(|word| word == "SUPERUSER");
+        }
+    }
+    found
+}
+
+/// The statements that make the roles which are not among `existing`: their attributes, settings,
+/// comments, and every membership that touches one of them.
+pub fn missing<'s>(globals: &'s str, existing: &[String]) -> Result<Vec<&'s str>> {
+    let created: Vec<String> =
+        roles(globals).into_iter().map(|r| r.name).filter(|n| !existing.contains(n)).collect();
+    let mut wanted = Vec::new();
+    for statement in statements(globals) {
+        let touched = if let Some((name, _)) = after(statement, "CREATE ROLE ")
+            .or_else(|| after(statement, "ALTER ROLE "))
+            .or_else(|| after(statement, "COMMENT ON ROLE "))
+        {
+            created.contains(&name)
+        } else if let Some((role, rest)) = after(statement, "GRANT ") {
+            let member = rest
+                .trim_start()
+                .strip_prefix("TO ")
+                .and_then(identifier)
+                .ok_or_else(|| Error::new(format!("unexpected statement in globals: {statement:?}")))?;
+            created.contains(&role) || created.contains(&member.0)
+        } else {
+            false // SET, tablespaces, grants on parameters: not roles
+        };
+        if touched {
+            wanted.push(statement);
+        }
+    }
+    Ok(wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GLOBALS: &str = "--\n-- PostgreSQL database cluster dump\n--\n\n\\restrict x'y;\n\nSET default_transaction_read_only = off;\n\
+        CREATE ROLE alice;\nALTER ROLE alice WITH NOSUPERUSER LOGIN PASSWORD 'SCRAM;x';\n\
+        CREATE ROLE \"b \"\"o;b\";\nALTER ROLE \"b \"\"o;b\" WITH SUPERUSER LOGIN;\n\
+        ALTER ROLE alice SET search_path TO 'a', 'b';\nCOMMENT ON ROLE alice IS E'it''s \\'; x';\n\
+        GRANT alice TO \"b \"\"o;b\" GRANTED BY postgres;\n\\unrestrict x\n";
+
+    #[test]
+    fn statements_mind_quotes_and_commands() {
+        let found = statements(GLOBALS);
+        assert_eq!(found.len(), 8);
+        assert_eq!(found[2], "ALTER ROLE alice WITH NOSUPERUSER LOGIN PASSWORD 'SCRAM;x'");
+        assert_eq!(found[6], "COMMENT ON ROLE alice IS E'it''s \\'; x'");
+    }
+
+    #[test]
+    fn roles_and_who_is_superuser() {
+        let found = roles(GLOBALS);
+        assert_eq!(found[0], Role { name: "alice".into(), is_superuser: false });
+        assert_eq!(found[1], Role { name: "b \"o;b".into(), is_superuser: true });
+    }
+
+    #[test]
+    fn existing_roles_are_left_alone() {
+        let wanted = missing(GLOBALS, &["alice".into()]).unwrap();
+        assert_eq!(wanted.len(), 3, "{wanted:?}");
+        assert!(wanted[2].starts_with("GRANT alice TO"));
+        assert!(missing(GLOBALS, &["alice".into(), "b \"o;b".into()]).unwrap().is_empty());
+    }
+}
