@@ -23,7 +23,7 @@ pub struct Args {
     id: String,
     /// Database (with the stream `globals`: any)
     database: String,
-    /// Stream: schema, data-rest, data-1, …, proof or globals
+    /// Stream: schema, data-rest, data-1, …, full, proof or globals (`show` lists them)
     stream: String,
 }
 
