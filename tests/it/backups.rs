@@ -785,6 +785,8 @@ async fn a_frozen_prune_says_why_and_succeeds() {
     let (code, stdout, _) = site.run(&["prune"]);
     assert_eq!(code, 0);
     assert!(stdout.contains("nothing is removed") && stdout.contains("incomplete"), "{stdout}");
+    let (code, stdout, stderr) = site.run(&["prune", "--quiet"]);
+    assert!(code == 0 && stdout.is_empty() && stderr.contains("nothing is removed"), "{stdout}{stderr}");
     assert_eq!(site.repository.keys().await, before);
 }
 

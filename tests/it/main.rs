@@ -8,5 +8,5 @@ mod support;
 
 mod backups;
 mod harness;
-mod store;
 mod postgres;
+mod store;

@@ -1,6 +1,5 @@
 //! `opsd backups cat`: one stream, decrypted and decompressed.
 
-use std::io::{Read, Write};
 use std::sync::Arc;
 
 use crate::cli::output;
@@ -9,9 +8,6 @@ use crate::error::{Error, Result};
 use crate::set::manifest::{Manifest, Stream};
 use crate::set::{catalog, seal, set_prefix};
 use crate::store::Store;
-
-/// Bytes that are moved at a time.
-const BUFFER: usize = 64 * 1024;
 
 /// Arguments of `opsd backups cat`.
 #[derive(Debug, clap::Args)]
@@ -40,23 +36,9 @@ pub async fn run(args: &Args, config: &Config, store: Arc<dyn Store>) -> Result<
     let stream = stream(&set.manifest, &args.database, &args.stream)?;
     let prefix = set_prefix(&set.entry.site, &set.entry.job, &set.entry.id);
     let mut plaintext = seal::read_stream(store, &prefix, stream, identities, |_| ())?;
-    tokio::task::spawn_blocking(move || pump(&mut plaintext, &mut output::stdout()))
+    tokio::task::spawn_blocking(move || output::copy(&mut plaintext))
         .await
         .map_err(|e| Error::new(format!("reading stopped: {e}")))?
-}
-
-/// Copies to the end. A reader who has seen enough is no error; a stream that cannot be read is.
-fn pump(from: &mut impl Read, to: &mut impl Write) -> Result<()> {
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        let n = from.read(&mut buffer)?;
-        let written = if n == 0 { to.flush() } else { to.write_all(&buffer[..n]) };
-        match written {
-            Ok(()) if n == 0 => return Ok(()),
-            Ok(()) => {}
-            Err(error) => return output::quiet_when_closed(Err(error)),
-        }
-    }
 }
 
 /// The stream that is meant, or what there is instead.
