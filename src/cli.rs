@@ -10,6 +10,7 @@ pub mod config;
 pub mod keygen;
 pub mod output;
 mod progress;
+pub mod restore;
 
 use std::path::PathBuf;
 
@@ -80,6 +81,8 @@ pub enum Command {
     Backups(backups::Args),
     /// Make an age identity or a signing key
     Keygen(keygen::Args),
+    /// Restore a set, or rehearse it and prove every row
+    Restore(restore::Args),
     /// Print completions for a shell
     Completions(completions::Args),
 }
@@ -92,6 +95,7 @@ pub async fn run(cli: Cli, shutdown: &Shutdown) -> Result<()> {
         Command::Config(args) => config::run(args, global),
         Command::Backups(args) => backups::run(args, global, shutdown).await,
         Command::Keygen(args) => keygen::run(args),
+        Command::Restore(args) => restore::run(args, global, shutdown).await,
         Command::Completions(args) => completions::run(&args),
     }
 }

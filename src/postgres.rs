@@ -4,5 +4,6 @@
 pub mod connect;
 pub mod ident;
 pub mod scratch;
+pub mod settings;
 pub mod tls;
 pub mod tools;

@@ -1,1 +1,71 @@
-//! Restoring a set, and proving it.
+//! Restoring a set: into a server that is there (`to`), or into a scratch server, to prove it
+//! (`verify`). Streams go in (`load`), what came out is read back (`prove`, `definitions`).
+//!
+//! What is restored is code that the dumped database's users wrote, and it runs with the restoring
+//! role's privileges: a rehearsal's server therefore runs as a user with nothing worth stealing in
+//! reach.
+
+pub mod definitions;
+pub mod load;
+pub mod prove;
+pub mod roles;
+pub mod to;
+pub mod verify;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::config::{Config, keys};
+use crate::error::{Error, Result};
+use crate::progress::Progress;
+use crate::set::manifest::{Database, Manifest};
+use crate::set::proof::Proof;
+use crate::set::seal::{Identities, read_bytes};
+use crate::set::{self};
+use crate::store::Store;
+use load::Origin;
+
+/// Most bytes of a proof or of globals that are held in memory: a million tables fit.
+const MAX_DOCUMENT: u64 = 512 << 20;
+
+/// The identities, or what to do about their absence.
+pub fn identities(config: &Config) -> Result<Identities> {
+    let path: &Path = config.encryption.identity_file.as_deref().ok_or_else(|| {
+        Error::usage("encryption.identity_file is not set, and nothing can be decrypted without it")
+            .with_hint("restores and rehearsals run where the age identity lives")
+    })?;
+    Ok(Arc::new(keys::identities(path)?))
+}
+
+/// Where a set's streams come from.
+pub fn origin(
+    store: Arc<dyn Store>,
+    manifest: &Manifest,
+    identities: Identities,
+    progress: Progress,
+) -> Origin {
+    let prefix = set::set_prefix(&manifest.site, &manifest.job, &manifest.id);
+    Origin { store, prefix, identities, progress }
+}
+
+/// The proof of one database, where it has one.
+async fn read_proof(origin: &Origin, database: &Database) -> Result<Option<Proof>> {
+    let Some(stream) = &database.proof_object else { return Ok(None) };
+    let bytes = read_document(origin, stream).await?;
+    let proof: Proof = serde_json::from_slice(&bytes)
+        .map_err(|e| Error::differs(e).context(format!("proof of {:?} is damaged", database.name)))?;
+    if proof.format != crate::set::manifest::FORMAT {
+        return Err(Error::new(format!("proof has format {}, which this opsd does not read", proof.format)));
+    }
+    Ok(Some(proof))
+}
+
+/// The globals' SQL; empty where the set has none.
+async fn read_globals(origin: &Origin, manifest: &Manifest) -> Result<String> {
+    let Some(stream) = &manifest.globals else { return Ok(String::new()) };
+    Ok(String::from_utf8_lossy(&read_document(origin, stream).await?).into_owned())
+}
+
+async fn read_document(origin: &Origin, stream: &set::manifest::Stream) -> Result<Vec<u8>> {
+    read_bytes(origin.store.clone(), &origin.prefix, stream, origin.identities.clone(), MAX_DOCUMENT).await
+}

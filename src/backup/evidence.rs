@@ -85,9 +85,12 @@ pub fn evidence(
                                 schema,
                                 name,
                                 copy: copy.clone(),
+                                entries: 0,
                                 fingerprint: Fingerprint::default(),
                             };
-                            tables.entry(copy).or_insert(empty).fingerprint.add(found);
+                            let table = tables.entry(copy).or_insert(empty);
+                            table.entries += 1;
+                            table.fingerprint.add(found);
                         }
                         _ => {
                             state = ProofState::Partial;

@@ -10,6 +10,7 @@ use tokio_postgres::Client;
 
 use crate::error::{Context, Result};
 use crate::postgres::connect::error;
+use crate::postgres::settings;
 use crate::set::manifest::{Extension, Locale};
 use crate::set::proof::Setting;
 
@@ -291,22 +292,8 @@ pub async fn properties(client: &Client, server_version_num: u32) -> Result<Prop
         .iter()
         .map(|row| Extension { name: row.get(0), version: row.get(1) })
         .collect();
-    let settings = client
-        .query(
-            "SELECT r.rolname::text, s.setting FROM pg_db_role_setting d
-               CROSS JOIN LATERAL unnest(d.setconfig) WITH ORDINALITY AS s (setting, n)
-               LEFT JOIN pg_roles r ON r.oid = d.setrole
-              WHERE d.setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database())
-                AND (d.setrole = 0 OR r.oid IS NOT NULL)
-              ORDER BY r.rolname NULLS FIRST, s.n",
-            &[],
-        )
-        .await
-        .map_err(error)
-        .context("cannot read the database's settings")?
-        .iter()
-        .map(|row| Setting { role: row.get(0), setting: row.get(1) })
-        .collect();
+    let settings = settings::read(client).await?;
+    let settings = settings.into_iter().map(|s| Setting { role: s.role, setting: s.setting }).collect();
     Ok(Properties { locale, extensions, settings, owner, acl })
 }
 

@@ -235,7 +235,6 @@ pub fn child_env(connection: &Connection, dbname: &str, application_name: &str) 
         ("PGSSLMODE", connection.sslmode.as_str().to_owned()),
         ("PGAPPNAME", application_name.to_owned()),
         ("PGCONNECT_TIMEOUT", connect_timeout(connection.connect_timeout).to_string()),
-        ("PGCLIENTENCODING", "UTF8".to_owned()),
         ("PGOPTIONS", options(connection.options.as_deref())),
         // Connection settings are resolved once, and so is the password; a path below a file never
         // exists, and libpq is silent about that.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use crate::config::Connection;
 use crate::error::{Context, Error, Result};
+use crate::postgres::ident::conninfo_dbname;
 use crate::postgres::tools::Tools;
 use crate::process::{self, Exit, Input, Output};
 use crate::progress::{Event, Progress};
@@ -242,7 +243,7 @@ impl Target {
             connection.options = Some(format!("{options}{NO_TRIGGERS}"));
         }
         let mut command = self.tools.command("pg_restore", &connection, &self.dbname, "opsd restore")?;
-        command.arg(format!("--dbname={}", crate::config::libpq::dbname_argument(&self.dbname)));
+        command.arg(format!("--dbname={}", conninfo_dbname(&self.dbname)));
         command.args(["--no-password"]);
         if self.no_tablespaces {
             command.arg("--no-tablespaces");
@@ -266,7 +267,8 @@ fn judge(exit: &Exit) -> Result<Vec<String>> {
         l.split_once("errors ignored on restore: ").and_then(|(_, n)| n.trim().parse::<usize>().ok())
     });
     let harmless = errors.iter().filter(|l| is_harmless(l)).count();
-    if exit.status.code() == Some(1) && reported == Some(harmless) && errors.len() == harmless && harmless > 0 {
+    if exit.status.code() == Some(1) && reported == Some(harmless) && errors.len() == harmless && harmless > 0
+    {
         return Ok(errors.into_iter().map(|l| l.trim().to_owned()).collect());
     }
     exit.check()?;

@@ -45,24 +45,26 @@ pub async fn prove(connection: &Connection, proof: &Proof, jobs: usize) -> Resul
     }
     let filters = Arc::new(extension_filters(&sessions[0].client).await?);
     let pool = Pool::new(sessions);
-    let checked: Vec<(Fingerprint, Option<String>)> = stream::iter(&proof.tables)
+    let checked: Vec<(u64, Fingerprint, Option<String>)> = stream::iter(&proof.tables)
         .map(|table| {
             let (pool, filters, secret) = (&pool, filters.clone(), &secret);
             async move {
                 let session = pool.take().await?;
                 let result = check_table(&session.client, table, &proof.encoding, &filters, secret).await;
                 pool.give(session).await;
-                result.with_context(|| format!("table {}.{}", table.schema, table.name))
+                let (found, difference) =
+                    result.with_context(|| format!("table {}.{}", table.schema, table.name))?;
+                Ok::<_, Error>((table.entries, found, difference))
             }
         })
         .buffer_unordered(jobs.max(1))
         .try_collect()
         .await?;
     let mut found = Found::default();
-    for (fingerprint, difference) in checked {
+    for (entries, fingerprint, difference) in checked {
         found.rows += fingerprint.rows;
         match difference {
-            None => found.tables_proven += 1,
+            None => found.tables_proven += entries,
             Some(difference) => found.differences.push(difference),
         }
     }
@@ -197,8 +199,10 @@ async fn check_large_objects(client: &Client, proof: &Proof, secret: &RowSecret)
                 if chunk.len() < LARGE_OBJECT_CHUNK as usize {
                     break;
                 }
-                let next = client.query_one("SELECT lo_get($1, $2, $3)", &[&oid, &at, &LARGE_OBJECT_CHUNK]).await;
-                chunk = next.map_err(error).with_context(|| format!("cannot read large object {oid}"))?.get(0);
+                let next =
+                    client.query_one("SELECT lo_get($1, $2, $3)", &[&oid, &at, &LARGE_OBJECT_CHUNK]).await;
+                chunk =
+                    next.map_err(error).with_context(|| format!("cannot read large object {oid}"))?.get(0);
             }
             hasher.end_row();
         }

@@ -39,6 +39,8 @@ pub struct Table {
     pub name: String,
     /// The archive's COPY statement, `COPY public.t (a, b) FROM stdin;`.
     pub copy: String,
+    /// Entries of the archive that were written by it: several where partitions load through a root.
+    pub entries: u64,
     /// What was in it.
     pub fingerprint: Fingerprint,
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::cli::output;
-use crate::config::{Config, keys};
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::set::manifest::{Manifest, Stream};
 use crate::set::{catalog, seal, set_prefix};
@@ -26,11 +26,7 @@ pub struct Args {
 /// Writes the stream's plaintext to stdout. It fails after the fact where the end does not agree
 /// with the manifest: what was written by then is not to be trusted.
 pub async fn run(args: &Args, config: &Config, store: Arc<dyn Store>) -> Result<()> {
-    let Some(identity_file) = &config.encryption.identity_file else {
-        return Err(Error::usage("no identity is configured, and sets can be read only with one")
-            .with_hint("set `identity_file` in [encryption], on the host where restores run"));
-    };
-    let identities = Arc::new(keys::identities(identity_file)?);
+    let identities = crate::restore::identities(config)?;
     let entry = super::show::entry(config, &*store, &args.id).await?;
     let set = catalog::load_entry(&*store, &config.encryption.trusted_keys, entry).await?;
     let stream = stream(&set.manifest, &args.database, &args.stream)?;

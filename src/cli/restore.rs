@@ -1,0 +1,312 @@
+//! `opsd restore`: into a server that is there, or (`--verify`) into a scratch server, to prove it.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::backup::select;
+use super::{Global, output, progress};
+use crate::config::{BackupJob, Config, Connection};
+use crate::error::{Error, Kind, Result};
+use crate::postgres::tools;
+use crate::restore;
+use crate::restore::to::{self, Options, Report};
+use crate::restore::verify::{self, Rehearsal};
+use crate::set::catalog::{self, Selector};
+use crate::set::manifest::Database;
+use crate::set::verification::{self, Phases, Verdict};
+use crate::shutdown::Shutdown;
+use crate::store::{self, Store};
+
+/// Arguments of `opsd restore`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  opsd restore --verify                rehearse the latest set of each job\n  \
+    opsd restore db --to main --replace  put the latest set in the place of main's\n                                       \
+    database, which is kept under another name\n  \
+    opsd restore db --to postgres://admin@host/app_test --create"
+)]
+pub struct Args {
+    /// Job whose set is restored; with --verify any number [default: all]
+    #[arg(value_name = "JOB")]
+    jobs: Vec<String>,
+    /// Restore into a scratch server, prove every row, and remove it again
+    #[arg(long)]
+    verify: bool,
+    /// Set: latest, an id, or the beginning of one [default: latest]
+    #[arg(long, value_name = "ID")]
+    backup: Option<String>,
+    /// The newest set whose data is not younger than this
+    #[arg(long, value_name = "TIME", conflicts_with = "backup")]
+    at: Option<String>,
+    /// Server from the configuration, or a URL without password
+    #[arg(long, value_name = "NAME|URL", conflicts_with = "verify", required_unless_present = "verify")]
+    to: Option<String>,
+    /// Database of the set, where it holds several
+    #[arg(long, value_name = "NAME", conflicts_with = "verify")]
+    database: Option<String>,
+    /// Make the database if it is missing
+    #[arg(long, conflicts_with = "verify")]
+    create: bool,
+    /// Put the restored database in the place of one that holds tables
+    #[arg(long, conflicts_with = "verify")]
+    replace: bool,
+    /// Make roles of the set that the server lacks
+    #[arg(long, conflicts_with = "verify")]
+    globals: bool,
+    /// Streams and index builds at the same time [default: the job's streams]
+    #[arg(long = "jobs", value_name = "N", conflicts_with = "verify")]
+    jobs_at_once: Option<usize>,
+    /// Print the result as one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Results {
+    results: Vec<ResultReport>,
+}
+
+#[derive(Serialize)]
+struct ResultReport {
+    job: String,
+    /// Absent where the set could not even be read.
+    id: Option<String>,
+    verdict: Verdict,
+    databases: Vec<verification::Database>,
+    seconds: Phases,
+    total_seconds: f64,
+    server_version: Option<String>,
+    warnings: Vec<String>,
+    error: Option<String>,
+}
+
+#[derive(Serialize)]
+struct RestoreReport {
+    job: String,
+    id: String,
+    database: String,
+    restored_as: String,
+    old_database: Option<String>,
+    roles_created: Vec<String>,
+    seconds: Phases,
+    warnings: Vec<String>,
+}
+
+/// Runs the command.
+pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<()> {
+    let config = global.load_config()?;
+    let selector = Selector::from_options(args.backup.as_deref(), args.at.as_deref())?;
+    if args.verify {
+        return run_verify(&args, &config, &selector, global, shutdown).await;
+    }
+    let job = match args.jobs.as_slice() {
+        [name] => select(&config, std::slice::from_ref(name))?[0],
+        [] if config.backup.len() == 1 => select(&config, &[])?[0],
+        _ => return Err(Error::usage("name one job to restore").with_hint("opsd restore JOB --to NAME|URL")),
+    };
+    let store = shutdown.guard(store::open(&config.repository)).await?;
+    shutdown.guard(run_to(&args, &config, job, &selector, store, global)).await
+}
+
+async fn run_verify(
+    args: &Args,
+    config: &Config,
+    selector: &Selector,
+    global: &Global,
+    shutdown: &Shutdown,
+) -> Result<()> {
+    let jobs = select(config, &args.jobs)?;
+    let store = shutdown.guard(store::open(&config.repository)).await?;
+    let mut results = Results { results: Vec::new() };
+    let mut failures: Vec<(&str, Error)> = Vec::new();
+    for job in jobs {
+        let work = verify::verify(config, job, selector, store.clone(), progress::bars(global));
+        let (report, failure) = match shutdown.guard(work).await {
+            Ok(rehearsal) => judged(&job.name, rehearsal),
+            Err(error) if matches!(error.kind(), Kind::Interrupted | Kind::Terminated) => return Err(error),
+            Err(error) => (unread(&job.name, &error), Some(error)),
+        };
+        if !args.json && !global.quiet && (output::is_terminal() || report.verdict == Verdict::Unproven) {
+            say(&report);
+        }
+        results.results.push(report);
+        failures.extend(failure.map(|error| (job.name.as_str(), error)));
+    }
+    if args.json {
+        output::json(&results)?;
+    }
+    super::worst(failures, "rehearsal")
+}
+
+/// A rehearsal's report, and the error that it ends with unless it went well.
+fn judged(job: &str, rehearsal: Rehearsal) -> (ResultReport, Option<Error>) {
+    let Rehearsal { record, error } = rehearsal;
+    let total_seconds = record.total_seconds();
+    let failure = match record.verdict {
+        Verdict::Proven | Verdict::Unproven => None,
+        Verdict::Failed => error.clone(),
+        Verdict::Differs => Some(error.clone().unwrap_or_else(|| {
+            let all: Vec<String> = record
+                .databases
+                .iter()
+                .flat_map(|d| d.differences.iter().map(|difference| format!("{}: {difference}", d.name)))
+                .collect();
+            Error::differs(all.join("; ")).context(format!("set {} differs", record.id))
+        })),
+    };
+    let report = ResultReport {
+        job: job.to_owned(),
+        id: Some(record.id),
+        verdict: record.verdict,
+        databases: record.databases,
+        seconds: record.seconds,
+        total_seconds,
+        server_version: record.server_version,
+        warnings: record.warnings,
+        error: error.map(|e| e.to_string()),
+    };
+    (report, failure)
+}
+
+/// A set whose manifest was not even believed.
+fn unread(job: &str, error: &Error) -> ResultReport {
+    ResultReport {
+        job: job.to_owned(),
+        id: None,
+        verdict: if error.kind() == Kind::Differs { Verdict::Differs } else { Verdict::Failed },
+        databases: Vec::new(),
+        seconds: Phases::default(),
+        total_seconds: 0.0,
+        server_version: None,
+        warnings: Vec::new(),
+        error: Some(error.to_string()),
+    }
+}
+
+fn say(report: &ResultReport) {
+    let id = report.id.as_deref().unwrap_or("(no set)");
+    output::say(match report.verdict {
+        Verdict::Proven => format!("{} {id}: PROVEN, every row came back", report.job),
+        Verdict::Differs => format!("{} {id}: DIFFERS, do not rely on this set", report.job),
+        Verdict::Failed => {
+            format!("{} {id}: the rehearsal FAILED, which says nothing about the set", report.job)
+        }
+        Verdict::Unproven => format!("{} {id}: restored, but UNPROVEN", report.job),
+    });
+    for d in &report.databases {
+        output::say(format!(
+            "  {}: {} of {} tables proven, {} rows",
+            d.name,
+            output::count(d.tables_proven),
+            output::count(d.tables_total),
+            output::count(d.rows)
+        ));
+    }
+    if !report.seconds.0.is_empty() {
+        let phases: Vec<String> = report.seconds.0.iter().map(|(p, s)| format!("{p} {s:.1}")).collect();
+        output::say(format!("  {:.1} s in all: {}", report.total_seconds, phases.join(", ")));
+    }
+    for warning in &report.warnings {
+        output::say(format!("  warning: {warning}"));
+    }
+}
+
+async fn run_to(
+    args: &Args,
+    config: &Config,
+    job: &BackupJob,
+    selector: &Selector,
+    store: Arc<dyn Store>,
+    global: &Global,
+) -> Result<()> {
+    let identities = restore::identities(config)?;
+    let trusted = &config.encryption.trusted_keys;
+    let set = catalog::find(store.as_ref(), trusted, &config.site, &job.name, selector).await?;
+    let database = choose_database(&set.manifest.databases, args.database.as_deref())?;
+    let (connection, server) = target(args, config, database)?;
+    let bin_dir = server.and_then(|s| s.bin_dir.as_deref());
+    let prefix = server.map_or(&[][..], |s| s.tool_prefix.as_slice());
+    let dump_major = set.manifest.pg_dump_version.split('.').next().and_then(|m| m.parse().ok()).unwrap_or(0);
+    let tools = tools::find(dump_major, bin_dir, prefix).await?;
+    let options = Options {
+        connection,
+        tools,
+        create: args.create,
+        replace: args.replace,
+        globals: args.globals,
+        jobs: args.jobs_at_once.unwrap_or(job.streams).max(1),
+    };
+    let origin = restore::origin(store, &set.manifest, identities, progress::bars(global));
+    let report = to::restore(&origin, &set.manifest, database, &options).await?;
+    print(args, global, &job.name, &set.manifest.id, &database.name, report)
+}
+
+fn choose_database<'m>(databases: &'m [Database], wanted: Option<&str>) -> Result<&'m Database> {
+    let names = || databases.iter().map(|d| d.name.as_str()).collect::<Vec<_>>().join(", ");
+    match (wanted, databases) {
+        (None, [only]) => Ok(only),
+        (None, _) => Err(Error::usage(format!("the set holds several databases: {}", names()))
+            .with_hint("choose one with --database")),
+        (Some(name), all) => all.iter().find(|d| d.name == name).ok_or_else(|| {
+            Error::usage(format!("the set holds no database {name:?}"))
+                .with_hint(format!("it holds {}", names()))
+        }),
+    }
+}
+
+/// The server that is meant, and the database there: a URL names it; with a server of the
+/// configuration it is the set's own.
+fn target<'c>(
+    args: &Args,
+    config: &'c Config,
+    database: &Database,
+) -> Result<(Connection, Option<&'c crate::config::Postgres>)> {
+    let to = args.to.as_deref().unwrap_or_default();
+    if let Some(server) = config.postgres.get(to) {
+        let connection = Connection { dbname: database.name.clone(), ..server.connection.clone() };
+        return Ok((connection, Some(server)));
+    }
+    if Connection::looks_like_dsn(to) {
+        return Ok((Connection::from_arg(to)?, None));
+    }
+    let known: Vec<&str> = config.postgres.keys().map(String::as_str).collect();
+    Err(Error::usage(format!("--to {to:?} is neither a URL nor a [postgres.NAME]")).with_hint(format!(
+        "servers in {}: {}",
+        config.path.display(),
+        known.join(", ")
+    )))
+}
+
+fn print(args: &Args, global: &Global, job: &str, id: &str, database: &str, report: Report) -> Result<()> {
+    let document = RestoreReport {
+        job: job.to_owned(),
+        id: id.to_owned(),
+        database: database.to_owned(),
+        restored_as: report.database,
+        old_database: report.old_database,
+        roles_created: report.roles_created,
+        seconds: Phases(report.seconds),
+        warnings: report.warnings,
+    };
+    if args.json {
+        return output::json(&document);
+    }
+    // What became of the old database must be known, whoever watches.
+    if let Some(old) = &document.old_database {
+        output::say(format!("the database that was there is kept as {old:?}; drop it when you are sure"));
+    }
+    if global.quiet || !output::is_terminal() {
+        return Ok(());
+    }
+    output::say(format!("{job} {id}: {database:?} restored as {:?}", document.restored_as));
+    if !document.roles_created.is_empty() {
+        output::say(format!("  roles made: {}", document.roles_created.join(", ")));
+    }
+    let phases: Vec<String> = document.seconds.0.iter().map(|(p, s)| format!("{p} {s:.1} s")).collect();
+    output::say(format!("  {}", phases.join(", ")));
+    for warning in &document.warnings {
+        output::say(format!("  warning: {warning}"));
+    }
+    Ok(())
+}
