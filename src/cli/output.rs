@@ -2,7 +2,7 @@
 //!
 //! A reader that goes away (`opsd … | head`) is not an error: what it did not want is dropped.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -23,14 +23,22 @@ pub fn json(document: &impl Serialize) -> Result<()> {
     quiet_when_closed(bytes(text.as_bytes()))
 }
 
-/// stdout for binary data. Its writes fail with `BrokenPipe` when the reader goes away: stop then,
-/// and hand the result to [`quiet_when_closed`].
-pub fn stdout() -> impl Write + Send {
-    io::stdout()
+/// Copies binary data to stdout, to its end; blocking. A source that fails is an error, a reader that
+/// has seen enough is not.
+pub fn copy(from: &mut impl Read) -> Result<()> {
+    let mut out = io::stdout().lock();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let n = from.read(&mut buffer)?;
+        let written = if n == 0 { out.flush() } else { out.write_all(&buffer[..n]) };
+        if n == 0 || written.is_err() {
+            return quiet_when_closed(written);
+        }
+    }
 }
 
 /// A closed pipe is the reader's decision, not a failure.
-pub fn quiet_when_closed(result: io::Result<()>) -> Result<()> {
+fn quiet_when_closed(result: io::Result<()>) -> Result<()> {
     match result {
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other.map_err(|e| Error::from(e).context("cannot write to stdout")),

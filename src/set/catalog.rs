@@ -11,11 +11,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use futures_util::{StreamExt, stream};
-use sha2::{Digest, Sha256};
 
 use super::manifest::Manifest;
 use super::verification::{Verdict, Verification};
-use super::{FAILED, MANIFEST, MANIFEST_SIGNATURE, id_time, job_prefix, set_prefix, signature, verification};
+use super::{
+    FAILED, MANIFEST, MANIFEST_SIGNATURE, id_time, job_prefix, seal, set_prefix, signature, verification,
+};
 use crate::error::{Context, Error, Result};
 use crate::store::{self, ObjectMeta, Store};
 
@@ -270,7 +271,7 @@ pub async fn load_entry(store: &dyn Store, trusted_keys: &[String], entry: Entry
     let (bytes, vouched) =
         read_signed(store, trusted_keys, &entry, MANIFEST, MANIFEST_SIGNATURE).await.context(&name)?;
     let manifest = Manifest::parse(&bytes, &entry.site, &entry.job, &entry.id).context(&name)?;
-    let manifest_sha256 = hex(&Sha256::digest(&bytes));
+    let manifest_sha256 = seal::sha256_hex(&bytes);
 
     let mut verifications = Vec::new();
     let mut ignored = Vec::new();
@@ -469,8 +470,4 @@ fn some_ids(entries: &[Entry]) -> String {
         ids.push(format!("and {} more", newest.len() - SHOWN));
     }
     if ids.is_empty() { "there is none".to_owned() } else { format!("there is {}", ids.join(", ")) }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -358,6 +358,11 @@ impl Read for ObjectReader {
     }
 }
 
+/// Whether an error came up from the reader below rather than from the layer that reports it.
+fn is_ours(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<Error>())
+}
+
 /// The objects of a stream, decrypted one after another.
 struct Decrypted {
     objects: std::vec::IntoIter<Object>,
@@ -378,6 +383,8 @@ impl Decrypted {
                 self.current = Some((object, stream));
                 Ok(true)
             }
+            // The store failed, or lacks the object: that is the cause, whatever was hashed so far.
+            Err(age::DecryptError::Io(error)) if is_ours(&error) => Err(error.into()),
             Err(error) => {
                 // Damage is the manifest's word against the store's; a wrong key is neither.
                 self.reader.check(&object)?;
@@ -411,6 +418,7 @@ impl Read for Decrypted {
                     self.current = None;
                 }
                 Ok(n) => return Ok(n),
+                Err(error) if is_ours(&error) => return Err(error),
                 Err(error) => {
                     let error = Error::from(error);
                     self.reader.check(object)?;

@@ -10,7 +10,7 @@ use opsd::error::Kind;
 use opsd::set::catalog::{self, Selector, Signature, State};
 use opsd::set::manifest::{self, Manifest, Object, ProofState, Stream};
 use opsd::set::verification::{self, Phases, Verdict, Verification};
-use opsd::set::{self, signature};
+use opsd::set::{self, seal, signature};
 use opsd::store::faulty::{Fault, FaultyStore, Operation, Rule};
 use opsd::store::fs::FsStore;
 use opsd::store::memory::MemoryStore;
@@ -606,6 +606,7 @@ async fn a_thousand_sets_list_within_two_seconds() {
 /// A repository in a directory, its configuration, and the built `opsd`.
 struct Site {
     dir: tempfile::TempDir,
+    recipient: String,
     repository: Repository<'static>,
 }
 
@@ -615,16 +616,23 @@ impl Site {
         let path = dir.path().join("repository");
         std::fs::create_dir(&path).expect("the repository's directory");
         let store = Arc::new(FsStore::open(&path).expect("a repository"));
-        let pair = age::x25519::Identity::generate().to_public();
+        let identity = age::x25519::Identity::generate();
+        let recipient = identity.to_public();
+        let identity_file = dir.path().join("identity.txt");
+        let secret = age::secrecy::ExposeSecret::expose_secret(&identity.to_string()).to_owned();
+        std::fs::write(&identity_file, secret).expect("an identity");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(&identity_file, mode).expect("the identity's mode");
         let config = format!(
-            "site = \"{SITE}\"\n[repository]\nurl = \"file://{}\"\n[encryption]\nrecipients = [\"{pair}\"]\n\
+            "site = \"{SITE}\"\n[repository]\nurl = \"file://{}\"\n[encryption]\nrecipients = [\"{recipient}\"]\n\
+             identity_file = {identity_file:?}\n\
              trusted_keys = {trusted_keys:?}\n[postgres.main]\nurl = \"postgres://opsd@127.0.0.1/app\"\n\
              [backup.db]\nsource = {{ postgres = \"main\" }}\n{retention}\n\
              [backup.shop]\nsource = {{ postgres = \"main\" }}\n",
             path.display()
         );
         std::fs::write(dir.path().join("opsd.toml"), config).expect("a configuration");
-        Self { dir, repository: Repository { store, keys: None } }
+        Self { dir, recipient: recipient.to_string(), repository: Repository { store, keys: None } }
     }
 
     /// Runs `opsd backups …`: exit code, stdout, stderr.
@@ -777,5 +785,71 @@ async fn a_frozen_prune_says_why_and_succeeds() {
     let (code, stdout, _) = site.run(&["prune"]);
     assert_eq!(code, 0);
     assert!(stdout.contains("nothing is removed") && stdout.contains("incomplete"), "{stdout}");
+    let (code, stdout, stderr) = site.run(&["prune", "--quiet"]);
+    assert!(code == 0 && stdout.is_empty() && stderr.contains("nothing is removed"), "{stdout}{stderr}");
     assert_eq!(site.repository.keys().await, before);
+}
+
+/// A set with one stream that is really sealed; its plaintext.
+async fn sealed_set(site: &Site, id: &str) -> String {
+    let plaintext = "COPY public.accounts (id) FROM stdin;\n".repeat(100_000);
+    let recipients = opsd::config::keys::recipients(std::slice::from_ref(&site.recipient));
+    let options = seal::SealOptions {
+        recipients: Arc::new(recipients.expect("recipients")),
+        level: 1,
+        part_size: 64 << 10,
+        segment_limit: 1 << 30,
+    };
+    let prefix = set::set_prefix(SITE, JOB, id);
+    let mut manifest = manifest("2026-11-01T03:00:00Z", id);
+    let key = manifest.databases[0].streams[0].objects[0].key.clone();
+    site.repository.set_as(id, &manifest).await;
+    let store = &*site.repository.store;
+    let bytes = plaintext.clone().into_bytes();
+    manifest.databases[0].streams[0] =
+        seal::seal_bytes(store, &prefix, &key, "schema", bytes, &options).await.expect("sealed");
+    site.repository.put(&format!("{prefix}manifest.json"), manifest.to_bytes().expect("bytes")).await;
+    plaintext
+}
+
+#[tokio::test]
+async fn cat_writes_the_plaintext_of_one_stream() {
+    let site = Site::new("", &[]);
+    let id = "20261101T030000Z-0000";
+    let plaintext = sealed_set(&site, id).await;
+    let (code, stdout, stderr) = site.run(&["cat", id, "app", "schema"]);
+    assert_eq!((code, stderr.as_str()), (0, ""));
+    assert!(stdout == plaintext);
+
+    for (args, expected) in [
+        (["cat", id, "app", "data-9"], "it has schema, data-rest, proof"),
+        (["cat", id, "shop", "schema"], "it holds \"app\""),
+        (["cat", "1999", "app", "schema"], "no set \"1999\""),
+    ] {
+        let (code, stdout, stderr) = site.run(&args);
+        assert!(code != 0 && stdout.is_empty() && stderr.contains(expected), "{stderr}");
+    }
+
+    // Not this identity's.
+    let other = Site::new("", &[]);
+    let file = site.dir.path().join("identity.txt");
+    std::fs::copy(other.dir.path().join("identity.txt"), &file).unwrap();
+    let (code, stdout, stderr) = site.run(&["cat", id, "app", "schema"]);
+    assert!(code != 0 && stdout.is_empty() && stderr.contains("schema"), "{stderr}");
+}
+
+#[tokio::test]
+async fn cat_of_a_damaged_stream_is_an_error() {
+    let site = Site::new("", &[]);
+    let id = "20261101T030000Z-0000";
+    sealed_set(&site, id).await;
+    let path = site.dir.path().join(format!("repository/{SITE}/{JOB}/{id}/app/schema.pgdump.zst.age"));
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    let (code, _, stderr) = site.run(&["cat", id, "app", "schema"]);
+    assert_eq!(code, 3, "{stderr}");
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(site.run(&["cat", id, "app", "schema"]).0, 3);
 }

@@ -5,10 +5,8 @@ use std::sync::Arc;
 use crate::cli::output;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::set::catalog;
 use crate::set::manifest::{Manifest, Stream};
-use crate::set::seal::read_stream;
-use crate::set::set_prefix;
+use crate::set::{catalog, seal, set_prefix};
 use crate::store::Store;
 
 /// Arguments of `opsd backups cat`.
@@ -21,25 +19,22 @@ pub struct Args {
     id: String,
     /// Database (with the stream `globals`: any)
     database: String,
-    /// Stream: schema, data-rest, data-1, …, proof or globals
+    /// Stream: schema, data-rest, data-1, …, full, proof or globals (`show` lists them)
     stream: String,
 }
 
-/// Writes the stream's plaintext to stdout.
+/// Writes the stream's plaintext to stdout. It fails after the fact where the end does not agree
+/// with the manifest: what was written by then is not to be trusted.
 pub async fn run(args: &Args, config: &Config, store: Arc<dyn Store>) -> Result<()> {
+    let identities = crate::restore::identities(config)?;
     let entry = super::show::entry(config, &*store, &args.id).await?;
     let set = catalog::load_entry(&*store, &config.encryption.trusted_keys, entry).await?;
     let stream = stream(&set.manifest, &args.database, &args.stream)?;
-    let identities = crate::restore::identities(config)?;
-    let prefix = set_prefix(&config.site, &set.manifest.job, &set.manifest.id);
-    let mut plaintext = read_stream(store, &prefix, stream, identities, |_| ())?;
-    let copied = tokio::task::spawn_blocking(move || std::io::copy(&mut plaintext, &mut output::stdout()));
-    let copied = copied.await.map_err(|e| Error::new(format!("reading stopped: {e}")))?;
-    match copied {
-        // A reader that closed the pipe has what it wanted.
-        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.map(|_| ()).map_err(Error::from),
-    }
+    let prefix = set_prefix(&set.entry.site, &set.entry.job, &set.entry.id);
+    let mut plaintext = seal::read_stream(store, &prefix, stream, identities, |_| ())?;
+    tokio::task::spawn_blocking(move || output::copy(&mut plaintext))
+        .await
+        .map_err(|e| Error::new(format!("reading stopped: {e}")))?
 }
 
 /// The stream that is meant, or what there is instead.

@@ -82,6 +82,9 @@ pub async fn run(
     for plan in &plans {
         let mut job = planned(plan);
         say(text(&job, args.dry_run))?;
+        if global.quiet {
+            needs_a_person(&job).iter().for_each(output::say);
+        }
         if !args.dry_run {
             follow(plan, &mut job, store, shutdown).await;
         }
@@ -180,6 +183,14 @@ fn planned(plan: &JobPlan) -> Job {
         sets: sets.collect(),
         refused: plan.refused.iter().cloned().map(|(id, error)| Refused { id, error }).collect(),
     }
+}
+
+/// What is said even when nothing but errors is wanted: a plan that stays frozen fills the store.
+fn needs_a_person(job: &Job) -> Vec<String> {
+    let frozen = job.frozen.iter().map(|why| format!("job {}: nothing is removed: {why}", job.job));
+    let refused =
+        job.refused.iter().map(|r| format!("job {}: {} does not count: {}", job.job, r.id, r.error));
+    frozen.chain(refused).collect()
 }
 
 fn text(job: &Job, dry_run: bool) -> String {
