@@ -23,10 +23,10 @@ use serde::Serialize;
 
 use self::plan::Plan;
 use self::streams::{Destination, Dumped};
+use crate::config::libpq::dbname_argument;
 use crate::config::{BackupJob, Config, Connection, Databases, Postgres, keys};
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::{Session, connect, error};
-use crate::postgres::ident::conninfo_dbname;
 use crate::postgres::tools::{self, Tools};
 use crate::process;
 use crate::progress::{Event, Progress};
@@ -443,7 +443,7 @@ async fn dump_globals(source: &Source<'_>, more: &[&str]) -> Result<(Vec<u8>, Ve
         source.tools.command("pg_dumpall", connection, &connection.dbname, &source.application_name)?;
     command.args(["--globals-only", "--no-password"]);
     // pg_dumpall reads this as a connection string, so an odd name must be quoted within one.
-    command.arg(format!("--database={}", conninfo_dbname(&connection.dbname)));
+    command.arg(format!("--database={}", dbname_argument(&connection.dbname)));
     command.args(more);
     let (exit, sql) = process::output("pg_dumpall", command, GLOBALS_TIMEOUT, MAX_GLOBALS).await?;
     exit.check()?;

@@ -87,6 +87,15 @@ pub enum Command {
     Completions(completions::Args),
 }
 
+/// Reads the command line. Help and mistakes are printed here; the number is the exit code then.
+pub fn parse() -> Result<Cli, u8> {
+    Cli::try_parse().map_err(|help_or_usage| {
+        // Nobody is left to tell if the terminal is gone.
+        let _ = help_or_usage.print();
+        if help_or_usage.use_stderr() { 2 } else { 0 }
+    })
+}
+
 /// Runs the command.
 pub async fn run(cli: Cli, shutdown: &Shutdown) -> Result<()> {
     let global = &cli.global;

@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use opsd::cli::{self, Cli, output};
 use opsd::config;
 use opsd::error::{Error, Kind, Result};
@@ -11,13 +10,9 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::time::SystemTime;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match cli::parse() {
         Ok(cli) => cli,
-        Err(help_or_usage) => {
-            // Nobody is left to tell if the terminal is gone.
-            let _ = help_or_usage.print();
-            return ExitCode::from(if help_or_usage.use_stderr() { 2 } else { 0 });
-        }
+        Err(code) => return ExitCode::from(code),
     };
     match start(cli) {
         Ok(()) => ExitCode::SUCCESS,

@@ -15,7 +15,7 @@ const TIERS: &[&[&str]] = &[
     &["backup", "restore"],
     &["set", "postgres"],
     &["store"],
-    &["config", "process", "shutdown"],
+    &["config", "process", "progress", "shutdown"],
     &["error"],
 ];
 

@@ -11,12 +11,6 @@ pub fn quote_literal(value: &str) -> String {
     if quoted.contains('\\') { format!("E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
 }
 
-/// `dbname='…'` for tools that want a database on their command line (`pg_restore --dbname`), quoted
-/// so that no name is taken for settings.
-pub fn conninfo_dbname(dbname: &str) -> String {
-    format!("dbname='{}'", dbname.replace('\\', "\\\\").replace('\'', "\\'"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

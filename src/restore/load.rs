@@ -12,8 +12,8 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use crate::config::Connection;
+use crate::config::libpq::dbname_argument;
 use crate::error::{Context, Error, Result};
-use crate::postgres::ident::conninfo_dbname;
 use crate::postgres::tools::Tools;
 use crate::process::{self, Exit, Input, Output};
 use crate::progress::{Event, Progress};
@@ -243,7 +243,7 @@ impl Target {
             connection.options = Some(format!("{options}{NO_TRIGGERS}"));
         }
         let mut command = self.tools.command("pg_restore", &connection, &self.dbname, "opsd restore")?;
-        command.arg(format!("--dbname={}", conninfo_dbname(&self.dbname)));
+        command.arg(format!("--dbname={}", dbname_argument(&self.dbname)));
         command.args(["--no-password"]);
         if self.no_tablespaces {
             command.arg("--no-tablespaces");

@@ -30,8 +30,9 @@ pub fn statements(sql: &str) -> Vec<&str> {
             quote @ (b'\'' | b'"') => {
                 let escapes = quote == b'\'' && at > 0 && bytes[at - 1].eq_ignore_ascii_case(&b'E');
                 at += 1;
-                while at < bytes.len() && bytes[at] != quote {
-                    at += if escapes && bytes[at] == b'\\' { 2 } else { 1 };
+                while at < bytes.len() && (bytes[at] != quote || bytes.get(at + 1) == Some(&quote)) {
+                    let is_pair = bytes[at] == quote || (escapes && bytes[at] == b'\\');
+                    at += if is_pair { 2 } else { 1 };
                 }
                 at += 1;
             }

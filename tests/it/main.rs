@@ -8,6 +8,10 @@
     clippy::print_stderr,
     reason = "helpers of tests fail the way tests do; clippy's own exception covers only the tests themselves"
 )]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests have an environment of their own, and poll other processes"
+)]
 
 mod support;
 

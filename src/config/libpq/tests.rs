@@ -1,3 +1,5 @@
+//! Connection settings, checked against what libpq documents.
+
 use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt;
 

@@ -1,3 +1,5 @@
+//! Mistakes, each with its line, key and hint; and noise, which never panics.
+
 use std::time::Duration;
 
 use proptest::prelude::*;

@@ -137,8 +137,7 @@ pub(super) async fn build(repository: &Repository, access: &Access) -> Result<(C
 /// HTTP over rustls with the certificate authorities of `AWS_CA_BUNDLE` if it is set (and only
 /// those, as the other AWS tools do), else those of the system.
 fn http_client() -> Result<SharedHttpClient, StoreError> {
-    #[expect(clippy::disallowed_methods, reason = "part of the AWS credential chain's environment")]
-    let bundle = std::env::var("AWS_CA_BUNDLE").ok().filter(|path| !path.is_empty());
+    let bundle = crate::config::environment("AWS_CA_BUNDLE").filter(|path| !path.is_empty());
     let trust = match bundle {
         Some(path) => {
             let pem = std::fs::read(&path)
