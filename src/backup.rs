@@ -35,6 +35,7 @@ use crate::set::fingerprint::RowSecret;
 use crate::set::manifest::{Database, FORMAT, Manifest, Object, Server, Stream};
 use crate::set::seal::{SealOptions, seal_bytes, sha256_hex};
 use crate::set::{self, catalog, signature};
+use crate::shutdown::Shutdown;
 use crate::store::{self, Store};
 
 /// How often the coordinator's session shows that it is alive while streams are drained.
@@ -118,19 +119,23 @@ pub async fn create(
     job: &BackupJob,
     store: Arc<dyn Store>,
     progress: Progress,
+    shutdown: &Shutdown,
 ) -> Result<Created> {
     let recipients = Arc::new(keys::recipients(&config.encryption.recipients)?);
     if let Some(path) = &config.encryption.sign_key_file {
         signature::public_key(path)?;
     }
     progress(Event::Phase("connecting".into()));
-    let source = open_source(config, job).await?;
-    lock::acquire(&source.session, &config.site, &job.name).await?;
-
-    progress(Event::Phase("planning".into()));
-    for database in &source.databases {
-        preview_database(&source, database, job).await?;
-    }
+    let prepared = async {
+        let source = open_source(config, job).await?;
+        lock::acquire(&source.session, &config.site, &job.name).await?;
+        progress(Event::Phase("planning".into()));
+        for database in &source.databases {
+            preview_database(&source, database, job).await?;
+        }
+        Ok(source)
+    };
+    let source = shutdown.guard(prepared).await?;
 
     let started = Utc::now();
     let id = set::new_id(started);
@@ -149,7 +154,8 @@ pub async fn create(
         },
         progress,
     };
-    match run.dump(&source).await {
+    // A signal drops the work, which ends every pg_dump and aborts every upload.
+    match shutdown.guard(run.dump(&source)).await {
         Ok(created) => Ok(created),
         Err(error) => {
             run.record_failure(&error).await;
@@ -172,6 +178,7 @@ async fn open_source<'a>(config: &'a Config, job: &BackupJob) -> Result<Source<'
         .ok_or_else(|| Error::usage(format!("backup.{}: no [postgres.{}]", job.name, job.postgres)))?;
     let application_name = lock::application_name(&job.name);
     let session = connect(&postgres.connection, None, &application_name).await?;
+    coordinator::keep_open(&session).await?;
     let row = session
         .client
         .query_one("SELECT current_setting('server_version'), pg_is_in_recovery()", &[])

@@ -3,7 +3,7 @@
 
 pub mod connect;
 pub mod ident;
+pub mod properties;
 pub mod scratch;
-pub mod settings;
 pub mod tls;
 pub mod tools;

@@ -17,11 +17,12 @@ use std::sync::Arc;
 
 use crate::config::{Config, keys};
 use crate::error::{Error, Result};
+use crate::postgres::properties::{Properties, Setting};
 use crate::progress::Progress;
+use crate::set;
 use crate::set::manifest::{Database, Manifest};
 use crate::set::proof::Proof;
 use crate::set::seal::{Identities, read_bytes};
-use crate::set::{self};
 use crate::store::Store;
 use load::Origin;
 
@@ -58,6 +59,16 @@ async fn read_proof(origin: &Origin, database: &Database) -> Result<Option<Proof
         return Err(Error::new(format!("proof has format {}, which this opsd does not read", proof.format)));
     }
     Ok(Some(proof))
+}
+
+/// The dumped database's owner, privileges and settings.
+fn own_properties(proof: &Proof) -> Properties {
+    let setting = |s: &set::proof::Setting| Setting { role: s.role.clone(), setting: s.setting.clone() };
+    Properties {
+        owner: proof.owner.clone(),
+        acl: proof.acl.clone(),
+        settings: proof.settings.iter().map(setting).collect(),
+    }
 }
 
 /// The globals' SQL; empty where the set has none.

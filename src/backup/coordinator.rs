@@ -65,19 +65,7 @@ pub async fn start(
     application_name: &str,
 ) -> Result<Coordinator> {
     let session = connect(connection, Some(database), application_name).await?;
-    // The session idles in its transaction for hours; only a heartbeat is sent.
-    let timeouts = match session.server_version_num {
-        ..140_000 => "SET idle_in_transaction_session_timeout = 0; SET statement_timeout = 0",
-        140_000..170_000 => {
-            "SET idle_in_transaction_session_timeout = 0; SET idle_session_timeout = 0; SET statement_timeout = 0"
-        }
-        _ => {
-            "SET idle_in_transaction_session_timeout = 0; SET idle_session_timeout = 0; \
-             SET transaction_timeout = 0; SET statement_timeout = 0"
-        }
-    };
-    let client = &session.client;
-    client.batch_execute(timeouts).await.map_err(error)?;
+    keep_open(&session).await?;
     let version = session.server_version_num;
     let mut attempt = 1;
     let (snapshot, inventory, properties, plan) = loop {
@@ -97,6 +85,19 @@ pub async fn start(
     };
     let (lsn, time) = inventory::position(&session.client).await?;
     Ok(Coordinator { session, snapshot, lsn, time, inventory, properties, plan })
+}
+
+/// Switches off the timeouts that end sessions which hold something and are otherwise idle for hours.
+pub async fn keep_open(session: &Session) -> Result<()> {
+    let mut timeouts = vec!["idle_in_transaction_session_timeout", "statement_timeout"];
+    if session.server_version_num >= 140_000 {
+        timeouts.push("idle_session_timeout");
+    }
+    if session.server_version_num >= 170_000 {
+        timeouts.push("transaction_timeout");
+    }
+    let sql: Vec<String> = timeouts.iter().map(|name| format!("SET {name} = 0")).collect();
+    session.client.batch_execute(&sql.join("; ")).await.map_err(error).context("cannot keep the session open")
 }
 
 enum Attempt {

@@ -8,11 +8,12 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::coordinator::Coordinator;
 use crate::error::{Error, Result};
+use crate::postgres::properties;
 use crate::set::archive::copy::{parse_copy, parse_encoding, parse_setval, split_relation};
 use crate::set::archive::parser::Contents;
 use crate::set::fingerprint::RowSecret;
 use crate::set::manifest::ProofState;
-use crate::set::proof::{Fingerprint, Proof, Sequence, Table};
+use crate::set::proof::{Fingerprint, Proof, Sequence, Setting, Table};
 
 /// What all archives of a database held together.
 pub struct Evidence {
@@ -110,6 +111,8 @@ pub fn evidence(
     }
     let mut total = large_objects;
     tables.values().for_each(|t| total.add(t.fingerprint));
+    let own = &coordinator.properties.own;
+    let setting = |s: &properties::Setting| Setting { role: s.role.clone(), setting: s.setting.clone() };
     let proof = Proof {
         format: crate::set::manifest::FORMAT,
         secret: secret.to_base64(),
@@ -117,9 +120,9 @@ pub fn evidence(
         tables: tables.into_values().collect(),
         large_objects,
         sequences,
-        settings: coordinator.properties.settings.clone(),
-        owner: coordinator.properties.owner.clone(),
-        acl: coordinator.properties.acl.clone(),
+        settings: own.settings.iter().map(setting).collect(),
+        owner: own.owner.clone(),
+        acl: own.acl.clone(),
         excluded: coordinator.plan.excluded.clone(),
     };
     Ok(Evidence {

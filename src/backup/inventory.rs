@@ -10,9 +10,8 @@ use tokio_postgres::Client;
 
 use crate::error::{Context, Result};
 use crate::postgres::connect::error;
-use crate::postgres::settings;
+use crate::postgres::properties;
 use crate::set::manifest::{Extension, Locale};
-use crate::set::proof::Setting;
 
 /// A table (or partitioned root) that pg_dump would look at.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -113,12 +112,8 @@ pub struct Properties {
     pub locale: Locale,
     /// Installed extensions, plpgsql too.
     pub extensions: Vec<Extension>,
-    /// `ALTER DATABASE … SET` and `ALTER ROLE … IN DATABASE … SET`.
-    pub settings: Vec<Setting>,
-    /// Owner.
-    pub owner: String,
-    /// Privileges as text.
-    pub acl: Option<String>,
+    /// Owner, privileges and settings.
+    pub own: properties::Properties,
 }
 
 /// Tables and sequences, as the session's snapshot (or, outside a transaction, now) has them.
@@ -261,7 +256,7 @@ pub async fn properties(client: &Client, server_version_num: u32) -> Result<Prop
         .query_one(
             &format!(
                 "SELECT pg_encoding_to_char(d.encoding)::text, d.datcollate::text, d.datctype::text, {provider},
-                        current_setting('lc_monetary'), pg_get_userbyid(d.datdba)::text, d.datacl::text
+                        current_setting('lc_monetary'), d.datname::text
                    FROM pg_database d WHERE d.datname = current_database()"
             ),
             &[],
@@ -283,7 +278,7 @@ pub async fn properties(client: &Client, server_version_num: u32) -> Result<Prop
         icu_rules: row.get(5),
         monetary: row.get(6),
     };
-    let (owner, acl) = (row.get(7), row.get(8));
+    let own = properties::read(client, &row.get::<_, String>(7)).await?;
     let extensions = client
         .query("SELECT extname::text, extversion FROM pg_extension ORDER BY extname", &[])
         .await
@@ -292,9 +287,7 @@ pub async fn properties(client: &Client, server_version_num: u32) -> Result<Prop
         .iter()
         .map(|row| Extension { name: row.get(0), version: row.get(1) })
         .collect();
-    let settings = settings::read(client).await?;
-    let settings = settings.into_iter().map(|s| Setting { role: s.role, setting: s.setting }).collect();
-    Ok(Properties { locale, extensions, settings, owner, acl })
+    Ok(Properties { locale, extensions, own })
 }
 
 /// Position and time of the session's snapshot.

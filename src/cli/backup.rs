@@ -101,8 +101,7 @@ pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<()>
     let mut failures: Vec<(&str, Error)> = Vec::new();
     for job in jobs {
         let begun = Instant::now();
-        let work = backup::create(&config, job, store.clone(), progress::bars(global));
-        match shutdown.guard(work).await {
+        match backup::create(&config, job, store.clone(), progress::bars(global), shutdown).await {
             Ok(created) => {
                 let set = set_report(&created, begun.elapsed().as_secs_f64());
                 if !args.json && output::is_terminal() && !global.quiet {
@@ -119,6 +118,7 @@ pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<()>
             }
         }
     }
+    store.settle().await;
     if args.json {
         output::json(&report)?;
     }

@@ -106,7 +106,7 @@ pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<()>
         _ => return Err(Error::usage("name one job to restore").with_hint("opsd restore JOB --to NAME|URL")),
     };
     let store = shutdown.guard(store::open(&config.repository)).await?;
-    shutdown.guard(run_to(&args, &config, job, &selector, store, global)).await
+    run_to(&args, &config, job, &selector, store, global, shutdown).await
 }
 
 async fn run_verify(
@@ -219,10 +219,12 @@ async fn run_to(
     selector: &Selector,
     store: Arc<dyn Store>,
     global: &Global,
+    shutdown: &Shutdown,
 ) -> Result<()> {
     let identities = restore::identities(config)?;
     let trusted = &config.encryption.trusted_keys;
-    let set = catalog::find(store.as_ref(), trusted, &config.site, &job.name, selector).await?;
+    let found = catalog::find(store.as_ref(), trusted, &config.site, &job.name, selector);
+    let set = shutdown.guard(found).await?;
     let database = choose_database(&set.manifest.databases, args.database.as_deref())?;
     let (connection, server) = target(args, config, database)?;
     let bin_dir = server.and_then(|s| s.bin_dir.as_deref());
@@ -238,7 +240,7 @@ async fn run_to(
         jobs: args.jobs_at_once.unwrap_or(job.streams).max(1),
     };
     let origin = restore::origin(store, &set.manifest, identities, progress::bars(global));
-    let report = to::restore(&origin, &set.manifest, database, &options).await?;
+    let report = to::restore(&origin, &set.manifest, database, &options, shutdown).await?;
     print(args, global, &job.name, &set.manifest.id, &database.name, report)
 }
 
@@ -296,6 +298,9 @@ fn print(args: &Args, global: &Global, job: &str, id: &str, database: &str, repo
     if let Some(old) = &document.old_database {
         output::say(format!("the database that was there is kept as {old:?}; drop it when you are sure"));
     }
+    for warning in &document.warnings {
+        output::say(format!("warning: {warning}"));
+    }
     if global.quiet || !output::is_terminal() {
         return Ok(());
     }
@@ -305,8 +310,5 @@ fn print(args: &Args, global: &Global, job: &str, id: &str, database: &str, repo
     }
     let phases: Vec<String> = document.seconds.0.iter().map(|(p, s)| format!("{p} {s:.1} s")).collect();
     output::say(format!("  {}", phases.join(", ")));
-    for warning in &document.warnings {
-        output::say(format!("  warning: {warning}"));
-    }
     Ok(())
 }

@@ -26,6 +26,8 @@ use crate::store::Store;
 
 /// Bytes moved at a time towards pg_restore.
 const COPY_SIZE: usize = 256 << 10;
+/// In one stream there is no looking ahead for the tablespaces it needs.
+const NO_TABLESPACES: &str = "--no-tablespaces";
 /// Triggers that the dump brings along must not fire while it is restored.
 const NO_TRIGGERS: &str = "-c session_replication_role=replica";
 
@@ -42,8 +44,8 @@ pub struct Target {
     pub jobs: usize,
     /// Whether our role may set what only superusers may.
     pub is_superuser: bool,
-    /// Whether tablespaces of the source are to be ignored.
-    pub no_tablespaces: bool,
+    /// Tablespaces there; where the set needs another, all of it goes into the default one.
+    pub tablespaces: Vec<String>,
 }
 
 /// Where a set's streams come from.
@@ -76,7 +78,7 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
     let stream = |name: &str| database.streams.iter().find(|s| s.name == name);
     if let Some(full) = stream("full") {
         let begun = std::time::Instant::now();
-        let (entries, warnings) = run_stream(origin, database, full, target, &[], true).await?;
+        let (entries, warnings) = run_stream(origin, database, full, target, &[NO_TABLESPACES], true).await?;
         loaded.schema = entries;
         loaded.warnings = warnings;
         loaded.seconds.push(("data", begun.elapsed().as_secs_f64()));
@@ -91,8 +93,17 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
 
     (origin.progress)(Event::Phase(format!("{}: schema", database.name)));
     let (archive, entries) = fetch_schema(origin, schema).await?;
+    let mut spaces: Vec<&str> =
+        entries.iter().map(|e| e.tablespace.as_str()).filter(|t| !t.is_empty()).collect();
+    spaces.retain(|space| !target.tablespaces.iter().any(|t| t == space));
+    spaces.sort_unstable();
+    spaces.dedup();
+    let schema_args: &[&str] = if spaces.is_empty() { &[] } else { &[NO_TABLESPACES] };
+    if !spaces.is_empty() {
+        loaded.warnings.push(format!("no tablespace {} here: all is in the default one", spaces.join(", ")));
+    }
+    loaded.warnings.extend(run_schema(target, &archive, "pre-data", 1, schema_args).await?);
     loaded.schema = entries;
-    loaded.warnings.extend(run_schema(target, &archive, "pre-data", 1).await?);
     lap(&mut loaded, "schema");
 
     (origin.progress)(Event::Phase(format!("{}: rows", database.name)));
@@ -102,7 +113,7 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
     lap(&mut loaded, "data");
 
     (origin.progress)(Event::Phase(format!("{}: indexes and constraints", database.name)));
-    loaded.warnings.extend(run_schema(target, &archive, "post-data", target.jobs).await?);
+    loaded.warnings.extend(run_schema(target, &archive, "post-data", target.jobs, schema_args).await?);
     lap(&mut loaded, "post-data");
     Ok(loaded)
 }
@@ -222,9 +233,15 @@ async fn fetch_schema(origin: &Origin, schema: &Stream) -> Result<(File, Vec<Ent
     fetched.await.map_err(|e| Error::new(format!("reading the schema stopped: {e}")))?
 }
 
-async fn run_schema(target: &Target, archive: &File, section: &str, jobs: usize) -> Result<Vec<String>> {
+async fn run_schema(
+    target: &Target,
+    archive: &File,
+    section: &str,
+    jobs: usize,
+    arguments: &[&str],
+) -> Result<Vec<String>> {
     let mut command = target.command()?;
-    command.arg(format!("--section={section}"));
+    command.arg(format!("--section={section}")).args(arguments);
     if jobs > 1 {
         command.arg(format!("--jobs={jobs}"));
     }
@@ -245,9 +262,6 @@ impl Target {
         let mut command = self.tools.command("pg_restore", &connection, &self.dbname, "opsd restore")?;
         command.arg(format!("--dbname={}", dbname_argument(&self.dbname)));
         command.args(["--no-password"]);
-        if self.no_tablespaces {
-            command.arg("--no-tablespaces");
-        }
         Ok(command)
     }
 }

@@ -7,17 +7,17 @@
 use chrono::Utc;
 
 use super::load::{self, Origin, Target};
-use super::{read_globals, read_proof, roles};
+use super::{own_properties, read_globals, read_proof, roles};
 use crate::config::Connection;
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::{Session, connect, error};
-use crate::postgres::ident::{quote_ident, quote_literal};
+use crate::postgres::ident::quote_ident;
+use crate::postgres::properties::{self, Properties};
 use crate::postgres::scratch::{Locale, create_database};
-use crate::postgres::settings;
 use crate::postgres::tools::Tools;
 use crate::progress::Event;
 use crate::set::manifest::{Database, Manifest};
-use crate::set::proof::Proof;
+use crate::shutdown::Shutdown;
 
 /// What was asked for.
 pub struct Options {
@@ -50,12 +50,13 @@ pub struct Report {
     pub warnings: Vec<String>,
 }
 
-/// Restores one database of a set.
+/// Restores one database of a set. A signal ends it as a failure does: what it made is dropped.
 pub async fn restore(
     origin: &Origin,
     manifest: &Manifest,
     database: &Database,
     options: &Options,
+    shutdown: &Shutdown,
 ) -> Result<Report> {
     let name = options.connection.dbname.clone();
     let mut report = Report { database: name.clone(), ..Report::default() };
@@ -88,68 +89,84 @@ pub async fn restore(
         return Err(Error::new(format!("extension {} is not available on the server", missing.join(", ")))
             .with_hint("install it there first"));
     }
-    let proof = read_proof(origin, database).await?;
     check_roles(&admin, origin, manifest, options, &mut report).await?;
 
-    if exists && holds > 0 {
+    if exists && holds == 0 {
+        shutdown.guard(fill(origin, database, options, &name, &mut report)).await?;
+        admin.close().await;
+        return Ok(report);
+    }
+    // A new database takes its owner, privileges and settings from the set; one that takes another's
+    // place takes them from that one.
+    let (made, properties) = if exists {
         let beside = format!("{}_{}", truncate(&name, 40), Utc::now().format("restoring_%Y%m%d%H%M%S"));
-        let result =
-            restore_into(origin, database, options, &admin, &beside, true, proof.as_ref(), &mut report).await;
-        if let Err(failure) = result {
-            let dropped = drop_database(&admin, &beside).await;
-            let said = match dropped {
-                Ok(()) => format!("database {name:?} is as it was"),
-                Err(e) => format!("database {name:?} is as it was; {beside:?} could not be dropped: {e}"),
-            };
-            return Err(failure.context(said));
-        }
-        (origin.progress)(Event::Phase("swapping names".into()));
-        report.old_database = Some(swap(&admin, &name, &beside).await?);
+        (beside, Some(properties::read(&admin.client, &name).await?))
     } else {
-        let made = !exists;
-        let result =
-            restore_into(origin, database, options, &admin, &name, made, proof.as_ref(), &mut report).await;
-        if let Err(failure) = result {
-            if made && let Err(e) = drop_database(&admin, &name).await {
-                return Err(failure.context(format!("and database {name:?} could not be dropped: {e}")));
+        (name.clone(), read_proof(origin, database).await?.as_ref().map(own_properties))
+    };
+    let restored =
+        shutdown.guard(make(origin, database, options, &admin, &made, properties, &mut report)).await;
+    if let Err(failure) = restored {
+        let dropped = drop_database(&admin, &made).await;
+        return Err(match (exists, dropped) {
+            (true, Ok(())) => failure.context(format!("database {name:?} is as it was")),
+            (false, Ok(())) => failure,
+            (_, Err(e)) => {
+                failure.context(format!("database {made:?} is incomplete and could not be dropped ({e})"))
             }
-            return Err(failure);
-        }
+        });
+    }
+    if exists {
+        (origin.progress)(Event::Phase("swapping names".into()));
+        report.old_database = Some(swap(&admin, &name, &made).await?);
     }
     admin.close().await;
     Ok(report)
 }
 
-#[expect(clippy::too_many_arguments, reason = "one step of restore(), called from its two branches")]
-async fn restore_into(
+/// A new database with the set's content and these properties.
+async fn make(
     origin: &Origin,
     database: &Database,
     options: &Options,
     admin: &Session,
     name: &str,
-    make: bool,
-    proof: Option<&Proof>,
+    properties: Option<Properties>,
     report: &mut Report,
 ) -> Result<()> {
-    if make {
-        let l = &database.locale;
-        let wanted = Locale {
-            encoding: &l.encoding,
-            collate: &l.collate,
-            ctype: &l.ctype,
-            provider: &l.provider,
-            locale: l.locale.as_deref(),
-            icu_rules: l.icu_rules.as_deref(),
-        };
-        report.warnings.extend(create_database(admin, name, &wanted).await?);
+    let l = &database.locale;
+    let wanted = Locale {
+        encoding: &l.encoding,
+        collate: &l.collate,
+        ctype: &l.ctype,
+        provider: &l.provider,
+        locale: l.locale.as_deref(),
+        icu_rules: l.icu_rules.as_deref(),
+    };
+    report.warnings.extend(create_database(admin, name, &wanted).await?);
+    fill(origin, database, options, name, report).await?;
+    if let Some(properties) = properties {
+        report.warnings.extend(properties::apply(&admin.client, name, &properties).await?);
     }
+    Ok(())
+}
+
+/// The set's content into an empty database.
+async fn fill(
+    origin: &Origin,
+    database: &Database,
+    options: &Options,
+    name: &str,
+    report: &mut Report,
+) -> Result<()> {
     let connection = Connection { dbname: name.to_owned(), ..options.connection.clone() };
     let session = connect(&connection, None, "opsd restore").await?;
     let row = session
         .client
         .query_one(
             "SELECT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),
-                    pg_encoding_to_char(encoding)::text FROM pg_database WHERE datname = current_database()",
+                    pg_encoding_to_char(encoding)::text, ARRAY(SELECT spcname::text FROM pg_tablespace)
+               FROM pg_database WHERE datname = current_database()",
             &[],
         )
         .await
@@ -160,15 +177,13 @@ async fn restore_into(
             .warnings
             .push(format!("the set is in {}, the database in {encoding}", database.locale.encoding));
     }
-    let spaces = session.client.query("SELECT spcname::text FROM pg_tablespace", &[]).await.map_err(error)?;
-    let only_default = spaces.len() <= 2; // pg_default and pg_global
     let target = Target {
         tools: options.tools.clone(),
-        connection: connection.clone(),
+        connection,
         dbname: name.to_owned(),
         jobs: options.jobs,
         is_superuser: row.get(0),
-        no_tablespaces: only_default,
+        tablespaces: row.get(2),
     };
     let loaded = load::load(origin, database, &target).await?;
     report.warnings.extend(loaded.warnings);
@@ -178,70 +193,8 @@ async fn restore_into(
     let begun = std::time::Instant::now();
     session.client.batch_execute("ANALYZE").await.map_err(error).context("cannot analyze")?;
     report.seconds.push(("analyze".into(), begun.elapsed().as_secs_f64()));
-    if make && let Some(proof) = proof {
-        report.warnings.extend(finish_database(&session, name, proof).await?);
-    }
     session.close().await;
     Ok(())
-}
-
-/// Settings, owner and privileges, which belong to the database rather than to what is in it.
-async fn finish_database(session: &Session, name: &str, proof: &Proof) -> Result<Vec<String>> {
-    let wanted: Vec<settings::Setting> = proof
-        .settings
-        .iter()
-        .map(|s| settings::Setting { role: s.role.clone(), setting: s.setting.clone() })
-        .collect();
-    let mut warnings = settings::apply(&session.client, name, &wanted).await?;
-    let owner = format!("ALTER DATABASE {} OWNER TO {}", quote_ident(name), quote_ident(&proof.owner));
-    if let Err(failure) = session.client.batch_execute(&owner).await {
-        warnings.push(format!("owner {:?} was not set: {}", proof.owner, error(failure)));
-    }
-    warnings.extend(apply_acl(session, name, proof.acl.as_deref()).await?);
-    Ok(warnings)
-}
-
-/// Privileges on the database, from `datacl` as text. The server takes the text apart.
-async fn apply_acl(session: &Session, name: &str, acl: Option<&str>) -> Result<Vec<String>> {
-    let Some(acl) = acl else { return Ok(Vec::new()) };
-    let mut warnings = Vec::new();
-    // A role that is missing here makes the whole text unreadable; it is taken apart item by item.
-    let items = session
-        .client
-        .query("SELECT unnest($1::text::text[])", &[&acl])
-        .await
-        .map_err(error)
-        .context("cannot read the database's privileges")?;
-    let database = quote_ident(name);
-    let revoke = format!("REVOKE ALL ON DATABASE {database} FROM PUBLIC");
-    session.client.batch_execute(&revoke).await.map_err(error)?;
-    for item in items {
-        let item: String = item.get(0);
-        let sql = format!(
-            "SELECT coalesce(quote_ident(r.rolname), 'PUBLIC'), a.privilege_type, a.is_grantable
-               FROM aclexplode(ARRAY[{}::aclitem]) a LEFT JOIN pg_roles r ON r.oid = a.grantee",
-            quote_literal(&item)
-        );
-        let granted = match session.client.query(&sql, &[]).await {
-            Ok(rows) => rows,
-            Err(failure) => {
-                warnings.push(format!("privilege {item:?} was not granted: {}", error(failure)));
-                continue;
-            }
-        };
-        for row in granted {
-            let (grantee, privilege, option): (String, String, bool) = (row.get(0), row.get(1), row.get(2));
-            let option = if option { " WITH GRANT OPTION" } else { "" };
-            let sql = format!("GRANT {privilege} ON DATABASE {database} TO {grantee}{option}");
-            session
-                .client
-                .batch_execute(&sql)
-                .await
-                .map_err(error)
-                .with_context(|| format!("privilege {item:?}"))?;
-        }
-    }
-    Ok(warnings)
 }
 
 /// A session in another database of the same server: a database cannot be renamed or made from

@@ -11,21 +11,20 @@ use std::time::Instant;
 use chrono::Utc;
 
 use super::load::{self, Origin, Target};
-use super::{definitions, identities, origin, prove, read_globals, read_proof, roles};
+use super::{definitions, identities, origin, own_properties, prove, read_globals, read_proof, roles};
 use crate::config::{BackupJob, Config};
 use crate::error::{Context, Error, Kind, Result};
 use crate::postgres::connect::{Session, connect, connect_with, error};
 use crate::postgres::ident::{quote_ident, quote_literal};
+use crate::postgres::properties;
 use crate::postgres::scratch::{self, Scratch, ScratchOptions, create_database};
-use crate::postgres::settings;
-use crate::postgres::tools::{self, ServerBinaries};
+use crate::postgres::tools::{self, ServerBinaries, Tools};
 use crate::progress::{Event, Progress};
 use crate::set::catalog::{self, Loaded, Selector};
 use crate::set::manifest::{Database, Manifest, ProofState};
-use crate::set::proof::Proof;
 use crate::set::seal::sha256_hex;
+use crate::set::signature;
 use crate::set::verification::{self, Phases, Verdict, Verification};
-use crate::set::{self, signature};
 use crate::store::{self, Store};
 
 /// Bytes that a scratch server needs before it holds anything: its system catalogs and WAL.
@@ -76,7 +75,8 @@ pub async fn verify(
         opsd_version: env!("CARGO_PKG_VERSION").into(),
     };
     let origin = origin(store.clone(), manifest, identities, progress);
-    let outcome = rehearse(config, job, &set, &origin, &mut record).await;
+    let mut run = Run { config, job, manifest, origin: &origin, record: &mut record, clock: Instant::now() };
+    let outcome = run.rehearse(&set).await;
     record.finished = Utc::now();
     let (verdict, error) = match outcome {
         Ok(complete) if record.databases.iter().all(|d| d.differences.is_empty()) => {
@@ -97,6 +97,11 @@ pub async fn verify(
     {
         record.warnings.push(format!("the result is not recorded in the repository: {error}"));
     }
+    if config.encryption.sign_key_file.is_none() && !config.encryption.trusted_keys.is_empty() {
+        record
+            .warnings
+            .push("the record is not signed and will not count: no encryption.sign_key_file here".into());
+    }
     Ok(Rehearsal { record, error })
 }
 
@@ -110,132 +115,146 @@ fn expected(database: &Database) -> verification::Database {
     }
 }
 
-/// Everything between the manifest and the verdict. `Ok(true)` means that the proof is complete.
-async fn rehearse(
-    config: &Config,
-    job: &BackupJob,
-    set: &Loaded,
-    origin: &Origin,
-    record: &mut Verification,
-) -> Result<bool> {
-    let manifest = &set.manifest;
-    let mut clock = Instant::now();
-    (origin.progress)(Event::Phase("checking the set".into()));
-    if let Some(missing) = set.missing().first() {
-        return Err(Error::differs(format!(
-            "object {missing} is missing or has another size than the manifest says"
-        )));
-    }
-    check_restore_md(origin, manifest).await?;
-    let globals = read_globals(origin, manifest).await?;
-    lap(record, "check", &mut clock);
-
-    (origin.progress)(Event::Phase("starting a scratch server".into()));
-    let scratch = start_scratch(config, job, manifest).await?;
-    record.server_version = Some(scratch.version.clone());
-    record.warnings.extend(scratch.warnings.iter().cloned());
-    let result = rehearse_on(&scratch, config, job, manifest, origin, &globals, record, clock).await;
-    (origin.progress)(Event::Phase("removing the scratch server".into()));
-    let stopped = scratch.stop().await;
-    let complete = result?;
-    if let Err(error) = stopped {
-        record.warnings.push(format!("scratch server: {error}"));
-    }
-    Ok(complete)
+/// One rehearsal under way.
+struct Run<'a> {
+    config: &'a Config,
+    job: &'a BackupJob,
+    manifest: &'a Manifest,
+    origin: &'a Origin,
+    record: &'a mut Verification,
+    clock: Instant,
 }
 
-#[expect(clippy::too_many_arguments, reason = "one story, split only so that the server is always stopped")]
-async fn rehearse_on(
-    scratch: &Scratch,
-    config: &Config,
-    job: &BackupJob,
-    manifest: &Manifest,
-    origin: &Origin,
-    globals: &str,
-    record: &mut Verification,
-    mut clock: Instant,
-) -> Result<bool> {
-    let admin = connect(&scratch.connection("postgres"), None, "opsd verify").await?;
-    create_stubs(&admin, globals).await?;
-    check_extensions(&admin, manifest).await?;
-    lap(record, "server", &mut clock);
+impl Run<'_> {
+    /// Everything between the manifest and the verdict. `Ok(true)` means that the proof is complete.
+    async fn rehearse(&mut self, set: &Loaded) -> Result<bool> {
+        self.phase("checking the set");
+        if let Some(missing) = set.missing().first() {
+            return Err(Error::differs(format!(
+                "object {missing} is missing or has another size than the manifest says"
+            )));
+        }
+        check_restore_md(self.origin, self.manifest).await?;
+        let globals = read_globals(self.origin, self.manifest).await?;
+        self.lap("check");
 
-    let source_major = manifest.server.version_num / 10_000;
-    let same_major = source_major == scratch.major && dump_major(manifest) == scratch.major;
-    let mut complete = true;
-    for (index, database) in manifest.databases.iter().enumerate() {
+        self.phase("starting a scratch server");
+        let binaries = binaries(self.config, self.job, self.manifest).await?;
+        let scratch = start_scratch(self.job, self.manifest, binaries.clone()).await?;
+        self.record.server_version = Some(scratch.version.clone());
+        self.record.warnings.extend(scratch.warnings.iter().cloned());
+        let result = self.rehearse_on(&scratch, &binaries.tools(), &globals).await;
+        self.phase("removing the scratch server");
+        let stopped = scratch.stop().await;
+        let complete = result?;
+        if let Err(error) = stopped {
+            self.record.warnings.push(format!("scratch server: {error}"));
+        }
+        Ok(complete)
+    }
+
+    async fn rehearse_on(&mut self, scratch: &Scratch, tools: &Tools, globals: &str) -> Result<bool> {
+        let admin = connect(&scratch.connection("postgres"), None, "opsd verify").await?;
+        create_stubs(&admin, globals).await?;
+        check_extensions(&admin, self.manifest).await?;
+        self.lap("server");
+        let mut complete = true;
+        for (index, database) in self.manifest.databases.iter().enumerate() {
+            complete &= self.rehearse_database(scratch, tools, &admin, index, database).await?;
+        }
+        if let Some(index) = assert_database(self.config, self.job, self.manifest) {
+            self.phase("asserting");
+            let name = scratch_name(&self.manifest.databases[index].name);
+            let failed = assertions(scratch, &name, &self.job.verify.assert).await?;
+            self.record.databases[index].differences.extend(failed);
+            self.lap("assert");
+        }
+        admin.close().await;
+        Ok(complete)
+    }
+
+    /// Restores one database and proves it; says whether everything in it has a proof.
+    async fn rehearse_database(
+        &mut self,
+        scratch: &Scratch,
+        tools: &Tools,
+        admin: &Session,
+        index: usize,
+        database: &Database,
+    ) -> Result<bool> {
         let name = scratch_name(&database.name);
-        record.warnings.extend(create(&admin, &name, database).await?);
+        let substituted = create(admin, &name, database).await?;
+        self.record.warnings.extend(substituted);
         let target = Target {
-            tools: binaries(config, job, manifest).await?.tools(),
+            tools: tools.clone(),
             connection: scratch.connection(&name),
             dbname: name.clone(),
-            jobs: jobs(job),
+            jobs: jobs(self.job),
             is_superuser: true,
-            no_tablespaces: true,
+            tablespaces: Vec::new(),
         };
-        let loaded = load::load(origin, database, &target).await?;
+        let loaded = load::load(self.origin, database, &target).await?;
         for (phase, seconds) in &loaded.seconds {
-            add_seconds(record, phase, *seconds);
+            add_seconds(self.record, phase, *seconds);
         }
-        record.warnings.extend(loaded.warnings);
+        self.record.warnings.extend(loaded.warnings);
 
-        clock = Instant::now();
-        (origin.progress)(Event::Phase(format!("{}: proving", database.name)));
-        let proof = read_proof(origin, database).await?;
+        self.clock = Instant::now();
+        self.phase(&format!("{}: proving", database.name));
+        let proof = read_proof(self.origin, database).await?;
         let found = match &proof {
             None => prove::Found::default(),
             Some(proof) => prove::prove(&target.connection, proof, target.jobs).await?,
         };
-        let entry = &mut record.databases[index];
-        entry.tables_total = database.tables + proof.as_ref().map_or(0, |p| p.excluded.len() as u64);
-        entry.tables_proven = found.tables_proven;
-        entry.rows = found.rows;
-        entry.differences = found.differences;
-
-        let fresh = definitions::dump_schema(&target.tools, &target.connection, &name).await?;
-        let mut changed = definitions::compare(&loaded.schema, &fresh);
-        entry.differences.extend(definitions::unpopulated(&target.connection, &loaded.schema).await?);
-        if same_major {
-            entry.differences.append(&mut changed);
+        let mut complete = true;
+        let mut differences = found.differences;
+        let fresh = definitions::dump_schema(tools, &target.connection, &name).await?;
+        differences.extend(definitions::unpopulated(&target.connection, &loaded.schema).await?);
+        let changed = definitions::compare(&loaded.schema, &fresh);
+        let source_major = self.manifest.server.version_num / 10_000;
+        if source_major == scratch.major && dump_major(self.manifest) == scratch.major {
+            differences.extend(changed);
         } else if !changed.is_empty() {
             // Another major writes the same definitions differently.
             complete = false;
-            record.warnings.extend(changed.into_iter().map(|c| {
+            self.record.warnings.extend(changed.into_iter().map(|c| {
                 format!("{}: {c} (source {source_major}, scratch server {})", database.name, scratch.major)
             }));
         }
+        let entry = &mut self.record.databases[index];
+        entry.tables_total = database.tables + proof.as_ref().map_or(0, |p| p.excluded.len() as u64);
+        entry.tables_proven = found.tables_proven;
+        entry.rows = found.rows;
+        entry.differences = differences;
         if let Some(proof) = &proof {
-            let different = apply_settings(scratch, &name, proof).await?;
-            record.warnings.extend(different.into_iter().map(|w| format!("{}: {w}", database.name)));
+            // What this server does not take (a library that is not there, a locale) is said, not
+            // counted against the set.
+            let settings = own_properties(proof).settings;
+            let refused = properties::apply_settings(&admin.client, &name, &settings).await;
+            self.record.warnings.extend(refused.into_iter().map(|w| format!("{}: {w}", database.name)));
             if !proof.excluded.is_empty() {
-                record.warnings.push(format!(
-                    "{}: without the rows of {}",
-                    database.name,
-                    proof.excluded.join(", ")
-                ));
+                let excluded = proof.excluded.join(", ");
+                self.record.warnings.push(format!("{}: without the rows of {excluded}", database.name));
             }
         }
         if database.proof != ProofState::Complete {
             complete = false;
-            record.warnings.push(format!("{}: the set has no complete proof of its rows", database.name));
+            self.record
+                .warnings
+                .push(format!("{}: the set has no complete proof of its rows", database.name));
         }
-        lap(record, "prove", &mut clock);
+        self.lap("prove");
+        Ok(complete)
     }
-    if let Some(index) = assert_database(config, job, manifest) {
-        (origin.progress)(Event::Phase("asserting".into()));
-        let name = scratch_name(&manifest.databases[index].name);
-        let failed = assertions(scratch, &name, &job.verify.assert).await?;
-        record.databases[index].differences.extend(failed);
-        lap(record, "assert", &mut clock);
-    }
-    admin.close().await;
-    Ok(complete)
-}
 
-fn lap(record: &mut Verification, phase: &str, clock: &mut Instant) {
-    add_seconds(record, phase, clock.elapsed().as_secs_f64());
-    *clock = Instant::now();
+    fn phase(&self, text: &str) {
+        (self.origin.progress)(Event::Phase(text.to_owned()));
+    }
+
+    fn lap(&mut self, phase: &str) {
+        add_seconds(self.record, phase, self.clock.elapsed().as_secs_f64());
+        self.clock = Instant::now();
+    }
 }
 
 fn add_seconds(record: &mut Verification, phase: &str, seconds: f64) {
@@ -284,7 +303,7 @@ async fn binaries(config: &Config, job: &BackupJob, manifest: &Manifest) -> Resu
     tools::find_server(major, None).await
 }
 
-async fn start_scratch(config: &Config, job: &BackupJob, manifest: &Manifest) -> Result<Scratch> {
+async fn start_scratch(job: &BackupJob, manifest: &Manifest, binaries: ServerBinaries) -> Result<Scratch> {
     let dir = &job.verify.scratch_dir;
     let needed = 2 * manifest.plain_bytes() + SCRATCH_OVERHEAD;
     let free = scratch::free_space(dir)?;
@@ -301,7 +320,7 @@ async fn start_scratch(config: &Config, job: &BackupJob, manifest: &Manifest) ->
     scratch::start(ScratchOptions {
         scratch_dir: dir.clone(),
         user: job.verify.scratch_user.clone(),
-        binaries: binaries(config, job, manifest).await?,
+        binaries,
         jobs: jobs(job),
         // A table comes with indexes, sequences and a TOAST table.
         objects: 5 * tables + 1_000,
@@ -372,18 +391,6 @@ async fn create(admin: &Session, name: &str, database: &Database) -> Result<Vec<
     Ok(warnings)
 }
 
-/// The settings that pg_dump leaves to others: applied, and read back. What this server does not take
-/// (a library that is not there, a locale) is said, not counted against the set.
-async fn apply_settings(scratch: &Scratch, name: &str, proof: &Proof) -> Result<Vec<String>> {
-    let session = connect(&scratch.connection(name), None, "opsd verify").await?;
-    let wanted: Vec<settings::Setting> = proof
-        .settings
-        .iter()
-        .map(|s| settings::Setting { role: s.role.clone(), setting: s.setting.clone() })
-        .collect();
-    settings::apply(&session.client, name, &wanted).await
-}
-
 /// Assertions run in one database: the URL's if the set has it, else the first.
 fn assert_database(config: &Config, job: &BackupJob, manifest: &Manifest) -> Option<usize> {
     if job.verify.assert.is_empty() {
@@ -436,6 +443,5 @@ async fn write_record(config: &Config, store: &dyn Store, prefix: &str, record: 
         store::put(store, &format!("{key}.minisig"), signature.into_bytes(), false).await?;
     }
     store::put(store, &key, bytes, true).await?;
-    debug_assert!(key.starts_with(&set::job_prefix(&record.site, &record.job)));
     Ok(())
 }

@@ -160,7 +160,8 @@ impl S3Upload {
     fn abort_in_background(&mut self) {
         if let Some(multipart) = self.multipart.take() {
             let (store, key) = (self.store.clone(), self.key.clone());
-            self.runtime.spawn(async move { multipart.abort(&store, &key).await });
+            let aborts = store.aborts.clone();
+            aborts.spawn_on(async move { multipart.abort(&store, &key).await }, &self.runtime);
         }
     }
 }

@@ -1,0 +1,198 @@
+//! A database's own settings, owner and privileges, which no pg_dump archive gives back under another
+//! name.
+
+use tokio_postgres::Client;
+
+use crate::error::{Context, Result};
+use crate::postgres::connect::error;
+use crate::postgres::ident::{quote_ident, quote_literal};
+
+/// What belongs to a database rather than to what is in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Properties {
+    /// Owner.
+    pub owner: String,
+    /// `datacl` as text; absent means the default privileges.
+    pub acl: Option<String>,
+    /// Its own settings.
+    pub settings: Vec<Setting>,
+}
+
+/// One row of pg_db_role_setting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// The role it is limited to; absent means everybody.
+    pub role: Option<String>,
+    /// `name=value`.
+    pub setting: String,
+}
+
+/// Settings whose value is a list of names, each quoted by itself (`GUC_LIST_QUOTE` in PostgreSQL's
+/// `guc_tables.c`).
+const LISTS: [&str; 6] = [
+    "local_preload_libraries",
+    "search_path",
+    "session_preload_libraries",
+    "shared_preload_libraries",
+    "temp_tablespaces",
+    "unix_socket_directories",
+];
+
+/// The properties of a database of the session's server.
+pub async fn read(client: &Client, database: &str) -> Result<Properties> {
+    let row = client
+        .query_one(
+            "SELECT pg_get_userbyid(datdba)::text, datacl::text FROM pg_database WHERE datname = $1",
+            &[&database],
+        )
+        .await
+        .map_err(error)
+        .context("cannot read the database's owner and privileges")?;
+    let settings = client
+        .query(
+            "SELECT r.rolname::text, s.setting FROM pg_db_role_setting d
+               CROSS JOIN LATERAL unnest(d.setconfig) WITH ORDINALITY AS s (setting, n)
+               LEFT JOIN pg_roles r ON r.oid = d.setrole
+              WHERE d.setdatabase = (SELECT oid FROM pg_database WHERE datname = $1)
+                AND (d.setrole = 0 OR r.oid IS NOT NULL)
+              ORDER BY r.rolname NULLS FIRST, s.n",
+            &[&database],
+        )
+        .await
+        .map_err(error)
+        .context("cannot read the database's settings")?;
+    let settings = settings.iter().map(|row| Setting { role: row.get(0), setting: row.get(1) }).collect();
+    Ok(Properties { owner: row.get(0), acl: row.get(1), settings })
+}
+
+/// Gives a database these properties; returns what this server would not take, a line each.
+pub async fn apply(client: &Client, database: &str, properties: &Properties) -> Result<Vec<String>> {
+    let mut warnings = apply_settings(client, database, &properties.settings).await;
+    let owner =
+        format!("ALTER DATABASE {} OWNER TO {}", quote_ident(database), quote_ident(&properties.owner));
+    if let Err(failure) = client.batch_execute(&owner).await {
+        warnings.push(format!("owner {:?} was not set: {}", properties.owner, error(failure)));
+    }
+    warnings.extend(apply_acl(client, database, properties.acl.as_deref()).await?);
+    Ok(warnings)
+}
+
+/// `ALTER DATABASE … SET` and `ALTER ROLE … IN DATABASE … SET` alone.
+pub async fn apply_settings(client: &Client, database: &str, settings: &[Setting]) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for setting in settings {
+        let Some(sql) = statement(database, setting) else { continue };
+        if let Err(failure) = client.batch_execute(&sql).await {
+            warnings.push(format!("setting {:?} was not applied: {}", setting.setting, error(failure)));
+        }
+    }
+    warnings
+}
+
+/// Privileges on the database. The server takes the text apart, item by item: a role that is missing
+/// here would make all of it unreadable.
+async fn apply_acl(client: &Client, database: &str, acl: Option<&str>) -> Result<Vec<String>> {
+    let Some(acl) = acl else { return Ok(Vec::new()) };
+    let mut warnings = Vec::new();
+    let items = client
+        .query("SELECT unnest($1::text::text[])", &[&acl])
+        .await
+        .map_err(error)
+        .context("cannot read the database's privileges")?;
+    let name = quote_ident(database);
+    let revoke = format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC");
+    client.batch_execute(&revoke).await.map_err(error).context("cannot set the database's privileges")?;
+    for item in items {
+        let item: String = item.get(0);
+        let sql = format!(
+            "SELECT coalesce(quote_ident(r.rolname), 'PUBLIC'), a.privilege_type, a.is_grantable
+               FROM aclexplode(ARRAY[{}::aclitem]) a LEFT JOIN pg_roles r ON r.oid = a.grantee",
+            quote_literal(&item)
+        );
+        let granted = match client.query(&sql, &[]).await {
+            Ok(rows) => rows,
+            Err(failure) => {
+                warnings.push(format!("privilege {item:?} was not granted: {}", error(failure)));
+                continue;
+            }
+        };
+        for row in granted {
+            let (grantee, privilege, is_grantable): (String, String, bool) =
+                (row.get(0), row.get(1), row.get(2));
+            let option = if is_grantable { " WITH GRANT OPTION" } else { "" };
+            let sql = format!("GRANT {privilege} ON DATABASE {name} TO {grantee}{option}");
+            if let Err(failure) = client.batch_execute(&sql).await {
+                warnings.push(format!("privilege {item:?} was not granted: {}", error(failure)));
+            }
+        }
+    }
+    Ok(warnings)
+}
+
+fn statement(database: &str, setting: &Setting) -> Option<String> {
+    let (name, value) = setting.setting.split_once('=')?;
+    let value = if LISTS.contains(&name.to_lowercase().as_str()) {
+        let names = split_list(value);
+        if names.is_empty() {
+            "''".into()
+        } else {
+            names.iter().map(|n| quote_literal(n)).collect::<Vec<_>>().join(", ")
+        }
+    } else {
+        quote_literal(value)
+    };
+    // Extensions' settings have a dot in their names.
+    let name = name.split('.').map(quote_ident).collect::<Vec<_>>().join(".");
+    let target = match &setting.role {
+        None => format!("DATABASE {}", quote_ident(database)),
+        Some(role) => format!("ROLE {} IN DATABASE {}", quote_ident(role), quote_ident(database)),
+    };
+    Some(format!("ALTER {target} SET {name} TO {value}"))
+}
+
+/// The names in `"$user", public`.
+fn split_list(value: &str) -> Vec<String> {
+    let mut names = vec![String::new()];
+    let mut quoted = false;
+    let mut chars = value.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '"' if quoted && chars.peek() == Some(&'"') => {
+                chars.next();
+                push(&mut names, '"');
+            }
+            '"' => quoted = !quoted,
+            ',' if !quoted => names.push(String::new()),
+            c if c.is_whitespace() && !quoted => {}
+            c => push(&mut names, c),
+        }
+    }
+    if names == [""] { Vec::new() } else { names }
+}
+
+fn push(names: &mut [String], c: char) {
+    if let Some(last) = names.last_mut() {
+        last.push(c);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_become_statements() {
+        let of = |role: Option<&str>, setting: &str| {
+            statement("a\"b", &Setting { role: role.map(Into::into), setting: setting.into() }).unwrap()
+        };
+        assert_eq!(
+            of(None, "search_path=\"$user\", public, \"x,\"\"y\""),
+            "ALTER DATABASE \"a\"\"b\" SET \"search_path\" TO '$user', 'public', 'x,\"y'"
+        );
+        assert_eq!(of(None, "search_path="), "ALTER DATABASE \"a\"\"b\" SET \"search_path\" TO ''");
+        assert_eq!(
+            of(Some("r"), "my.setting=it's"),
+            "ALTER ROLE \"r\" IN DATABASE \"a\"\"b\" SET \"my\".\"setting\" TO 'it''s'"
+        );
+    }
+}
