@@ -161,6 +161,11 @@ impl ServerBinaries {
 }
 
 impl Tools {
+    /// Whether they see this host's files; behind a prefix they do not.
+    pub fn run_here(&self) -> bool {
+        self.prefix.is_empty()
+    }
+
     /// `tool` with the connection in its environment, ready for arguments.
     pub fn command(
         &self,

@@ -242,12 +242,19 @@ async fn run_schema(
 ) -> Result<Vec<String>> {
     let mut command = target.command()?;
     command.arg(format!("--section={section}")).args(arguments);
-    if jobs > 1 {
-        command.arg(format!("--jobs={jobs}"));
-    }
-    // Opened anew by the child, at the beginning, for each of its workers.
-    command.arg(format!("/proc/{}/fd/{}", std::process::id(), archive.as_raw_fd()));
-    let mut child = process::spawn("pg_restore", command, Input::Null, Output::Null)?;
+    let path = format!("/proc/{}/fd/{}", std::process::id(), archive.as_raw_fd());
+    let stdin = if target.tools.run_here() {
+        if jobs > 1 {
+            command.arg(format!("--jobs={jobs}"));
+        }
+        // Opened anew by the child, at the beginning, for each of its workers.
+        command.arg(path);
+        Input::Null
+    } else {
+        // In a container the path means nothing, and from stdin there is one job.
+        Input::File(File::open(path).context("cannot read the schema again")?)
+    };
+    let mut child = process::spawn("pg_restore", command, stdin, Output::Null)?;
     let exit = child.wait().await?;
     judge(&exit).with_context(|| section.to_owned())
 }

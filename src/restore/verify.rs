@@ -401,8 +401,30 @@ fn assert_database(config: &Config, job: &BackupJob, manifest: &Manifest) -> Opt
     index.or((!manifest.databases.is_empty()).then_some(0))
 }
 
+/// Before PostgreSQL 14 there is no role that may read everything.
+async fn grant_reading(scratch: &Scratch, name: &str) -> Result<()> {
+    let session = connect(&scratch.connection(name), None, "opsd verify").await?;
+    let rows = session
+        .client
+        .query("SELECT quote_ident(nspname) FROM pg_namespace WHERE nspname !~ '^pg_'", &[])
+        .await
+        .map_err(error)?;
+    for row in rows {
+        let schema: String = row.get(0);
+        let reader = scratch::READER;
+        let sql = format!(
+            "GRANT USAGE ON SCHEMA {schema} TO {reader}; GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {reader}"
+        );
+        session.client.batch_execute(&sql).await.map_err(error).context("cannot let assertions read")?;
+    }
+    Ok(())
+}
+
 /// Runs assertions as a role that can only read; what is not true is a difference.
 async fn assertions(scratch: &Scratch, name: &str, queries: &[String]) -> Result<Vec<String>> {
+    if scratch.major < 14 {
+        grant_reading(scratch, name).await?;
+    }
     let pinned = [
         ("search_path", "public"),
         ("default_transaction_read_only", "on"),
