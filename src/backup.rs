@@ -255,6 +255,9 @@ impl Run<'_> {
                 "one recipient alone can read this set ({only}); if its identity is lost, so is the set"
             ));
         }
+        if let Some(previous) = &previous {
+            warnings.extend(shrunk(previous, &databases));
+        }
         let mut manifest = Manifest {
             format: FORMAT,
             site: self.config.site.clone(),
@@ -262,7 +265,7 @@ impl Run<'_> {
             id: self.id.clone(),
             started: self.started,
             finished: Utc::now(),
-            previous,
+            previous: previous.map(|p| p.id),
             opsd_version: env!("CARGO_PKG_VERSION").into(),
             server: source.server.clone(),
             pg_dump_version: source.tools.version.clone(),
@@ -370,14 +373,17 @@ impl Run<'_> {
     }
 
     /// The set before this one. A credential that may only write cannot know.
-    async fn previous(&self) -> Option<String> {
-        match catalog::newest_complete(self.store.as_ref(), &self.config.site, &self.job.name).await {
-            Ok(id) => id,
-            Err(error) => {
-                tracing::debug!("cannot see the previous set: {error}");
-                None
-            }
-        }
+    async fn previous(&self) -> Option<Manifest> {
+        let (store, site, job) = (self.store.as_ref(), &self.config.site, &self.job.name);
+        let found = async {
+            let Some(id) = catalog::newest_complete(store, site, job).await? else { return Ok(None) };
+            let set = catalog::load(store, &self.config.encryption.trusted_keys, site, job, &id).await?;
+            Ok::<_, Error>(Some(set.manifest))
+        };
+        found.await.unwrap_or_else(|error| {
+            tracing::debug!("cannot see the previous set: {error}");
+            None
+        })
     }
 
     async fn put(&self, name: &str, bytes: Vec<u8>, if_absent: bool) -> Result<()> {
@@ -402,6 +408,25 @@ impl Run<'_> {
             tracing::debug!("cannot record the failure: {error}");
         }
     }
+}
+
+/// Databases that lost more than half of their rows or bytes since the set before: a truncated table,
+/// a wrong host, an empty restore. Retention freezes on it; here it is said.
+fn shrunk(previous: &Manifest, now: &[Database]) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for database in now {
+        let Some(before) = previous.databases.iter().find(|d| d.name == database.name) else { continue };
+        for (unit, before, now) in
+            [("rows", before.rows, database.rows), ("bytes", before.bytes, database.bytes)]
+        {
+            if now < before / 2 {
+                let since = &previous.id;
+                warnings
+                    .push(format!("{}: {unit} fell from {before} to {now} since set {since}", database.name));
+            }
+        }
+    }
+    warnings
 }
 
 /// Drains as many at a time as the job allows, schema first and large tables by size, while the
