@@ -305,7 +305,7 @@ async fn binaries(config: &Config, job: &BackupJob, manifest: &Manifest) -> Resu
 
 async fn start_scratch(job: &BackupJob, manifest: &Manifest, binaries: ServerBinaries) -> Result<Scratch> {
     let dir = &job.verify.scratch_dir;
-    let needed = 2 * manifest.plain_bytes() + SCRATCH_OVERHEAD;
+    let needed = manifest.plain_bytes().saturating_mul(2).saturating_add(SCRATCH_OVERHEAD);
     let free = scratch::free_space(dir)?;
     if free < needed {
         return Err(Error::new(format!(
@@ -316,14 +316,14 @@ async fn start_scratch(job: &BackupJob, manifest: &Manifest, binaries: ServerBin
         ))
         .with_hint(format!("set backup.{}.verify.scratch_dir to a larger disk", job.name)));
     }
-    let tables: u64 = manifest.databases.iter().map(|d| d.tables).sum();
+    let tables = manifest.databases.iter().fold(0, |sum: u64, d| sum.saturating_add(d.tables));
     scratch::start(ScratchOptions {
         scratch_dir: dir.clone(),
         user: job.verify.scratch_user.clone(),
         binaries,
         jobs: jobs(job),
         // A table comes with indexes, sequences and a TOAST table.
-        objects: 5 * tables + 1_000,
+        objects: tables.saturating_mul(5).saturating_add(1_000),
         memory: None,
     })
     .await

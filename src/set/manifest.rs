@@ -217,16 +217,15 @@ impl Manifest {
 
     /// Bytes stored, the manifest aside.
     pub fn stored_bytes(&self) -> u64 {
-        self.objects().map(|o| o.size).sum()
+        self.objects().fold(0, |sum, o| sum.saturating_add(o.size))
     }
 
-    /// Bytes before compression.
+    /// Bytes before compression. The sizes are somebody else's word: their sum does not wrap around.
     pub fn plain_bytes(&self) -> u64 {
         self.globals
             .iter()
             .chain(self.databases.iter().flat_map(|d| d.streams.iter().chain(&d.proof_object)))
-            .map(|s| s.plain_size)
-            .sum()
+            .fold(0, |sum, s| sum.saturating_add(s.plain_size))
     }
 
     /// The weakest proof of all databases.

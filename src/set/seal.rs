@@ -81,8 +81,12 @@ pub fn seal(options: &SealOptions) -> Result<(SealWriter, mpsc::Receiver<Piece>)
     };
     let segments = Segments {
         recipients: options.recipients.clone(),
-        // age adds 16 bytes to each 64 KiB, and a header of some hundred bytes a recipient.
-        plain_limit: (options.segment_limit - options.segment_limit / 1024).saturating_sub(1 << 20).max(1),
+        // age adds 16 bytes to each 64 KiB, and a header of some hundred bytes a recipient. Tiny parts,
+        // which only a directory takes, leave no room for a whole MiB of that.
+        plain_limit: (options.segment_limit - options.segment_limit / 1024)
+            .saturating_sub(1 << 20)
+            .max(options.segment_limit / 2)
+            .max(1),
         written: 0,
         age: None,
         parts: Some(parts),

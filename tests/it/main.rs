@@ -16,7 +16,11 @@
 mod support;
 
 mod backups;
+mod bad_input;
 mod cli;
 mod harness;
 mod postgres;
+mod restore_md;
+mod s3;
+mod security;
 mod store;

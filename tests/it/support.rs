@@ -4,4 +4,6 @@ pub mod compare;
 pub mod fixtures;
 pub mod opsd;
 pub mod postgres;
+pub mod processes;
 pub mod s3;
+pub mod sets;

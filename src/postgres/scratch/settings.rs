@@ -25,7 +25,7 @@ pub(super) fn postgresql_conf(root: &Path, sizing: Sizing) -> String {
     let connections = sizing.jobs as u64 * 2 + 20;
     // The lock table has max_locks_per_transaction × max_connections places for all together. A
     // restore in one transaction locks all it creates, and a dump all there is.
-    let locks = (sizing.objects * 2 / connections + 64).clamp(256, 50_000);
+    let locks = (sizing.objects.saturating_mul(2) / connections + 64).clamp(256, 50_000);
     let shared = (sizing.memory / 8).clamp(64 * MIB, 2048 * MIB) / MIB;
     let maintenance = (sizing.memory / 8 / sizing.jobs.max(1) as u64).clamp(64 * MIB, 1024 * MIB) / MIB;
     let workers = sizing.cores.clamp(1, 64);

@@ -1,0 +1,180 @@
+//! RESTORE.md followed to the letter: its code blocks, in their order, in one shell, on a server that
+//! has nothing, with the tools that it names and no opsd.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::support::compare::{assert_same, assert_same_content, db, plain_restore};
+use crate::support::fixtures;
+use crate::support::opsd::{Opsd, Run, finish, quoted};
+use crate::support::postgres::{Options, SUPERUSER, Server, bin_dir, default_major};
+use crate::support::sets::{back_up, directory, manifest};
+
+/// What stands between ```` ```sh ```` and ```` ``` ````.
+fn code_blocks(markdown: &str) -> Vec<String> {
+    let mut blocks = Vec::new();
+    let mut block: Option<String> = None;
+    for line in markdown.lines() {
+        match (&mut block, line) {
+            (None, "```sh") => block = Some(String::new()),
+            (Some(text), "```") => {
+                blocks.push(std::mem::take(text));
+                block = None;
+            }
+            (Some(text), line) => writeln!(text, "{line}").expect("write to a string"),
+            (None, _) => {}
+        }
+    }
+    assert!(block.is_none(), "a block does not end");
+    blocks
+}
+
+/// A directory with these tools of a major and of the system, and nothing else: the PATH.
+fn tools(opsd: &Opsd, major: u32) -> PathBuf {
+    let directory = opsd.path("tools");
+    std::fs::create_dir(&directory).expect("create a directory");
+    for name in ["psql", "createdb", "pg_restore"] {
+        symlink(bin_dir(major).join(name), directory.join(name)).expect("link");
+    }
+    for name in ["age", "zstd", "minisign", "sha256sum", "rm", "cat"] {
+        let path = Path::new("/usr/bin").join(name);
+        assert!(path.exists(), "{} is missing: run make setup", path.display());
+        symlink(path, directory.join(name)).expect("link");
+    }
+    directory
+}
+
+/// Downloads a set, follows its document on `server`, and tells what it said.
+fn follow(opsd: &Opsd, id: &str, server: &Server) -> Run {
+    let work = opsd.path("download");
+    let copied = Command::new("cp").arg("-r").arg(directory(opsd, id)).arg(&work).status().expect("cp");
+    assert!(copied.success());
+    std::fs::copy(opsd.path("identity.txt"), work.join("identity.txt")).expect("copy the identity");
+    let document = std::fs::read_to_string(work.join("RESTORE.md")).expect("read RESTORE.md");
+    let script = code_blocks(&document).join("\n").replace("YOUR_PUBLIC_KEY", &opsd.public_key);
+    let mut bash = Command::new("/bin/bash");
+    // A reader stops at the first command that fails.
+    bash.args(["-e", "-u", "-o", "pipefail", "-c", &script])
+        .current_dir(&work)
+        .env_clear()
+        .env("PATH", tools(opsd, server.major))
+        .env("HOME", &work)
+        .env("PGHOST", server.socket_dir())
+        .env("PGPORT", server.port.to_string())
+        .env("PGUSER", SUPERUSER)
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped());
+    let run = finish(bash);
+    assert_eq!(run.code, Some(0), "{document}\n{run}");
+    // What the document made on the way is gone again: nothing in plain text stays.
+    let mut before: BTreeSet<_> = std::fs::read_dir(directory(opsd, id)).unwrap().map(|e| e.unwrap().file_name()).collect();
+    before.insert("identity.txt".into());
+    let after: BTreeSet<_> = std::fs::read_dir(&work).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(before, after);
+    run
+}
+
+/// The database that the document made equals the source, and what a plain restore makes of it.
+fn is_the_same(source: &Server, restored: &Server, database: &str) {
+    let plain = plain_restore(db(source, database));
+    assert_same(db(source, &plain), db(restored, database));
+    assert_same_content(db(source, database), db(restored, database));
+    source.drop_database(&plain);
+}
+
+fn fresh() -> Server {
+    Server::start(default_major(), &Options::default())
+}
+
+#[test]
+fn blocks_are_found() {
+    let text = "a\n```sh\none\n```\nb\n```\nno\n```\n```sh\ntwo\nthree\n```\n";
+    assert_eq!(code_blocks(text), ["one\n", "two\nthree\n"]);
+}
+
+/// Large tables with streams of their own, and everything that goes together.
+#[test]
+fn a_set_with_split_streams() {
+    let (source, target) = (fresh(), fresh());
+    let database = "split";
+    source.create_database(database);
+    fixtures::load(&source, database, fixtures::ALL);
+    fixtures::rows(&source, database, "big_one", 700);
+    fixtures::rows(&source, database, "big_two", 600);
+    let mut opsd = Opsd::new(&source, &[database]);
+    opsd.job.set("large_table", quoted("64KiB"));
+    let id = back_up(&opsd);
+    let streams = manifest(&opsd, &id)["databases"][0]["streams"].as_array().unwrap().len();
+    assert!(streams >= 4, "schema, two tables, the rest: {streams}");
+    follow(&opsd, &id, &target);
+    is_the_same(&source, &target, database);
+    // Owners and members are there because the roles are.
+    let roles = "SELECT string_agg(rolname, ',' ORDER BY rolname) FROM pg_roles";
+    assert_eq!(source.psql("postgres", roles), target.psql("postgres", roles));
+}
+
+#[test]
+fn a_set_with_several_databases_and_an_odd_name() {
+    let (source, target) = (fresh(), fresh());
+    let names = ["plain", fixtures::ODD_DATABASE, "it's $HOME `x` \\ é", "postgres"];
+    for name in names {
+        if name != "postgres" {
+            source.create_database(name);
+        }
+        fixtures::rows(&source, name, "t", 30);
+    }
+    let opsd = Opsd::new(&source, &names);
+    let id = back_up(&opsd);
+    follow(&opsd, &id, &target);
+    for name in names {
+        is_the_same(&source, &target, name);
+    }
+}
+
+/// Where the lock table has no room for two processes that lock every table.
+#[test]
+fn a_set_with_a_single_stream() {
+    let tight = Options {
+        settings: &[("max_locks_per_transaction", "10"), ("max_connections", "20")],
+        ..Options::default()
+    };
+    let (source, target) = (Server::start(default_major(), &tight), fresh());
+    source.create_database("many");
+    fixtures::many_tables(&source, "many", 70);
+    let opsd = Opsd::new(&source, &["many"]);
+    let id = back_up(&opsd);
+    let streams = manifest(&opsd, &id)["databases"][0]["streams"].clone();
+    assert_eq!((streams[0]["name"].as_str(), streams.as_array().unwrap().len()), (Some("full"), 1));
+    follow(&opsd, &id, &target);
+    assert_same_content(db(&source, "many"), db(&target, "many"));
+}
+
+/// Segments: a stream that goes on in `….age.001`.
+#[test]
+fn a_set_with_segments() {
+    let (source, target) = (fresh(), fresh());
+    source.create_database("long");
+    source.psql(
+        "long",
+        "CREATE TABLE noise (id integer, noise text);
+         INSERT INTO noise SELECT i, (SELECT string_agg(md5((i * 1000 + j)::text), '') FROM generate_series(1, 100) j)
+           FROM generate_series(1, 900) i",
+    );
+    let mut opsd = Opsd::new(&source, &["long"]);
+    // A thousand parts are the most that an object may have.
+    opsd.job.set("part_size", quoted("1KiB")).set("large_table", quoted("64KiB"));
+    let id = back_up(&opsd);
+    let streams = manifest(&opsd, &id)["databases"][0]["streams"].clone();
+    let objects = streams[1]["objects"].as_array().unwrap();
+    assert!((3..100).contains(&objects.len()), "{}", objects.len());
+    assert!(objects[1]["key"].as_str().unwrap().ends_with(".age.001"), "{objects:?}");
+    assert!(objects.iter().all(|o| o["size"].as_u64().unwrap() <= 1000 << 10));
+    follow(&opsd, &id, &target);
+    is_the_same(&source, &target, "long");
+    // opsd itself reads them, too.
+    opsd.ok(&["restore", "--verify"]);
+}

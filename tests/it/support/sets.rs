@@ -1,0 +1,89 @@
+//! What a test needs to know of the sets in a site's repository of files, and ways to tamper with them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use super::opsd::Opsd;
+
+/// One set as `backups list` tells of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    pub job: String,
+    pub id: String,
+    pub state: String,
+    /// The verdict of its last rehearsal that counts.
+    pub verdict: Option<String>,
+}
+
+/// Every set that `backups list` shows.
+pub fn listed(opsd: &Opsd) -> Vec<Listed> {
+    let document = opsd.ok(&["backups", "list", "--json"]).json();
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    document["sets"]
+        .as_array()
+        .expect("sets")
+        .iter()
+        .map(|set| Listed {
+            job: text(&set["job"]).expect("job"),
+            id: text(&set["id"]).expect("id"),
+            state: text(&set["state"]).expect("state"),
+            verdict: text(&set["verified"]["verdict"]),
+        })
+        .collect()
+}
+
+/// Ids of the complete sets of the job `db`.
+pub fn complete(opsd: &Opsd) -> Vec<String> {
+    let complete = |set: &Listed| set.state == "complete" && set.job == "db";
+    listed(opsd).into_iter().filter(complete).map(|set| set.id).collect()
+}
+
+/// Backs up the job `db` and returns the set's id.
+pub fn back_up(opsd: &Opsd) -> String {
+    let document = opsd.ok(&["backup", "db", "--json"]).json();
+    document["sets"][0]["id"].as_str().expect("id").to_owned()
+}
+
+/// Where a set of the job `db` is.
+pub fn directory(opsd: &Opsd, id: &str) -> PathBuf {
+    opsd.path("repository").join("test/db").join(id)
+}
+
+/// Content of every file of the repository, for comparing before and after.
+pub fn contents(opsd: &Opsd) -> BTreeMap<String, Vec<u8>> {
+    let root = opsd.path("repository");
+    opsd.repository_files()
+        .into_iter()
+        .map(|name| {
+            let bytes = std::fs::read(root.join(&name)).expect("read an object");
+            (name, bytes)
+        })
+        .collect()
+}
+
+/// The manifest of a set of the job `db`.
+pub fn manifest(opsd: &Opsd, id: &str) -> Value {
+    let bytes = std::fs::read(directory(opsd, id).join("manifest.json")).expect("read the manifest");
+    serde_json::from_slice(&bytes).expect("a manifest")
+}
+
+/// Changes a set's manifest and signs it anew: what only the holder of the signing key can do.
+pub fn forge(opsd: &Opsd, id: &str, change: impl FnOnce(&mut Value)) {
+    let mut document = manifest(opsd, id);
+    change(&mut document);
+    let bytes = serde_json::to_vec_pretty(&document).expect("JSON");
+    let signature = opsd::set::signature::sign(&opsd.path("sign.key"), &bytes, "forged").expect("sign");
+    let set = directory(opsd, id);
+    std::fs::write(set.join("manifest.json.minisig"), signature).expect("write the signature");
+    std::fs::write(set.join("manifest.json"), bytes).expect("write the manifest");
+}
+
+/// The result of the one rehearsal in a `--json` document.
+pub fn result(run: &super::opsd::Run) -> Value {
+    let document = run.json();
+    let results = document["results"].as_array().expect("results");
+    assert_eq!(results.len(), 1, "{run}");
+    results[0].clone()
+}
