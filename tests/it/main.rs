@@ -19,4 +19,5 @@ mod backups;
 mod cli;
 mod harness;
 mod postgres;
+mod repository;
 mod store;
