@@ -108,13 +108,15 @@ async fn story(directory: &Path, stopped: tokio::sync::watch::Receiver<bool>) ->
 
     title("1. Keys");
     site.opsd("keygen -o identity.txt", 0).await?;
+    site.opsd("keygen -o spare.txt", 0).await?;
     site.opsd("keygen --sign -o sign.key", 0).await?;
     let secret = |name: &str| std::fs::metadata(site.path(name)).map(|m| m.permissions().mode() & 0o777);
     if !matches!((secret("identity.txt"), secret("sign.key")), (Ok(0o600), Ok(0o600))) {
         return Err("the keys can be read by others".into());
     }
-    say("Printed are the public halves. Backups are encrypted with the first, so a host that only backs \
-         up cannot read its own backups. The second lets nobody else's file pass for a backup.");
+    say("Printed are the public halves. Backups are encrypted for the first two, one of which belongs in a \
+         safe; a host that only backs up holds neither secret, and cannot read its own backups. With the \
+         third, nobody else's file passes for a backup.");
 
     title("2. Configuration");
     site.configure(&postgres, &s3)?;
@@ -222,10 +224,11 @@ impl Site {
     /// Writes `opsd.toml` and shows it.
     fn configure(&self, postgres: &Postgres, s3: &S3) -> Step {
         let read = |name: &str| std::fs::read_to_string(self.path(name)).map_err(|e| format!("{name}: {e}"));
-        let recipient = read("identity.txt")?
-            .lines()
-            .find_map(|line| line.strip_prefix("# public key: ").map(str::to_owned))
-            .ok_or("identity.txt does not say its public key")?;
+        let recipient = |name: &str| {
+            let public =
+                read(name)?.lines().find_map(|l| l.strip_prefix("# public key: ").map(str::to_owned));
+            public.ok_or_else(|| format!("{name} does not say its public key"))
+        };
         let public_key = read("sign.key.pub")?.lines().nth(1).unwrap_or_default().to_owned();
         let text = format!(
             r#"site = "demo"
@@ -236,9 +239,12 @@ endpoint = "{endpoint}"
 path_style = true
 
 [encryption]
-recipients = ["{recipient}"]
-identity_file = "identity.txt"
-sign_key_file = "sign.key"
+recipients = [
+  "{recipient}",
+  "{spare}", # spare.txt
+]
+identity_file = "{site}/identity.txt"
+sign_key_file = "{site}/sign.key"
 trusted_keys = ["{public_key}"]
 
 [postgres.main]
@@ -252,6 +258,9 @@ large_table = "4MiB"
 scratch_dir = "{scratch}"
 assert = ["select count(*) > 10000 from accounts"]
 "#,
+            recipient = recipient("identity.txt")?,
+            spare = recipient("spare.txt")?,
+            site = self.directory.display(),
             bucket = s3.bucket,
             endpoint = s3.endpoint,
             socket = postgres.socket_dir().display(),

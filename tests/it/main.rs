@@ -17,6 +17,7 @@ mod support;
 
 mod backups;
 mod cli;
+mod demo;
 mod harness;
 mod postgres;
 mod repository;
