@@ -10,6 +10,7 @@ pub mod config;
 pub mod keygen;
 pub mod output;
 mod progress;
+pub mod repository;
 pub mod restore;
 
 use std::path::PathBuf;
@@ -83,6 +84,8 @@ pub enum Command {
     Keygen(keygen::Args),
     /// Restore a set, or rehearse it and prove every row
     Restore(restore::Args),
+    /// Find out what the repository's store can do
+    Repository(repository::Args),
     /// Print completions for a shell
     Completions(completions::Args),
 }
@@ -105,6 +108,7 @@ pub async fn run(cli: Cli, shutdown: &Shutdown) -> Result<()> {
         Command::Backups(args) => backups::run(args, global, shutdown).await,
         Command::Keygen(args) => keygen::run(args),
         Command::Restore(args) => restore::run(args, global, shutdown).await,
+        Command::Repository(args) => repository::run(args, global, shutdown).await,
         Command::Completions(args) => completions::run(&args),
     }
 }

@@ -16,9 +16,6 @@ use crate::set::manifest::{Manifest, ProofState};
 use crate::shutdown::Shutdown;
 use crate::store::{self, Store};
 
-/// Columns that text is laid out for.
-const WIDTH: usize = 80;
-
 /// Arguments of `opsd backups`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -163,15 +160,6 @@ fn warnings(set: &Loaded) -> Vec<String> {
     warnings
 }
 
-/// Text from the repository on a terminal: whoever can write there must not move the cursor here.
-fn clean(text: &str) -> String {
-    let visible = |c: char| {
-        !c.is_control()
-            && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    text.chars().map(|c| if visible(c) { c.to_string() } else { c.escape_default().to_string() }).collect()
-}
-
 /// `3h`, `12d`: how long ago, in at most four columns.
 fn age(time: DateTime<Utc>, now: DateTime<Utc>) -> String {
     let seconds = (now - time).num_seconds();
@@ -209,28 +197,6 @@ fn time(time: DateTime<Utc>) -> String {
 /// Seconds for people.
 fn seconds(seconds: f64) -> String {
     output::duration(std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default())
-}
-
-/// Text in lines of [`WIDTH`], the first after `first`, the others indented as far.
-fn wrapped(first: &str, text: &str) -> String {
-    let indent = first.chars().count();
-    let mut out = first.to_owned();
-    let mut column = indent;
-    for word in clean(text).split(' ') {
-        let width = word.chars().count();
-        if column > indent && column + 1 + width > WIDTH {
-            out.push('\n');
-            out.push_str(&" ".repeat(indent));
-            column = indent;
-        } else if column > indent {
-            out.push(' ');
-            column += 1;
-        }
-        out.push_str(word);
-        column += width;
-    }
-    out.push('\n');
-    out
 }
 
 /// Sets of the jobs that are meant, by job: the configured ones and those that the repository has.
@@ -291,15 +257,5 @@ mod tests {
         ] {
             assert_eq!(short_count(number), text);
         }
-    }
-
-    #[test]
-    fn text_wraps_under_itself_and_cannot_drive_the_terminal() {
-        let text = wrapped("  - ", &format!("{} \u{1b}[2Jend", "word ".repeat(20).trim()));
-        for line in text.lines() {
-            assert!(line.chars().count() <= WIDTH, "{line}");
-        }
-        assert!(text.lines().nth(1).unwrap().starts_with("    word"));
-        assert!(text.ends_with("\\u{1b}[2Jend\n"), "{text}");
     }
 }

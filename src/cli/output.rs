@@ -9,6 +9,9 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 
+/// Columns that text is laid out for.
+pub const WIDTH: usize = 80;
+
 /// Prints text to stdout, with a newline at its end.
 pub fn text(text: impl AsRef<str>) -> Result<()> {
     let text = text.as_ref();
@@ -114,6 +117,37 @@ pub fn count(number: u64) -> String {
     text
 }
 
+/// Text from the repository on a terminal: whoever can write there must not move the cursor here.
+pub fn clean(text: &str) -> String {
+    let visible = |c: char| {
+        !c.is_control()
+            && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars().map(|c| if visible(c) { c.to_string() } else { c.escape_default().to_string() }).collect()
+}
+
+/// Text in lines of [`WIDTH`], the first after `first`, the others indented as far.
+pub fn wrapped(first: &str, text: &str) -> String {
+    let indent = first.chars().count();
+    let mut out = first.to_owned();
+    let mut column = indent;
+    for word in clean(text).split(' ') {
+        let width = word.chars().count();
+        if column > indent && column + 1 + width > WIDTH {
+            out.push('\n');
+            out.push_str(&" ".repeat(indent));
+            column = indent;
+        } else if column > indent {
+            out.push(' ');
+            column += 1;
+        }
+        out.push_str(word);
+        column += width;
+    }
+    out.push('\n');
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,5 +184,15 @@ mod tests {
     fn a_closed_pipe_is_quiet_and_a_full_disk_is_not() {
         assert!(quiet_when_closed(Err(io::Error::from(io::ErrorKind::BrokenPipe))).is_ok());
         assert!(quiet_when_closed(Err(io::Error::from(io::ErrorKind::StorageFull))).is_err());
+    }
+
+    #[test]
+    fn text_wraps_under_itself_and_cannot_drive_the_terminal() {
+        let text = wrapped("  - ", &format!("{} \u{1b}[2Jend", "word ".repeat(20).trim()));
+        for line in text.lines() {
+            assert!(line.chars().count() <= WIDTH, "{line}");
+        }
+        assert!(text.lines().nth(1).unwrap().starts_with("    word"));
+        assert!(text.ends_with("\\u{1b}[2Jend\n"), "{text}");
     }
 }

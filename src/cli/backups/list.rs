@@ -5,8 +5,8 @@ use std::fmt::Write;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::{Summary, age, clean, entries, short_count, wrapped};
-use crate::cli::output;
+use super::{Summary, age, entries, short_count};
+use crate::cli::output::{self, clean, wrapped};
 use crate::config::Config;
 use crate::error::Result;
 use crate::set::catalog;

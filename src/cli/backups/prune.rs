@@ -5,9 +5,10 @@ use std::fmt::Write;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::{entries, wrapped};
+use super::entries;
 use crate::backup::prune::{self, JobPlan};
-use crate::cli::{Global, output};
+use crate::cli::Global;
+use crate::cli::output::{self, wrapped};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::shutdown::Shutdown;
