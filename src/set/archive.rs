@@ -14,9 +14,9 @@ use crate::error::{Error, Result};
 
 /// `pg_dump -Fc`'s format byte.
 const FORMAT_CUSTOM: u8 = 1;
-/// A single name, definition or count that claims more than this is damage, not data.
-const MAX_STRING: usize = 1 << 30;
-/// More entries than this is damage, not a database.
+/// A single name or definition that claims more than this is damage, not data.
+const MAX_STRING: usize = 256 << 20;
+/// More entries than this is damage, not a database. Up to pg_dump 16 each large object is an entry.
 const MAX_ENTRIES: i64 = 50_000_000;
 
 /// What stands before the table of contents.

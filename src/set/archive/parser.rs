@@ -1,8 +1,10 @@
 //! A push parser that fingerprints an archive as its bytes pass, and decides whether it is complete.
 //!
 //! The archive has no end marker. It is complete when every entry that promised data had exactly one
-//! block and nothing follows; [`Parser::finish`] says so or says what is missing. Memory is bounded by
-//! the largest single entry, never by a row: a 100 MB value is hashed as it streams.
+//! block and nothing follows; [`Parser::finish`] says so or says what is missing. Memory grows only with
+//! bytes that were really fed, whatever lengths they claim, and is bounded by the table of contents:
+//! one entry (at most [`MAX_ENTRY`]) waits until it is whole, a row never does. A 100 MB value is hashed
+//! as it streams.
 
 use std::collections::HashMap;
 
@@ -13,6 +15,9 @@ use crate::set::proof::Fingerprint;
 
 const BLOCK_DATA: u8 = 1;
 const BLOCK_BLOBS: u8 = 3;
+/// An entry larger than this is damage. It holds one SQL statement, which the server that takes it must
+/// hold whole; the largest in use, functions with a program inside, are a few megabytes.
+const MAX_ENTRY: usize = 256 << 20;
 
 /// What was found in one archive.
 #[derive(Debug, Default)]
@@ -44,6 +49,13 @@ enum State {
     Unknown,
 }
 
+/// A data block that the table of contents announced.
+struct Promise {
+    /// Large objects rather than rows.
+    blobs: bool,
+    seen: bool,
+}
+
 /// The parser. Feed it everything, in pieces of any size, then finish it.
 pub struct Parser {
     state: State,
@@ -52,7 +64,7 @@ pub struct Parser {
     carry: Vec<u8>,
     /// Not worth trying again before the carry is this long (keeps a huge entry linear).
     retry_at: usize,
-    promised: HashMap<i32, bool>,
+    promised: HashMap<i32, Promise>,
     keep_definitions: bool,
     current: i32,
     hasher: RowHasher,
@@ -107,7 +119,7 @@ impl Parser {
             State::Unknown => Ok(self.contents),
             State::BlockType => {
                 let mut missing: Vec<i32> =
-                    self.promised.iter().filter(|(_, seen)| !**seen).map(|(id, _)| *id).collect();
+                    self.promised.iter().filter(|(_, promise)| !promise.seen).map(|(id, _)| *id).collect();
                 missing.sort_unstable();
                 if let Some(id) = missing.first() {
                     let name = self.contents.entries.iter().find(|e| e.dump_id == *id);
@@ -265,6 +277,9 @@ impl Parser {
                 Ok(used) => at += used,
                 Err(ReadError::Malformed(what)) => return Err(what),
                 Err(ReadError::Incomplete) => {
+                    if carry.len() - at > MAX_ENTRY {
+                        return Err(format!("an entry of more than {MAX_ENTRY} bytes"));
+                    }
                     self.carry.extend_from_slice(&carry[at..]);
                     self.retry_at = self.carry.len() * 2;
                     return Ok(());
@@ -274,7 +289,8 @@ impl Parser {
     }
 
     fn add_entry(&mut self, mut entry: Entry) -> Result<(), String> {
-        if entry.has_data && self.promised.insert(entry.dump_id, false).is_some() {
+        let promise = Promise { blobs: entry.desc == "BLOBS", seen: false };
+        if entry.has_data && self.promised.insert(entry.dump_id, promise).is_some() {
             return Err(format!("two entries with dump id {}", entry.dump_id));
         }
         if !self.keep_definitions
@@ -290,8 +306,11 @@ impl Parser {
         let id = i32::try_from(id).map_err(|_| format!("data block {id}"))?;
         match self.promised.get_mut(&id) {
             None => return Err(format!("data for entry {id}, which promised none")),
-            Some(seen @ false) => *seen = true,
-            Some(true) => return Err(format!("data for entry {id} twice")),
+            Some(promise) if promise.blobs != blobs => {
+                return Err(format!("data for entry {id} is of the wrong kind"));
+            }
+            Some(promise) if promise.seen => return Err(format!("data for entry {id} twice")),
+            Some(promise) => promise.seen = true,
         }
         self.current = id;
         self.copy_ended = false;
@@ -380,3 +399,6 @@ fn large_object_id(value: i64) -> Result<u32, String> {
 fn memchr_newline(bytes: &[u8]) -> Option<usize> {
     memchr::memchr(b'\n', bytes)
 }
+
+#[cfg(test)]
+mod tests;
