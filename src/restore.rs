@@ -12,11 +12,14 @@ pub mod roles;
 pub mod to;
 pub mod verify;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::config::{Config, keys};
 use crate::error::{Error, Result};
+use crate::postgres::connect::{Session, error};
+use crate::postgres::locale;
 use crate::postgres::properties::{Properties, Setting};
 use crate::progress::Progress;
 use crate::set;
@@ -69,6 +72,41 @@ fn own_properties(proof: &Proof) -> Properties {
         acl: proof.acl.clone(),
         settings: proof.settings.iter().map(setting).collect(),
     }
+}
+
+/// An empty database as the dumped one was, as far as this server can; says what was substituted.
+async fn create_database(admin: &Session, name: &str, database: &Database) -> Result<Vec<String>> {
+    let l = &database.locale;
+    let wanted = locale::Locale {
+        encoding: &l.encoding,
+        collate: &l.collate,
+        ctype: &l.ctype,
+        provider: &l.provider,
+        locale: l.locale.as_deref(),
+        icu_rules: l.icu_rules.as_deref(),
+    };
+    locale::create_database(admin, name, &wanted).await
+}
+
+/// Refuses a server that lacks an extension of these databases.
+async fn check_extensions(admin: &Session, databases: &[Database]) -> Result<()> {
+    let rows =
+        admin.client.query("SELECT name::text FROM pg_available_extensions", &[]).await.map_err(error)?;
+    let available: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    let wanted = databases.iter().flat_map(|d| &d.extensions).map(|e| e.name.as_str());
+    let missing: BTreeSet<&str> = wanted.filter(|name| !available.iter().any(|a| a == name)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let missing: Vec<&str> = missing.into_iter().collect();
+    Err(Error::new(format!("extension {} is not available on the server", missing.join(", ")))
+        .with_hint("install it for the PostgreSQL that is restored into; the set itself is not in question"))
+}
+
+/// Roles that the session's server has.
+async fn existing_roles(admin: &Session) -> Result<Vec<String>> {
+    let rows = admin.client.query("SELECT rolname::text FROM pg_roles", &[]).await.map_err(error)?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 /// The globals' SQL; empty where the set has none.

@@ -21,11 +21,9 @@ use crate::config::{Connection, SslMode};
 use crate::error::{Context, Error, Result};
 use crate::process::{self, Child, Exit, Input, Output};
 
-mod locale;
 mod place;
 mod settings;
 
-pub use locale::{Locale, create_database};
 use place::{MARK, Place, User};
 
 /// The role that opsd restores as.

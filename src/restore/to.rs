@@ -7,13 +7,14 @@
 use chrono::Utc;
 
 use super::load::{self, Origin, Target};
-use super::{own_properties, read_globals, read_proof, roles};
+use super::{
+    check_extensions, create_database, existing_roles, own_properties, read_globals, read_proof, roles,
+};
 use crate::config::Connection;
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::{Session, connect, error};
 use crate::postgres::ident::quote_ident;
 use crate::postgres::properties::{self, Properties};
-use crate::postgres::scratch::{Locale, create_database};
 use crate::postgres::tools::Tools;
 use crate::progress::Event;
 use crate::set::manifest::{Database, Manifest};
@@ -84,11 +85,7 @@ pub async fn restore(
             "restore into a new database (--create), or say --replace to put it in this one's place",
         ));
     }
-    let missing = check_extensions(&admin, database).await?;
-    if !missing.is_empty() {
-        return Err(Error::new(format!("extension {} is not available on the server", missing.join(", ")))
-            .with_hint("install it there first"));
-    }
+    check_extensions(&admin, std::slice::from_ref(database)).await?;
     check_roles(&admin, origin, manifest, options, &mut report).await?;
 
     if exists && holds == 0 {
@@ -134,16 +131,7 @@ async fn make(
     properties: Option<Properties>,
     report: &mut Report,
 ) -> Result<()> {
-    let l = &database.locale;
-    let wanted = Locale {
-        encoding: &l.encoding,
-        collate: &l.collate,
-        ctype: &l.ctype,
-        provider: &l.provider,
-        locale: l.locale.as_deref(),
-        icu_rules: l.icu_rules.as_deref(),
-    };
-    report.warnings.extend(create_database(admin, name, &wanted).await?);
+    report.warnings.extend(create_database(admin, name, database).await?);
     fill(origin, database, options, name, report).await?;
     if let Some(properties) = properties {
         report.warnings.extend(properties::apply(&admin.client, name, &properties).await?);
@@ -228,13 +216,6 @@ async fn count_objects(connection: &Connection) -> Result<i64> {
     Ok(row.get(0))
 }
 
-async fn check_extensions(admin: &Session, database: &Database) -> Result<Vec<String>> {
-    let rows =
-        admin.client.query("SELECT name::text FROM pg_available_extensions", &[]).await.map_err(error)?;
-    let available: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
-    Ok(database.extensions.iter().map(|e| e.name.clone()).filter(|n| !available.contains(n)).collect())
-}
-
 /// Roles that the set knows and the server lacks: made where that was asked for, else named.
 async fn check_roles(
     admin: &Session,
@@ -244,8 +225,7 @@ async fn check_roles(
     report: &mut Report,
 ) -> Result<()> {
     let globals = read_globals(origin, manifest).await?;
-    let rows = admin.client.query("SELECT rolname::text FROM pg_roles", &[]).await.map_err(error)?;
-    let existing: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    let existing = existing_roles(admin).await?;
     let missing: Vec<String> =
         roles::roles(&globals).into_iter().map(|r| r.name).filter(|n| !existing.contains(n)).collect();
     if missing.is_empty() {

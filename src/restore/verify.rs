@@ -11,13 +11,16 @@ use std::time::Instant;
 use chrono::Utc;
 
 use super::load::{self, Origin, Target};
-use super::{definitions, identities, origin, own_properties, prove, read_globals, read_proof, roles};
+use super::{
+    check_extensions, create_database, definitions, existing_roles, identities, origin, own_properties,
+    prove, read_globals, read_proof, roles,
+};
 use crate::config::{BackupJob, Config};
 use crate::error::{Context, Error, Kind, Result};
 use crate::postgres::connect::{Session, connect, connect_with, error};
 use crate::postgres::ident::{quote_ident, quote_literal};
 use crate::postgres::properties;
-use crate::postgres::scratch::{self, Scratch, ScratchOptions, create_database};
+use crate::postgres::scratch::{self, Scratch, ScratchOptions};
 use crate::postgres::tools::{self, ServerBinaries, Tools};
 use crate::progress::{Event, Progress};
 use crate::set::catalog::{self, Loaded, Selector};
@@ -156,7 +159,7 @@ impl Run<'_> {
     async fn rehearse_on(&mut self, scratch: &Scratch, tools: &Tools, globals: &str) -> Result<bool> {
         let admin = connect(&scratch.connection("postgres"), None, "opsd verify").await?;
         create_stubs(&admin, globals).await?;
-        check_extensions(&admin, self.manifest).await?;
+        check_extensions(&admin, &self.manifest.databases).await?;
         self.lap("server");
         let mut complete = true;
         for (index, database) in self.manifest.databases.iter().enumerate() {
@@ -331,8 +334,7 @@ async fn start_scratch(job: &BackupJob, manifest: &Manifest, binaries: ServerBin
 
 /// Every role of the set, unable to log in, so that owners and privileges can be restored.
 async fn create_stubs(admin: &Session, globals: &str) -> Result<()> {
-    let rows = admin.client.query("SELECT rolname::text FROM pg_roles", &[]).await.map_err(error)?;
-    let existing: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    let existing = existing_roles(admin).await?;
     for role in roles::roles(globals).iter().filter(|r| !existing.contains(&r.name)) {
         let superuser = if role.is_superuser { " SUPERUSER" } else { "" };
         let sql = format!("CREATE ROLE {} NOLOGIN{superuser}", quote_ident(&role.name));
@@ -346,37 +348,9 @@ async fn create_stubs(admin: &Session, globals: &str) -> Result<()> {
     Ok(())
 }
 
-async fn check_extensions(admin: &Session, manifest: &Manifest) -> Result<()> {
-    let rows =
-        admin.client.query("SELECT name::text FROM pg_available_extensions", &[]).await.map_err(error)?;
-    let available: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
-    let mut missing: Vec<&str> = manifest
-        .databases
-        .iter()
-        .flat_map(|d| &d.extensions)
-        .map(|e| e.name.as_str())
-        .filter(|name| !available.iter().any(|a| a == name))
-        .collect();
-    missing.sort_unstable();
-    missing.dedup();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    Err(Error::new(format!("extension {} is not available to the scratch server", missing.join(", ")))
-        .with_hint("install it for the PostgreSQL of this host; the set itself is not in question"))
-}
-
 async fn create(admin: &Session, name: &str, database: &Database) -> Result<Vec<String>> {
+    let mut warnings = create_database(admin, name, database).await?;
     let l = &database.locale;
-    let wanted = scratch::Locale {
-        encoding: &l.encoding,
-        collate: &l.collate,
-        ctype: &l.ctype,
-        provider: &l.provider,
-        locale: l.locale.as_deref(),
-        icu_rules: l.icu_rules.as_deref(),
-    };
-    let mut warnings = create_database(admin, name, &wanted).await?;
     // Money is written and read by it.
     let sql =
         format!("ALTER DATABASE {} SET lc_monetary TO {}", quote_ident(name), quote_literal(&l.monetary));

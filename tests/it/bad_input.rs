@@ -11,9 +11,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 
 use crate::support::fixtures;
 use crate::support::opsd::{Opsd, Run, quoted, quoted_list, write_private};
-use crate::support::postgres::{
-    Server, bin_dir, default_major, default_server, free_port, shared, unique,
-};
+use crate::support::postgres::{Server, bin_dir, default_major, default_server, free_port, shared, unique};
 use crate::support::s3::{SeaweedFs, repository};
 use crate::support::sets::{self, back_up, complete, contents, forge};
 

@@ -71,7 +71,8 @@ fn follow(opsd: &Opsd, id: &str, server: &Server) -> Run {
     let run = finish(bash);
     assert_eq!(run.code, Some(0), "{document}\n{run}");
     // What the document made on the way is gone again: nothing in plain text stays.
-    let mut before: BTreeSet<_> = std::fs::read_dir(directory(opsd, id)).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let mut before: BTreeSet<_> =
+        std::fs::read_dir(directory(opsd, id)).unwrap().map(|e| e.unwrap().file_name()).collect();
     before.insert("identity.txt".into());
     let after: BTreeSet<_> = std::fs::read_dir(&work).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(before, after);
