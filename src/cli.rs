@@ -61,11 +61,12 @@ pub struct Global {
 }
 
 impl Global {
-    /// Reads the configuration and logs its warnings.
+    /// Reads the configuration and says its warnings to whoever watches; `opsd config check` says them
+    /// to everybody.
     pub fn load_config(&self) -> Result<Config> {
         let (config, warnings) = crate::config::load(self.config.as_deref())?;
-        for warning in warnings {
-            tracing::warn!("{warning}");
+        for warning in warnings.iter().filter(|_| !self.quiet && output::is_terminal()) {
+            output::note("warning: ", warning.to_string());
         }
         Ok(config)
     }

@@ -101,7 +101,10 @@ pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<()>
     let mut failures: Vec<(&str, Error)> = Vec::new();
     for job in jobs {
         let begun = Instant::now();
-        match backup::create(&config, job, store.clone(), progress::bars(global), shutdown).await {
+        let bars = progress::bars(global);
+        let result = backup::create(&config, job, store.clone(), bars.progress(), shutdown).await;
+        drop(bars);
+        match result {
             Ok(created) => {
                 let set = set_report(&created, begun.elapsed().as_secs_f64());
                 if !args.json && output::is_terminal() && !global.quiet {
@@ -170,13 +173,13 @@ fn set_report(created: &Created, duration_seconds: f64) -> SetReport {
 
 fn say(set: &SetReport) {
     output::say(format!(
-        "{} {}: {} stored as {} in {:.1} s{}",
+        "{} {}: stored{} in {}, {} as {}",
         set.job,
         set.id,
+        if set.signed { " and signed" } else { "" },
+        output::seconds(set.duration_seconds),
         output::size(set.plain_bytes),
         output::size(set.stored_bytes),
-        set.duration_seconds,
-        if set.signed { ", signed" } else { "" }
     ));
     for d in &set.databases {
         output::say(format!(
@@ -187,10 +190,10 @@ fn say(set: &SetReport) {
         ));
     }
     for warning in &set.warnings {
-        output::say(format!("  warning: {warning}"));
+        output::note("  warning: ", warning);
     }
     output::say(match set.proof {
-        ProofState::Complete => "  every row has a fingerprint; prove it: opsd restore --verify",
+        ProofState::Complete => "  every row has a fingerprint; to prove the set: opsd restore --verify",
         ProofState::Partial => "  some rows have no fingerprint; see the warnings",
         ProofState::None => "  no fingerprints: this opsd does not know pg_dump's archive version",
     });
@@ -271,8 +274,10 @@ fn render(plan: &JobPlan) -> String {
         if !database.excluded.is_empty() {
             lines.push(format!("    without the rows of {}", database.excluded.join(", ")));
         }
-        lines.extend(database.warnings.iter().map(|w| format!("    warning: {w}")));
+        lines.extend(
+            database.warnings.iter().map(|w| output::wrapped("    warning: ", w).trim_end().to_owned()),
+        );
     }
     lines.push("  nothing was dumped".into());
-    lines.join("\n")
+    lines.iter().map(|line| line.trim_end()).collect::<Vec<_>>().join("\n")
 }

@@ -8,7 +8,7 @@ mod show;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::{Global, output};
+use super::Global;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::set::catalog::{Entry, Loaded};
@@ -192,11 +192,6 @@ fn short_count(number: u64) -> String {
 /// A time for people, in UTC.
 fn time(time: DateTime<Utc>) -> String {
     time.format("%Y-%m-%d %H:%M:%S UTC").to_string()
-}
-
-/// Seconds for people.
-fn seconds(seconds: f64) -> String {
-    output::duration(std::time::Duration::try_from_secs_f64(seconds).unwrap_or_default())
 }
 
 /// Sets of the jobs that are meant, by job: the configured ones and those that the repository has.

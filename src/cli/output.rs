@@ -60,11 +60,25 @@ pub fn say(text: impl AsRef<str>) {
     let _ = writeln!(io::stderr().lock(), "{}", text.as_ref());
 }
 
+/// Says a paragraph: wrapped under `first` at a terminal, as it is elsewhere, where programs read it.
+pub fn note(first: &str, text: impl AsRef<str>) {
+    let text = text.as_ref();
+    if !is_terminal() {
+        return say(format!("{first}{text}"));
+    }
+    for (i, line) in text.lines().enumerate() {
+        let words = line.trim_start();
+        let indent = &line[..line.len() - words.len()];
+        let first = if i == 0 { first } else { indent };
+        say(wrapped(first, words).trim_end());
+    }
+}
+
 /// Reports the error that ends the process.
 pub fn error(error: &Error) {
-    say(format!("error: {error}"));
+    note("error: ", error.to_string());
     if let Some(hint) = error.hint() {
-        say(format!("hint: {hint}"));
+        note("hint: ", hint);
     }
 }
 
@@ -102,6 +116,11 @@ pub fn duration(duration: Duration) -> String {
         3600..86_400 => format!("{}h {:02}m", seconds / 3600, seconds / 60 % 60),
         _ => format!("{}d {:02}h", seconds / 86_400, seconds / 3600 % 24),
     }
+}
+
+/// The same for seconds as they are recorded.
+pub fn seconds(seconds: f64) -> String {
+    duration(Duration::try_from_secs_f64(seconds).unwrap_or_default())
 }
 
 /// `1,234,567`.

@@ -12,37 +12,76 @@ use crate::progress::{Event, Progress, silent};
 /// How often a bar that does not move shows that the work goes on.
 const TICK: Duration = Duration::from_millis(200);
 
-/// Bars for whoever watches: a line for the phase and one a stream, gone when the work is done.
-pub fn bars(global: &Global) -> Progress {
+/// Bars for whoever watches: a line for the phase and one a stream. Dropping them clears the screen
+/// of them, and keeps threads that are still ending from drawing new ones under what is said next.
+pub struct Bars(Option<Arc<Mutex<Lines>>>);
+
+struct Lines {
+    all: MultiProgress,
+    phase: ProgressBar,
+    streams: HashMap<String, ProgressBar>,
+    is_over: bool,
+}
+
+/// Bars on a terminal, unless silence was asked for.
+pub fn bars(global: &Global) -> Bars {
     if global.quiet || !output::is_terminal() {
-        return silent();
+        return Bars(None);
     }
     let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
     let phase = all.add(ProgressBar::new_spinner());
-    phase.set_style(style("{spinner} {msg}"));
+    phase.set_style(style("{spinner} {msg} {elapsed}"));
     phase.enable_steady_tick(TICK);
-    let streams: Mutex<HashMap<String, ProgressBar>> = Mutex::default();
-    Arc::new(move |event| {
-        let mut streams = streams.lock().unwrap_or_else(PoisonError::into_inner);
+    Bars(Some(Arc::new(Mutex::new(Lines { all, phase, streams: HashMap::new(), is_over: false }))))
+}
+
+impl Bars {
+    /// Where work sends its events.
+    pub fn progress(&self) -> Progress {
+        let Some(lines) = self.0.clone() else { return silent() };
+        Arc::new(move |event| {
+            let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+            if !lines.is_over {
+                lines.show(event);
+            }
+        })
+    }
+}
+
+impl Drop for Bars {
+    fn drop(&mut self) {
+        let Some(lines) = &self.0 else { return };
+        let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.is_over = true;
+        lines.streams.drain().for_each(|(_, bar)| bar.finish_and_clear());
+        lines.phase.finish_and_clear();
+    }
+}
+
+impl Lines {
+    fn show(&mut self, event: Event) {
         match event {
-            Event::Phase(text) => phase.set_message(text),
+            Event::Phase(text) => {
+                self.phase.set_message(text);
+                self.phase.reset_elapsed();
+            }
             Event::StreamStarted { name, estimate } => {
                 let bar = if estimate == 0 {
-                    let bar = all.add(ProgressBar::no_length());
+                    let bar = self.all.add(ProgressBar::no_length());
                     bar.set_style(style("  {msg:26!} {bytes:>11} {bytes_per_sec:>13}"));
                     bar
                 } else {
-                    let bar = all.add(ProgressBar::new(estimate));
+                    let bar = self.all.add(ProgressBar::new(estimate));
                     bar.set_style(style(
                         "  {msg:26!} {bar:14} {bytes:>11} {bytes_per_sec:>13} {eta:>4} left",
                     ));
                     bar
                 };
                 bar.set_message(name.clone());
-                streams.insert(name, bar);
+                self.streams.insert(name, bar);
             }
             Event::StreamBytes { name, bytes } => {
-                if let Some(bar) = streams.get(&name) {
+                if let Some(bar) = self.streams.get(&name) {
                     bar.inc(bytes);
                     // The estimate is a size on disk; COPY text can be longer.
                     if bar.length().is_some_and(|length| bar.position() > length) {
@@ -51,12 +90,12 @@ pub fn bars(global: &Global) -> Progress {
                 }
             }
             Event::StreamFinished { name } => {
-                if let Some(bar) = streams.remove(&name) {
+                if let Some(bar) = self.streams.remove(&name) {
                     bar.finish_and_clear();
                 }
             }
         }
-    })
+    }
 }
 
 fn style(template: &str) -> ProgressStyle {

@@ -121,8 +121,11 @@ async fn run_verify(
     let mut results = Results { results: Vec::new() };
     let mut failures: Vec<(&str, Error)> = Vec::new();
     for job in jobs {
-        let work = verify::verify(config, job, selector, store.clone(), progress::bars(global));
-        let (report, failure) = match shutdown.guard(work).await {
+        let bars = progress::bars(global);
+        let work = verify::verify(config, job, selector, store.clone(), bars.progress());
+        let result = shutdown.guard(work).await;
+        drop(bars);
+        let (report, failure) = match result {
             Ok(rehearsal) => judged(&job.name, rehearsal),
             Err(error) if matches!(error.kind(), Kind::Interrupted | Kind::Terminated) => return Err(error),
             Err(error) => (unread(&job.name, &error), Some(error)),
@@ -204,12 +207,18 @@ fn say(report: &ResultReport) {
         ));
     }
     if !report.seconds.0.is_empty() {
-        let phases: Vec<String> = report.seconds.0.iter().map(|(p, s)| format!("{p} {s:.1}")).collect();
-        output::say(format!("  {:.1} s in all: {}", report.total_seconds, phases.join(", ")));
+        let total = output::seconds(report.total_seconds);
+        output::note("  ", format!("{total} in all: {}", phases(&report.seconds)));
     }
     for warning in &report.warnings {
-        output::say(format!("  warning: {warning}"));
+        output::note("  warning: ", warning);
     }
+}
+
+/// `data 12s, post-data 4.0s`.
+fn phases(seconds: &Phases) -> String {
+    let one = |(phase, seconds): &(String, f64)| format!("{phase} {}", output::seconds(*seconds));
+    seconds.0.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 async fn run_to(
@@ -239,8 +248,10 @@ async fn run_to(
         globals: args.globals,
         jobs: args.jobs_at_once.unwrap_or(job.streams).max(1),
     };
-    let origin = restore::origin(store, &set.manifest, identities, progress::bars(global));
+    let bars = progress::bars(global);
+    let origin = restore::origin(store, &set.manifest, identities, bars.progress());
     let report = to::restore(&origin, &set.manifest, database, &options, shutdown).await?;
+    drop(bars);
     print(args, global, &job.name, &set.manifest.id, &database.name, report)
 }
 
@@ -299,7 +310,7 @@ fn print(args: &Args, global: &Global, job: &str, id: &str, database: &str, repo
         output::say(format!("the database that was there is kept as {old:?}; drop it when you are sure"));
     }
     for warning in &document.warnings {
-        output::say(format!("warning: {warning}"));
+        output::note("warning: ", warning);
     }
     if global.quiet || !output::is_terminal() {
         return Ok(());
@@ -308,7 +319,6 @@ fn print(args: &Args, global: &Global, job: &str, id: &str, database: &str, repo
     if !document.roles_created.is_empty() {
         output::say(format!("  roles made: {}", document.roles_created.join(", ")));
     }
-    let phases: Vec<String> = document.seconds.0.iter().map(|(p, s)| format!("{p} {s:.1} s")).collect();
-    output::say(format!("  {}", phases.join(", ")));
+    output::note("  ", phases(&document.seconds));
     Ok(())
 }

@@ -5,8 +5,8 @@ use std::fmt::Write;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::{Summary, age, entries, rows_known, seconds, time, warnings};
-use crate::cli::output::{self, clean, wrapped};
+use super::{Summary, age, entries, rows_known, time, warnings};
+use crate::cli::output::{self, clean, seconds, wrapped};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::set::catalog::{self, Entry, Loaded, Signature, State};

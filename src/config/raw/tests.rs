@@ -66,7 +66,7 @@ fn defaults() {
     let job = &config.backup["db"];
     assert_eq!((job.name.as_str(), job.postgres.as_str()), ("db", "main"));
     assert_eq!(job.databases, Databases::Url);
-    assert_eq!((job.streams, job.compression), (2, 3));
+    assert_eq!((job.streams, job.compression), (2, 1));
     assert_eq!((job.part_size, job.large_table), (8 << 20, 64 << 20));
     assert_eq!((job.rpo, job.retention), (None, None));
     assert_eq!(job.verify.scratch_dir, Path::new("/var/tmp/opsd"));
