@@ -106,7 +106,7 @@ pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<()>
         _ => return Err(Error::usage("name one job to restore").with_hint("opsd restore JOB --to NAME|URL")),
     };
     let store = shutdown.guard(store::open(&config.repository)).await?;
-    shutdown.guard(run_to(&args, &config, job, &selector, store, global)).await
+    run_to(&args, &config, job, &selector, store, global, shutdown).await
 }
 
 async fn run_verify(
@@ -219,16 +219,18 @@ async fn run_to(
     selector: &Selector,
     store: Arc<dyn Store>,
     global: &Global,
+    shutdown: &Shutdown,
 ) -> Result<()> {
     let identities = restore::identities(config)?;
     let trusted = &config.encryption.trusted_keys;
-    let set = catalog::find(store.as_ref(), trusted, &config.site, &job.name, selector).await?;
+    let finding = catalog::find(store.as_ref(), trusted, &config.site, &job.name, selector);
+    let set = shutdown.guard(finding).await?;
     let database = choose_database(&set.manifest.databases, args.database.as_deref())?;
     let (connection, server) = target(args, config, database)?;
     let bin_dir = server.and_then(|s| s.bin_dir.as_deref());
     let prefix = server.map_or(&[][..], |s| s.tool_prefix.as_slice());
     let dump_major = set.manifest.pg_dump_version.split('.').next().and_then(|m| m.parse().ok()).unwrap_or(0);
-    let tools = tools::find(dump_major, bin_dir, prefix).await?;
+    let tools = shutdown.guard(tools::find(dump_major, bin_dir, prefix)).await?;
     let options = Options {
         connection,
         tools,
@@ -238,7 +240,7 @@ async fn run_to(
         jobs: args.jobs_at_once.unwrap_or(job.streams).max(1),
     };
     let origin = restore::origin(store, &set.manifest, identities, progress::bars(global));
-    let report = to::restore(&origin, &set.manifest, database, &options).await?;
+    let report = to::restore(&origin, &set.manifest, database, &options, shutdown).await?;
     print(args, global, &job.name, &set.manifest.id, &database.name, report)
 }
 

@@ -2,7 +2,9 @@
 //!
 //! A database that holds tables is never touched unless replacing was asked for. Replacing restores
 //! into a new database beside the old one, and swaps their names only once everything is in; whatever
-//! fails before that leaves the old database as it was, and the new one is dropped.
+//! fails before that, a signal included, leaves the old database as it was, and the new one is dropped.
+//! Owner, privileges and settings belong to the place: where there was a database they are its own,
+//! else they come from the set.
 
 use chrono::Utc;
 
@@ -18,6 +20,7 @@ use crate::postgres::tools::Tools;
 use crate::progress::Event;
 use crate::set::manifest::{Database, Manifest};
 use crate::set::proof::Proof;
+use crate::shutdown::Shutdown;
 
 /// What was asked for.
 pub struct Options {
@@ -50,22 +53,105 @@ pub struct Report {
     pub warnings: Vec<String>,
 }
 
-/// Restores one database of a set.
+/// What belongs to a database as a whole, and no archive gives back under another name.
+struct Place {
+    owner: String,
+    acl: Option<String>,
+    comment: Option<String>,
+    settings: Vec<settings::Setting>,
+}
+
+impl Place {
+    fn of_set(proof: Proof) -> Self {
+        let settings = proof.settings.into_iter();
+        let settings = settings.map(|s| settings::Setting { role: s.role, setting: s.setting }).collect();
+        Self { owner: proof.owner, acl: proof.acl, comment: None, settings }
+    }
+
+    async fn of_database(session: &Session) -> Result<Self> {
+        let row = session
+            .client
+            .query_one(
+                "SELECT pg_get_userbyid(datdba)::text, datacl::text, shobj_description(oid, 'pg_database')
+                   FROM pg_database WHERE datname = current_database()",
+                &[],
+            )
+            .await
+            .map_err(error)
+            .context("cannot read the database's owner and privileges")?;
+        let settings = settings::read(&session.client).await?;
+        Ok(Self { owner: row.get(0), acl: row.get(1), comment: row.get(2), settings })
+    }
+}
+
+/// What was found out before anything is touched.
+struct Ready {
+    admin: Session,
+    exists: bool,
+    /// Tables, views, sequences and large objects in the database that is there.
+    holds: i64,
+    /// Absent where the set has no proof to read it from.
+    place: Option<Place>,
+}
+
+/// Restores one database of a set. After a signal the target is as it was.
 pub async fn restore(
     origin: &Origin,
     manifest: &Manifest,
     database: &Database,
     options: &Options,
+    shutdown: &Shutdown,
 ) -> Result<Report> {
     let name = options.connection.dbname.clone();
     let mut report = Report { database: name.clone(), ..Report::default() };
+    let ready = shutdown.guard(prepare(origin, manifest, database, options, &mut report)).await?;
+    let Ready { admin, exists, holds, place } = ready;
+    let place = place.as_ref();
+    if exists && holds > 0 {
+        let beside = format!("{}_{}", truncate(&name, 40), Utc::now().format("restoring_%Y%m%d%H%M%S"));
+        let restoring = restore_into(origin, database, options, &admin, &beside, true, place, &mut report);
+        if let Err(failure) = shutdown.guard(restoring).await {
+            let dropped = drop_database(&admin, &beside).await;
+            let said = match dropped {
+                Ok(()) => format!("database {name:?} is as it was"),
+                Err(e) => format!("database {name:?} is as it was; {beside:?} could not be dropped: {e}"),
+            };
+            return Err(failure.context(said));
+        }
+        (origin.progress)(Event::Phase("swapping names".into()));
+        report.old_database = Some(swap(&admin, &name, &beside).await?);
+    } else {
+        let made = !exists;
+        let restoring = restore_into(origin, database, options, &admin, &name, made, place, &mut report);
+        if let Err(failure) = shutdown.guard(restoring).await {
+            if !made {
+                return Err(
+                    failure.context(format!("database {name:?} was empty and may hold part of the set now"))
+                );
+            }
+            if let Err(e) = drop_database(&admin, &name).await {
+                return Err(failure.context(format!("and database {name:?} could not be dropped: {e}")));
+            }
+            return Err(failure);
+        }
+    }
+    admin.close().await;
+    Ok(report)
+}
+
+/// Everything that can be refused before anything is touched. Roles are made last.
+async fn prepare(
+    origin: &Origin,
+    manifest: &Manifest,
+    database: &Database,
+    options: &Options,
+    report: &mut Report,
+) -> Result<Ready> {
+    let name = &options.connection.dbname;
     (origin.progress)(Event::Phase("checking the target".into()));
     let admin = connect_admin(&options.connection).await?;
-    let exists = admin
-        .client
-        .query_opt("SELECT FROM pg_database WHERE datname = $1", &[&name])
-        .await
-        .map_err(error)?;
+    let exists =
+        admin.client.query_opt("SELECT FROM pg_database WHERE datname = $1", &[name]).await.map_err(error)?;
     let exists = exists.is_some();
     if !exists && !options.create {
         return Err(Error::new(format!(
@@ -74,7 +160,14 @@ pub async fn restore(
         ))
         .with_hint("say --create to make it"));
     }
-    let holds = if exists { count_objects(&options.connection).await? } else { 0 };
+    let mut holds = 0;
+    let mut place = None;
+    if exists {
+        let session = connect(&options.connection, None, "opsd restore").await?;
+        holds = count_objects(&session).await?;
+        place = Some(Place::of_database(&session).await?);
+        session.close().await;
+    }
     if holds > 0 && !options.replace {
         return Err(Error::new(format!(
             "database {name:?} is not empty: it holds {holds} tables, views or sequences"
@@ -89,35 +182,8 @@ pub async fn restore(
             .with_hint("install it there first"));
     }
     let proof = read_proof(origin, database).await?;
-    check_roles(&admin, origin, manifest, options, &mut report).await?;
-
-    if exists && holds > 0 {
-        let beside = format!("{}_{}", truncate(&name, 40), Utc::now().format("restoring_%Y%m%d%H%M%S"));
-        let result =
-            restore_into(origin, database, options, &admin, &beside, true, proof.as_ref(), &mut report).await;
-        if let Err(failure) = result {
-            let dropped = drop_database(&admin, &beside).await;
-            let said = match dropped {
-                Ok(()) => format!("database {name:?} is as it was"),
-                Err(e) => format!("database {name:?} is as it was; {beside:?} could not be dropped: {e}"),
-            };
-            return Err(failure.context(said));
-        }
-        (origin.progress)(Event::Phase("swapping names".into()));
-        report.old_database = Some(swap(&admin, &name, &beside).await?);
-    } else {
-        let made = !exists;
-        let result =
-            restore_into(origin, database, options, &admin, &name, made, proof.as_ref(), &mut report).await;
-        if let Err(failure) = result {
-            if made && let Err(e) = drop_database(&admin, &name).await {
-                return Err(failure.context(format!("and database {name:?} could not be dropped: {e}")));
-            }
-            return Err(failure);
-        }
-    }
-    admin.close().await;
-    Ok(report)
+    check_roles(&admin, origin, manifest, options, report).await?;
+    Ok(Ready { admin, exists, holds, place: place.or(proof.map(Place::of_set)) })
 }
 
 #[expect(clippy::too_many_arguments, reason = "one step of restore(), called from its two branches")]
@@ -128,7 +194,7 @@ async fn restore_into(
     admin: &Session,
     name: &str,
     make: bool,
-    proof: Option<&Proof>,
+    place: Option<&Place>,
     report: &mut Report,
 ) -> Result<()> {
     if make {
@@ -178,26 +244,27 @@ async fn restore_into(
     let begun = std::time::Instant::now();
     session.client.batch_execute("ANALYZE").await.map_err(error).context("cannot analyze")?;
     report.seconds.push(("analyze".into(), begun.elapsed().as_secs_f64()));
-    if make && let Some(proof) = proof {
-        report.warnings.extend(finish_database(&session, name, proof).await?);
+    if make && let Some(place) = place {
+        report.warnings.extend(finish_database(&session, name, place).await?);
     }
     session.close().await;
     Ok(())
 }
 
-/// Settings, owner and privileges, which belong to the database rather than to what is in it.
-async fn finish_database(session: &Session, name: &str, proof: &Proof) -> Result<Vec<String>> {
-    let wanted: Vec<settings::Setting> = proof
-        .settings
-        .iter()
-        .map(|s| settings::Setting { role: s.role.clone(), setting: s.setting.clone() })
-        .collect();
-    let mut warnings = settings::apply(&session.client, name, &wanted).await?;
-    let owner = format!("ALTER DATABASE {} OWNER TO {}", quote_ident(name), quote_ident(&proof.owner));
+/// Settings, owner, privileges and comment, which belong to the database rather than to what is in it.
+async fn finish_database(session: &Session, name: &str, place: &Place) -> Result<Vec<String>> {
+    let mut warnings = settings::apply(&session.client, name, &place.settings).await?;
+    let owner = format!("ALTER DATABASE {} OWNER TO {}", quote_ident(name), quote_ident(&place.owner));
     if let Err(failure) = session.client.batch_execute(&owner).await {
-        warnings.push(format!("owner {:?} was not set: {}", proof.owner, error(failure)));
+        warnings.push(format!("owner {:?} was not set: {}", place.owner, error(failure)));
     }
-    warnings.extend(apply_acl(session, name, proof.acl.as_deref()).await?);
+    warnings.extend(apply_acl(session, name, place.acl.as_deref()).await?);
+    if let Some(comment) = &place.comment {
+        let comment = format!("COMMENT ON DATABASE {} IS {}", quote_ident(name), quote_literal(comment));
+        if let Err(failure) = session.client.batch_execute(&comment).await {
+            warnings.push(format!("the database's comment was not set: {}", error(failure)));
+        }
+    }
     Ok(warnings)
 }
 
@@ -257,8 +324,7 @@ async fn connect_admin(connection: &Connection) -> Result<Session> {
     Err(failure.unwrap_or_else(|| Error::new("no database to connect to")))
 }
 
-async fn count_objects(connection: &Connection) -> Result<i64> {
-    let session = connect(connection, None, "opsd restore").await?;
+async fn count_objects(session: &Session) -> Result<i64> {
     let row = session
         .client
         .query_one(
@@ -271,7 +337,6 @@ async fn count_objects(connection: &Connection) -> Result<i64> {
         .await
         .map_err(error)
         .context("cannot see what the database holds")?;
-    session.close().await;
     Ok(row.get(0))
 }
 

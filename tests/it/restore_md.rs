@@ -71,7 +71,8 @@ fn follow(opsd: &Opsd, id: &str, server: &Server) -> Run {
     let run = finish(bash);
     assert_eq!(run.code, Some(0), "{document}\n{run}");
     // What the document made on the way is gone again: nothing in plain text stays.
-    let mut before: BTreeSet<_> = std::fs::read_dir(directory(opsd, id)).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let mut before: BTreeSet<_> =
+        std::fs::read_dir(directory(opsd, id)).unwrap().map(|e| e.unwrap().file_name()).collect();
     before.insert("identity.txt".into());
     let after: BTreeSet<_> = std::fs::read_dir(&work).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(before, after);
@@ -102,9 +103,9 @@ fn a_set_with_split_streams() {
     let (source, target) = (fresh(), fresh());
     let database = "split";
     source.create_database(database);
-    fixtures::load(&source, database, fixtures::ALL);
     fixtures::rows(&source, database, "big_one", 700);
     fixtures::rows(&source, database, "big_two", 600);
+    fixtures::load(&source, database, fixtures::ALL);
     let mut opsd = Opsd::new(&source, &[database]);
     opsd.job.set("large_table", quoted("64KiB"));
     let id = back_up(&opsd);
@@ -144,7 +145,7 @@ fn a_set_with_a_single_stream() {
     };
     let (source, target) = (Server::start(default_major(), &tight), fresh());
     source.create_database("many");
-    fixtures::many_tables(&source, "many", 70);
+    fixtures::many_tables(&source, "many", 90);
     let opsd = Opsd::new(&source, &["many"]);
     let id = back_up(&opsd);
     let streams = manifest(&opsd, &id)["databases"][0]["streams"].clone();

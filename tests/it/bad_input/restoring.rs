@@ -20,7 +20,10 @@ fn is_untouched(server: &Server, name: &str) {
     assert_eq!(server.psql(name, "SELECT count(*), sum(id) FROM precious"), "3|6");
     let others = server.databases().into_iter().filter(|d| d != name && d.contains(name));
     assert_eq!(others.collect::<Vec<_>>(), Vec::<String>::new(), "a stray database was left");
-    assert_eq!(server.psql(name, "SELECT datallowconn FROM pg_database WHERE datname = current_database()"), "t");
+    assert_eq!(
+        server.psql(name, "SELECT datallowconn FROM pg_database WHERE datname = current_database()"),
+        "t"
+    );
 }
 
 #[test]
@@ -31,7 +34,8 @@ fn a_database_that_is_not_empty_is_refused_and_untouched() {
     let to = server.socket_url("postgres", &target);
     for more in [&[][..], &["--create"], &["--globals"]] {
         let args = [&["restore", "db", "--to", to.as_str()], more].concat();
-        opsd.run(&args).expect_failure(1, &[&target, "is not empty", "holds 1 tables", "--replace", "--create"]);
+        opsd.run(&args)
+            .expect_failure(1, &[&target, "is not empty", "holds 1 tables", "--replace", "--create"]);
         is_untouched(server, &target);
     }
     // A lone view, sequence or large object is content too.
@@ -74,7 +78,8 @@ fn a_url_with_a_password_is_refused_with_a_hint() {
         format!("postgres://postgres@127.0.0.1:{port}/{database}?password=c4nary"),
         format!("host=127.0.0.1 port={port} user=postgres password=c4nary dbname={database}"),
     ] {
-        let run = opsd.run(&["restore", "db", "--to", &to, "--replace"]).expect_failure(2, &["password", "hint: "]);
+        let run =
+            opsd.run(&["restore", "db", "--to", &to, "--replace"]).expect_failure(2, &["password", "hint: "]);
         assert!(!run.stderr.contains("c4nary"), "{run}");
     }
 }
