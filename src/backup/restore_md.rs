@@ -106,8 +106,16 @@ pub fn render(manifest: &Manifest) -> String {
             line(&format!("{to} --section=post-data --jobs=2 schema.pgdump"));
             line("rm schema.pgdump");
         }
-        line("psql -X -c 'ANALYZE'");
+        // A foreign table whose server cannot be reached ends it early.
+        line("psql -X -c 'ANALYZE' || echo 'statistics are missing, and nothing else'");
         line("```");
+        if stream("schema").is_some() {
+            line("");
+            line(
+                "If the rows of a table are refused because a constraint looks into another table, run that",
+            );
+            line("line once more after the others, before `--section=post-data`: each is one transaction.");
+        }
         if !database.extensions.is_empty() {
             line("");
             let names: Vec<String> =

@@ -188,7 +188,7 @@ fn planted_functions_and_operators_do_not_run() {
 
     let mut opsd = Opsd::new(server, &[&database]);
     opsd.postgres.set("url", quoted(&server.socket_url(&role, &database)));
-    opsd.job.set("large_table", quoted("1"));
+    opsd.job.set("large_table", quoted("1B"));
     opsd.ok(&["backup", "--dry-run"]);
     back_up(&opsd);
     let run = opsd.ok(&["restore", "--verify", "--json"]);
@@ -263,7 +263,7 @@ async fn secrets_and_rows_show_nowhere() {
     let percent: String = password.bytes().map(|b| format!("%{b:02X}")).collect();
     opsd.postgres
         .set("url", quoted(&format!("postgres://{role}:{percent}@127.0.0.1:{}/{database}", server.port)));
-    opsd.job.set("large_table", quoted("1"));
+    opsd.job.set("large_table", quoted("1B"));
     opsd.use_s3(&format!("s3://{}/p", s3.bucket), &s3.endpoint, &s3.keys.access_key, &s3.keys.secret_key);
     opsd.env("OPSD_LOG", "trace");
     let read = |name: &str| std::fs::read_to_string(opsd.path(name)).unwrap();
