@@ -33,7 +33,7 @@ use crate::progress::{Event, Progress};
 use crate::set::archive::parser::Contents;
 use crate::set::fingerprint::RowSecret;
 use crate::set::manifest::{Database, FORMAT, Manifest, Object, Server, Stream};
-use crate::set::seal::{SealOptions, seal_bytes, sha256_hex};
+use crate::set::seal::{Recipients, SealOptions, seal_bytes, sha256_hex};
 use crate::set::{self, catalog, signature};
 use crate::shutdown::Shutdown;
 use crate::store::{self, Store};
@@ -95,7 +95,7 @@ struct Source<'a> {
 
 /// Plans a backup: connects, looks, dumps nothing.
 pub async fn preview(config: &Config, job: &BackupJob) -> Result<Preview> {
-    keys::recipients(&config.encryption.recipients)?;
+    recipients(config)?;
     let source = open_source(config, job).await?;
     let mut plans = Vec::new();
     for database in &source.databases {
@@ -121,7 +121,7 @@ pub async fn create(
     progress: Progress,
     shutdown: &Shutdown,
 ) -> Result<Created> {
-    let recipients = Arc::new(keys::recipients(&config.encryption.recipients)?);
+    let recipients = recipients(config)?;
     if let Some(path) = &config.encryption.sign_key_file {
         signature::public_key(path)?;
     }
@@ -162,6 +162,15 @@ pub async fn create(
             Err(error)
         }
     }
+}
+
+/// Whom the set is encrypted to. A host that only restores has nobody configured.
+fn recipients(config: &Config) -> Result<Recipients> {
+    if config.encryption.recipients.is_empty() {
+        return Err(Error::usage("encryption.recipients: no recipient, so nobody could read the backup")
+            .with_hint("recipients = [\"age1…\"]; `opsd keygen` makes a key"));
+    }
+    Ok(Arc::new(keys::recipients(&config.encryption.recipients)?))
 }
 
 impl Source<'_> {

@@ -70,6 +70,7 @@ fn own_properties(proof: &Proof) -> Properties {
     Properties {
         owner: proof.owner.clone(),
         acl: proof.acl.clone(),
+        comment: proof.comment.clone(),
         settings: proof.settings.iter().map(setting).collect(),
     }
 }

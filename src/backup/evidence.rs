@@ -123,6 +123,7 @@ pub fn evidence(
         settings: own.settings.iter().map(setting).collect(),
         owner: own.owner.clone(),
         acl: own.acl.clone(),
+        comment: own.comment.clone(),
         excluded: coordinator.plan.excluded.clone(),
     };
     Ok(Evidence {

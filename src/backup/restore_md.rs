@@ -4,6 +4,9 @@
 
 use crate::set::manifest::{Manifest, Object, Stream};
 
+/// Databases that initdb makes.
+const EVERYWHERE: [&str; 2] = ["postgres", "template1"];
+
 /// The document for a set whose manifest is final but for `restore_md` itself.
 pub fn render(manifest: &Manifest) -> String {
     let mut text = String::new();
@@ -60,17 +63,23 @@ pub fn render(manifest: &Manifest) -> String {
         line("");
         line(&format!("## Database {}", markdown_code(&database.name)));
         line("");
-        line("An empty database with the same encoding and locale:");
-        line("");
-        line("```sh");
         let locale = &database.locale;
-        line(&format!(
-            "createdb -T template0 -E {} --lc-collate={} --lc-ctype={} -- {}",
-            shell(&locale.encoding),
-            shell(&locale.collate),
-            shell(&locale.ctype),
-            shell(&database.name)
-        ));
+        if EVERYWHERE.contains(&database.name.as_str()) {
+            line("Every server has this database already; see that it is empty:");
+            line("");
+            line("```sh");
+        } else {
+            line("An empty database with the same encoding and locale:");
+            line("");
+            line("```sh");
+            line(&format!(
+                "createdb -T template0 -E {} --lc-collate={} --lc-ctype={} -- {}",
+                shell(&locale.encoding),
+                shell(&locale.collate),
+                shell(&locale.ctype),
+                shell(&database.name)
+            ));
+        }
         line(&format!("export PGDATABASE={}", shell(&database.name)));
         line("```");
         line("");
@@ -97,8 +106,16 @@ pub fn render(manifest: &Manifest) -> String {
             line(&format!("{to} --section=post-data --jobs=2 schema.pgdump"));
             line("rm schema.pgdump");
         }
-        line("psql -X -c 'ANALYZE'");
+        // A foreign table whose server cannot be reached ends it early.
+        line("psql -X -c 'ANALYZE' || echo 'statistics are missing, and nothing else'");
         line("```");
+        if stream("schema").is_some() {
+            line("");
+            line(
+                "If the rows of a table are refused because a constraint looks into another table, run that",
+            );
+            line("line once more after the others, before `--section=post-data`: each is one transaction.");
+        }
         if !database.extensions.is_empty() {
             line("");
             let names: Vec<String> =

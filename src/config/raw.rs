@@ -12,10 +12,11 @@ use super::units::{GIB, MIB};
 use super::walk::{Env, Place, Section, Text, Walk};
 use super::{BackupJob, Config, Databases, Encryption, Location, Postgres, Repository, Retention, Verify};
 
-/// S3's bounds on the parts of a multipart upload (the last one may be smaller).
 /// zstd level. Measured on 1 GB of a social network's tables: level 1 keeps up with pg_dump (1.0 times
 /// as long as dumping to nowhere) and stores 5 % less than level 3, which takes 1.4 times as long.
 const COMPRESSION: i64 = 1;
+
+/// S3's bounds on the parts of a multipart upload (the last one may be smaller).
 const S3_PART_MIN: u64 = 5 * MIB;
 /// The largest part S3 takes.
 const PART_MAX: u64 = 5 * GIB;

@@ -14,6 +14,8 @@ pub struct Properties {
     pub owner: String,
     /// `datacl` as text; absent means the default privileges.
     pub acl: Option<String>,
+    /// Its comment.
+    pub comment: Option<String>,
     /// Its own settings.
     pub settings: Vec<Setting>,
 }
@@ -42,7 +44,8 @@ const LISTS: [&str; 6] = [
 pub async fn read(client: &Client, database: &str) -> Result<Properties> {
     let row = client
         .query_one(
-            "SELECT pg_get_userbyid(datdba)::text, datacl::text FROM pg_database WHERE datname = $1",
+            "SELECT pg_get_userbyid(datdba)::text, datacl::text, shobj_description(oid, 'pg_database')
+               FROM pg_database WHERE datname = $1",
             &[&database],
         )
         .await
@@ -62,7 +65,7 @@ pub async fn read(client: &Client, database: &str) -> Result<Properties> {
         .map_err(error)
         .context("cannot read the database's settings")?;
     let settings = settings.iter().map(|row| Setting { role: row.get(0), setting: row.get(1) }).collect();
-    Ok(Properties { owner: row.get(0), acl: row.get(1), settings })
+    Ok(Properties { owner: row.get(0), acl: row.get(1), comment: row.get(2), settings })
 }
 
 /// Gives a database these properties; returns what this server would not take, a line each.
@@ -74,6 +77,12 @@ pub async fn apply(client: &Client, database: &str, properties: &Properties) -> 
         warnings.push(format!("owner {:?} was not set: {}", properties.owner, error(failure)));
     }
     warnings.extend(apply_acl(client, database, properties.acl.as_deref()).await?);
+    if let Some(comment) = &properties.comment {
+        let sql = format!("COMMENT ON DATABASE {} IS {}", quote_ident(database), quote_literal(comment));
+        if let Err(failure) = client.batch_execute(&sql).await {
+            warnings.push(format!("the database's comment was not set: {}", error(failure)));
+        }
+    }
     Ok(warnings)
 }
 

@@ -89,7 +89,8 @@ pub async fn restore(
     check_roles(&admin, origin, manifest, options, &mut report).await?;
 
     if exists && holds == 0 {
-        shutdown.guard(fill(origin, database, options, &name, &mut report)).await?;
+        let filled = shutdown.guard(fill(origin, database, options, &name, &mut report)).await;
+        filled.with_context(|| format!("database {name:?} was empty and may hold part of the set now"))?;
         admin.close().await;
         return Ok(report);
     }
@@ -179,10 +180,39 @@ async fn fill(
 
     (origin.progress)(Event::Phase("analyzing".into()));
     let begun = std::time::Instant::now();
-    session.client.batch_execute("ANALYZE").await.map_err(error).context("cannot analyze")?;
+    report.warnings.extend(analyze(&session).await?);
     report.seconds.push(("analyze".into(), begun.elapsed().as_secs_f64()));
     session.close().await;
     Ok(())
+}
+
+/// Statistics for the planner. All at once stops at the first table that it cannot read, such as one
+/// on a foreign server; then each table by itself. Missing statistics lose nothing, so they are a
+/// warning.
+async fn analyze(session: &Session) -> Result<Vec<String>> {
+    let Err(failure) = session.client.batch_execute("ANALYZE").await else { return Ok(Vec::new()) };
+    let failure = error(failure);
+    if session.client.is_closed() {
+        return Err(failure.context("cannot analyze"));
+    }
+    let mut warnings = vec![format!("ANALYZE of the whole database failed: {failure}")];
+    let tables = session
+        .client
+        .query(
+            "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+              WHERE c.relkind IN ('r', 'm') AND c.relpersistence <> 't' AND n.nspname <> 'information_schema'",
+            &[],
+        )
+        .await
+        .map_err(error)
+        .context("cannot list the tables to analyze")?;
+    for row in tables {
+        let table: String = row.get(0);
+        if let Err(failure) = session.client.batch_execute(&format!("ANALYZE {table}")).await {
+            warnings.push(format!("table {table} was not analyzed: {}", error(failure)));
+        }
+    }
+    Ok(warnings)
 }
 
 /// A session in another database of the same server: a database cannot be renamed or made from

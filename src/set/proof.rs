@@ -25,6 +25,8 @@ pub struct Proof {
     pub owner: String,
     /// Its privileges, `datacl` as text; absent means the default.
     pub acl: Option<String>,
+    /// Its comment.
+    pub comment: Option<String>,
     /// Tables whose rows were left out because the configuration says so.
     pub excluded: Vec<String>,
 }

@@ -103,9 +103,9 @@ fn a_set_with_split_streams() {
     let (source, target) = (fresh(), fresh());
     let database = "split";
     source.create_database(database);
-    fixtures::load(&source, database, fixtures::ALL);
     fixtures::rows(&source, database, "big_one", 700);
     fixtures::rows(&source, database, "big_two", 600);
+    fixtures::load(&source, database, fixtures::ALL);
     let mut opsd = Opsd::new(&source, &[database]);
     opsd.job.set("large_table", quoted("64KiB"));
     let id = back_up(&opsd);
@@ -145,7 +145,7 @@ fn a_set_with_a_single_stream() {
     };
     let (source, target) = (Server::start(default_major(), &tight), fresh());
     source.create_database("many");
-    fixtures::many_tables(&source, "many", 70);
+    fixtures::many_tables(&source, "many", 90);
     let opsd = Opsd::new(&source, &["many"]);
     let id = back_up(&opsd);
     let streams = manifest(&opsd, &id)["databases"][0]["streams"].clone();

@@ -162,6 +162,7 @@ fn any_changed_byte_of_a_stream_is_caught() {
 fn a_manifest_of_a_newer_version_is_refused_everywhere_but_does_not_block() {
     let (server, opsd, _) = site();
     let older = back_up(&opsd);
+    sets::next_second();
     let id = back_up(&opsd);
     forge(&opsd, &id, |m| m["format"] = 2.into());
     let before = contents(&opsd);
@@ -172,6 +173,7 @@ fn a_manifest_of_a_newer_version_is_refused_everywhere_but_does_not_block() {
     assert!(contents(&opsd) == before);
     // The older set is as good as before, and so is the next backup.
     opsd.ok(&["restore", "--verify", "--backup", &older]);
+    sets::next_second();
     back_up(&opsd);
     proven(&opsd);
 }

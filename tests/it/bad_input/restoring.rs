@@ -320,3 +320,21 @@ fn at_selects_the_set_by_the_time_of_its_data() {
     empty.repository.set("url", quoted(&format!("file://{}", empty.path("other").display())));
     empty.run(&["restore", "--verify"]).expect_failure(1, &["no set of job \"db\"", "hint: "]);
 }
+
+/// A foreign server that cannot be reached ends an ANALYZE of everything, and must not end a restore.
+#[test]
+fn a_foreign_table_that_cannot_be_read_does_not_fail_a_restore() {
+    let server = default_server();
+    let database = fixtures::database_with(server, "far", &[fixtures::ROLES, fixtures::FOREIGN]);
+    fixtures::rows(server, &database, "near", 100);
+    let opsd = Opsd::new(server, &[&database]);
+    back_up(&opsd);
+    let target = unique("far_copy");
+    let to = server.socket_url("postgres", &target);
+    let run = opsd.ok(&["restore", "db", "--to", &to, "--create", "--json"]);
+    assert!(run.json()["warnings"].to_string().contains("ANALYZE"), "{run}");
+    assert_same_content(db(server, &database), db(server, &target));
+    let analyzed = "SELECT reltuples FROM pg_class WHERE oid = 'near'::regclass";
+    assert_eq!(server.psql(&target, analyzed), "100", "what can be analyzed is");
+    server.drop_database(&target);
+}

@@ -87,3 +87,11 @@ pub fn result(run: &super::opsd::Run) -> Value {
     assert_eq!(results.len(), 1, "{run}");
     results[0].clone()
 }
+
+/// Returns in the next second of the clock: ids count seconds, and order by them is all that is known
+/// of a set whose manifest is refused.
+pub fn next_second() {
+    let second = || chrono::Utc::now().timestamp();
+    let now = second();
+    super::processes::until("the next second", || second() > now);
+}
