@@ -68,12 +68,14 @@ impl Lines {
             Event::StreamStarted { name, estimate } => {
                 let bar = if estimate == 0 {
                     let bar = self.all.add(ProgressBar::no_length());
-                    bar.set_style(style("  {msg:26!} {bytes:>11} {bytes_per_sec:>13}"));
+                    bar.set_style(style("  {msg:24!} {bytes:>11} {bytes_per_sec:>13}"));
                     bar
                 } else {
                     let bar = self.all.add(ProgressBar::new(estimate));
+                    // Two columns are left for the ^C that a terminal prints: past the edge it would
+                    // move the lines that are to be cleared.
                     bar.set_style(style(
-                        "  {msg:26!} {bar:14} {bytes:>11} {bytes_per_sec:>13} {eta:>4} left",
+                        "  {msg:24!} {bar:14} {bytes:>11} {bytes_per_sec:>13} {eta:>4} left",
                     ));
                     bar
                 };
