@@ -28,10 +28,13 @@ const KEPT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.')
 
 /// A database's name as a key component: percent-encoded, and never `.` or `..` or empty.
 pub fn database_component(name: &str) -> String {
+    if name.is_empty() {
+        return "%".into(); // what no other name becomes
+    }
     let encoded = utf8_percent_encode(name, KEPT).to_string();
     // The folder of a database must not look like one of the set's own objects.
     if encoded.chars().all(|c| c == '.') || is_set_object(&encoded) {
-        encoded.replacen('.', "%2E", encoded.matches('.').count())
+        encoded.replace('.', "%2E")
     } else {
         encoded
     }
@@ -72,7 +75,54 @@ pub fn set_prefix(site: &str, job: &str, id: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::store::check_key;
+
+    /// Names as PostgreSQL allows them (63 bytes at the most), often almost the same.
+    fn any_name() -> impl Strategy<Value = String> {
+        let odd = "[.%a/\\\\ \"é2E]{0,6}";
+        prop_oneof![odd, any::<String>(), "(verified-|manifest|failed|RESTORE|globals)[.%a-zA-Z]{0,12}"]
+            .prop_map(|name| {
+                let mut name = name.replace('\0', "");
+                while name.len() > 63 {
+                    name.pop();
+                }
+                name
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn a_databases_folder_is_safe_and_its_own(one in any_name(), two in any_name()) {
+            let folder = database_component(&one);
+            prop_assert_eq!(one == two, folder == database_component(&two));
+            prop_assert!(!folder.contains('/') && folder.is_ascii() && folder.len() <= 3 * 63);
+            prop_assert!(check_key(&folder).is_ok(), "{:?}", folder);
+            prop_assert!(!is_set_object(&folder));
+        }
+
+        #[test]
+        fn any_second_has_an_id(seconds in 0i64..253_402_300_799) {
+            let start = DateTime::from_timestamp(seconds, 0).unwrap();
+            let id = new_id(start);
+            prop_assert_eq!(id_time(&id), Some(start));
+            prop_assert!(check_key(&id).is_ok());
+        }
+
+        #[test]
+        fn noise_is_no_id(noise in "\\PC{0,30}") {
+            prop_assert_eq!(id_time(&noise), None);
+        }
+    }
+
+    #[test]
+    fn even_the_empty_name_has_a_folder() {
+        assert_eq!(database_component(""), "%");
+        assert_eq!(database_component("%"), "%25");
+        assert_eq!(database_component(&"é".repeat(31)).len(), 186);
+    }
 
     #[test]
     fn a_databases_folder_never_looks_like_a_document_of_the_set() {

@@ -231,15 +231,12 @@ fn check_privileges(inventory: &Inventory, excluded: &HashSet<u32>) -> Result<()
 fn excluded_tables(inventory: &Inventory, patterns: &[String]) -> Result<HashSet<u32>> {
     let mut excluded = HashSet::new();
     for pattern in patterns {
-        let before = excluded.len();
-        let hits = inventory.tables.iter().filter(|t| matches_pattern(pattern, t)).map(|t| t.oid);
-        let hits: Vec<u32> = hits.collect();
-        if hits.is_empty() {
+        let mut hits = inventory.tables.iter().filter(|t| matches_pattern(pattern, t)).peekable();
+        if hits.peek().is_none() {
             return Err(Error::usage(format!("exclude_table_data {pattern:?} matches no table"))
                 .with_hint("patterns are schema.table with * and ?"));
         }
-        excluded.extend(hits);
-        debug_assert!(excluded.len() >= before);
+        excluded.extend(hits.map(|t| t.oid));
     }
     let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
     for table in &inventory.tables {
@@ -258,37 +255,41 @@ fn excluded_tables(inventory: &Inventory, patterns: &[String]) -> Result<HashSet
     Ok(excluded)
 }
 
+/// `schema.table`, or `table` in whatever schema. Names may hold dots, so each may be the one between.
 fn matches_pattern(pattern: &str, table: &Table) -> bool {
-    match pattern.split_once('.') {
-        Some((schema, name)) => {
-            glob(schema.as_bytes(), table.schema.as_bytes()) && glob(name.as_bytes(), table.name.as_bytes())
-        }
-        None => glob(pattern.as_bytes(), table.name.as_bytes()),
+    let mut splits = pattern.match_indices('.').peekable();
+    if splits.peek().is_none() {
+        return glob(pattern, &table.name);
     }
+    splits.any(|(dot, _)| glob(&pattern[..dot], &table.schema) && glob(&pattern[dot + 1..], &table.name))
 }
 
-/// `*` any run, `?` any byte; everything else itself.
-fn glob(pattern: &[u8], text: &[u8]) -> bool {
-    let (mut p, mut t, mut star) = (0, 0, None);
+/// `*` any run, `?` any character; everything else itself. When something does not fit, the last `*`
+/// takes one more character, so it is never worse than pattern times text.
+fn glob(pattern: &str, text: &str) -> bool {
+    let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
+    let (mut p, mut t) = (0, 0);
+    // Behind the last `*`, and how far it reaches.
+    let mut star = None;
     while t < text.len() {
         match pattern.get(p) {
-            Some(b'*') => {
-                star = Some((p, t));
+            Some('*') => {
                 p += 1;
+                star = Some((p, t));
             }
-            Some(c) if *c == b'?' || *c == text[t] => {
+            Some(c) if *c == '?' || *c == text[t] => {
                 p += 1;
                 t += 1;
             }
-            _ => match star {
-                Some((sp, st)) => {
-                    p = sp + 1;
-                    t = st + 1;
-                    star = Some((sp, st + 1));
-                }
-                None => return false,
-            },
+            _ => {
+                let Some((behind, reach)) = star else { return false };
+                (p, t) = (behind, reach + 1);
+                star = Some((behind, reach + 1));
+            }
         }
     }
-    pattern[p..].iter().all(|c| *c == b'*')
+    pattern[p..].iter().all(|c| *c == '*')
 }
+
+#[cfg(test)]
+mod tests;

@@ -144,7 +144,7 @@ pub fn render(manifest: &Manifest) -> String {
 }
 
 fn unseal(stream: &Stream) -> String {
-    let decrypt = |o: &Object| format!("age -d -i identity.txt {}", shell(&o.key));
+    let decrypt = |o: &Object| format!("age -d -i identity.txt {}", shell(&path(&o.key)));
     match stream.objects.as_slice() {
         [one] => format!("{} | zstd -dc", decrypt(one)),
         many => {
@@ -152,6 +152,11 @@ fn unseal(stream: &Stream) -> String {
             format!("{{ {}; }} | zstd -dc", all.join(" && "))
         }
     }
+}
+
+/// A file below the working directory, which no program takes for an option.
+fn path(key: &str) -> String {
+    if key.starts_with('-') { format!("./{key}") } else { key.into() }
 }
 
 /// A word for the shell.
@@ -169,6 +174,150 @@ fn conninfo(value: &str) -> String {
     value.replace('\\', "\\\\").replace('\'', "\\'")
 }
 
+/// Between more backticks than the text holds in a row.
 fn markdown_code(text: &str) -> String {
-    format!("`` {} ``", text.replace('\n', " "))
+    let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
+    let fence = "`".repeat(longest + 1);
+    format!("{fence} {} {fence}", text.replace(['\n', '\r'], " "))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::set::manifest::tests::manifest;
+
+    /// What a shell makes of a script; it must succeed.
+    fn bash(arguments: &[&str], script: &str) -> Vec<u8> {
+        let output = std::process::Command::new("bash").args(arguments).arg(script).output().unwrap();
+        assert!(output.status.success(), "{}\n{script}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.stderr.is_empty(), "{}\n{script}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    }
+
+    fn blocks(document: &str) -> Vec<String> {
+        let mut lines = document.lines();
+        let mut blocks = Vec::new();
+        while lines.by_ref().any(|line| line == "```sh") {
+            let block: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
+            blocks.push(block.join("\n"));
+        }
+        blocks
+    }
+
+    /// A manifest of one database called this.
+    fn named(name: &str) -> Manifest {
+        let mut manifest = manifest();
+        manifest.databases.truncate(1);
+        let database = &mut manifest.databases[0];
+        let folder = crate::set::database_component(name);
+        for stream in database.streams.iter_mut().chain(&mut database.proof_object) {
+            for object in &mut stream.objects {
+                object.key = object.key.replacen("shop", &folder, 1);
+            }
+        }
+        database.name = name.into();
+        manifest
+    }
+
+    const ODD: [&str; 14] = [
+        "shop",
+        "",
+        "../x \"y\"",
+        "it's",
+        "'; touch owned; '",
+        "$HOME $(id) `id`",
+        "a\nb",
+        "-rf",
+        "--help",
+        "\\",
+        "\\'",
+        "~",
+        "!! * ? [a] {b,c} #x & | < >",
+        "é\u{202e}",
+    ];
+
+    #[test]
+    fn words_reach_a_program_as_they_are() {
+        for word in ODD {
+            assert_eq!(bash(&["-c"], &format!("printf %s {}", shell(&path(word)))), path(word).as_bytes());
+            assert_eq!(
+                bash(&["-c"], &format!("printf '%s\\0' -- {}", shell(word))),
+                format!("--\0{word}\0").as_bytes()
+            );
+        }
+    }
+
+    #[test]
+    fn every_command_is_one_that_a_shell_understands() {
+        for name in ODD {
+            let document = render(&named(name));
+            let blocks = blocks(&document);
+            assert!(blocks.len() >= 5, "{document}");
+            for block in blocks {
+                bash(&["-n", "-c"], &block);
+            }
+        }
+    }
+
+    /// The commands, with stand-ins that say what they were given.
+    #[test]
+    fn programs_are_given_the_sets_objects_and_databases() {
+        const STAND_INS: &str = r#"
+            age() { [ "$1 $2 $3" = "-d -i identity.txt" ] && [ $# = 4 ] && printf 'age %s\n' "$4"; }
+            zstd() { cat; }
+            createdb() { printf 'createdb <%s> ' "${@: -1}"; printf '%s ' "${@:1:$#-1}"; echo; }
+            pg_restore() { printf 'pg_restore <%s> <%s>\n' "$2" "${*:3}"; case "$*" in *schema.pgdump) cat schema.pgdump;; *) cat;; esac; }
+            psql() { printf 'psql %s <%s>\n' "$*" "$PGDATABASE"; }
+            rm() { command rm "$@" && echo "rm $*"; }
+        "#;
+        for name in ODD {
+            let manifest = named(name);
+            let document = render(&manifest);
+            let block = blocks(&document).iter().skip(3).take(2).cloned().collect::<Vec<_>>().join("\n");
+            let directory = tempfile::tempdir().unwrap();
+            let script = format!("cd {}\n{STAND_INS}\n{block}", shell(directory.path().to_str().unwrap()));
+            let said = String::from_utf8(bash(&["-c"], &script)).unwrap();
+            let folder = path(&crate::set::database_component(name));
+            let to = format!("<dbname='{}'>", conninfo(name));
+            let expected = format!(
+                "createdb <{name}> -T template0 -E UTF8 --lc-collate=C.UTF-8 --lc-ctype=C.UTF-8 -- \n\
+                 pg_restore {to} <--section=pre-data schema.pgdump>\n\
+                 age {folder}/schema.pgdump.zst.age\n\
+                 pg_restore {to} <--single-transaction>\n\
+                 age {folder}/data-rest.pgdump.zst.age\n\
+                 age {folder}/data-rest.pgdump.zst.age.001\n\
+                 pg_restore {to} <--section=post-data --jobs=2 schema.pgdump>\n\
+                 age {folder}/schema.pgdump.zst.age\n\
+                 rm schema.pgdump\n\
+                 psql -X -c ANALYZE <{name}>\n"
+            );
+            assert_eq!(said, expected);
+        }
+    }
+
+    #[test]
+    fn sums_are_checked_for_every_object_but_the_document_itself() {
+        let manifest = manifest();
+        let document = render(&manifest);
+        for object in manifest.objects().filter(|o| o.key != crate::set::RESTORE_MD) {
+            assert!(document.contains(&format!("\n{}  {}\n", object.sha256, object.key)), "{}", object.key);
+        }
+        assert!(!document.contains("  RESTORE.md\n"));
+    }
+
+    #[test]
+    fn a_name_does_not_end_its_own_code_span() {
+        assert_eq!(markdown_code("shop"), "` shop `");
+        assert_eq!(markdown_code("a``b\n# c"), "``` a``b # c ```");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+        #[test]
+        fn any_word_reaches_a_program_as_it_is(word in "[^\0]{0,20}") {
+            prop_assert_eq!(bash(&["-c"], &format!("printf %s x{}", shell(&word))), format!("x{word}").into_bytes());
+        }
+    }
 }

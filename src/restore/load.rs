@@ -1,7 +1,8 @@
 //! Streams into a database: pre-data, then every data stream (as many at once as there are jobs),
 //! then post-data in parallel.
 //!
-//! Each data stream is one transaction, so that running it again cannot double its rows. A stream
+//! Each data stream is one transaction (where the server lets pg_restore have one), so that running it
+//! again cannot double its rows. A stream
 //! that fails beside others is run once more alone at the end: a CHECK whose function reads another
 //! table only holds once that table is loaded. The schema archive waits in anonymous memory, because
 //! pg_restore needs to seek in it and plaintext does not belong on a disk.
@@ -109,7 +110,10 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
     (origin.progress)(Event::Phase(format!("{}: rows", database.name)));
     let mut data: Vec<&Stream> = database.streams.iter().filter(|s| s.name != "schema").collect();
     data.sort_by_key(|s| std::cmp::Reverse(s.plain_size));
-    loaded.warnings.extend(load_data(origin, database, &data, target).await?);
+    // --single-transaction also ends at the first error, and on an older server pg_restore 17 begins
+    // with one. There a stream cannot be run again: its rows would double.
+    let is_atomic = !loaded.warnings.iter().any(|warning| warning == HARMLESS[0].0);
+    loaded.warnings.extend(load_data(origin, database, &data, target, is_atomic).await?);
     lap(&mut loaded, "data");
 
     (origin.progress)(Event::Phase(format!("{}: indexes and constraints", database.name)));
@@ -123,19 +127,21 @@ async fn load_data(
     database: &Database,
     streams: &[&Stream],
     target: &Target,
+    is_atomic: bool,
 ) -> Result<Vec<String>> {
     let mut waiting = streams.iter().map(|s| (*s).clone());
     let mut running = tokio::task::JoinSet::new();
     let mut warnings = Vec::new();
     let mut again: Vec<(Stream, Error)> = Vec::new();
-    let arguments = ["--section=data", "--single-transaction"];
+    let arguments: &'static [&'static str] =
+        if is_atomic { &["--section=data", "--single-transaction"] } else { &["--section=data"] };
     loop {
         while running.len() < target.jobs.max(1)
             && let Some(stream) = waiting.next()
         {
             let (origin, database, target) = (origin.clone(), database.clone(), target.clone());
             running.spawn(async move {
-                let result = run_stream(&origin, &database, &stream, &target, &arguments, false).await;
+                let result = run_stream(&origin, &database, &stream, &target, arguments, false).await;
                 (stream, result)
             });
         }
@@ -144,13 +150,15 @@ async fn load_data(
             Some(Err(error)) => return Err(Error::new(format!("a stream stopped: {error}"))),
             Some(Ok((_, Ok((_, said))))) => warnings.extend(said),
             // Damage does not go away by trying again.
-            Some(Ok((_, Err(error)))) if error.kind() != crate::error::Kind::Failed => return Err(error),
+            Some(Ok((_, Err(error)))) if !is_atomic || error.kind() != crate::error::Kind::Failed => {
+                return Err(error);
+            }
             Some(Ok((stream, Err(error)))) => again.push((stream, error)),
         }
     }
     for (stream, error) in again {
         tracing::info!("{error}; trying once more, after the others");
-        let (_, said) = run_stream(origin, database, &stream, target, &arguments, false).await?;
+        let (_, said) = run_stream(origin, database, &stream, target, arguments, false).await?;
         warnings.extend(said);
     }
     Ok(warnings)
@@ -273,30 +281,138 @@ impl Target {
     }
 }
 
-/// Success, harmless complaints as warnings, or an error with the first real complaints.
+/// What pg_restore may complain of although everything is restored, with the command that it names: a
+/// setting that its majors from 17 on send and an older server does not know, and a schema that every
+/// new database has.
+const HARMLESS: [(&str, &str); 2] = [
+    (
+        "pg_restore: error: could not execute query: ERROR:  unrecognized configuration parameter \"transaction_timeout\"",
+        "Command was: SET transaction_timeout = 0;",
+    ),
+    (
+        "pg_restore: error: could not execute query: ERROR:  schema \"public\" already exists",
+        "Command was: CREATE SCHEMA public;",
+    ),
+];
+
+/// Success, harmless complaints as warnings, or an error with what pg_restore said.
 ///
-/// pg_restore goes on after an error and exits with 1. What is harmless is told by name: a setting
-/// that a newer pg_dump sends and an older server does not know, and what every new database has.
+/// pg_restore goes on after an error and exits with 1.
 fn judge(exit: &Exit) -> Result<Vec<String>> {
     let lines = exit.stderr_lines();
-    if exit.status.success() {
+    if exit.status.success() && !lines.iter().any(|l| l.starts_with("pg_restore: error:")) {
         return Ok(lines.into_iter().filter(|l| l.contains("warning:")).collect());
     }
-    let is_error = |line: &&String| line.starts_with("pg_restore: error:");
-    let errors: Vec<&String> = lines.iter().filter(is_error).collect();
-    let reported = lines.iter().rev().find_map(|l| {
-        l.split_once("errors ignored on restore: ").and_then(|(_, n)| n.trim().parse::<usize>().ok())
-    });
-    let harmless = errors.iter().filter(|l| is_harmless(l)).count();
-    if exit.status.code() == Some(1) && reported == Some(harmless) && errors.len() == harmless && harmless > 0
+    if exit.status.code() == Some(1)
+        && let Some(complaints) = harmless(&lines)
     {
-        return Ok(errors.into_iter().map(|l| l.trim().to_owned()).collect());
+        return Ok(complaints);
     }
     exit.check()?;
-    Err(Error::new("pg_restore failed"))
+    Err(Error::new(exit.stderr.trim()).context("pg_restore complained"))
 }
 
-fn is_harmless(line: &str) -> bool {
-    line.contains("unrecognized configuration parameter \"transaction_timeout\"")
-        || line.contains("schema \"public\" already exists")
+/// The complaints, if each of them is known to be harmless. Every line must be understood, because an
+/// error's text may be of the dumped database's choosing. How many errors pg_restore counted says
+/// nothing: with `--jobs` it leaves out what its workers met while they connected.
+fn harmless(lines: &[String]) -> Option<Vec<String>> {
+    let (last, lines) = lines.split_last()?;
+    last.strip_prefix("pg_restore: warning: errors ignored on restore: ")?.parse::<u32>().ok()?;
+    let mut complaints = Vec::new();
+    let mut lines = lines.iter().map(String::as_str);
+    while let Some(line) = lines.next() {
+        if let Some((_, command)) = HARMLESS.iter().find(|(error, _)| *error == line) {
+            if lines.next() != Some(command) {
+                return None;
+            }
+            complaints.push(line.to_owned());
+        } else if line.starts_with("pg_restore: warning: ") {
+            complaints.push(line.to_owned());
+        } else if !line.starts_with("pg_restore: while ") && !line.starts_with("pg_restore: from TOC entry ")
+        {
+            return None;
+        }
+    }
+    Some(complaints)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+    use crate::error::Kind;
+
+    fn exit(code: i32, stderr: &str) -> Exit {
+        Exit {
+            name: "pg_restore".into(),
+            status: std::process::ExitStatus::from_raw(code << 8),
+            stderr: stderr.into(),
+        }
+    }
+
+    const TIMEOUT: &str = "pg_restore: error: could not execute query: ERROR:  unrecognized configuration parameter \"transaction_timeout\"\nCommand was: SET transaction_timeout = 0;\n";
+    const PUBLIC: &str = "pg_restore: error: could not execute query: ERROR:  schema \"public\" already exists\nCommand was: CREATE SCHEMA public;\n\n\n";
+
+    fn ignored(n: u32) -> String {
+        format!("pg_restore: warning: errors ignored on restore: {n}\n")
+    }
+
+    /// What pg_restore 13, 17 and 18 really wrote, into 13, 14 and 17.
+    #[test]
+    fn harmless_complaints_are_warnings() {
+        let cases = [
+            (format!("{TIMEOUT}{}", ignored(1)), 1),
+            (format!("{PUBLIC}{}", ignored(1)), 1),
+            (format!("{TIMEOUT}{PUBLIC}{}", ignored(2)), 2),
+            // With --jobs=3 five are said and two are counted.
+            (format!("{}{}", TIMEOUT.repeat(5), ignored(2)), 5),
+            (
+                format!(
+                    "pg_restore: while PROCESSING TOC:\npg_restore: from TOC entry 3; 2615 2200 SCHEMA public postgres\n{PUBLIC}{}",
+                    ignored(1)
+                ),
+                1,
+            ),
+        ];
+        for (stderr, complaints) in cases {
+            assert_eq!(judge(&exit(1, &stderr)).unwrap().len(), complaints, "{stderr}");
+            assert!(judge(&exit(2, &stderr)).is_err());
+            assert!(judge(&exit(0, &stderr)).is_err(), "errors and success do not go together");
+        }
+        assert!(judge(&exit(0, "")).unwrap().is_empty());
+        assert_eq!(judge(&exit(0, "pg_restore: warning: x\n")).unwrap(), ["pg_restore: warning: x"]);
+    }
+
+    #[test]
+    fn a_real_error_is_never_called_harmless() {
+        let copy = "pg_restore: error: COPY failed for table \"u\": ERROR:  schema \"public\" already exists\nCONTEXT:  PL/pgSQL function public.f(integer) line 1 at RAISE\nCOPY u, line 1: \"1\t1\"\n";
+        let role = "pg_restore: error: could not execute query: ERROR:  role \"nobodyhere\" does not exist\nCommand was: ALTER TABLE public.t OWNER TO nobodyhere;\n\n";
+        let keys = "pg_restore: error: could not execute query: ERROR:  multiple primary keys for table \"t\" are not allowed\nCommand was: ALTER TABLE ONLY public.t\n    ADD CONSTRAINT t_pkey PRIMARY KEY (id);\n\n\n";
+        // A name, or what a function raises, is of somebody else's choosing.
+        let name = "pg_restore: error: could not execute query: ERROR:  relation \"a: schema \"public\" already exists\" does not exist\nCommand was: CREATE SCHEMA public;\n";
+        let raised = "pg_restore: error: could not execute query: ERROR:  schema \"public\" already exists\nCONTEXT:  PL/pgSQL function public.f(integer) line 1 at RAISE\nCommand was: CREATE INDEX ui ON public.u USING btree (public.f(b));\n";
+        let forged = "pg_restore: error: could not execute query: ERROR:  schema \"public\" already exists\nCommand was: CREATE SCHEMA public;\nCONTEXT:  PL/pgSQL function public.f(integer) line 1 at RAISE\nCommand was: CREATE INDEX ui ON public.u USING btree (public.f(b));\n";
+        let cut = "pg_restore: error: could not exe\n[… 100 bytes …]\nSET transaction_timeout = 0;\n";
+        for real in [copy, role, keys, name, raised, forged, cut] {
+            for stderr in [
+                format!("{real}{}", ignored(1)),
+                format!("{TIMEOUT}{real}{}", ignored(2)),
+                format!("{real}{TIMEOUT}{}", ignored(2)),
+                format!("{TIMEOUT}{real}{}", ignored(1)),
+            ] {
+                let error = judge(&exit(1, &stderr)).unwrap_err();
+                assert_eq!(error.kind(), Kind::Failed);
+                assert!(error.to_string().contains("exited with status 1"), "{error}");
+            }
+        }
+        // It stopped at once (--single-transaction), lost its connection, or said nothing.
+        let lost =
+            "pg_restore: error: error returned by PQputCopyData: server closed the connection unexpectedly\n";
+        for stderr in [TIMEOUT, lost, "", "pg_restore: error: a worker process died unexpectedly\n"] {
+            assert!(judge(&exit(1, stderr)).is_err(), "{stderr}");
+        }
+        let killed = Exit { status: std::process::ExitStatus::from_raw(9), ..exit(0, &ignored(1)) };
+        assert!(judge(&killed).is_err());
+    }
 }

@@ -157,6 +157,10 @@ pub struct Object {
     pub sha256: String,
 }
 
+fn total(mut numbers: impl Iterator<Item = u64>) -> Option<u64> {
+    numbers.try_fold(0, u64::checked_add)
+}
+
 impl Manifest {
     /// Reads a manifest found under `site/job/id`, refusing unknown versions, manifests that belong
     /// elsewhere, and keys that are not this set's.
@@ -184,6 +188,21 @@ impl Manifest {
             ))
             .with_hint("a set was copied or moved to where it does not belong"));
         }
+        // Sums of what it claims are shown and planned with.
+        let databases = &manifest.databases;
+        let sums = [
+            total(manifest.objects().map(|o| o.size)),
+            total(manifest.streams().map(|s| s.plain_size)),
+            total(databases.iter().map(|d| d.tables)),
+            total(databases.iter().map(|d| d.rows)),
+            total(databases.iter().map(|d| d.bytes)),
+        ];
+        if sums.contains(&None) {
+            return Err(Error::differs("manifest claims more than there can be"));
+        }
+        if let Some(stream) = manifest.streams().find(|s| s.objects.is_empty()) {
+            return Err(Error::differs(format!("manifest lists no object for stream {:?}", stream.name)));
+        }
         let mut seen = std::collections::HashSet::new();
         for object in manifest.objects() {
             check_key(&object.key).map_err(|e| Error::differs(e).context("manifest"))?;
@@ -206,13 +225,14 @@ impl Manifest {
         Ok(bytes)
     }
 
+    /// Every sealed stream.
+    fn streams(&self) -> impl Iterator<Item = &Stream> {
+        self.globals.iter().chain(self.databases.iter().flat_map(|d| d.streams.iter().chain(&d.proof_object)))
+    }
+
     /// Every object the set consists of, the manifest and its signature aside.
     pub fn objects(&self) -> impl Iterator<Item = &Object> {
-        self.globals
-            .iter()
-            .chain(self.databases.iter().flat_map(|d| d.streams.iter().chain(&d.proof_object)))
-            .flat_map(|s| &s.objects)
-            .chain(std::iter::once(&self.restore_md))
+        self.streams().flat_map(|s| &s.objects).chain(std::iter::once(&self.restore_md))
     }
 
     /// Bytes stored, the manifest aside.
@@ -222,10 +242,7 @@ impl Manifest {
 
     /// Bytes before compression. The sizes are somebody else's word: their sum does not wrap around.
     pub fn plain_bytes(&self) -> u64 {
-        self.globals
-            .iter()
-            .chain(self.databases.iter().flat_map(|d| d.streams.iter().chain(&d.proof_object)))
-            .fold(0, |sum, s| sum.saturating_add(s.plain_size))
+        self.streams().fold(0, |sum, s| sum.saturating_add(s.plain_size))
     }
 
     /// The weakest proof of all databases.
@@ -237,6 +254,207 @@ impl Manifest {
             ProofState::Partial
         } else {
             ProofState::Complete
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::error::Kind;
+
+    const ID: &str = "20261121T030000Z-7f3a";
+
+    fn stream(name: &str, keys: &[&str], plain_size: u64) -> Stream {
+        let object = |key: &&str| Object { key: (*key).into(), size: 10, sha256: "0".repeat(64) };
+        Stream { name: name.into(), plain_size, objects: keys.iter().map(object).collect(), seconds: 0.5 }
+    }
+
+    /// A small set of two databases, each of two streams and a proof.
+    pub(crate) fn manifest() -> Manifest {
+        let time = "2026-11-21T03:00:00Z".parse().unwrap();
+        let database = |name: &str, folder: &str| Database {
+            name: name.into(),
+            locale: Locale {
+                encoding: "UTF8".into(),
+                collate: "C.UTF-8".into(),
+                ctype: "C.UTF-8".into(),
+                provider: "libc".into(),
+                locale: None,
+                icu_rules: None,
+                monetary: "C".into(),
+            },
+            snapshot_lsn: "0/1".into(),
+            snapshot_time: time,
+            extensions: vec![Extension { name: "pgcrypto".into(), version: "1.3".into() }],
+            streams: vec![
+                stream("schema", &[&format!("{folder}/schema.pgdump.zst.age")], 100),
+                stream(
+                    "data-rest",
+                    &[
+                        &format!("{folder}/data-rest.pgdump.zst.age"),
+                        &format!("{folder}/data-rest.pgdump.zst.age.001"),
+                    ],
+                    1000,
+                ),
+            ],
+            proof_object: Some(stream("proof", &[&format!("{folder}/proof.json.zst.age")], 7)),
+            proof: ProofState::Complete,
+            tables: 3,
+            rows: 30,
+            bytes: 300,
+        };
+        Manifest {
+            format: FORMAT,
+            site: "example".into(),
+            job: "main".into(),
+            id: ID.into(),
+            started: time,
+            finished: time,
+            previous: None,
+            opsd_version: "0.1.0".into(),
+            server: Server { version_num: 170_011, version: "17.11".into(), in_recovery: false },
+            pg_dump_version: "17.11".into(),
+            recipients: vec!["age1example".into()],
+            globals: Some(stream("globals", &[super::super::GLOBALS], 20)),
+            databases: vec![database("shop", "shop"), database("../x", "..%2Fx")],
+            restore_md: Object { key: super::super::RESTORE_MD.into(), size: 5, sha256: "0".repeat(64) },
+            warnings: vec!["one".into()],
+        }
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Manifest> {
+        Manifest::parse(bytes, "example", "main", ID)
+    }
+
+    fn changed(change: impl FnOnce(&mut Manifest)) -> Error {
+        let mut manifest = manifest();
+        change(&mut manifest);
+        parse(&manifest.to_bytes().unwrap()).unwrap_err()
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let manifest = manifest();
+        assert_eq!(parse(&manifest.to_bytes().unwrap()).unwrap(), manifest);
+        assert_eq!(manifest.objects().count(), 10);
+        assert_eq!(manifest.stored_bytes(), 95);
+        assert_eq!(manifest.plain_bytes(), 20 + 2 * 1107);
+    }
+
+    #[test]
+    fn the_weakest_proof_is_the_sets() {
+        let proof = |one, two| {
+            let mut manifest = manifest();
+            (manifest.databases[0].proof, manifest.databases[1].proof) = (one, two);
+            manifest.proof()
+        };
+        use ProofState::{Complete, None, Partial};
+        assert_eq!(proof(Complete, Complete), Complete);
+        assert_eq!(proof(Complete, Partial), Partial);
+        assert_eq!(proof(Partial, None), None);
+        assert_eq!(proof(None, Complete), None);
+    }
+
+    #[test]
+    fn another_version_is_refused_with_the_next_step() {
+        // Whatever else it may hold.
+        for text in [r#"{"format": 2}"#, r#"{"format": 0, "site": 7}"#, r#"{"sets": [], "format": 3}"#] {
+            let error = parse(text.as_bytes()).unwrap_err();
+            assert!(error.to_string().contains("this opsd reads format 1"), "{error}");
+            assert!(error.hint().is_some());
+        }
+        for text in ["", "{", "[]", "{}", r#"{"format": "1"}"#, r#"{"format": -1}"#, r#"{"format": 1}"#] {
+            let error = parse(text.as_bytes()).unwrap_err();
+            assert_eq!(error.kind(), Kind::Differs, "{text}");
+            assert!(error.to_string().contains("manifest is damaged"), "{error}");
+        }
+    }
+
+    #[test]
+    fn unknown_fields_are_refused_at_every_depth() {
+        let text = String::from_utf8(manifest().to_bytes().unwrap()).unwrap();
+        for field in ["format", "version_num", "plain_size", "encoding", "version", "key"] {
+            let at = format!("\"{field}\":");
+            assert!(text.contains(&at), "{field}");
+            let odd = text.replacen(&at, &format!("\"extra\": 1, {at}"), 1);
+            let error = parse(odd.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains("unknown field `extra`"), "{field}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_manifest_of_another_set_is_refused() {
+        for change in [
+            (|m: &mut Manifest| m.site = "other".into()) as fn(&mut Manifest),
+            |m| m.job = "other".into(),
+            |m| m.id = "20261121T030000Z-0000".into(),
+        ] {
+            let error = changed(change);
+            assert_eq!(error.kind(), Kind::Differs);
+            assert!(error.to_string().contains("was found under example/main/"), "{error}");
+        }
+    }
+
+    #[test]
+    fn keys_that_lead_elsewhere_are_refused() {
+        for key in [
+            "",
+            "/etc/passwd",
+            "../other/manifest.json",
+            "shop/../../x",
+            "shop//x",
+            "shop/.",
+            "shop\\x",
+            "a\nb",
+            "manifest.json",
+            "manifest.json.minisig",
+            "failed.json",
+            "verified-20261121T030000Z.json",
+            "verified-20261121T030000Z.json.minisig",
+            // Twice.
+            "RESTORE.md",
+            "globals.sql.zst.age",
+            "shop/schema.pgdump.zst.age",
+        ] {
+            let error = changed(|m| m.databases[0].streams[1].objects[1].key = key.into());
+            assert_eq!(error.kind(), Kind::Differs, "{key:?}");
+            assert!(error.to_string().contains(&format!("{key:?}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn claims_that_add_up_to_nonsense_are_refused() {
+        for change in [
+            (|m: &mut Manifest| m.restore_md.size = u64::MAX) as fn(&mut Manifest),
+            |m| m.databases[0].streams[0].plain_size = u64::MAX,
+            |m| m.databases[0].rows = u64::MAX,
+            |m| m.databases[1].bytes = u64::MAX,
+            |m| m.databases[1].tables = u64::MAX,
+            |m| m.databases[1].streams[0].objects.clear(),
+            |m| m.globals.as_mut().unwrap().objects.clear(),
+        ] {
+            let error = changed(change);
+            assert_eq!(error.kind(), Kind::Differs);
+            assert!(error.to_string().starts_with("manifest "), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn damage_never_panics(
+            at in any::<prop::sample::Index>(), with in any::<u8>(), noise in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
+            prop_assert!(parse(&noise).is_err());
+            let mut bytes = manifest().to_bytes().unwrap();
+            let at = at.index(bytes.len());
+            prop_assert!(parse(&bytes[..at]).is_err());
+            bytes[at] = with;
+            if let Ok(manifest) = parse(&bytes) {
+                let _ = (manifest.stored_bytes(), manifest.plain_bytes(), manifest.proof());
+            }
         }
     }
 }

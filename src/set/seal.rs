@@ -34,6 +34,9 @@ const QUEUED_PARTS: usize = 1;
 const READ_RANGE: u64 = 4 << 20;
 /// Ranges being fetched while one is consumed.
 const READ_AHEAD: usize = 2;
+/// The largest window, as a power of two, that a frame may ask the reader to hold: 128 MiB, which is
+/// what level 22 writes and what `zstd -d` accepts without being told.
+const WINDOW_LOG_MAX: u32 = 27;
 
 /// What the writing thread hands to the uploading task.
 pub enum Piece {
@@ -213,17 +216,23 @@ impl PartWriter {
 }
 
 impl Write for PartWriter {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        if self.part.capacity() == 0 {
-            self.part.reserve(self.part_size);
+    /// Takes all of it, however many parts that makes: age writes its header by a writer that takes a
+    /// short write for an error.
+    fn write(&mut self, mut buf: &[u8]) -> io::Result<usize> {
+        let taken = buf.len();
+        while !buf.is_empty() {
+            if self.part.capacity() == 0 {
+                self.part.reserve(self.part_size);
+            }
+            let (now, later) = buf.split_at(buf.len().min(self.part_size - self.part.len()));
+            self.part.extend_from_slice(now);
+            self.size += now.len() as u64;
+            if self.part.len() == self.part_size {
+                self.send_part()?;
+            }
+            buf = later;
         }
-        let n = buf.len().min(self.part_size - self.part.len());
-        self.part.extend_from_slice(&buf[..n]);
-        self.size += n as u64;
-        if self.part.len() == self.part_size {
-            self.send_part()?;
-        }
-        Ok(n)
+        Ok(taken)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -424,7 +433,7 @@ impl Read for Decrypted {
                 Ok(n) => return Ok(n),
                 Err(error) if is_ours(&error) => return Err(error),
                 Err(error) => {
-                    let error = Error::from(error);
+                    let error = Error::differs(error);
                     self.reader.check(object)?;
                     return Err(error.context(format!("cannot decrypt {}", object.key)).into());
                 }
@@ -451,16 +460,15 @@ pub fn read_stream(
     progress: impl Fn(u64) + Send + 'static,
 ) -> Result<Unsealed> {
     let (sender, chunks) = mpsc::channel(1);
-    let ranges: Vec<(String, std::ops::Range<u64>)> = stream
-        .objects
-        .iter()
-        .flat_map(|o| {
-            let key = format!("{prefix}{}", o.key);
-            let size = o.size;
-            (0..size.div_ceil(READ_RANGE))
-                .map(move |i| (key.clone(), i * READ_RANGE..size.min((i + 1) * READ_RANGE)))
+    let objects: Vec<(String, u64)> =
+        stream.objects.iter().map(|o| (format!("{prefix}{}", o.key), o.size)).collect();
+    // One after another, never as a list: sizes are what a manifest claims.
+    let ranges = objects.into_iter().flat_map(|(key, size)| {
+        (0..size.div_ceil(READ_RANGE)).map(move |i| {
+            let start = i * READ_RANGE;
+            (key.clone(), start..size.min(start.saturating_add(READ_RANGE)))
         })
-        .collect();
+    });
     tokio::spawn(async move {
         let mut fetched = stream::iter(ranges)
             .map(|(key, range)| {
@@ -485,7 +493,8 @@ pub fn read_stream(
         reader: ObjectReader(Arc::new(Mutex::new(source))),
         identities,
     };
-    let zstd = zstd::stream::read::Decoder::new(decrypted).context("cannot start zstd")?;
+    let mut zstd = zstd::stream::read::Decoder::new(decrypted).context("cannot start zstd")?;
+    zstd.window_log_max(WINDOW_LOG_MAX).context("cannot start zstd")?;
     Ok(Unsealed { zstd, name: stream.name.clone(), left: stream.plain_size, ended: false })
 }
 
@@ -508,8 +517,10 @@ impl Read for Unsealed {
             return Ok(0);
         }
         let n = self.zstd.read(buf).map_err(|e| {
-            // zstd's own complaints come after age authenticated every byte: the writer was broken.
-            io::Error::from(Error::from(e).context(format!("cannot read stream {}", self.name)))
+            // What zstd itself complains of is content that is not what the manifest says, although it
+            // decrypts: another stream's object, or one that somebody else made.
+            let error = if is_ours(&e) { Error::from(e) } else { Error::differs(e) };
+            io::Error::from(error.context(format!("cannot read stream {}", self.name)))
         })?;
         if n as u64 > self.left || (n == 0 && self.left > 0) {
             let what = if n == 0 { "less" } else { "more" };
@@ -543,3 +554,6 @@ pub async fn read_bytes(
     .await
     .map_err(|e| Error::new(format!("reading stopped: {e}")))?
 }
+
+#[cfg(test)]
+mod tests;

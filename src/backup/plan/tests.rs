@@ -1,0 +1,290 @@
+use proptest::prelude::*;
+
+use super::super::inventory::Sequence;
+use super::*;
+use crate::config::{Databases, Verify};
+use crate::error::Kind;
+
+const MB: u64 = 1 << 20;
+const ROOMY: Capacity = Capacity { free_locks: 1_000_000, free_connections: 90 };
+
+fn job(exclude: &[&str]) -> BackupJob {
+    BackupJob {
+        name: "main".into(),
+        postgres: "main".into(),
+        databases: Databases::Url,
+        streams: 2,
+        compression: 3,
+        part_size: 16 * MB,
+        large_table: 100 * MB,
+        exclude_table_data: exclude.iter().map(|s| (*s).to_owned()).collect(),
+        rpo: None,
+        retention: None,
+        verify: Verify { scratch_dir: "/nonexistent".into(), scratch_user: None, assert: Vec::new() },
+    }
+}
+
+fn table(oid: u32, name: &str, size: u64) -> Table {
+    Table { oid, schema: "public".into(), name: name.into(), size, is_readable: true, ..Table::default() }
+}
+
+fn sequence(oid: u32, name: &str, owned_by: Option<u32>) -> Sequence {
+    Sequence {
+        oid,
+        schema: "public".into(),
+        name: name.into(),
+        owned_by,
+        is_readable: true,
+        ..Sequence::default()
+    }
+}
+
+fn inventory(tables: Vec<Table>) -> Inventory {
+    Inventory { tables, ..Inventory::default() }
+}
+
+fn small(count: u32) -> Inventory {
+    inventory((1..=count).map(|i| table(i, &format!("t{i}"), 8192)).collect())
+}
+
+fn planned(inventory: &Inventory, capacity: Capacity, exclude: &[&str]) -> Plan {
+    plan("shop", inventory, capacity, false, &job(exclude)).unwrap()
+}
+
+fn names(plan: &Plan) -> Vec<&str> {
+    plan.archives.iter().map(|a| a.name.as_str()).collect()
+}
+
+#[test]
+fn large_tables_get_archives_of_their_own_largest_first() {
+    let mut inventory = inventory(vec![
+        table(1, "small", MB),
+        table(2, "big", 100 * MB),
+        table(3, "bigger", 300 * MB),
+        Table { is_extension_member: true, ..table(4, "extension's", 900 * MB) },
+        Table { is_partitioned: true, ..table(5, "root", 0) },
+        table(6, "od\"d", 200 * MB),
+    ]);
+    inventory.sequences =
+        vec![sequence(11, "big_id", Some(2)), sequence(12, "free", None), sequence(13, "small_id", Some(1))];
+    let plan = planned(&inventory, ROOMY, &[]);
+    assert_eq!(names(&plan), ["schema", "data-1", "data-2", "data-3", "data-rest"]);
+    assert_eq!(plan.archives[0].args, ["--section=pre-data", "--section=post-data"]);
+    assert_eq!(plan.archives[1].table.as_deref(), Some("public.bigger"));
+    assert_eq!(plan.archives[1].args, ["--section=data", r#"--table="public"."bigger""#]);
+    assert_eq!(plan.archives[2].args, ["--section=data", r#"--table="public"."od""d""#]);
+    assert_eq!(
+        plan.archives[3].args,
+        ["--section=data", r#"--table="public"."big""#, r#"--exclude-table-data="public"."big_id""#],
+        "the sequence's value stands in the rest alone"
+    );
+    assert_eq!(
+        plan.archives[4].args,
+        [
+            "--section=data",
+            r#"--exclude-table-data="public"."bigger""#,
+            r#"--exclude-table-data="public"."od""d""#,
+            r#"--exclude-table-data="public"."big""#,
+        ]
+    );
+    assert_eq!(plan.archives[4].estimate, 901 * MB, "what has no stream of its own");
+    assert_eq!(plan.tables, 5, "a root has no rows");
+    assert!(plan.without_data.contains(&5) && plan.warnings.is_empty() && plan.lock_first);
+}
+
+#[test]
+fn no_more_large_tables_than_connections_and_reason_allow() {
+    let many = inventory((1..=40).map(|i| table(i, &format!("t{i}"), u64::from(i) * 100 * MB)).collect());
+    let large = |free_connections| {
+        let plan = planned(&many, Capacity { free_connections, ..ROOMY }, &[]);
+        (plan.archives.len() - 2, plan.warnings.join("; "))
+    };
+    assert_eq!(large(90).0, MAX_LARGE_TABLES);
+    assert_eq!(large(25).0, 16);
+    let (count, warning) = large(11);
+    assert_eq!(count, 2);
+    assert!(warning.contains("2 of 40 large tables") && warning.contains("11 free connections"), "{warning}");
+    for none in [9, 3, 0] {
+        assert_eq!(large(none).0, 0, "{none} connections");
+    }
+    let plan = planned(&many, Capacity { free_connections: 10, ..ROOMY }, &[]);
+    assert_eq!(plan.archives[1].table.as_deref(), Some("public.t40"), "the largest one");
+    assert_eq!(plan.archives[2].estimate, (1..40).map(|i| i * 100 * MB).sum::<u64>());
+}
+
+#[test]
+fn many_small_tables_are_dumped_by_one_process() {
+    assert_eq!(names(&planned(&small(1_999), ROOMY, &[])), ["schema", "data-rest"]);
+    let plan = planned(&small(2_000), ROOMY, &["t7"]);
+    assert_eq!(names(&plan), ["full"]);
+    assert_eq!(plan.archives[0].args, [r#"--exclude-table-data="public"."t7""#]);
+    assert_eq!(plan.archives[0].estimate, 1_999 * 8192);
+    let mut one_large = small(2_000);
+    one_large.tables[0].size = 200 * MB;
+    assert_eq!(names(&planned(&one_large, ROOMY, &[])), ["schema", "data-1", "data-rest"]);
+}
+
+#[test]
+fn locks_decide_how_many_processes_there_are_and_whether_we_lock_too() {
+    let of = |free_locks| plan("shop", &small(1_000), Capacity { free_locks, ..ROOMY }, false, &job(&[]));
+    let decided = |free_locks| {
+        let plan = of(free_locks).unwrap();
+        (plan.archives.len(), plan.lock_first, plan.locks)
+    };
+    // Two processes and the coordinator; 8 of 10 locks are ours at the most.
+    assert_eq!(decided(3_750), (2, true, 3_000));
+    assert_eq!(decided(3_749), (2, false, 2_000));
+    assert_eq!(decided(2_500), (2, false, 2_000));
+    assert_eq!(decided(2_499), (1, false, 1_000), "one process, and no room for the coordinator's");
+    assert_eq!(decided(800), (1, false, 1_000), "PostgreSQL allows more than it computes");
+    let error = of(799).unwrap_err();
+    assert!(error.to_string().contains("1000 locks (1000 tables, 0 sequences)"), "{error}");
+    assert!(error.hint().unwrap().contains("max_locks_per_transaction"));
+
+    let mut large = small(1_000);
+    large.tables[0].size = 200 * MB;
+    let plan = planned(&large, Capacity { free_locks: 2_000, ..ROOMY }, &[]);
+    assert_eq!(names(&plan), ["full"]);
+    assert!(plan.warnings[0].contains("leaves room for one pg_dump only"), "{:?}", plan.warnings);
+    assert_eq!(plan.archives[0].estimate, 999 * 8192 + 200 * MB);
+}
+
+#[test]
+fn a_database_without_tables_is_dumped_too() {
+    let plan = planned(&inventory(Vec::new()), Capacity::default(), &[]);
+    assert_eq!((names(&plan), plan.tables, plan.locks), (vec!["schema", "data-rest"], 0, 0));
+}
+
+#[test]
+fn excluded_tables_are_named_with_their_partitions() {
+    let mut inventory = inventory(vec![
+        table(1, "users", MB),
+        table(2, "user_log", 500 * MB),
+        Table { is_partitioned: true, ..table(3, "events", 0) },
+        Table { is_partitioned: true, partition_of: Some(3), ..table(4, "events_2026", 0) },
+        Table { partition_of: Some(4), ..table(5, "e_jan", MB) },
+        Table { schema: "log".into(), ..table(6, "users", MB) },
+        Table { schema: "a.b".into(), ..table(7, "c.d", MB) },
+    ]);
+    inventory.sequences = vec![sequence(11, "user_log_id", Some(2))];
+    let excluded = |patterns: &[&str]| planned(&inventory, ROOMY, patterns).excluded;
+    assert!(excluded(&[]).is_empty());
+    assert_eq!(excluded(&["users"]), ["public.users", "log.users"]);
+    assert_eq!(excluded(&["public.users"]), ["public.users"]);
+    assert_eq!(excluded(&["*.user*"]), ["public.users", "public.user_log", "log.users"]);
+    assert_eq!(excluded(&["log.*", "?ser_log"]), ["public.user_log", "log.users"]);
+    assert_eq!(excluded(&["a.b.c.d"]), ["a.b.c.d"]);
+    assert_eq!(excluded(&["public.events"]), ["public.events", "public.events_2026", "public.e_jan"]);
+
+    let plan = planned(&inventory, ROOMY, &["public.events", "user_log"]);
+    assert_eq!(names(&plan), ["schema", "data-rest"], "an excluded table is not large");
+    assert_eq!(
+        plan.archives[1].args,
+        [
+            "--section=data",
+            r#"--exclude-table-data="public"."user_log""#,
+            r#"--exclude-table-data="public"."e_jan""#
+        ],
+        "roots have no rows; the excluded table's sequence stays"
+    );
+    assert_eq!(plan.without_data, HashSet::from([2, 3, 4, 5]));
+    assert_eq!((plan.tables, plan.archives[1].estimate), (3, 3 * MB));
+
+    for nothing in ["user", "public.nothing", "log.user_log", "", ".", "Users", "users."] {
+        let error = super::plan("shop", &inventory, ROOMY, false, &job(&["users", nothing])).unwrap_err();
+        assert_eq!(error.kind(), Kind::Usage, "{nothing}");
+        assert!(error.to_string().contains(&format!("{nothing:?} matches no table")), "{error}");
+    }
+}
+
+#[test]
+fn unlogged_tables_have_no_rows_on_a_standby() {
+    let inventory = inventory(vec![
+        table(1, "logged", MB),
+        Table { is_unlogged: true, ..table(2, "unlogged", 900 * MB) },
+    ]);
+    let standby = plan("shop", &inventory, ROOMY, true, &job(&[])).unwrap();
+    assert_eq!((names(&standby), standby.tables), (vec!["schema", "data-rest"], 1));
+    assert!(standby.without_data.contains(&2) && standby.warnings[0].contains("unlogged"));
+    let primary = plan("shop", &inventory, ROOMY, false, &job(&[])).unwrap();
+    assert_eq!((names(&primary), primary.tables), (vec!["schema", "data-1", "data-rest"], 2));
+    assert!(primary.warnings.is_empty());
+}
+
+#[test]
+fn what_our_role_may_not_read_is_named() {
+    let refused = |inventory: &Inventory, exclude: &[&str]| {
+        let error = plan("shop", inventory, ROOMY, false, &job(exclude)).unwrap_err();
+        assert!(error.hint().is_some());
+        error.to_string()
+    };
+    let mut unreadable = small(12);
+    unreadable.tables.iter_mut().for_each(|t| t.is_readable = false);
+    let said = refused(&unreadable, &[]);
+    assert!(said.contains("public.t1, public.t2") && said.ends_with("public.t10 and 2 more"), "{said}");
+    unreadable.tables.truncate(10);
+    assert!(refused(&unreadable, &[]).ends_with("public.t10"));
+    // pg_dump locks what it does not dump, for which it must be readable.
+    unreadable.tables.truncate(1);
+    assert!(refused(&unreadable, &["t1"]).contains("no SELECT privilege on table public.t1"));
+    unreadable.tables[0].is_extension_member = true;
+    planned(&unreadable, ROOMY, &[]);
+
+    let mut sequences = small(1);
+    sequences.sequences = vec![Sequence { is_readable: false, ..sequence(11, "s", None) }];
+    assert!(refused(&sequences, &[]).contains("on sequence public.s"));
+
+    let mut schema = small(1);
+    schema.unusable_schemas = vec!["hidden".into()];
+    assert!(refused(&schema, &[]).contains("no USAGE privilege on schema hidden"));
+
+    let mut policies = small(2);
+    policies.tables[1].has_active_row_security = true;
+    assert!(refused(&policies, &[]).contains("row security would hide rows of table public.t2"));
+    planned(&policies, ROOMY, &["t2"]);
+
+    let mut objects = small(1);
+    (objects.large_objects, objects.unreadable_large_objects) = (9, 3);
+    assert!(refused(&objects, &[]).contains("3 of 9 large objects"));
+    objects.unreadable_large_objects = 0;
+    planned(&objects, ROOMY, &[]);
+}
+
+/// The same by trying everything.
+fn naive(pattern: &[char], text: &[char]) -> bool {
+    match pattern.split_first() {
+        None => text.is_empty(),
+        Some(('*', rest)) => (0..=text.len()).any(|n| naive(rest, &text[n..])),
+        Some((c, rest)) => {
+            text.split_first().is_some_and(|(t, text)| (*c == '?' || c == t) && naive(rest, text))
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn patterns_mean_what_they_say(pattern in "[abé*?]{0,8}", text in "[abé]{0,8}") {
+        let chars = |s: &str| s.chars().collect::<Vec<_>>();
+        prop_assert_eq!(glob(&pattern, &text), naive(&chars(&pattern), &chars(&text)));
+    }
+
+    #[test]
+    fn every_table_with_rows_is_in_exactly_one_archive(
+        sizes in proptest::collection::vec(0u64..400, 0..40), free_connections in 0u64..60, free_locks in 60u64..400,
+    ) {
+        let tables = sizes.iter().zip(1..).map(|(size, i)| table(i, &format!("t{i}"), size * MB)).collect();
+        let inventory = inventory(tables);
+        let capacity = Capacity { free_locks, free_connections };
+        let plan = planned(&inventory, capacity, &[]);
+        let alone: Vec<&Archive> = plan.archives.iter().filter(|a| a.table.is_some()).collect();
+        let rest = plan.archives.last().unwrap();
+        prop_assert_eq!(rest.args.iter().filter(|a| a.starts_with("--exclude-table-data")).count(), alone.len());
+        for archive in &alone {
+            let named = archive.args[1].strip_prefix("--table=").unwrap();
+            let left_out = format!("--exclude-table-data={named}");
+            prop_assert!(rest.args.contains(&left_out));
+        }
+        prop_assert_eq!(plan.archives.iter().map(|a| a.estimate).sum::<u64>(), sizes.iter().sum::<u64>() * MB);
+        prop_assert!(plan.archives.len() as u64 <= (free_connections.saturating_sub(7)).max(2));
+    }
+}
