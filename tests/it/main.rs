@@ -19,4 +19,6 @@ mod backups;
 mod cli;
 mod harness;
 mod postgres;
+mod roundtrip;
 mod store;
+mod traps;
