@@ -122,6 +122,21 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
     Ok(loaded)
 }
 
+/// Restores the definitions alone.
+pub async fn load_schema(origin: &Origin, database: &Database, target: &Target) -> Result<()> {
+    let stream = |name: &str| database.streams.iter().find(|s| s.name == name);
+    if let Some(full) = stream("full") {
+        let sections = ["--section=pre-data", "--section=post-data"];
+        run_stream(origin, database, full, target, &sections, false).await?;
+        return Ok(());
+    }
+    let schema = stream("schema").ok_or_else(|| Error::differs("the set has no schema stream"))?;
+    let (archive, _) = fetch_schema(origin, schema).await?;
+    run_schema(target, &archive, "pre-data", 1, &[NO_TABLESPACES]).await?;
+    run_schema(target, &archive, "post-data", target.jobs, &[NO_TABLESPACES]).await?;
+    Ok(())
+}
+
 async fn load_data(
     origin: &Origin,
     database: &Database,

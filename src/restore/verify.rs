@@ -23,6 +23,7 @@ use crate::postgres::properties;
 use crate::postgres::scratch::{self, Scratch, ScratchOptions};
 use crate::postgres::tools::{self, ServerBinaries, Tools};
 use crate::progress::{Event, Progress};
+use crate::set::archive::Entry;
 use crate::set::catalog::{self, Loaded, Selector};
 use crate::set::manifest::{Database, Manifest, ProofState};
 use crate::set::seal::sha256_hex;
@@ -211,14 +212,14 @@ impl Run<'_> {
         };
         let mut complete = true;
         let mut differences = found.differences;
-        let fresh = definitions::dump_schema(tools, &target.connection, &name).await?;
         differences.extend(definitions::unpopulated(&target.connection, &loaded.schema).await?);
-        let changed = definitions::compare(&loaded.schema, &fresh);
+        let (changed, comparable) =
+            self.changed_definitions(scratch, admin, &target, database, &loaded.schema).await?;
         let source_major = self.manifest.server.version_num / 10_000;
-        if source_major == scratch.major && dump_major(self.manifest) == scratch.major {
+        if comparable && source_major == scratch.major && dump_major(self.manifest) == scratch.major {
             differences.extend(changed);
         } else if !changed.is_empty() {
-            // Another major writes the same definitions differently.
+            // Another major may split the same definitions into other entries.
             complete = false;
             self.record.warnings.extend(changed.into_iter().map(|c| {
                 format!("{}: {c} (source {source_major}, scratch server {})", database.name, scratch.major)
@@ -248,6 +249,37 @@ impl Run<'_> {
         }
         self.lap("prove");
         Ok(complete)
+    }
+
+    /// Definitions that differ from the archive's, and whether they could be judged. Where the text
+    /// alone differs, a second restore of the definitions without any rows says what PostgreSQL makes
+    /// of it.
+    async fn changed_definitions(
+        &mut self,
+        scratch: &Scratch,
+        admin: &Session,
+        target: &Target,
+        database: &Database,
+        archived: &[Entry],
+    ) -> Result<(Vec<String>, bool)> {
+        let fresh = definitions::dump_schema(&target.tools, &target.connection, &target.dbname).await?;
+        let changed = definitions::compare(archived, &fresh, None);
+        if changed.is_empty() {
+            return Ok((changed, true));
+        }
+        let index = self.manifest.databases.iter().position(|d| d.name == database.name).unwrap_or_default();
+        let name = format!("opsd_reference_{index}");
+        create(admin, &name, database).await?;
+        let second = Target { connection: scratch.connection(&name), dbname: name.clone(), ..target.clone() };
+        // Without rows a materialized view may fail that was filled with them; what did not come into
+        // being is then not judged.
+        let mut comparable = true;
+        if let Err(error) = load::load_schema(self.origin, database, &second).await {
+            self.record.warnings.push(format!("{}: definitions alone: {error}", database.name));
+            comparable = false;
+        }
+        let expected = definitions::dump_schema(&second.tools, &second.connection, &name).await?;
+        Ok((definitions::compare(archived, &fresh, Some(&expected)), comparable))
     }
 
     fn phase(&self, text: &str) {

@@ -23,6 +23,8 @@ mod harness;
 mod postgres;
 mod repository;
 mod restore_md;
+mod roundtrip;
 mod s3;
 mod security;
 mod store;
+mod traps;
