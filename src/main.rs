@@ -1,6 +1,7 @@
 //! Thin: parse, tracing, runtime, exit code.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use opsd::cli::{self, Cli, output};
 use opsd::config;
@@ -8,6 +9,10 @@ use opsd::error::{Error, Kind, Result};
 use opsd::shutdown::Shutdown;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::time::SystemTime;
+
+/// A child has five seconds to end politely, a request to the store retries for some.
+const SETTLE_BOUND: Duration = Duration::from_secs(8);
+const SETTLE_POLL: Duration = Duration::from_millis(5);
 
 fn main() -> ExitCode {
     let cli = match cli::parse() {
@@ -28,11 +33,30 @@ fn start(cli: Cli) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         let shutdown = Shutdown::listen(exit_now)?;
-        cli::run(cli, &shutdown).await
+        let result = cli::run(cli, &shutdown).await;
+        if result.is_err() {
+            settle().await;
+        }
+        result
     });
     // Work has ended by itself; a blocking thread that has not must not keep the process.
     runtime.shutdown_background();
     result
+}
+
+/// Waits, within a bound, for what work that was given up does in the background when it is dropped:
+/// unfinished uploads are aborted in the store, children are ended politely. The tasks of idle
+/// connections end with their clients, so that in the end the one that listens for signals is left.
+async fn settle() {
+    let metrics = tokio::runtime::Handle::current().metrics();
+    let settled = async {
+        while metrics.num_alive_tasks() > 1 {
+            tokio::time::sleep(SETTLE_POLL).await;
+        }
+    };
+    if tokio::time::timeout(SETTLE_BOUND, settled).await.is_err() {
+        tracing::debug!("{} tasks did not end", metrics.num_alive_tasks());
+    }
 }
 
 #[expect(clippy::disallowed_methods, reason = "the second signal ends the process at once")]

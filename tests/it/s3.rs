@@ -2,15 +2,17 @@
 
 use std::time::Instant;
 
+use crate::security::endless_pg_dump;
 use crate::support::compare::{assert_same, db};
-use crate::support::opsd::{Opsd, Run, quoted};
+use crate::support::opsd::{Opsd, Run, finish_child, quoted};
 use crate::support::postgres::{Server, default_server, unique};
+use crate::support::processes::until;
 use crate::support::s3::{Keys, SeaweedFs, s3s_fs};
 use crate::support::sets::{back_up, complete, result};
 
 /// A database with a table that stays larger than two parts of the least size, however it is
 /// compressed.
-pub fn large_site() -> (&'static Server, Opsd, String) {
+fn large_site() -> (&'static Server, Opsd, String) {
     let server = default_server();
     let database = server.fresh_database("s3");
     server.psql(
@@ -91,4 +93,30 @@ async fn a_credential_that_may_only_write_makes_a_backup_that_another_proves() {
     let warnings = result["warnings"].to_string();
     assert!(warnings.contains("not recorded in the repository"), "{run}");
     denied(opsd.run(&["backup"]));
+}
+
+/// SIGTERM in the middle of an upload of several parts: the store is told to forget them, because
+/// they would cost money for ever, and nothing is listed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminated_backup_leaves_no_upload_behind() {
+    let s3 = SeaweedFs::start().await;
+    let (_, mut opsd, _) = large_site();
+    use_s3(&mut opsd, &s3.endpoint, &s3.bucket, &s3.admin);
+    opsd.postgres.set("bin_dir", quoted(endless_pg_dump(&opsd).to_str().unwrap()));
+    let client = s3.client();
+    let uploads = async || {
+        let listed = client.list_multipart_uploads().bucket(&s3.bucket).send().await.unwrap();
+        listed.uploads().len()
+    };
+    let child = opsd.command(&["backup"]).spawn().unwrap();
+    let deadline = Instant::now() + std::time::Duration::from_secs(60);
+    while uploads().await == 0 {
+        assert!(Instant::now() < deadline, "no upload of several parts began");
+    }
+    until("pg_dump has dumped", || opsd.path("reached").exists());
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    finish_child(child, "backup".into()).expect_code(143);
+    assert_eq!(uploads().await, 0, "an unfinished upload stays in the store");
+    assert_eq!(complete(&opsd), Vec::<String>::new());
 }

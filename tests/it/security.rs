@@ -222,6 +222,7 @@ fn watched(opsd: &Opsd, args: &[&str], secrets: &[String]) -> Run {
         (run, watcher.join().unwrap())
     });
     let run = run.expect_code(0);
+    assert!(run.stderr.contains("TRACE"), "the log is as talkative as it gets: {run}");
     for secret in secrets {
         for line in &seen {
             assert!(!line.contains(secret.as_str()), "{secret:?} is in a process list: {line}");
@@ -328,7 +329,7 @@ async fn secrets_and_rows_show_nowhere() {
 }
 
 /// A pg_dump that does all its work and then does not end.
-fn endless_pg_dump(opsd: &Opsd) -> PathBuf {
+pub fn endless_pg_dump(opsd: &Opsd) -> PathBuf {
     let directory = opsd.path("endless");
     std::fs::create_dir(&directory).unwrap();
     let real = bin_dir(default_major());
