@@ -215,6 +215,9 @@ async fn resolve_databases(
         .map_err(error)
         .context("cannot list databases")?;
     let existing: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    if existing.is_empty() {
+        return Err(Error::new(format!("no database on {} lets anybody in", connection.describe())));
+    }
     match wanted {
         Databases::Url => Ok(vec![connection.dbname.clone()]),
         Databases::All => Ok(existing),
@@ -252,18 +255,13 @@ impl Run<'_> {
         let mut warnings = Vec::new();
         let previous = self.previous().await;
         let mut databases = Vec::new();
+        let mut globals = None;
         for name in &source.databases {
             (self.progress)(Event::Phase(format!("dumping {name}")));
-            let database = self.dump_database(source, name, &mut warnings).await;
+            let database = self.dump_database(source, name, &mut globals, &mut warnings).await;
             databases.push(database.with_context(|| format!("database {name:?}"))?);
         }
         (self.progress)(Event::Phase("finishing".into()));
-        let globals = self.globals(source, &mut warnings).await?;
-        if let [only] = self.config.encryption.recipients.as_slice() {
-            warnings.push(format!(
-                "one recipient alone can read this set ({only}); if its identity is lost, so is the set"
-            ));
-        }
         if let Some(previous) = &previous {
             warnings.extend(shrunk(previous, &databases));
         }
@@ -305,10 +303,13 @@ impl Run<'_> {
         Ok(Created { manifest, is_signed: sign_key.is_some() })
     }
 
+    /// `globals` are dumped with the first database, as close to its snapshot as can be: a role that
+    /// the schema names should still be among them.
     async fn dump_database(
         &self,
         source: &Source<'_>,
         name: &str,
+        globals: &mut Option<Stream>,
         warnings: &mut Vec<String>,
     ) -> Result<Database> {
         let connection = &source.postgres.connection;
@@ -318,6 +319,9 @@ impl Run<'_> {
         let plan = &coordinator.plan;
         let started = streams::start(source.dump(name), &coordinator.snapshot, &plan.archives).await?;
         coordinator.check_rewritten().await?;
+        if globals.is_none() {
+            *globals = Some(self.globals(source, warnings).await?);
+        }
 
         let destination = Destination {
             store: self.store.clone(),
@@ -338,9 +342,6 @@ impl Run<'_> {
         }
         let found = evidence::evidence(&coordinator, &destination.secret, &archives)?;
         warnings.extend(plan.warnings.iter().chain(&found.warnings).map(|w| format!("{name}: {w}")));
-        if !plan.excluded.is_empty() {
-            warnings.push(format!("{name}: rows left out as configured: {}", plan.excluded.join(", ")));
-        }
         let proof_object = match &found.proof {
             None => None,
             Some(proof) => {
@@ -355,6 +356,7 @@ impl Run<'_> {
             snapshot_lsn: coordinator.lsn.clone(),
             snapshot_time: coordinator.time,
             extensions: coordinator.properties.extensions.clone(),
+            excluded: plan.excluded.clone(),
             streams,
             proof_object,
             proof: found.state,
@@ -365,7 +367,7 @@ impl Run<'_> {
     }
 
     /// Roles and their settings. A role that may not read passwords still saves the rest.
-    async fn globals(&self, source: &Source<'_>, warnings: &mut Vec<String>) -> Result<Option<Stream>> {
+    async fn globals(&self, source: &Source<'_>, warnings: &mut Vec<String>) -> Result<Stream> {
         let dumped = match dump_globals(source, &[]).await {
             Err(error) if error.to_string().contains("pg_authid") => {
                 warnings
@@ -376,9 +378,7 @@ impl Run<'_> {
         };
         let (sql, said) = dumped.context("cannot dump roles")?;
         warnings.extend(said);
-        let stream =
-            seal_bytes(self.store.as_ref(), &self.prefix, set::GLOBALS, "globals", sql, &self.seal).await?;
-        Ok(Some(stream))
+        seal_bytes(self.store.as_ref(), &self.prefix, set::GLOBALS, "globals", sql, &self.seal).await
     }
 
     /// The set before this one. A credential that may only write cannot know.
@@ -419,10 +419,14 @@ impl Run<'_> {
     }
 }
 
-/// Databases that lost more than half of their rows or bytes since the set before: a truncated table,
+/// Databases that are gone, or that lost more than half of their rows or bytes since the set before: a truncated table,
 /// a wrong host, an empty restore. Retention freezes on it; here it is said.
 fn shrunk(previous: &Manifest, now: &[Database]) -> Vec<String> {
     let mut warnings = Vec::new();
+    for gone in previous.databases.iter().filter(|d| !now.iter().any(|n| n.name == d.name)) {
+        warnings
+            .push(format!("database {:?}, which set {} holds, is not in this one", gone.name, previous.id));
+    }
     for database in now {
         let Some(before) = previous.databases.iter().find(|d| d.name == database.name) else { continue };
         for (unit, before, now) in

@@ -34,6 +34,12 @@ pub fn render(manifest: &Manifest) -> String {
     line("");
     line("## 1. Check what you downloaded");
     line("");
+    line("A stream that breaks must not look whole:");
+    line("");
+    line("```sh");
+    line("set -o pipefail");
+    line("```");
+    line("");
     line("If the set is signed (there is a `manifest.json.minisig`), check it with your public key:");
     line("");
     line("```sh");
@@ -94,6 +100,7 @@ pub fn render(manifest: &Manifest) -> String {
         let stream = |name: &str| database.streams.iter().find(|s| s.name == name);
         line("```sh");
         let to = format!("pg_restore -d {}", shell(&format!("dbname='{}'", conninfo(&database.name))));
+        let atomic = if is_newer_dump(manifest) { "" } else { " --single-transaction" };
         if let Some(full) = stream("full") {
             line(&format!("{} | {to}", unseal(full)));
         }
@@ -101,7 +108,7 @@ pub fn render(manifest: &Manifest) -> String {
             line(&format!("{} > schema.pgdump", unseal(schema)));
             line(&format!("{to} --section=pre-data schema.pgdump"));
             for data in database.streams.iter().filter(|s| s.name != "schema") {
-                line(&format!("{} | {to} --single-transaction", unseal(data)));
+                line(&format!("{} | {to}{atomic}", unseal(data)));
             }
             line(&format!("{to} --section=post-data --jobs=2 schema.pgdump"));
             line("rm schema.pgdump");
@@ -109,12 +116,33 @@ pub fn render(manifest: &Manifest) -> String {
         // A foreign table whose server cannot be reached ends it early.
         line("psql -X -c 'ANALYZE' || echo 'statistics are missing, and nothing else'");
         line("```");
-        if stream("schema").is_some() {
+        if is_newer_dump(manifest) {
+            line("");
+            line(
+                "pg_restore of 17 or newer complains of `transaction_timeout` on a server older than 17, once a",
+            );
+            line("connection, and ends with 1; that is harmless. Anything else it says is not.");
+        } else if stream("schema").is_some() {
             line("");
             line(
                 "If the rows of a table are refused because a constraint looks into another table, run that",
             );
             line("line once more after the others, before `--section=post-data`: each is one transaction.");
+        }
+        line("");
+        line(
+            "Where the server lacks a tablespace of the original, add `--no-tablespaces` to each `pg_restore`.",
+        );
+        if !matches!(locale.monetary.as_str(), "" | "C" | "POSIX" | "C.UTF-8") {
+            line(&format!("Columns of type money are written under `lc_monetary = {}`.", locale.monetary));
+        }
+        if !database.excluded.is_empty() {
+            line("");
+            line("Left out, as configured, were the rows of:");
+            line("");
+            for table in &database.excluded {
+                line(&format!("- {}", markdown_code(table)));
+            }
         }
         if !database.extensions.is_empty() {
             line("");
@@ -141,6 +169,13 @@ pub fn render(manifest: &Manifest) -> String {
         }
     }
     text
+}
+
+/// Whether pg_dump's major sends a setting that the source's own major does not know, and with which
+/// `--single-transaction` therefore ends at once.
+fn is_newer_dump(manifest: &Manifest) -> bool {
+    let major = manifest.pg_dump_version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+    major.is_some_and(|major| major >= 17) && manifest.server.version_num < 170_000
 }
 
 fn unseal(stream: &Stream) -> String {

@@ -107,8 +107,15 @@ pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<()>
         match result {
             Ok(created) => {
                 let set = set_report(&created, begun.elapsed().as_secs_f64());
-                if !args.json && output::is_terminal() && !global.quiet {
-                    say(&set);
+                match (args.json || global.quiet, output::is_terminal()) {
+                    (true, _) => {}
+                    (false, true) => say(&set),
+                    // Silent on success, but a success that wants attention is not silent.
+                    (false, false) => {
+                        for warning in &set.warnings {
+                            output::note("warning: ", format!("{} {}: {warning}", set.job, set.id));
+                        }
+                    }
                 }
                 report.sets.push(set);
             }

@@ -78,6 +78,7 @@ struct ResultReport {
     total_seconds: f64,
     server_version: Option<String>,
     warnings: Vec<String>,
+    hints: Vec<String>,
     error: Option<String>,
 }
 
@@ -130,7 +131,8 @@ async fn run_verify(
             Err(error) if matches!(error.kind(), Kind::Interrupted | Kind::Terminated) => return Err(error),
             Err(error) => (unread(&job.name, &error), Some(error)),
         };
-        if !args.json && !global.quiet && (output::is_terminal() || report.verdict == Verdict::Unproven) {
+        let wants_attention = report.verdict == Verdict::Unproven || !report.warnings.is_empty();
+        if !args.json && !global.quiet && (output::is_terminal() || wants_attention) {
             say(&report);
         }
         results.results.push(report);
@@ -144,7 +146,7 @@ async fn run_verify(
 
 /// A rehearsal's report, and the error that it ends with unless it went well.
 fn judged(job: &str, rehearsal: Rehearsal) -> (ResultReport, Option<Error>) {
-    let Rehearsal { record, error } = rehearsal;
+    let Rehearsal { record, error, hints } = rehearsal;
     let total_seconds = record.total_seconds();
     let failure = match record.verdict {
         Verdict::Proven | Verdict::Unproven => None,
@@ -167,6 +169,7 @@ fn judged(job: &str, rehearsal: Rehearsal) -> (ResultReport, Option<Error>) {
         total_seconds,
         server_version: record.server_version,
         warnings: record.warnings,
+        hints,
         error: error.map(|e| e.to_string()),
     };
     (report, failure)
@@ -183,6 +186,7 @@ fn unread(job: &str, error: &Error) -> ResultReport {
         total_seconds: 0.0,
         server_version: None,
         warnings: Vec::new(),
+        hints: Vec::new(),
         error: Some(error.to_string()),
     }
 }
@@ -212,6 +216,9 @@ fn say(report: &ResultReport) {
     }
     for warning in &report.warnings {
         output::note("  warning: ", warning);
+    }
+    for hint in &report.hints {
+        output::note("  note: ", hint);
     }
 }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use crate::config::Connection;
 use crate::config::libpq::dbname_argument;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::postgres::tools::Tools;
 use crate::process::{self, Exit, Input, Output};
 use crate::progress::{Event, Progress};
@@ -47,6 +47,8 @@ pub struct Target {
     pub is_superuser: bool,
     /// Tablespaces there; where the set needs another, all of it goes into the default one.
     pub tablespaces: Vec<String>,
+    /// `lc_monetary` that the set's money is written in; absent where the server does not have it.
+    pub monetary: Option<String>,
 }
 
 /// Where a set's streams come from.
@@ -126,7 +128,7 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
 pub async fn load_schema(origin: &Origin, database: &Database, target: &Target) -> Result<()> {
     let stream = |name: &str| database.streams.iter().find(|s| s.name == name);
     if let Some(full) = stream("full") {
-        let sections = ["--section=pre-data", "--section=post-data"];
+        let sections = ["--section=pre-data", "--section=post-data", NO_TABLESPACES];
         run_stream(origin, database, full, target, &sections, false).await?;
         return Ok(());
     }
@@ -164,17 +166,28 @@ async fn load_data(
             None => break,
             Some(Err(error)) => return Err(Error::new(format!("a stream stopped: {error}"))),
             Some(Ok((_, Ok((_, said))))) => warnings.extend(said),
-            // Damage does not go away by trying again.
-            Some(Ok((_, Err(error)))) if !is_atomic || error.kind() != crate::error::Kind::Failed => {
-                return Err(error);
-            }
+            // Only a statement that failed was certainly rolled back, and may succeed later.
+            Some(Ok((_, Err(error)))) if !is_atomic || !is_sql_error(&error) => return Err(error),
             Some(Ok((stream, Err(error)))) => again.push((stream, error)),
         }
     }
-    for (stream, error) in again {
-        tracing::info!("{error}; trying once more, after the others");
-        let (_, said) = run_stream(origin, database, &stream, target, arguments, false).await?;
-        warnings.extend(said);
+    // One stream may wait for another of these: as long as one succeeds, the rest gets another turn.
+    while !again.is_empty() {
+        let before = again.len();
+        let mut still = Vec::new();
+        for (stream, error) in again {
+            tracing::info!("{error}; trying once more, after the others");
+            match run_stream(origin, database, &stream, target, arguments, false).await {
+                Ok((_, said)) => warnings.extend(said),
+                Err(error) if !is_sql_error(&error) => return Err(error),
+                Err(error) => still.push((stream, error)),
+            }
+        }
+        again = still;
+        if again.len() == before {
+            let first = again.into_iter().next();
+            return Err(first.map_or_else(|| Error::new("a stream failed"), |(_, error)| error));
+        }
     }
     Ok(warnings)
 }
@@ -200,35 +213,46 @@ async fn run_stream(
     let fed = tokio::task::spawn_blocking(move || {
         let mut parser = keep_entries.then(|| Parser::new(&RowSecret::generate(), true));
         let mut buffer = vec![0; COPY_SIZE];
-        let mut listening = true;
-        loop {
-            let n = source.read(&mut buffer)?;
-            if n == 0 {
-                break;
+        let mut feed = || -> Result<bool> {
+            loop {
+                let n = source.read(&mut buffer)?;
+                if n == 0 {
+                    return Ok(true);
+                }
+                if let Some(parser) = &mut parser {
+                    parser.feed(&buffer[..n])?;
+                }
+                // A pg_restore that stopped reading says why by itself.
+                if stdin.write_all(&buffer[..n]).is_err() {
+                    return Ok(false);
+                }
+                progress(Event::StreamBytes { name: shown.clone(), bytes: n as u64 });
             }
-            if let Some(parser) = &mut parser {
-                parser.feed(&buffer[..n])?;
-            }
-            // A pg_restore that stopped reading says why by itself; the rest is read all the same,
-            // because damage further on would be the better news.
-            listening = listening && stdin.write_all(&buffer[..n]).is_ok();
-            progress(Event::StreamBytes { name: shown.clone(), bytes: n as u64 });
-        }
-        drop(stdin);
-        match parser {
-            None => Ok(Vec::new()),
-            Some(parser) => Ok(parser.finish()?.entries),
+        };
+        match feed() {
+            Ok(true) => Ok(parser),
+            Ok(false) => Ok(None),
+            // The pipe stays open: to pg_restore its end would look like the end of the archive, and
+            // what was cut off would be committed.
+            Err(error) => Err((error, stdin)),
         }
     });
-    let fed: Result<Vec<Entry>> = fed.await.map_err(|e| Error::new(format!("stream {name} stopped: {e}")))?;
-    let exit = match &fed {
-        Ok(_) => child.wait().await?,
-        // Not end-of-file but an end: what was cut off must not be committed.
-        Err(_) => child.stop().await?,
+    let fed = fed.await.map_err(|e| Error::new(format!("stream {name} stopped: {e}")))?;
+    let (fed, exit) = match fed {
+        Ok(parser) => (Ok(parser), child.wait().await?),
+        Err((error, stdin)) => {
+            let exit = child.stop().await?;
+            drop(stdin);
+            (Err(error), exit)
+        }
     };
     (origin.progress)(Event::StreamFinished { name: name.clone() });
-    let entries = fed.with_context(|| format!("stream {name}"))?;
+    let parser = fed.with_context(|| format!("stream {name}"))?;
     let warnings = judge(&exit).with_context(|| format!("stream {name}"))?;
+    let entries = match parser {
+        None => Vec::new(),
+        Some(parser) => parser.finish().with_context(|| format!("stream {name}"))?.entries,
+    };
     Ok((entries, warnings))
 }
 
@@ -285,16 +309,58 @@ async fn run_schema(
 impl Target {
     fn command(&self) -> Result<tokio::process::Command> {
         let mut connection = self.connection.clone();
+        let mut options: Vec<String> = connection.options.take().into_iter().collect();
         if self.is_superuser {
-            let options = connection.options.take().map(|o| format!("{o} ")).unwrap_or_default();
-            connection.options = Some(format!("{options}{NO_TRIGGERS}"));
+            options.push(NO_TRIGGERS.to_owned());
         }
+        if let Some(monetary) = &self.monetary {
+            let escaped = monetary.replace('\\', "\\\\").replace(' ', "\\ ");
+            options.push(format!("-c lc_monetary={escaped}"));
+        }
+        connection.options = (!options.is_empty()).then(|| options.join(" "));
         let mut command = self.tools.command("pg_restore", &connection, &self.dbname, "opsd restore")?;
         command.arg(format!("--dbname={}", dbname_argument(&self.dbname)));
         command.args(["--no-password"]);
         Ok(command)
     }
 }
+
+/// Whether the server refused a statement, as opposed to a connection, a disk or a key that failed.
+fn is_sql_error(error: &Error) -> bool {
+    let said = error.to_string();
+    error.kind() == Kind::Failed
+        && (said.contains("could not execute query: ERROR:") || said.contains("COPY failed for table"))
+        && !ENVIRONMENT.iter().any(|needle| said.contains(needle))
+}
+
+/// What a server says when it is in trouble itself.
+const ENVIRONMENT: [&str; 8] = [
+    "No space left on device",
+    "could not extend file",
+    "could not open extension control file",
+    "could not access file",
+    "could not load library",
+    "out of memory",
+    "out of shared memory",
+    "terminating connection",
+];
+
+/// For a rehearsal: a statement of the set that a sound server refuses is a difference. Rows are left
+/// out of what is recorded.
+pub fn blame(error: Error) -> Error {
+    if !is_sql_error(&error) {
+        return error;
+    }
+    let said = error.to_string();
+    let kept = said.lines().filter(|line| {
+        let line = line.trim_start();
+        !["DETAIL:", "CONTEXT:", "Command was:", "pg_restore: detail:"].iter().any(|p| line.starts_with(p))
+    });
+    Error::differs(kept.take(MAX_BLAME).collect::<Vec<_>>().join("\n")).context("the set does not restore")
+}
+
+/// Lines of pg_restore's complaints that are recorded.
+const MAX_BLAME: usize = 10;
 
 /// What pg_restore may complain of although everything is restored, with the command that it names: a
 /// setting that its majors from 17 on send and an older server does not know, and a schema that every

@@ -4,8 +4,6 @@
 //! because roles that exist must be left alone, and because a patched pg_dumpall begins it with a
 //! `\restrict` that older clients refuse.
 
-use crate::error::{Error, Result};
-
 /// A role as the globals make it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Role {
@@ -13,6 +11,19 @@ pub struct Role {
     pub name: String,
     /// Event triggers and foreign-data wrappers can be owned by nobody else.
     pub is_superuser: bool,
+    /// Row security does not hold it back: its materialized views may depend on that.
+    pub bypasses_row_security: bool,
+    /// Has its roles' privileges without asking for them.
+    pub inherits: bool,
+}
+
+/// Who is a member of which role.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Membership {
+    /// The role.
+    pub role: String,
+    /// Who has it.
+    pub member: String,
 }
 
 /// The statements of a script: quotes and comments understood, `\` commands left out.
@@ -78,43 +89,52 @@ pub fn roles(globals: &str) -> Vec<Role> {
     let mut found: Vec<Role> = Vec::new();
     for statement in statements(globals) {
         if let Some((name, _)) = after(statement, "CREATE ROLE ") {
-            found.push(Role { name, is_superuser: false });
+            found.push(Role { name, is_superuser: false, bypasses_row_security: false, inherits: true });
         } else if let Some((name, rest)) = after(statement, "ALTER ROLE ")
             && let Some(role) = found.iter_mut().find(|r| r.name == name)
         {
-            role.is_superuser |= rest.split_whitespace().any(|word| word == "SUPERUSER");
+            for word in rest.split_whitespace() {
+                match word {
+                    "SUPERUSER" => role.is_superuser = true,
+                    "BYPASSRLS" => role.bypasses_row_security = true,
+                    "NOINHERIT" => role.inherits = false,
+                    _ => {}
+                }
+            }
         }
     }
     found
 }
 
+/// `GRANT role TO member`; grants on tablespaces and parameters are something else.
+fn membership(statement: &str) -> Option<Membership> {
+    let (role, rest) = after(statement, "GRANT ")?;
+    let (member, _) = after(rest.trim_start(), "TO ")?;
+    Some(Membership { role, member })
+}
+
+/// Every membership that the globals grant.
+pub fn memberships(globals: &str) -> Vec<Membership> {
+    statements(globals).into_iter().filter_map(membership).collect()
+}
+
 /// The statements that make the roles which are not among `existing`: their attributes, settings,
 /// comments, and every membership that touches one of them.
-pub fn missing<'s>(globals: &'s str, existing: &[String]) -> Result<Vec<&'s str>> {
+pub fn missing<'s>(globals: &'s str, existing: &[String]) -> Vec<&'s str> {
     let created: Vec<String> =
         roles(globals).into_iter().map(|r| r.name).filter(|n| !existing.contains(n)).collect();
-    let mut wanted = Vec::new();
-    for statement in statements(globals) {
-        let touched = if let Some((name, _)) = after(statement, "CREATE ROLE ")
-            .or_else(|| after(statement, "ALTER ROLE "))
-            .or_else(|| after(statement, "COMMENT ON ROLE "))
-        {
-            created.contains(&name)
-        } else if let Some((role, rest)) = after(statement, "GRANT ") {
-            let member = rest
-                .trim_start()
-                .strip_prefix("TO ")
-                .and_then(identifier)
-                .ok_or_else(|| Error::new(format!("unexpected statement in globals: {statement:?}")))?;
-            created.contains(&role) || created.contains(&member.0)
-        } else {
-            false // SET, tablespaces, grants on parameters: not roles
-        };
-        if touched {
-            wanted.push(statement);
+    let touches = |statement: &str| {
+        let named = ["CREATE ROLE ", "ALTER ROLE ", "COMMENT ON ROLE "]
+            .iter()
+            .find_map(|words| after(statement, words))
+            .map(|(name, _)| name);
+        match (named, membership(statement)) {
+            (Some(name), _) => created.contains(&name),
+            (None, Some(grant)) => created.contains(&grant.role) || created.contains(&grant.member),
+            (None, None) => false,
         }
-    }
-    Ok(wanted)
+    };
+    statements(globals).into_iter().filter(|statement| touches(statement)).collect()
 }
 
 #[cfg(test)]
@@ -138,15 +158,26 @@ mod tests {
     #[test]
     fn roles_and_who_is_superuser() {
         let found = roles(GLOBALS);
-        assert_eq!(found[0], Role { name: "alice".into(), is_superuser: false });
-        assert_eq!(found[1], Role { name: "b \"o;b".into(), is_superuser: true });
+        assert_eq!(
+            (found[0].name.as_str(), found[0].is_superuser, found[0].inherits),
+            ("alice", false, true)
+        );
+        assert_eq!((found[1].name.as_str(), found[1].is_superuser), ("b \"o;b", true));
     }
 
     #[test]
     fn existing_roles_are_left_alone() {
-        let wanted = missing(GLOBALS, &["alice".into()]).unwrap();
+        let wanted = missing(GLOBALS, &["alice".into()]);
         assert_eq!(wanted.len(), 3, "{wanted:?}");
         assert!(wanted[2].starts_with("GRANT alice TO"));
-        assert!(missing(GLOBALS, &["alice".into(), "b \"o;b".into()]).unwrap().is_empty());
+        assert!(missing(GLOBALS, &["alice".into(), "b \"o;b".into()]).is_empty());
+    }
+
+    #[test]
+    fn grants_on_tablespaces_and_parameters_are_no_memberships() {
+        let sql = "CREATE ROLE bob;\nGRANT ALL ON TABLESPACE ts TO bob;\nGRANT SET ON PARAMETER work_mem TO bob;\n\
+            GRANT pg_monitor TO bob WITH INHERIT TRUE GRANTED BY postgres;\n";
+        assert_eq!(memberships(sql), [Membership { role: "pg_monitor".into(), member: "bob".into() }]);
+        assert_eq!(missing(sql, &[]).len(), 2);
     }
 }

@@ -5,6 +5,7 @@
 //! fails before that leaves the old database as it was, and the new one is dropped.
 
 use chrono::Utc;
+use tokio_postgres::error::SqlState;
 
 use super::load::{self, Origin, Target};
 use super::{
@@ -13,8 +14,8 @@ use super::{
 use crate::config::Connection;
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::{Session, connect, error};
-use crate::postgres::ident::quote_ident;
-use crate::postgres::properties::{self, Properties};
+use crate::postgres::ident::{quote_ident, quote_literal};
+use crate::postgres::properties;
 use crate::postgres::tools::Tools;
 use crate::progress::Event;
 use crate::set::manifest::{Database, Manifest};
@@ -91,22 +92,30 @@ pub async fn restore(
     if exists && holds == 0 {
         let filled = shutdown.guard(fill(origin, database, options, &name, &mut report)).await;
         filled.with_context(|| format!("database {name:?} was empty and may hold part of the set now"))?;
+        if let Some(proof) = read_proof(origin, database).await?
+            && !proof.settings.is_empty()
+        {
+            report.warnings.push(format!(
+                "database {name:?} was there already and keeps its own settings; the set's are: {}",
+                proof.settings.iter().map(|s| s.setting.as_str()).collect::<Vec<_>>().join(", ")
+            ));
+        }
         admin.close().await;
         return Ok(report);
     }
     // A new database takes its owner, privileges and settings from the set; one that takes another's
     // place takes them from that one.
     let (made, properties) = if exists {
-        let beside = format!("{}_{}", truncate(&name, 40), Utc::now().format("restoring_%Y%m%d%H%M%S"));
+        let beside = format!("{}_restoring_{:08x}", truncate(&name, 40), rand::random::<u32>());
         (beside, Some(properties::read(&admin.client, &name).await?))
     } else {
         (name.clone(), read_proof(origin, database).await?.as_ref().map(own_properties))
     };
-    let restored =
-        shutdown.guard(make(origin, database, options, &admin, &made, properties, &mut report)).await;
-    if let Err(failure) = restored {
-        let dropped = drop_database(&admin, &made).await;
-        return Err(match (exists, dropped) {
+    // What this did not make, it does not drop: until here somebody else's database is in the way.
+    report.warnings.extend(create_database(&admin, &made, database).await?);
+    let filled = shutdown.guard(fill(origin, database, options, &made, &mut report)).await;
+    if let Err(failure) = filled {
+        return Err(match (exists, drop_database(&admin, &made).await) {
             (true, Ok(())) => failure.context(format!("database {name:?} is as it was")),
             (false, Ok(())) => failure,
             (_, Err(e)) => {
@@ -114,30 +123,18 @@ pub async fn restore(
             }
         });
     }
+    if let Some(properties) = properties {
+        let applied = properties::apply(&admin.client, &made, &properties).await;
+        report.warnings.extend(applied.unwrap_or_else(|e| vec![e.to_string()]));
+    }
     if exists {
         (origin.progress)(Event::Phase("swapping names".into()));
-        report.old_database = Some(swap(&admin, &name, &made).await?);
+        let (old, warnings) = swap(&admin, &name, &made).await?;
+        report.old_database = Some(old);
+        report.warnings.extend(warnings);
     }
     admin.close().await;
     Ok(report)
-}
-
-/// A new database with the set's content and these properties.
-async fn make(
-    origin: &Origin,
-    database: &Database,
-    options: &Options,
-    admin: &Session,
-    name: &str,
-    properties: Option<Properties>,
-    report: &mut Report,
-) -> Result<()> {
-    report.warnings.extend(create_database(admin, name, database).await?);
-    fill(origin, database, options, name, report).await?;
-    if let Some(properties) = properties {
-        report.warnings.extend(properties::apply(&admin.client, name, &properties).await?);
-    }
-    Ok(())
 }
 
 /// The set's content into an empty database.
@@ -166,7 +163,16 @@ async fn fill(
             .warnings
             .push(format!("the set is in {}, the database in {encoding}", database.locale.encoding));
     }
+    let monetary = &database.locale.monetary;
+    let has_monetary =
+        session.client.execute("SELECT set_config('lc_monetary', $1, false)", &[monetary]).await;
+    if let Err(failure) = &has_monetary {
+        report.warnings.push(format!(
+            "lc_monetary {monetary:?} is not available here; check columns of type money: {failure}"
+        ));
+    }
     let target = Target {
+        monetary: has_monetary.is_ok().then(|| monetary.clone()),
         tools: options.tools.clone(),
         connection,
         dbname: name.to_owned(),
@@ -219,7 +225,7 @@ async fn analyze(session: &Session) -> Result<Vec<String>> {
 /// within.
 async fn connect_admin(connection: &Connection) -> Result<Session> {
     let mut failure = None;
-    for database in ["postgres", "template1"] {
+    for database in ["postgres", "template1"].into_iter().filter(|name| *name != connection.dbname) {
         match connect(connection, Some(database), "opsd restore").await {
             Ok(session) => return Ok(session),
             Err(error) => failure = failure.or(Some(error)),
@@ -265,72 +271,58 @@ async fn check_roles(
         return Err(Error::new(format!("the server lacks roles of the set: {}", missing.join(", ")))
             .with_hint("say --globals to make them, or make them yourself"));
     }
-    for statement in roles::missing(&globals, &existing)? {
-        // The statement may hold a password hash; it is not repeated.
-        admin.client.batch_execute(statement).await.map_err(error).context("cannot make the set's roles")?;
+    // All or none. A statement may hold a password hash; it is not repeated.
+    let script = format!("BEGIN; {}; COMMIT", roles::missing(&globals, &existing).join("; "));
+    if let Err(failure) = admin.client.batch_execute(&script).await {
+        admin.client.batch_execute("ROLLBACK").await.map_err(error)?;
+        return Err(error(failure).context("cannot make the set's roles"));
     }
     report.roles_created = missing;
     Ok(())
 }
 
-/// Ends the sessions of `name`, gives its name to `beside`, and keeps it under another.
-async fn swap(admin: &Session, name: &str, beside: &str) -> Result<String> {
+/// Ends the sessions of `name`, gives its name to `beside`, and keeps it under another; says what
+/// could not be carried over. Both renames are one transaction, and while it waits for the last
+/// session to go, PostgreSQL lets nobody new in: there is no state in between that could be left.
+async fn swap(admin: &Session, name: &str, beside: &str) -> Result<(String, Vec<String>)> {
     let old = format!("{}_{}", truncate(name, 40), Utc::now().format("before_%Y%m%d%H%M%S"));
     let (name_sql, beside_sql, old_sql) = (quote_ident(name), quote_ident(beside), quote_ident(&old));
     let client = &admin.client;
-    let limit: i32 = client
+    let limit = client
         .query_one("SELECT datconnlimit FROM pg_database WHERE datname = $1", &[&name])
         .await
-        .map_err(error)?
-        .get(0);
-    let swapped = async {
-        // Nobody new comes in, everybody who is in goes; then one transaction renames both.
-        client
-            .batch_execute(&format!("ALTER DATABASE {name_sql} ALLOW_CONNECTIONS false"))
-            .await
-            .map_err(error)?;
-        client
-            .query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", &[&name])
-            .await
-            .map_err(error)?;
-        let rename = format!(
-            "BEGIN; ALTER DATABASE {name_sql} RENAME TO {old_sql}; ALTER DATABASE {beside_sql} RENAME TO {name_sql}; COMMIT"
-        );
-        let mut last = None;
-        for _ in 0..RENAME_ATTEMPTS {
-            match client.batch_execute(&rename).await {
-                Ok(()) => return Ok(()),
-                Err(failure) => {
-                    last = Some(error(failure));
-                    client.batch_execute("ROLLBACK").await.map_err(error)?;
-                    // A terminated session takes a moment to be gone.
-                    tokio::time::sleep(RENAME_WAIT).await;
-                }
-            }
-        }
-        Err(last.unwrap_or_else(|| Error::new("cannot rename")))
-    };
-    let result: Result<()> = swapped.await;
-    let reopened = if result.is_ok() { &old_sql } else { &name_sql };
-    client
-        .batch_execute(&format!("ALTER DATABASE {reopened} ALLOW_CONNECTIONS true"))
-        .await
         .map_err(error)?;
-    result.with_context(|| {
-        format!("the restored database is complete as {beside:?}, but could not take the place of {name:?}")
-    })?;
-    if limit >= 0 {
-        client
-            .batch_execute(&format!("ALTER DATABASE {name_sql} CONNECTION LIMIT {limit}"))
-            .await
-            .map_err(error)?;
+    let limit: i32 = limit.get(0);
+    let sql = format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = {} AND pid <> pg_backend_pid();
+         BEGIN; ALTER DATABASE {name_sql} RENAME TO {old_sql};
+         ALTER DATABASE {beside_sql} RENAME TO {name_sql}; COMMIT",
+        quote_literal(name)
+    );
+    let mut attempt = 1;
+    while let Err(failure) = client.batch_execute(&sql).await {
+        let in_use = failure.code() == Some(&SqlState::OBJECT_IN_USE);
+        if client.is_closed() || !in_use || attempt == RENAME_ATTEMPTS {
+            return Err(error(failure)).with_context(|| {
+                format!("the restored database is complete as {beside:?}, but could not take the place of {name:?}")
+            });
+        }
+        client.batch_execute("ROLLBACK").await.map_err(error)?;
+        attempt += 1;
     }
-    Ok(old)
+    let mut warnings = Vec::new();
+    if limit >= 0 {
+        let sql = format!("ALTER DATABASE {name_sql} CONNECTION LIMIT {limit}");
+        if let Err(failure) = client.batch_execute(&sql).await {
+            warnings.push(format!("the connection limit {limit} was not set: {}", error(failure)));
+        }
+    }
+    Ok((old, warnings))
 }
 
-/// Sessions that are being ended are gone within milliseconds; a second in all is generous.
-const RENAME_ATTEMPTS: u32 = 20;
-const RENAME_WAIT: std::time::Duration = std::time::Duration::from_millis(100);
+/// A rename waits five seconds for sessions to go; a pool that comes back faster each time will not be
+/// beaten by more attempts.
+const RENAME_ATTEMPTS: u32 = 6;
 
 async fn drop_database(admin: &Session, name: &str) -> Result<()> {
     let sql = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", quote_ident(name));

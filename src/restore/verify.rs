@@ -26,6 +26,7 @@ use crate::progress::{Event, Progress};
 use crate::set::archive::Entry;
 use crate::set::catalog::{self, Loaded, Selector};
 use crate::set::manifest::{Database, Manifest, ProofState};
+use crate::set::proof::Proof;
 use crate::set::seal::sha256_hex;
 use crate::set::signature;
 use crate::set::verification::{self, Phases, Verdict, Verification};
@@ -45,6 +46,8 @@ pub struct Rehearsal {
     pub record: Verification,
     /// Why it failed, where it failed.
     pub error: Option<Error>,
+    /// What is as configured, or could be better on this host; no word about the set, and not recorded.
+    pub hints: Vec<String>,
 }
 
 /// Rehearses the restore of one set.
@@ -79,8 +82,17 @@ pub async fn verify(
         opsd_version: env!("CARGO_PKG_VERSION").into(),
     };
     let origin = origin(store.clone(), manifest, identities, progress);
-    let mut run = Run { config, job, manifest, origin: &origin, record: &mut record, clock: Instant::now() };
+    let mut run = Run {
+        config,
+        job,
+        manifest,
+        origin: &origin,
+        record: &mut record,
+        hints: Vec::new(),
+        clock: Instant::now(),
+    };
     let outcome = run.rehearse(&set).await;
+    let hints = run.hints;
     record.finished = Utc::now();
     let (verdict, error) = match outcome {
         Ok(complete) if record.databases.iter().all(|d| d.differences.is_empty()) => {
@@ -106,7 +118,7 @@ pub async fn verify(
             .warnings
             .push("the record is not signed and will not count: no encryption.sign_key_file here".into());
     }
-    Ok(Rehearsal { record, error })
+    Ok(Rehearsal { record, error, hints })
 }
 
 fn expected(database: &Database) -> verification::Database {
@@ -126,6 +138,7 @@ struct Run<'a> {
     manifest: &'a Manifest,
     origin: &'a Origin,
     record: &'a mut Verification,
+    hints: Vec<String>,
     clock: Instant,
 }
 
@@ -133,6 +146,9 @@ impl Run<'_> {
     /// Everything between the manifest and the verdict. `Ok(true)` means that the proof is complete.
     async fn rehearse(&mut self, set: &Loaded) -> Result<bool> {
         self.phase("checking the set");
+        if self.manifest.databases.is_empty() {
+            return Err(Error::differs("the set holds no database"));
+        }
         if let Some(missing) = set.missing().first() {
             return Err(Error::differs(format!(
                 "object {missing} is missing or has another size than the manifest says"
@@ -146,7 +162,7 @@ impl Run<'_> {
         let binaries = binaries(self.config, self.job, self.manifest).await?;
         let scratch = start_scratch(self.job, self.manifest, binaries.clone()).await?;
         self.record.server_version = Some(scratch.version.clone());
-        self.record.warnings.extend(scratch.warnings.iter().cloned());
+        self.hints.extend(scratch.warnings.iter().cloned());
         let result = self.rehearse_on(&scratch, &binaries.tools(), &globals).await;
         self.phase("removing the scratch server");
         let stopped = scratch.stop().await;
@@ -196,8 +212,9 @@ impl Run<'_> {
             jobs: jobs(self.job),
             is_superuser: true,
             tablespaces: Vec::new(),
+            monetary: None, // a setting of the database
         };
-        let loaded = load::load(self.origin, database, &target).await?;
+        let loaded = load::load(self.origin, database, &target).await.map_err(load::blame)?;
         for (phase, seconds) in &loaded.seconds {
             add_seconds(self.record, phase, *seconds);
         }
@@ -212,6 +229,9 @@ impl Run<'_> {
         };
         let mut complete = true;
         let mut differences = found.differences;
+        if database.proof == ProofState::Complete {
+            check_counts(database, proof.as_ref())?;
+        }
         differences.extend(definitions::unpopulated(&target.connection, &loaded.schema).await?);
         let (changed, comparable) =
             self.changed_definitions(scratch, admin, &target, database, &loaded.schema).await?;
@@ -238,7 +258,7 @@ impl Run<'_> {
             self.record.warnings.extend(refused.into_iter().map(|w| format!("{}: {w}", database.name)));
             if !proof.excluded.is_empty() {
                 let excluded = proof.excluded.join(", ");
-                self.record.warnings.push(format!("{}: without the rows of {excluded}", database.name));
+                self.hints.push(format!("{}: without the rows of {excluded}", database.name));
             }
         }
         if database.proof != ProofState::Complete {
@@ -368,14 +388,29 @@ async fn start_scratch(job: &BackupJob, manifest: &Manifest, binaries: ServerBin
 async fn create_stubs(admin: &Session, globals: &str) -> Result<()> {
     let existing = existing_roles(admin).await?;
     for role in roles::roles(globals).iter().filter(|r| !existing.contains(&r.name)) {
-        let superuser = if role.is_superuser { " SUPERUSER" } else { "" };
-        let sql = format!("CREATE ROLE {} NOLOGIN{superuser}", quote_ident(&role.name));
-        admin
-            .client
-            .batch_execute(&sql)
-            .await
-            .map_err(error)
-            .with_context(|| format!("role {:?}", role.name))?;
+        let mut sql = format!("CREATE ROLE {} NOLOGIN", quote_ident(&role.name));
+        // Materialized views are filled and indexes are built as their owners.
+        for (holds, word) in [
+            (role.is_superuser, " SUPERUSER"),
+            (role.bypasses_row_security, " BYPASSRLS"),
+            (!role.inherits, " NOINHERIT"),
+        ] {
+            if holds {
+                sql.push_str(word);
+            }
+        }
+        let created = admin.client.batch_execute(&sql).await.map_err(error);
+        created.with_context(|| format!("role {:?}", role.name))?;
+    }
+    let known = existing_roles(admin).await?;
+    for grant in roles::memberships(globals) {
+        // A newer major's predefined role, or the source's superuser.
+        if !known.contains(&grant.role) || !known.contains(&grant.member) {
+            continue;
+        }
+        let sql = format!("GRANT {} TO {}", quote_ident(&grant.role), quote_ident(&grant.member));
+        let granted = admin.client.batch_execute(&sql).await.map_err(error);
+        granted.with_context(|| format!("membership of {:?}", grant.member))?;
     }
     Ok(())
 }
@@ -405,6 +440,25 @@ fn assert_database(config: &Config, job: &BackupJob, manifest: &Manifest) -> Opt
     let of_url = config.postgres.get(&job.postgres).map(|p| p.connection.dbname.as_str());
     let index = manifest.databases.iter().position(|d| Some(d.name.as_str()) == of_url);
     index.or((!manifest.databases.is_empty()).then_some(0))
+}
+
+/// A proof that calls itself complete covers what the manifest counts; nothing is proven by less.
+fn check_counts(database: &Database, proof: Option<&Proof>) -> Result<()> {
+    let Some(proof) = proof else {
+        return Err(Error::differs(format!(
+            "database {:?} has a complete proof, but no proof is stored",
+            database.name
+        )));
+    };
+    let entries: u64 = proof.tables.iter().map(|t| t.entries).sum();
+    let rows: u64 = proof.tables.iter().map(|t| t.fingerprint.rows).sum();
+    if (entries, rows) == (database.tables, database.rows) {
+        return Ok(());
+    }
+    Err(Error::differs(format!(
+        "the proof of {:?} covers {entries} tables and {rows} rows, the manifest says {} and {}",
+        database.name, database.tables, database.rows
+    )))
 }
 
 /// Before PostgreSQL 14 there is no role that may read everything.
@@ -442,9 +496,13 @@ async fn assertions(scratch: &Scratch, name: &str, queries: &[String]) -> Result
     for query in queries {
         let result = session.client.query(query.as_str(), &[]).await;
         let what = match result {
+            // A mistake in the query, or a timeout, is no word about the set; and what the server says
+            // of it may quote rows.
             Err(failure) => {
-                session.client.batch_execute("ROLLBACK; BEGIN READ ONLY").await.map_err(error)?;
-                error(failure).to_string()
+                let code = failure.code().map_or("no SQLSTATE", |code| code.code()).to_owned();
+                return Err(Error::new(format!("assertion {query:?} could not run ({code})")).with_hint(
+                    "try it in the source database; search_path is public, and the role only reads",
+                ));
             }
             Ok(rows) => match rows.as_slice() {
                 [row] if row.len() == 1 => match row.try_get::<_, Option<bool>>(0) {

@@ -45,7 +45,7 @@ pub struct Manifest {
     pub databases: Vec<Database>,
     /// How to restore without opsd.
     pub restore_md: Object,
-    /// What the operator should know: pg_dump's warnings, missing privileges, exclusions.
+    /// What the operator should know: pg_dump's warnings, missing privileges, a sudden shrinking.
     pub warnings: Vec<String>,
 }
 
@@ -75,6 +75,8 @@ pub struct Database {
     pub snapshot_time: DateTime<Utc>,
     /// Extensions and their versions, for preflights.
     pub extensions: Vec<Extension>,
+    /// Tables whose rows were left out because the configuration says so, `schema.name`.
+    pub excluded: Vec<String>,
     /// The archives: `schema`, `data-rest`, `data-1`, …; or one that is called `full`.
     pub streams: Vec<Stream>,
     /// The sealed proof; absent where `proof` is `none`.
@@ -289,6 +291,7 @@ pub(crate) mod tests {
             snapshot_lsn: "0/1".into(),
             snapshot_time: time,
             extensions: vec![Extension { name: "pgcrypto".into(), version: "1.3".into() }],
+            excluded: vec![],
             streams: vec![
                 stream("schema", &[&format!("{folder}/schema.pgdump.zst.age")], 100),
                 stream(

@@ -165,6 +165,7 @@ fn manifest(started: &str, id: &str) -> Manifest {
             snapshot_lsn: "0/1".into(),
             snapshot_time: started + TimeDelta::seconds(2),
             extensions: vec![],
+            excluded: vec![],
             streams: vec![
                 stream("schema", "app/schema.pgdump.zst.age"),
                 stream("data-rest", "app/data-rest.pgdump.zst.age"),
