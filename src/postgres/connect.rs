@@ -28,7 +28,14 @@ const PINNED: &[(&str, &str)] = &[
     ("bytea_output", "hex"),
     ("quote_all_identifiers", "off"),
     ("row_security", "off"),
+    ("statement_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
 ];
+
+/// Timeouts of a role or a database that would end a session which waits for others, by the version
+/// that knows them; older servers refuse a connection that names them.
+const NO_TIMEOUTS: &[(u32, &str)] =
+    &[(140_000, "SET idle_session_timeout = 0"), (170_000, "SET transaction_timeout = 0")];
 
 /// A coordinator sits idle for hours while others stream; firewalls forget such connections
 /// after minutes, and the kernel's default is to ask after two hours.
@@ -259,6 +266,9 @@ impl Target<'_> {
             ))
             .context(on())
             .with_hint("a connection pooler drops session settings; connect to the server itself"));
+        }
+        for (_, statement) in NO_TIMEOUTS.iter().filter(|(since, _)| server_version_num >= *since) {
+            opened.client.simple_query(statement).await.map_err(|e| error(e).context(on()))?;
         }
         Ok(Session {
             server_version_num,

@@ -11,7 +11,7 @@ use super::{read_globals, read_proof, roles};
 use crate::config::Connection;
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::{Session, connect, error};
-use crate::postgres::ident::{quote_ident, quote_literal};
+use crate::postgres::ident::{Name, quote_ident, quote_literal};
 use crate::postgres::scratch::{Locale, create_database};
 use crate::postgres::settings;
 use crate::postgres::tools::Tools;
@@ -176,7 +176,7 @@ async fn restore_into(
 
     (origin.progress)(Event::Phase("analyzing".into()));
     let begun = std::time::Instant::now();
-    session.client.batch_execute("ANALYZE").await.map_err(error).context("cannot analyze")?;
+    report.warnings.extend(analyze(&session).await?);
     report.seconds.push(("analyze".into(), begun.elapsed().as_secs_f64()));
     if make && let Some(proof) = proof {
         report.warnings.extend(finish_database(&session, name, proof).await?);
@@ -185,7 +185,34 @@ async fn restore_into(
     Ok(())
 }
 
-/// Settings, owner and privileges, which belong to the database rather than to what is in it.
+/// Statistics. A table that cannot be analyzed (a foreign partition whose server is away) would keep
+/// all after it from getting theirs, so they are then taken one by one; the rows are in either way.
+async fn analyze(session: &Session) -> Result<Vec<String>> {
+    if session.client.batch_execute("ANALYZE").await.is_ok() {
+        return Ok(Vec::new());
+    }
+    let rows = session
+        .client
+        .query(
+            "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+              WHERE c.relkind IN ('r', 'm', 'p') AND c.relpersistence <> 't' AND n.nspname !~ '^pg_toast'
+              ORDER BY 1",
+            &[],
+        )
+        .await
+        .map_err(error)
+        .context("cannot list tables to analyze")?;
+    let mut warnings = Vec::new();
+    for row in rows {
+        let table = row.get::<_, Name>(0).0;
+        if let Err(failure) = session.client.batch_execute(&format!("ANALYZE {table}")).await {
+            warnings.push(format!("{table} was not analyzed: {}", error(failure)));
+        }
+    }
+    Ok(warnings)
+}
+
+/// Settings, comment, connection limit, owner and privileges, which belong to the database rather than to what is in it.
 async fn finish_database(session: &Session, name: &str, proof: &Proof) -> Result<Vec<String>> {
     let wanted: Vec<settings::Setting> = proof
         .settings
@@ -193,6 +220,14 @@ async fn finish_database(session: &Session, name: &str, proof: &Proof) -> Result
         .map(|s| settings::Setting { role: s.role.clone(), setting: s.setting.clone() })
         .collect();
     let mut warnings = settings::apply(&session.client, name, &wanted).await?;
+    if let Some(comment) = &proof.comment {
+        let sql = format!("COMMENT ON DATABASE {} IS {}", quote_ident(name), quote_literal(comment));
+        session.client.batch_execute(&sql).await.map_err(error).context("cannot set the comment")?;
+    }
+    if let Some(limit) = proof.connection_limit {
+        let sql = format!("ALTER DATABASE {} CONNECTION LIMIT {limit}", quote_ident(name));
+        session.client.batch_execute(&sql).await.map_err(error).context("cannot set the limit")?;
+    }
     let owner = format!("ALTER DATABASE {} OWNER TO {}", quote_ident(name), quote_ident(&proof.owner));
     if let Err(failure) = session.client.batch_execute(&owner).await {
         warnings.push(format!("owner {:?} was not set: {}", proof.owner, error(failure)));

@@ -25,6 +25,12 @@ pub struct Proof {
     pub owner: String,
     /// Its privileges, `datacl` as text; absent means the default.
     pub acl: Option<String>,
+    /// Its connection limit; absent means none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connection_limit: Option<i32>,
+    /// Its comment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comment: Option<String>,
     /// Tables whose rows were left out because the configuration says so.
     pub excluded: Vec<String>,
 }
