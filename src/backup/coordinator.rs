@@ -58,7 +58,8 @@ pub async fn preview(
 
 /// No statement may wait for a lock without end: even a table's size is behind one.
 async fn connect_bounded(connection: &Connection, database: &str, application_name: &str) -> Result<Session> {
-    connect_with(connection, Some(database), application_name, &[("lock_timeout", LOCK_TIMEOUT)]).await
+    let settings = [("lock_timeout", LOCK_TIMEOUT)];
+    connect_with(connection, Some(database), application_name, &settings).await?.without_conversion().await
 }
 
 /// Takes the snapshot, starting over while the schema changes underneath.

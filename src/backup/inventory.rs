@@ -323,7 +323,7 @@ pub async fn properties(client: &Client, server_version_num: u32) -> Result<Prop
         icu_rules: row.get(5),
         monetary: row.get(6),
     };
-    let (owner, acl) = (row.get(7), row.get(8));
+    let (owner, acl) = (row.get::<_, Name>(7).0, row.get::<_, Option<Name>>(8).map(|acl| acl.0));
     let (connection_limit, comment) = (row.get(9), row.get::<_, Option<Name>>(10).map(|c| c.0));
     let extensions = client
         .query("SELECT extname::text, extversion FROM pg_extension ORDER BY extname", &[])

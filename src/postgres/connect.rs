@@ -79,6 +79,18 @@ impl Session {
             .context(format!("lost the connection to {}", self.host))
     }
 
+    /// Lets text come and go as it is stored, in a database whose encoding is SQL_ASCII: the server
+    /// refuses to send as UTF-8 what is none. Whoever asks for this reads names as
+    /// [`Name`](super::ident::Name).
+    pub async fn without_conversion(self) -> Result<Self> {
+        let row =
+            self.client.query_one("SELECT current_setting('server_encoding')", &[]).await.map_err(error)?;
+        if row.get::<_, String>(0) == "SQL_ASCII" {
+            self.client.batch_execute("SET client_encoding = 'SQL_ASCII'").await.map_err(error)?;
+        }
+        Ok(self)
+    }
+
     /// Says goodbye, and returns when the server has closed.
     pub async fn close(self) {
         let Session { client, mut driver, .. } = self;

@@ -5,7 +5,7 @@ use tokio_postgres::Client;
 
 use crate::error::{Context, Result};
 use crate::postgres::connect::error;
-use crate::postgres::ident::{quote_ident, quote_literal};
+use crate::postgres::ident::{Name, quote_ident, quote_literal};
 
 /// One row of pg_db_role_setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,7 +101,13 @@ pub async fn read(client: &Client) -> Result<Vec<Setting>> {
         .await
         .map_err(error)
         .context("cannot read the database's settings")?;
-    Ok(rows.iter().map(|row| Setting { role: row.get(0), setting: row.get(1) }).collect())
+    Ok(rows
+        .iter()
+        .map(|row| Setting {
+            role: row.get::<_, Option<Name>>(0).map(|r| r.0),
+            setting: row.get::<_, Name>(1).0,
+        })
+        .collect())
 }
 
 #[cfg(test)]

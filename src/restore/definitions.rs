@@ -130,6 +130,7 @@ fn by_name(entries: &[Entry]) -> BTreeMap<String, Vec<(&str, &str)>> {
 /// Materialized views that the archive fills, and that are empty in the restored database.
 pub async fn unpopulated(connection: &Connection, archived: &[Entry]) -> Result<Vec<String>> {
     let session = crate::postgres::connect::connect(connection, None, "opsd verify").await?;
+    let session = session.without_conversion().await?;
     let rows = session
         .client
         .query(

@@ -41,7 +41,7 @@ pub async fn prove(connection: &Connection, proof: &Proof, jobs: usize) -> Resul
     let secret = RowSecret::from_base64(&proof.secret)?;
     let mut sessions = Vec::new();
     for _ in 0..jobs.max(1) {
-        sessions.push(connect(connection, None, "opsd verify").await?);
+        sessions.push(connect(connection, None, "opsd verify").await?.without_conversion().await?);
     }
     let filters = Arc::new(extension_filters(&sessions[0].client).await?);
     let pool = Pool::new(sessions);

@@ -171,7 +171,7 @@ fn every_database_comes_back_with_roles_on_another_server() {
                    FROM pg_authid a WHERE rolname ~* 'fixture' ORDER BY 1";
     assert_eq!(source.psql("postgres", roles), target.psql("postgres", roles));
     let members = "SELECT roleid::regrole, member::regrole, admin_option FROM pg_auth_members
-                    WHERE member >= 16384 ORDER BY 1::text, 2::text";
+                    WHERE member >= 16384 ORDER BY roleid::regrole::text, member::regrole::text";
     assert_eq!(source.psql("postgres", members), target.psql("postgres", members));
 }
 
