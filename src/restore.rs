@@ -71,6 +71,7 @@ fn own_properties(proof: &Proof) -> Properties {
         owner: proof.owner.clone(),
         acl: proof.acl.clone(),
         comment: proof.comment.clone(),
+        connection_limit: proof.connection_limit,
         settings: proof.settings.iter().map(setting).collect(),
     }
 }

@@ -10,11 +10,11 @@
 use chrono::{DateTime, Utc};
 use tokio_postgres::error::SqlState;
 
-use super::inventory::{self, Capacity, Inventory, Properties, Table};
+use super::inventory::{self, Capacity, Inventory, Properties, Table, is_replaced};
 use super::plan::{Plan, plan};
 use crate::config::{BackupJob, Connection};
 use crate::error::{Context, Error, Result};
-use crate::postgres::connect::{Session, connect, error};
+use crate::postgres::connect::{Session, connect_with, error};
 
 /// How often lists may change under our hands before we give up: a schema that changes this often
 /// within seconds is being migrated.
@@ -50,10 +50,17 @@ pub async fn preview(
     job: &BackupJob,
     application_name: &str,
 ) -> Result<Plan> {
-    let session = connect(connection, Some(database), application_name).await?;
+    let session = connect_bounded(connection, database, application_name).await?;
+    keep_open(&session).await?;
     let inventory = inventory::read(&session.client).await?;
     let capacity = inventory::capacity(&session.client).await?;
     plan(database, &inventory, capacity, in_recovery, job)
+}
+
+/// No statement may wait for a lock without end: even a table's size is behind one.
+async fn connect_bounded(connection: &Connection, database: &str, application_name: &str) -> Result<Session> {
+    let settings = [("lock_timeout", LOCK_TIMEOUT)];
+    connect_with(connection, Some(database), application_name, &settings).await?.without_conversion().await
 }
 
 /// Takes the snapshot, starting over while the schema changes underneath.
@@ -64,7 +71,7 @@ pub async fn start(
     job: &BackupJob,
     application_name: &str,
 ) -> Result<Coordinator> {
-    let session = connect(connection, Some(database), application_name).await?;
+    let session = connect_bounded(connection, database, application_name).await?;
     keep_open(&session).await?;
     let version = session.server_version_num;
     let mut attempt = 1;
@@ -117,12 +124,7 @@ async fn attempt_snapshot(
     let capacity: Capacity = inventory::capacity(client).await?;
     let lock_first = plan(database, &before, capacity, in_recovery, job)?.lock_first;
 
-    client
-        .batch_execute(&format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"
-        ))
-        .await
-        .map_err(error)?;
+    client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY").await.map_err(error)?;
     if lock_first {
         let tables: Vec<&Table> = before.tables.iter().collect();
         if let Some(changed) = lock(session, &tables).await? {
@@ -135,9 +137,7 @@ async fn attempt_snapshot(
     if lock_first && let Some(changed) = lock(session, &inventory::newcomers(&before, &inventory)).await? {
         return Ok(Attempt::Changed(changed));
     }
-    // Read again: locks held, the present cannot move any more.
-    let inventory = inventory::read(client).await?;
-    if let Some(table) = inventory::rewritten(&inventory).first() {
+    if let Some(table) = inventory::rewritten(client).await?.first() {
         client.batch_execute("ROLLBACK").await.map_err(error)?;
         return Ok(Attempt::Changed(format!("table {table} was rewritten")));
     }
@@ -148,6 +148,8 @@ async fn attempt_snapshot(
 
 /// Locks tables ACCESS SHARE; says what changed where one of them is gone.
 async fn lock(session: &Session, tables: &[&Table]) -> Result<Option<String>> {
+    // What cannot be named cannot be locked; the files that tables are stored in are watched anyway.
+    let tables: Vec<&&Table> = tables.iter().filter(|t| !is_replaced(&t.display())).collect();
     for batch in tables.chunks(LOCK_BATCH) {
         let names: Vec<String> = batch.iter().map(|t| format!("ONLY {}", t.quoted())).collect();
         let sql = format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", "));
@@ -173,8 +175,7 @@ async fn lock(session: &Session, tables: &[&Table]) -> Result<Option<String>> {
 impl Coordinator {
     /// Fails if a table was rewritten since the snapshot. Called once every pg_dump holds its locks.
     pub async fn check_rewritten(&self) -> Result<()> {
-        let now = inventory::read(&self.session.client).await?;
-        match inventory::rewritten(&now).first() {
+        match inventory::rewritten(&self.session.client).await?.first() {
             None => Ok(()),
             Some(table) => Err(Error::new(format!("table {table} was rewritten while the dump started"))
                 .with_hint("run the backup again; run migrations at another time")),

@@ -4,9 +4,10 @@
 //! bring along what another archive also holds. So the tables of contents are read back: over the
 //! set, the data of each table and each sequence's value stands exactly once.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::coordinator::Coordinator;
+use super::inventory::{Inventory, is_replaced};
 use crate::error::{Error, Result};
 use crate::postgres::properties;
 use crate::set::archive::copy::{parse_copy, parse_encoding, parse_setval, split_relation};
@@ -50,7 +51,7 @@ pub fn evidence(
             )],
         });
     }
-    check_once(coordinator, archives)?;
+    check_once(&coordinator.inventory, &coordinator.plan.without_data, archives)?;
 
     let mut warnings = Vec::new();
     let mut state = ProofState::Complete;
@@ -64,6 +65,10 @@ pub fn evidence(
         for entry in &contents.entries {
             match entry.desc.as_str() {
                 "ENCODING" => encoding = parse_encoding(&entry.defn).unwrap_or_default().to_owned(),
+                "SEQUENCE SET" if is_replaced(&entry.namespace) || is_replaced(&entry.tag) => {
+                    state = ProofState::Partial;
+                    warnings.push(format!("the value of {}.{} has no proof", entry.namespace, entry.tag));
+                }
                 "SEQUENCE SET" => {
                     let (last_value, is_called) = parse_setval(&entry.defn)?;
                     sequences.push(Sequence {
@@ -80,7 +85,7 @@ pub fn evidence(
                     match (found, statement) {
                         // A name that is not UTF-8 came out with replacement characters: it cannot be
                         // asked for again.
-                        (Some(found), Ok((schema, name))) if !entry.copy.contains('\u{fffd}') => {
+                        (Some(found), Ok((schema, name))) if !is_replaced(&entry.copy) => {
                             let copy = entry.copy.trim_end().to_owned();
                             let empty = Table {
                                 schema,
@@ -124,6 +129,7 @@ pub fn evidence(
         owner: own.owner.clone(),
         acl: own.acl.clone(),
         comment: own.comment.clone(),
+        connection_limit: own.connection_limit,
         excluded: coordinator.plan.excluded.clone(),
     };
     Ok(Evidence {
@@ -137,7 +143,11 @@ pub fn evidence(
 }
 
 /// Every table that has rows and every sequence: exactly once over all archives.
-fn check_once(coordinator: &Coordinator, archives: &[(String, Contents)]) -> Result<()> {
+fn check_once(
+    inventory: &Inventory,
+    without_data: &HashSet<u32>,
+    archives: &[(String, Contents)],
+) -> Result<()> {
     let mut seen: HashMap<(&str, &str, &str), &str> = HashMap::new();
     for (archive, contents) in archives {
         for entry in &contents.entries {
@@ -145,7 +155,11 @@ fn check_once(coordinator: &Coordinator, archives: &[(String, Contents)]) -> Res
                 continue;
             }
             let key = (entry.desc.as_str(), entry.namespace.as_str(), entry.tag.as_str());
-            if let Some(other) = seen.insert(key, archive) {
+            // Two names may look alike where bytes were replaced.
+            let is_exact = !is_replaced(&entry.namespace) && !is_replaced(&entry.tag);
+            if let Some(other) = seen.insert(key, archive)
+                && is_exact
+            {
                 return Err(Error::new(format!(
                     "{} of {}.{} is in {other} and in {archive}",
                     entry.desc.to_lowercase(),
@@ -155,20 +169,19 @@ fn check_once(coordinator: &Coordinator, archives: &[(String, Contents)]) -> Res
             }
         }
     }
-    // Names in another encoding than UTF-8 were replaced on reading; they are counted, not compared.
-    let is_ascii = |schema: &str, name: &str| schema.is_ascii() && name.is_ascii();
-    let utf8 = matches!(coordinator.properties.locale.encoding.as_str(), "UTF8" | "SQL_ASCII");
-    let inventory = &coordinator.inventory;
-    let without = &coordinator.plan.without_data;
-    for t in inventory.tables.iter().filter(|t| !without.contains(&t.oid) && !t.is_extension_member) {
-        let found = seen.contains_key(&("TABLE DATA", t.schema.as_str(), t.name.as_str()));
-        if !found && (utf8 || is_ascii(&t.schema, &t.name)) {
+    // Names in another encoding than UTF-8 were replaced on reading the archive.
+    let is_there = |desc: &str, schema: &str, name: &str| {
+        let comparable = inventory.has_exact(schema) && inventory.has_exact(name);
+        !comparable || seen.contains_key(&(desc, schema, name))
+    };
+    let tables = inventory.tables.iter().filter(|t| !without_data.contains(&t.oid) && !t.is_extension_member);
+    for t in tables {
+        if !is_there("TABLE DATA", &t.schema, &t.name) {
             return Err(Error::new(format!("rows of {} are in no archive", t.display())));
         }
     }
     for s in inventory.sequences.iter().filter(|s| !s.is_extension_member) {
-        let found = seen.contains_key(&("SEQUENCE SET", s.schema.as_str(), s.name.as_str()));
-        if !found && (utf8 || is_ascii(&s.schema, &s.name)) {
+        if !is_there("SEQUENCE SET", &s.schema, &s.name) {
             return Err(Error::new(format!(
                 "the value of sequence {}.{} is in no archive",
                 s.schema, s.name
@@ -176,4 +189,86 @@ fn check_once(coordinator: &Coordinator, archives: &[(String, Contents)]) -> Res
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::inventory;
+    use crate::set::archive::Entry;
+
+    fn archive(name: &str, entries: &[(&str, &str)]) -> (String, Contents) {
+        let entries = entries
+            .iter()
+            .map(|(desc, tag)| Entry {
+                desc: (*desc).into(),
+                tag: (*tag).into(),
+                namespace: "public".into(),
+                ..Entry::default()
+            })
+            .collect();
+        (name.into(), Contents { entries, ..Contents::default() })
+    }
+
+    fn inventory(encoding: &str) -> Inventory {
+        let table = |oid, name: &str| inventory::Table {
+            oid,
+            schema: "public".into(),
+            name: name.into(),
+            ..Default::default()
+        };
+        let sequence = inventory::Sequence {
+            oid: 9,
+            schema: "public".into(),
+            name: "s".into(),
+            owned_by: Some(1),
+            ..Default::default()
+        };
+        Inventory {
+            encoding: encoding.into(),
+            tables: vec![table(1, "a"), table(2, "b")],
+            sequences: vec![sequence],
+            ..Inventory::default()
+        }
+    }
+
+    #[test]
+    fn what_is_twice_or_not_at_all_in_the_archives_fails_the_set() {
+        const A: (&str, &str) = ("TABLE DATA", "a");
+        const B: (&str, &str) = ("TABLE DATA", "b");
+        const S: (&str, &str) = ("SEQUENCE SET", "s");
+        let check = |rest: &[(&str, &str)], large: &[(&str, &str)]| {
+            let archives = [archive("data-rest", rest), archive("data-1", large)];
+            check_once(&inventory("UTF8"), &HashSet::new(), &archives).map_err(|e| e.to_string())
+        };
+        assert_eq!(check(&[B, S], &[A]), Ok(()));
+        let twice = |what: &str| Err(format!("{what} is in data-rest and in data-1"));
+        assert_eq!(check(&[A, B, S], &[A]), twice("table data of public.a"));
+        assert_eq!(check(&[B, S], &[A, S]), twice("sequence set of public.s"));
+        assert_eq!(check(&[S], &[A]), Err("rows of public.b are in no archive".into()));
+        assert_eq!(check(&[B], &[A]), Err("the value of sequence public.s is in no archive".into()));
+        // A sequence's value is no substitute for a table of its name.
+        assert!(check(&[("SEQUENCE SET", "b"), S], &[A]).is_err());
+    }
+
+    #[test]
+    fn tables_without_rows_of_their_own_and_extensions_may_be_absent() {
+        let mut inventory = inventory("UTF8");
+        inventory.tables[0].is_extension_member = true;
+        inventory.sequences[0].is_extension_member = true;
+        let without = HashSet::from([2]);
+        assert!(check_once(&inventory, &without, &[archive("full", &[])]).is_ok());
+        assert!(check_once(&inventory, &HashSet::new(), &[archive("full", &[])]).is_err());
+    }
+
+    #[test]
+    fn names_that_are_not_utf8_are_not_held_against_the_set() {
+        let mut inventory = inventory("LATIN1");
+        inventory.tables[1].name = "t\u{e4}ble".into();
+        let rows = ("TABLE DATA", "t\u{fffd}ble");
+        let archives = [archive("full", &[("TABLE DATA", "a"), rows, rows, ("SEQUENCE SET", "s")])];
+        assert_eq!(check_once(&inventory, &HashSet::new(), &archives).map_err(|e| e.to_string()), Ok(()));
+        inventory.encoding = "UTF8".into();
+        assert!(check_once(&inventory, &HashSet::new(), &archives).is_err());
+    }
 }

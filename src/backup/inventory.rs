@@ -10,6 +10,7 @@ use tokio_postgres::Client;
 
 use crate::error::{Context, Result};
 use crate::postgres::connect::error;
+use crate::postgres::ident::Name;
 use crate::postgres::properties;
 use crate::set::manifest::{Extension, Locale};
 
@@ -36,8 +37,6 @@ pub struct Table {
     pub is_readable: bool,
     /// Whether policies would hide rows from our role.
     pub has_active_row_security: bool,
-    /// The file it is stored in, by the snapshot and by now: they differ when it was rewritten.
-    pub filenodes: (u32, u32),
 }
 
 impl Table {
@@ -76,6 +75,19 @@ impl Sequence {
     }
 }
 
+impl Inventory {
+    /// Whether pg_dump finds what `text` names in a pattern: its arguments are read in the database's
+    /// encoding, and ours are UTF-8. A name that did not come as UTF-8 cannot be asked for at all.
+    pub fn has_exact(&self, text: &str) -> bool {
+        text.is_ascii() || (matches!(self.encoding.as_str(), "UTF8" | "SQL_ASCII") && !is_replaced(text))
+    }
+}
+
+/// Whether a name holds U+FFFD, which stands for bytes that are no UTF-8.
+pub fn is_replaced(name: &str) -> bool {
+    name.contains('\u{fffd}')
+}
+
 /// `"a"."b"` with quotes doubled.
 pub fn quoted(schema: &str, name: &str) -> String {
     format!("\"{}\".\"{}\"", schema.replace('"', "\"\""), name.replace('"', "\"\""))
@@ -93,6 +105,8 @@ pub struct Capacity {
 /// The lists a plan is made of.
 #[derive(Debug, Clone, Default)]
 pub struct Inventory {
+    /// Encoding of names and values.
+    pub encoding: String,
     /// Tables outside the system's schemas.
     pub tables: Vec<Table>,
     /// Sequences outside the system's schemas.
@@ -118,7 +132,6 @@ pub struct Properties {
 
 /// Tables and sequences, as the session's snapshot (or, outside a transaction, now) has them.
 pub async fn read(client: &Client) -> Result<Inventory> {
-    // relfilenode is read under the snapshot, pg_relation_filenode() looks at the present.
     let tables = client
         .query(
             "SELECT c.oid, n.nspname, c.relname, c.relkind = 'p', c.relpersistence = 'u',
@@ -126,8 +139,7 @@ pub async fn read(client: &Client) -> Result<Inventory> {
                             AND d.objid = c.oid AND d.deptype = 'e'),
                     (SELECT i.inhparent FROM pg_inherits i WHERE i.inhrelid = c.oid AND c.relispartition),
                     coalesce(pg_table_size(c.oid), 0),
-                    has_table_privilege(c.oid, 'SELECT'), row_security_active(c.oid),
-                    c.relfilenode, coalesce(pg_relation_filenode(c.oid), c.relfilenode)
+                    has_table_privilege(c.oid, 'SELECT'), row_security_active(c.oid)
                FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
               WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
               ORDER BY n.nspname, c.relname",
@@ -140,8 +152,8 @@ pub async fn read(client: &Client) -> Result<Inventory> {
         .iter()
         .map(|row| Table {
             oid: row.get(0),
-            schema: row.get(1),
-            name: row.get(2),
+            schema: row.get::<_, Name>(1).0,
+            name: row.get::<_, Name>(2).0,
             is_partitioned: row.get(3),
             is_unlogged: row.get(4),
             is_extension_member: row.get(5),
@@ -150,7 +162,6 @@ pub async fn read(client: &Client) -> Result<Inventory> {
             // A table dropped meanwhile has neither privileges nor policies; the lists are compared later.
             is_readable: row.get::<_, Option<bool>>(8).unwrap_or(true),
             has_active_row_security: row.get::<_, Option<bool>>(9).unwrap_or(false),
-            filenodes: (row.get(10), row.get(11)),
         })
         .collect();
     let sequences = client
@@ -173,8 +184,8 @@ pub async fn read(client: &Client) -> Result<Inventory> {
         .iter()
         .map(|row| Sequence {
             oid: row.get(0),
-            schema: row.get(1),
-            name: row.get(2),
+            schema: row.get::<_, Name>(1).0,
+            name: row.get::<_, Name>(2).0,
             owned_by: row.get(3),
             is_extension_member: row.get(4),
             is_readable: row.get::<_, Option<bool>>(5).unwrap_or(true),
@@ -205,19 +216,43 @@ pub async fn read(client: &Client) -> Result<Inventory> {
         .await
         .map_err(error)
         .context("cannot list schemas")?;
+    let encoding = client
+        .query_one(
+            "SELECT pg_encoding_to_char(encoding)::text FROM pg_database WHERE datname = current_database()",
+            &[],
+        )
+        .await
+        .map_err(error)
+        .context("cannot read the database's encoding")?;
     Ok(Inventory {
+        encoding: encoding.get(0),
         tables,
         sequences,
         large_objects: u64::try_from(large_objects.get::<_, i64>(0)).unwrap_or(0),
         unreadable_large_objects: u64::try_from(large_objects.get::<_, i64>(1)).unwrap_or(0),
-        unusable_schemas: unusable.iter().map(|row| row.get(0)).collect(),
+        unusable_schemas: unusable.iter().map(|row| row.get::<_, Name>(0).0).collect(),
     })
 }
 
 /// Tables whose rows pg_dump would not see as the snapshot does: rewritten or truncated between the
 /// snapshot and the lock. Neither is undone by MVCC, so such a dump is silently empty or wrong.
-pub fn rewritten(inventory: &Inventory) -> Vec<String> {
-    inventory.tables.iter().filter(|t| t.filenodes.0 != t.filenodes.1).map(Table::display).collect()
+///
+/// relfilenode is read under the snapshot, pg_relation_filenode() looks at the present. Nothing here
+/// waits for a lock: once a pg_dump holds its own, somebody may wait for ACCESS EXCLUSIVE behind it,
+/// and whoever asks for a table's size then waits behind that.
+pub async fn rewritten(client: &Client) -> Result<Vec<String>> {
+    let rows = client
+        .query(
+            "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+              WHERE c.relkind = 'r' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+                AND pg_relation_filenode(c.oid) <> c.relfilenode
+              ORDER BY n.nspname, c.relname",
+            &[],
+        )
+        .await
+        .map_err(error)
+        .context("cannot look for rewritten tables")?;
+    Ok(rows.iter().map(|row| format!("{}.{}", row.get::<_, Name>(0).0, row.get::<_, Name>(1).0)).collect())
 }
 
 /// What is in `now` and not in `before`.

@@ -63,6 +63,16 @@ pub fn plan(
 ) -> Result<Plan> {
     let excluded = excluded_tables(inventory, &job.exclude_table_data)?;
     check_privileges(inventory, &excluded)?;
+    // pg_dump says nothing about a pattern that matches nothing.
+    if let Some(table) =
+        inventory.tables.iter().find(|t| excluded.contains(&t.oid) && !inventory.has_exact(&t.quoted()))
+    {
+        return Err(Error::usage(format!(
+            "exclude_table_data: table {} cannot be named to pg_dump in encoding {}",
+            table.display(),
+            inventory.encoding
+        )));
+    }
     let mut warnings = Vec::new();
     let mut without_data: HashSet<u32> = excluded.iter().copied().collect();
     for table in &inventory.tables {
@@ -75,8 +85,13 @@ pub fn plan(
     }
     let with_data = || inventory.tables.iter().filter(|t| !without_data.contains(&t.oid));
 
+    let has_exact = |table: &Table| {
+        let sequences = inventory.sequences.iter().filter(|s| s.owned_by == Some(table.oid));
+        inventory.has_exact(&table.quoted())
+            && sequences.into_iter().all(|s| inventory.has_exact(&s.quoted()))
+    };
     let mut large: Vec<&Table> =
-        with_data().filter(|t| !t.is_extension_member && t.size >= job.large_table).collect();
+        with_data().filter(|t| !t.is_extension_member && t.size >= job.large_table && has_exact(t)).collect();
     large.sort_by(|a, b| b.size.cmp(&a.size).then(a.oid.cmp(&b.oid)));
     // The lock session, the coordinator, the schema and the rest need one connection each.
     let room = capacity.free_connections.saturating_sub(4 + SPARE_CONNECTIONS);

@@ -28,7 +28,14 @@ const PINNED: &[(&str, &str)] = &[
     ("bytea_output", "hex"),
     ("quote_all_identifiers", "off"),
     ("row_security", "off"),
+    ("statement_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
 ];
+
+/// Timeouts of a role or a database that would end a session which waits for others, by the version
+/// that knows them; older servers refuse a connection that names them.
+const NO_TIMEOUTS: &[(u32, &str)] =
+    &[(140_000, "SET idle_session_timeout = 0"), (170_000, "SET transaction_timeout = 0")];
 
 /// A coordinator sits idle for hours while others stream; firewalls forget such connections
 /// after minutes, and the kernel's default is to ask after two hours.
@@ -70,6 +77,18 @@ impl Session {
         reason
             .unwrap_or_else(|| Error::new("connection closed"))
             .context(format!("lost the connection to {}", self.host))
+    }
+
+    /// Lets text come and go as it is stored, in a database whose encoding is SQL_ASCII: the server
+    /// refuses to send as UTF-8 what is none. Whoever asks for this reads names as
+    /// [`Name`](super::ident::Name).
+    pub async fn without_conversion(self) -> Result<Self> {
+        let row =
+            self.client.query_one("SELECT current_setting('server_encoding')", &[]).await.map_err(error)?;
+        if row.get::<_, String>(0) == "SQL_ASCII" {
+            self.client.batch_execute("SET client_encoding = 'SQL_ASCII'").await.map_err(error)?;
+        }
+        Ok(self)
     }
 
     /// Says goodbye, and returns when the server has closed.
@@ -259,6 +278,9 @@ impl Target<'_> {
             ))
             .context(on())
             .with_hint("a connection pooler drops session settings; connect to the server itself"));
+        }
+        for (_, statement) in NO_TIMEOUTS.iter().filter(|(since, _)| server_version_num >= *since) {
+            opened.client.simple_query(statement).await.map_err(|e| error(e).context(on()))?;
         }
         Ok(Session {
             server_version_num,

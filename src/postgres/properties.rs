@@ -1,11 +1,11 @@
 //! A database's own settings, owner and privileges, which no pg_dump archive gives back under another
 //! name.
 
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 
 use crate::error::{Context, Result};
 use crate::postgres::connect::error;
-use crate::postgres::ident::{quote_ident, quote_literal};
+use crate::postgres::ident::{Name, quote_ident, quote_literal};
 
 /// What belongs to a database rather than to what is in it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub struct Properties {
     pub acl: Option<String>,
     /// Its comment.
     pub comment: Option<String>,
+    /// Its connection limit, where there is one.
+    pub connection_limit: Option<i32>,
     /// Its own settings.
     pub settings: Vec<Setting>,
 }
@@ -44,7 +46,8 @@ const LISTS: [&str; 6] = [
 pub async fn read(client: &Client, database: &str) -> Result<Properties> {
     let row = client
         .query_one(
-            "SELECT pg_get_userbyid(datdba)::text, datacl::text, shobj_description(oid, 'pg_database')
+            "SELECT pg_get_userbyid(datdba)::text, datacl::text, shobj_description(oid, 'pg_database'),
+                    nullif(datconnlimit, -1)
                FROM pg_database WHERE datname = $1",
             &[&database],
         )
@@ -64,8 +67,15 @@ pub async fn read(client: &Client, database: &str) -> Result<Properties> {
         .await
         .map_err(error)
         .context("cannot read the database's settings")?;
-    let settings = settings.iter().map(|row| Setting { role: row.get(0), setting: row.get(1) }).collect();
-    Ok(Properties { owner: row.get(0), acl: row.get(1), comment: row.get(2), settings })
+    let text = |row: &Row, i: usize| row.get::<_, Option<Name>>(i).map(|name| name.0);
+    let setting = |row: &Row| Setting { role: text(row, 0), setting: text(row, 1).unwrap_or_default() };
+    Ok(Properties {
+        owner: text(&row, 0).unwrap_or_default(),
+        acl: text(&row, 1),
+        comment: text(&row, 2),
+        connection_limit: row.get(3),
+        settings: settings.iter().map(setting).collect(),
+    })
 }
 
 /// Gives a database these properties; returns what this server would not take, a line each.
@@ -77,6 +87,12 @@ pub async fn apply(client: &Client, database: &str, properties: &Properties) -> 
         warnings.push(format!("owner {:?} was not set: {}", properties.owner, error(failure)));
     }
     warnings.extend(apply_acl(client, database, properties.acl.as_deref()).await?);
+    if let Some(limit) = properties.connection_limit {
+        let sql = format!("ALTER DATABASE {} CONNECTION LIMIT {limit}", quote_ident(database));
+        if let Err(failure) = client.batch_execute(&sql).await {
+            warnings.push(format!("the connection limit {limit} was not set: {}", error(failure)));
+        }
+    }
     if let Some(comment) = &properties.comment {
         let sql = format!("COMMENT ON DATABASE {} IS {}", quote_ident(database), quote_literal(comment));
         if let Err(failure) = client.batch_execute(&sql).await {

@@ -14,6 +14,7 @@ use std::io::Read;
 
 use crate::config::Connection;
 use crate::error::{Context, Error, Result};
+use crate::postgres::ident::Name;
 use crate::postgres::tools::Tools;
 use crate::process::{self, Input, Output};
 use crate::set::archive::Entry;
@@ -129,6 +130,7 @@ fn by_name(entries: &[Entry]) -> BTreeMap<String, Vec<(&str, &str)>> {
 /// Materialized views that the archive fills, and that are empty in the restored database.
 pub async fn unpopulated(connection: &Connection, archived: &[Entry]) -> Result<Vec<String>> {
     let session = crate::postgres::connect::connect(connection, None, "opsd verify").await?;
+    let session = session.without_conversion().await?;
     let rows = session
         .client
         .query(
@@ -139,7 +141,8 @@ pub async fn unpopulated(connection: &Connection, archived: &[Entry]) -> Result<
         .await
         .map_err(crate::postgres::connect::error)
         .context("cannot list materialized views")?;
-    let empty: Vec<(String, String)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let empty: Vec<(String, String)> =
+        rows.iter().map(|row| (row.get::<_, Name>(0).0, row.get::<_, Name>(1).0)).collect();
     Ok(archived
         .iter()
         .filter(|e| {

@@ -15,7 +15,7 @@ use tokio_postgres::error::SqlState;
 use crate::config::Connection;
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::{Session, connect, error};
-use crate::postgres::ident::{quote_ident, quote_literal};
+use crate::postgres::ident::{Name, quote_ident, quote_literal};
 use crate::set::archive::copy::parse_copy;
 use crate::set::fingerprint::{RowHasher, RowSecret};
 use crate::set::proof::{Fingerprint, Proof, Sequence, Table};
@@ -41,7 +41,7 @@ pub async fn prove(connection: &Connection, proof: &Proof, jobs: usize) -> Resul
     let secret = RowSecret::from_base64(&proof.secret)?;
     let mut sessions = Vec::new();
     for _ in 0..jobs.max(1) {
-        sessions.push(connect(connection, None, "opsd verify").await?);
+        sessions.push(connect(connection, None, "opsd verify").await?.without_conversion().await?);
     }
     let filters = Arc::new(extension_filters(&sessions[0].client).await?);
     let pool = Pool::new(sessions);
@@ -115,7 +115,12 @@ async fn extension_filters(client: &Client) -> Result<HashMap<(String, String), 
         .await
         .map_err(error)
         .context("cannot read the extensions' configuration tables")?;
-    Ok(rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect())
+    Ok(rows.iter().map(|row| (qualified(row), row.get::<_, Name>(2).0)).collect())
+}
+
+/// Schema and name, a row's first two columns.
+fn qualified(row: &tokio_postgres::Row) -> (String, String) {
+    (row.get::<_, Name>(0).0, row.get::<_, Name>(1).0)
 }
 
 async fn check_table(
@@ -221,8 +226,7 @@ async fn check_sequences(client: &Client, sequences: &[Sequence]) -> Result<Vec<
         .await
         .map_err(error)
         .context("cannot list sequences")?;
-    let there: std::collections::HashSet<(String, String)> =
-        rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let there: std::collections::HashSet<(String, String)> = rows.iter().map(qualified).collect();
     let (present, missing): (Vec<&Sequence>, Vec<&Sequence>) =
         sequences.iter().partition(|s| there.contains(&(s.schema.clone(), s.name.clone())));
     differences.extend(missing.iter().map(|s| format!("sequence {}.{} is missing", s.schema, s.name)));

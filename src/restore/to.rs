@@ -129,9 +129,7 @@ pub async fn restore(
     }
     if exists {
         (origin.progress)(Event::Phase("swapping names".into()));
-        let (old, warnings) = swap(&admin, &name, &made).await?;
-        report.old_database = Some(old);
-        report.warnings.extend(warnings);
+        report.old_database = Some(swap(&admin, &name, &made).await?);
     }
     admin.close().await;
     Ok(report)
@@ -281,18 +279,12 @@ async fn check_roles(
     Ok(())
 }
 
-/// Ends the sessions of `name`, gives its name to `beside`, and keeps it under another; says what
-/// could not be carried over. Both renames are one transaction, and while it waits for the last
+/// Ends the sessions of `name`, gives its name to `beside`, and keeps it under another. Both renames are one transaction, and while it waits for the last
 /// session to go, PostgreSQL lets nobody new in: there is no state in between that could be left.
-async fn swap(admin: &Session, name: &str, beside: &str) -> Result<(String, Vec<String>)> {
+async fn swap(admin: &Session, name: &str, beside: &str) -> Result<String> {
     let old = format!("{}_{}", truncate(name, 40), Utc::now().format("before_%Y%m%d%H%M%S"));
     let (name_sql, beside_sql, old_sql) = (quote_ident(name), quote_ident(beside), quote_ident(&old));
     let client = &admin.client;
-    let limit = client
-        .query_one("SELECT datconnlimit FROM pg_database WHERE datname = $1", &[&name])
-        .await
-        .map_err(error)?;
-    let limit: i32 = limit.get(0);
     let sql = format!(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = {} AND pid <> pg_backend_pid();
          BEGIN; ALTER DATABASE {name_sql} RENAME TO {old_sql};
@@ -310,14 +302,7 @@ async fn swap(admin: &Session, name: &str, beside: &str) -> Result<(String, Vec<
         client.batch_execute("ROLLBACK").await.map_err(error)?;
         attempt += 1;
     }
-    let mut warnings = Vec::new();
-    if limit >= 0 {
-        let sql = format!("ALTER DATABASE {name_sql} CONNECTION LIMIT {limit}");
-        if let Err(failure) = client.batch_execute(&sql).await {
-            warnings.push(format!("the connection limit {limit} was not set: {}", error(failure)));
-        }
-    }
-    Ok((old, warnings))
+    Ok(old)
 }
 
 /// A rename waits five seconds for sessions to go; a pool that comes back faster each time will not be

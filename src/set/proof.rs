@@ -27,6 +27,8 @@ pub struct Proof {
     pub acl: Option<String>,
     /// Its comment.
     pub comment: Option<String>,
+    /// Its connection limit, where there is one.
+    pub connection_limit: Option<i32>,
     /// Tables whose rows were left out because the configuration says so.
     pub excluded: Vec<String>,
 }
