@@ -303,6 +303,35 @@ impl Run<'_> {
         Ok(Created { manifest, is_signed: sign_key.is_some() })
     }
 
+    /// A snapshot, and a pg_dump for each archive that holds its locks under it. Without room for the
+    /// coordinator's own locks a table can still change before pg_dump's hold; then all starts over.
+    async fn take_snapshot(
+        &self,
+        source: &Source<'_>,
+        name: &str,
+    ) -> Result<(coordinator::Coordinator, Vec<streams::Started>)> {
+        let connection = &source.postgres.connection;
+        let in_recovery = source.server.in_recovery;
+        let mut attempt = 1;
+        loop {
+            let taken = coordinator::start(connection, name, in_recovery, self.job, &source.application_name);
+            let coordinator = taken.await?;
+            let archives = &coordinator.plan.archives;
+            let started = streams::start(source.dump(name), &coordinator.snapshot, archives).await?;
+            match coordinator.changed_table().await? {
+                None => return Ok((coordinator, started)),
+                Some(table) if attempt < coordinator::ATTEMPTS => {
+                    tracing::info!("{name}: table {table} changed while the dump started; starting over");
+                    attempt += 1;
+                }
+                Some(table) => {
+                    return Err(Error::new(format!("table {table} keeps changing while the dump starts"))
+                        .with_hint("run the backup when no migration is running"));
+                }
+            }
+        }
+    }
+
     /// `globals` are dumped with the first database, as close to its snapshot as can be: a role that
     /// the schema names should still be among them.
     async fn dump_database(
@@ -312,13 +341,8 @@ impl Run<'_> {
         globals: &mut Option<Stream>,
         warnings: &mut Vec<String>,
     ) -> Result<Database> {
-        let connection = &source.postgres.connection;
-        let in_recovery = source.server.in_recovery;
-        let coordinator =
-            coordinator::start(connection, name, in_recovery, self.job, &source.application_name).await?;
+        let (coordinator, started) = self.take_snapshot(source, name).await?;
         let plan = &coordinator.plan;
-        let started = streams::start(source.dump(name), &coordinator.snapshot, &plan.archives).await?;
-        coordinator.check_rewritten().await?;
         if globals.is_none() {
             *globals = Some(self.globals(source, warnings).await?);
         }

@@ -3,7 +3,7 @@
 //! The order is what keeps rows from vanishing: list the tables, lock them ACCESS SHARE (which takes
 //! no snapshot), only then export the snapshot, then list again under it and lock the newcomers. A
 //! table rewritten or truncated between a snapshot and a lock is dumped as empty, with exit status 0;
-//! [`Coordinator::check_rewritten`] notices by the file the table is stored in. The check is repeated
+//! [`Coordinator::changed_table`] notices by the file the table is stored in. The check is repeated
 //! once every pg_dump holds its own locks, so that it also covers the case where the lock table has
 //! no room for the coordinator's.
 
@@ -18,7 +18,7 @@ use crate::postgres::connect::{Session, connect_with, error};
 
 /// How often lists may change under our hands before we give up: a schema that changes this often
 /// within seconds is being migrated.
-const ATTEMPTS: u32 = 5;
+pub const ATTEMPTS: u32 = 5;
 /// How long one LOCK may wait behind an ACCESS EXCLUSIVE lock, and with it how long a queue of
 /// others may form behind ours.
 pub const LOCK_TIMEOUT: &str = "60s";
@@ -173,13 +173,10 @@ async fn lock(session: &Session, tables: &[&Table]) -> Result<Option<String>> {
 }
 
 impl Coordinator {
-    /// Fails if a table was rewritten since the snapshot. Called once every pg_dump holds its locks.
-    pub async fn check_rewritten(&self) -> Result<()> {
-        match inventory::rewritten(&self.session.client).await?.first() {
-            None => Ok(()),
-            Some(table) => Err(Error::new(format!("table {table} was rewritten while the dump started"))
-                .with_hint("run the backup again; run migrations at another time")),
-        }
+    /// A table that was rewritten, renamed or dropped since the snapshot. Asked once every pg_dump
+    /// holds its locks.
+    pub async fn changed_table(&self) -> Result<Option<String>> {
+        Ok(inventory::rewritten(&self.session.client).await?.into_iter().next())
     }
 
     /// Keeps the session from looking dead.

@@ -117,6 +117,8 @@ pub struct Inventory {
     pub unreadable_large_objects: u64,
     /// Schemas with tables in them that our role may not use.
     pub unusable_schemas: Vec<String>,
+    /// Foreign keys: the table that has one, and the table it points to.
+    pub foreign_keys: Vec<(u32, u32)>,
 }
 
 /// What a database is, apart from its content.
@@ -224,7 +226,13 @@ pub async fn read(client: &Client) -> Result<Inventory> {
         .await
         .map_err(error)
         .context("cannot read the database's encoding")?;
+    let foreign_keys = client
+        .query("SELECT conrelid, confrelid FROM pg_constraint WHERE contype = 'f'", &[])
+        .await
+        .map_err(error)
+        .context("cannot list foreign keys")?;
     Ok(Inventory {
+        foreign_keys: foreign_keys.iter().map(|row| (row.get(0), row.get(1))).collect(),
         encoding: encoding.get(0),
         tables,
         sequences,
@@ -234,8 +242,8 @@ pub async fn read(client: &Client) -> Result<Inventory> {
     })
 }
 
-/// Tables whose rows pg_dump would not see as the snapshot does: rewritten or truncated between the
-/// snapshot and the lock. Neither is undone by MVCC, so such a dump is silently empty or wrong.
+/// Tables whose rows pg_dump would not see as the snapshot does: rewritten or truncated (or renamed, or
+/// dropped) between the snapshot and the lock. Neither is undone by MVCC, so such a dump is silently empty or wrong.
 ///
 /// relfilenode is read under the snapshot, pg_relation_filenode() looks at the present. Nothing here
 /// waits for a lock: once a pg_dump holds its own, somebody may wait for ACCESS EXCLUSIVE behind it,
@@ -244,8 +252,9 @@ pub async fn rewritten(client: &Client) -> Result<Vec<String>> {
     let rows = client
         .query(
             "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-              WHERE c.relkind = 'r' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
-                AND pg_relation_filenode(c.oid) <> c.relfilenode
+              WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+                AND (c.relkind = 'r' AND pg_relation_filenode(c.oid) IS DISTINCT FROM c.relfilenode
+                     OR c.oid::regclass::text <> format('%I.%I', n.nspname, c.relname))
               ORDER BY n.nspname, c.relname",
             &[],
         )

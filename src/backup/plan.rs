@@ -63,6 +63,7 @@ pub fn plan(
 ) -> Result<Plan> {
     let excluded = excluded_tables(inventory, &job.exclude_table_data)?;
     check_privileges(inventory, &excluded)?;
+    check_references(inventory, &excluded)?;
     // pg_dump says nothing about a pattern that matches nothing.
     if let Some(table) =
         inventory.tables.iter().find(|t| excluded.contains(&t.oid) && !inventory.has_exact(&t.quoted()))
@@ -184,6 +185,23 @@ fn large_archive(n: usize, table: &Table, inventory: &Inventory) -> Archive {
             .map(|s| format!("--exclude-table-data={}", s.quoted())),
     );
     Archive { name: format!("data-{n}"), args, estimate: table.size, table: Some(table.display()) }
+}
+
+/// A foreign key from rows that are dumped into rows that are not could never be restored.
+fn check_references(inventory: &Inventory, excluded: &HashSet<u32>) -> Result<()> {
+    let name =
+        |oid: u32| inventory.tables.iter().find(|t| t.oid == oid).map(Table::display).unwrap_or_default();
+    let broken =
+        inventory.foreign_keys.iter().find(|(from, to)| !excluded.contains(from) && excluded.contains(to));
+    match broken {
+        None => Ok(()),
+        Some((from, to)) => Err(Error::usage(format!(
+            "exclude_table_data leaves out {}, but {} refers to it by a foreign key: the set could not be restored",
+            name(*to),
+            name(*from)
+        ))
+        .with_hint("exclude the referring table too, or keep both")),
+    }
 }
 
 fn check_privileges(inventory: &Inventory, excluded: &HashSet<u32>) -> Result<()> {

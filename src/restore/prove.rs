@@ -4,7 +4,7 @@
 //! rows give the same bytes. Deliberately absent: any trust in the order of rows, and any reading of
 //! the dump itself; this looks at the restored server alone.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -44,13 +44,16 @@ pub async fn prove(connection: &Connection, proof: &Proof, jobs: usize) -> Resul
         sessions.push(connect(connection, None, "opsd verify").await?.without_conversion().await?);
     }
     let filters = Arc::new(extension_filters(&sessions[0].client).await?);
+    let direct: HashSet<(&str, &str)> =
+        proof.tables.iter().map(|t| (t.schema.as_str(), t.name.as_str())).collect();
     let pool = Pool::new(sessions);
     let checked: Vec<(u64, Fingerprint, Option<String>)> = stream::iter(&proof.tables)
         .map(|table| {
-            let (pool, filters, secret) = (&pool, filters.clone(), &secret);
+            let (pool, filters, direct, secret) = (&pool, filters.clone(), &direct, &secret);
             async move {
                 let session = pool.take().await?;
-                let result = check_table(&session.client, table, &proof.encoding, &filters, secret).await;
+                let result =
+                    check_table(&session.client, table, &proof.encoding, &filters, direct, secret).await;
                 pool.give(session).await;
                 let (found, difference) =
                     result.with_context(|| format!("table {}.{}", table.schema, table.name))?;
@@ -128,6 +131,7 @@ async fn check_table(
     table: &Table,
     encoding: &str,
     filters: &HashMap<(String, String), String>,
+    direct: &HashSet<(&str, &str)>,
     secret: &RowSecret,
 ) -> Result<(Fingerprint, Option<String>)> {
     let name = format!("{}.{}", table.schema, table.name);
@@ -145,11 +149,16 @@ async fn check_table(
     let is_partitioned: bool = kind.get(0);
     let statement = parse_copy(&table.copy)?;
     let filter = filters.get(&(table.schema.clone(), table.name.clone()));
+    let beside = if is_partitioned { loaded_beside(client, table, direct).await? } else { Vec::new() };
     let what = if is_partitioned || filter.is_some() {
         // COPY reads neither a partitioned root nor some of the rows by itself.
         let columns = statement.columns.trim_start_matches('(').trim_end_matches(')');
         let only = if is_partitioned { "" } else { "ONLY " };
-        format!("(SELECT {columns} FROM {only}{} {})", statement.relation, filter.map_or("", String::as_str))
+        let filter = match beside.as_slice() {
+            [] => filter.cloned().unwrap_or_default(),
+            oids => format!("WHERE tableoid NOT IN ({})", oids.join(", ")),
+        };
+        format!("(SELECT {columns} FROM {only}{} {filter})", statement.relation)
     } else {
         format!("{} {}", statement.relation, statement.columns)
     };
@@ -168,6 +177,23 @@ async fn check_table(
     }
     let found = hasher.take();
     Ok((found, compare(&format!("table {name}"), "rows", table.fingerprint, found)))
+}
+
+/// OIDs of partitions below a root that were dumped by themselves, not through it.
+async fn loaded_beside(client: &Client, root: &Table, direct: &HashSet<(&str, &str)>) -> Result<Vec<String>> {
+    let rows = client
+        .query(
+            "SELECT c.oid, n.nspname::text, c.relname::text
+               FROM pg_partition_tree(format('%I.%I', $1::text, $2::text)::regclass) t
+               JOIN pg_class c ON c.oid = t.relid JOIN pg_namespace n ON n.oid = c.relnamespace
+              WHERE t.isleaf",
+            &[&root.schema, &root.name],
+        )
+        .await
+        .map_err(error)
+        .context("cannot list partitions")?;
+    let beside = rows.iter().filter(|row| direct.contains(&(row.get(1), row.get(2))));
+    Ok(beside.map(|row| row.get::<_, u32>(0).to_string()).collect())
 }
 
 fn compare(what: &str, unit: &str, expected: Fingerprint, found: Fingerprint) -> Option<String> {
