@@ -32,7 +32,6 @@ fn use_s3(opsd: &mut Opsd, endpoint: &str, bucket: &str, keys: &Keys) {
 }
 
 fn main_flow(opsd: &Opsd, server: &Server, database: &str) {
-    let begun = Instant::now();
     let id = back_up(opsd);
     let list = opsd.ok(&["backups", "list", "--json"]).json();
     let set = &list["sets"][0];
@@ -49,7 +48,6 @@ fn main_flow(opsd: &Opsd, server: &Server, database: &str) {
     opsd.ok(&["restore", "db", "--to", &to, "--create"]);
     assert_same(db(server, database), db(server, &target));
     server.drop_database(&target);
-    assert!(begun.elapsed().as_secs() < 120, "{:?}", begun.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
