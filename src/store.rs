@@ -90,10 +90,6 @@ pub trait Store: Send + Sync + std::fmt::Debug {
 
     /// Removes an object; removing what is absent succeeds.
     async fn delete(&self, key: &str) -> Result<(), StoreError>;
-
-    /// Waits, within a bound, until uploads that were dropped have been aborted. Called before the
-    /// process ends, because nobody aborts them afterwards.
-    async fn settle(&self) {}
 }
 
 /// One object being written. Dropping it without [`Upload::commit`] means abort (best effort on the

@@ -128,7 +128,6 @@ pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<()>
             }
         }
     }
-    store.settle().await;
     if args.json {
         output::json(&report)?;
     }

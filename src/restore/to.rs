@@ -106,7 +106,7 @@ pub async fn restore(
     // A new database takes its owner, privileges and settings from the set; one that takes another's
     // place takes them from that one.
     let (made, properties) = if exists {
-        let beside = format!("{}_restoring_{:08x}", truncate(&name, 40), rand::random::<u32>());
+        let beside = other_name(&name, "restoring");
         (beside, Some(properties::read(&admin.client, &name).await?))
     } else {
         (name.clone(), read_proof(origin, database).await?.as_ref().map(own_properties))
@@ -279,10 +279,11 @@ async fn check_roles(
     Ok(())
 }
 
-/// Ends the sessions of `name`, gives its name to `beside`, and keeps it under another. Both renames are one transaction, and while it waits for the last
-/// session to go, PostgreSQL lets nobody new in: there is no state in between that could be left.
+/// Ends the sessions of `name`, gives its name to `beside`, and keeps it under another. Both renames are
+/// one transaction, and while it waits for the last session to go, PostgreSQL lets nobody new in: there
+/// is no state in between that could be left.
 async fn swap(admin: &Session, name: &str, beside: &str) -> Result<String> {
-    let old = format!("{}_{}", truncate(name, 40), Utc::now().format("before_%Y%m%d%H%M%S"));
+    let old = other_name(name, "before");
     let (name_sql, beside_sql, old_sql) = (quote_ident(name), quote_ident(beside), quote_ident(&old));
     let client = &admin.client;
     let sql = format!(
@@ -314,11 +315,36 @@ async fn drop_database(admin: &Session, name: &str) -> Result<()> {
     admin.client.batch_execute(&sql).await.map_err(error)
 }
 
-/// At most `limit` bytes, whole characters: PostgreSQL cuts names at 63.
+/// `<name>_<what>_<time>`, to the millisecond, so that one restore after another finds it free, and
+/// within the 63 bytes that PostgreSQL does not cut.
+fn other_name(name: &str, what: &str) -> String {
+    let tail = format!("_{what}_{}", Utc::now().format("%Y%m%d%H%M%S%3f"));
+    format!("{}{tail}", truncate(name, NAME_MAX.saturating_sub(tail.len())))
+}
+
+/// The longest name that PostgreSQL keeps whole.
+const NAME_MAX: usize = 63;
+
+/// At most `limit` bytes, whole characters.
 fn truncate(name: &str, limit: usize) -> &str {
     let mut end = name.len().min(limit);
     while !name.is_char_boundary(end) {
         end -= 1;
     }
     &name[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_names_fit_whatever_the_name() {
+        for name in ["app", &"x".repeat(63), &"é".repeat(31)] {
+            let other = other_name(name, "restoring");
+            assert!(other.len() <= NAME_MAX && other.contains("_restoring_2"), "{other}");
+            assert_ne!(other, name);
+        }
+        assert!(other_name("app", "before").starts_with("app_before_2"));
+    }
 }

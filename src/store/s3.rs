@@ -27,7 +27,6 @@ use aws_sdk_s3::primitives::DateTime as SdkDateTime;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use tokio_util::task::TaskTracker;
 
 use self::failure::{Failure, display_endpoint};
 use super::{ObjectMeta, Store, StoreError, Upload, check_key};
@@ -83,12 +82,7 @@ pub struct S3Store {
     region: String,
     checksums: Checksums,
     learned: Arc<Learned>,
-    /// Aborts of dropped uploads, still under way.
-    aborts: TaskTracker,
 }
-
-/// How long the end of the process may be held up by aborts that the store does not answer.
-const SETTLE_BOUND: Duration = Duration::from_secs(10);
 
 /// What requests have taught about this store and credential, so that it is asked once.
 #[derive(Debug, Default)]
@@ -118,7 +112,6 @@ pub async fn open_with(
         region,
         checksums: options.checksums,
         learned: Arc::default(),
-        aborts: TaskTracker::new(),
     })
 }
 
@@ -236,14 +229,6 @@ fn size(sdk: Option<i64>) -> u64 {
 
 #[async_trait]
 impl Store for S3Store {
-    async fn settle(&self) {
-        self.aborts.close();
-        if tokio::time::timeout(SETTLE_BOUND, self.aborts.wait()).await.is_err() {
-            tracing::warn!("{}: an upload could not be aborted in time", self.place());
-        }
-        self.aborts.reopen();
-    }
-
     fn describe(&self) -> String {
         self.place()
     }

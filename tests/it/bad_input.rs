@@ -18,6 +18,13 @@ use crate::support::sets::{self, back_up, complete, contents, forge};
 /// A site with one small database that has a table of its own stream, `accounts`, and others.
 fn site() -> (&'static Server, Opsd, String) {
     let server = default_server();
+    let (opsd, database) = site_on(server);
+    (server, opsd, database)
+}
+
+/// The same on a server of the test's own, for tests that drop roles: on the shared one, sets of other
+/// tests may name them.
+fn site_on(server: &Server) -> (Opsd, String) {
     let database = server.fresh_database("bad");
     fixtures::rows(server, &database, "accounts", 400);
     server.psql(
@@ -27,7 +34,7 @@ fn site() -> (&'static Server, Opsd, String) {
     );
     let mut opsd = Opsd::new(server, &[&database]);
     opsd.job.set("large_table", quoted("64KiB"));
-    (server, opsd, database)
+    (opsd, database)
 }
 
 /// Runs a backup that must be refused: nothing of what was there changed, and nothing is there that

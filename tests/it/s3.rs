@@ -32,7 +32,6 @@ fn use_s3(opsd: &mut Opsd, endpoint: &str, bucket: &str, keys: &Keys) {
 }
 
 fn main_flow(opsd: &Opsd, server: &Server, database: &str) {
-    let begun = Instant::now();
     let id = back_up(opsd);
     let list = opsd.ok(&["backups", "list", "--json"]).json();
     let set = &list["sets"][0];
@@ -49,7 +48,6 @@ fn main_flow(opsd: &Opsd, server: &Server, database: &str) {
     opsd.ok(&["restore", "db", "--to", &to, "--create"]);
     assert_same(db(server, database), db(server, &target));
     server.drop_database(&target);
-    assert!(begun.elapsed().as_secs() < 120, "{:?}", begun.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -106,17 +104,27 @@ async fn a_terminated_backup_leaves_no_upload_behind() {
     let client = s3.client();
     let uploads = async || {
         let listed = client.list_multipart_uploads().bucket(&s3.bucket).send().await.unwrap();
-        listed.uploads().len()
+        listed.uploads().to_vec()
+    };
+    // An upload that has a part is one whose id opsd has been told.
+    let parts = async || {
+        let mut count = 0;
+        for upload in uploads().await {
+            let (key, id) = (upload.key().unwrap(), upload.upload_id().unwrap());
+            let listed = client.list_parts().bucket(&s3.bucket).key(key).upload_id(id).send().await.unwrap();
+            count += listed.parts().len();
+        }
+        count
     };
     let child = opsd.command(&["backup"]).spawn().unwrap();
     let deadline = Instant::now() + std::time::Duration::from_secs(60);
-    while uploads().await == 0 {
+    while parts().await == 0 {
         assert!(Instant::now() < deadline, "no upload of several parts began");
     }
     until("pg_dump has dumped", || opsd.path("reached").exists());
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     finish_child(child, "backup".into()).expect_code(143);
-    assert_eq!(uploads().await, 0, "an unfinished upload stays in the store");
+    assert_eq!(uploads().await.len(), 0, "an unfinished upload stays in the store");
     assert_eq!(complete(&opsd), Vec::<String>::new());
 }

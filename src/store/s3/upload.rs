@@ -160,8 +160,7 @@ impl S3Upload {
     fn abort_in_background(&mut self) {
         if let Some(multipart) = self.multipart.take() {
             let (store, key) = (self.store.clone(), self.key.clone());
-            let aborts = store.aborts.clone();
-            aborts.spawn_on(async move { multipart.abort(&store, &key).await }, &self.runtime);
+            self.runtime.spawn(async move { multipart.abort(&store, &key).await });
         }
     }
 }

@@ -1,11 +1,11 @@
 //! Restores into a server that is there: what is refused, what is swapped, and that whatever fails
 //! leaves everything as it was.
 
-use super::site;
+use super::{site, site_on};
 use crate::support::compare::{assert_same, assert_same_content, assert_same_settings, db};
 use crate::support::fixtures;
 use crate::support::opsd::{Opsd, quoted};
-use crate::support::postgres::{Server, default_server, identifier, unique};
+use crate::support::postgres::{Options, Server, default_major, default_server, identifier, unique};
 use crate::support::processes::until;
 use crate::support::sets::{self, back_up, contents, directory, forge};
 
@@ -196,7 +196,8 @@ fn a_replace_of_a_damaged_set_leaves_the_old_database() {
 
 #[test]
 fn a_replace_that_lacks_an_extension_or_a_role_leaves_the_old_database() {
-    let (server, opsd, database) = site();
+    let server = &Server::start(default_major(), &Options::default());
+    let (opsd, database) = site_on(server);
     let role = unique("gone");
     server.psql(&database, &format!("CREATE ROLE {role}; ALTER TABLE notes OWNER TO {role}"));
     let id = back_up(&opsd);
@@ -263,10 +264,8 @@ fn a_replace_that_is_interrupted_leaves_the_old_database() {
 
 #[test]
 fn a_database_of_several_is_chosen_by_name() {
-    let server = default_server();
+    let server = &Server::start(default_major(), &Options::default());
     let names = [unique("one"), fixtures::ODD_DATABASE.to_owned()];
-    let odd_is_new = !server.databases().contains(&names[1]);
-    assert!(odd_is_new, "nobody else uses this name on the shared server");
     for name in &names {
         server.create_database(name);
         fixtures::rows(server, name, "t", 20);
@@ -284,8 +283,6 @@ fn a_database_of_several_is_chosen_by_name() {
     let odd = [&restore[..], &["--database", &names[1]]].concat();
     opsd.ok(&odd);
     assert_same(db(server, &names[1]), db(server, &target));
-    server.drop_database(&target);
-    server.drop_database(&names[1]);
 }
 
 #[test]
