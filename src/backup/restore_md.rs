@@ -310,7 +310,7 @@ mod tests {
         for name in ODD {
             let manifest = named(name);
             let document = render(&manifest);
-            let block = blocks(&document).iter().skip(3).take(2).cloned().collect::<Vec<_>>().join("\n");
+            let block = blocks(&document).iter().skip(4).take(2).cloned().collect::<Vec<_>>().join("\n");
             let directory = tempfile::tempdir().unwrap();
             let script = format!("cd {}\n{STAND_INS}\n{block}", shell(directory.path().to_str().unwrap()));
             let said = String::from_utf8(bash(&["-c"], &script)).unwrap();

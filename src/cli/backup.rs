@@ -53,6 +53,7 @@ struct DatabaseReport {
     tables: u64,
     rows: u64,
     bytes: u64,
+    excluded: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -166,7 +167,13 @@ fn set_report(created: &Created, duration_seconds: f64) -> SetReport {
         databases: manifest
             .databases
             .iter()
-            .map(|d| DatabaseReport { name: d.name.clone(), tables: d.tables, rows: d.rows, bytes: d.bytes })
+            .map(|d| DatabaseReport {
+                name: d.name.clone(),
+                tables: d.tables,
+                rows: d.rows,
+                bytes: d.bytes,
+                excluded: d.excluded.clone(),
+            })
             .collect(),
         plain_bytes: manifest.plain_bytes(),
         stored_bytes: manifest.stored_bytes(),

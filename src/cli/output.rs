@@ -150,7 +150,7 @@ pub fn wrapped(first: &str, text: &str) -> String {
     let indent = first.chars().count();
     let mut out = first.to_owned();
     let mut column = indent;
-    for word in clean(text).split(' ') {
+    for word in clean(text).trim_end().split(' ') {
         let width = word.chars().count();
         if column > indent && column + 1 + width > WIDTH {
             out.push('\n');

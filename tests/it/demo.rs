@@ -52,7 +52,7 @@ fn the_demo_goes_through_and_leaves_nothing() {
     }
     assert!(!run.stdout.contains('\u{1b}'), "colours in a pipe: {run}");
     assert_eq!(processes_in(directory.path()), [""; 0]);
-    assert_eq!(files_in(directory.path()), [PathBuf::new(); 0]);
+    assert_eq!(files_in(directory.path()), Vec::<PathBuf>::new());
 }
 
 #[test]
@@ -69,5 +69,5 @@ fn an_interrupted_demo_leaves_nothing() {
     rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("signal");
     finish_child(child, "demo".into()).expect_failure(1, &["stopped"]);
     assert_eq!(processes_in(directory.path()), [""; 0]);
-    assert_eq!(files_in(directory.path()), [PathBuf::new(); 0]);
+    assert_eq!(files_in(directory.path()), Vec::<PathBuf>::new());
 }

@@ -1,3 +1,5 @@
+//! Plans: which archives, which locks, what is refused.
+
 use proptest::prelude::*;
 
 use super::super::inventory::Sequence;

@@ -15,9 +15,10 @@ fn key_pair() -> (Box<dyn age::Recipient + Send + Sync>, Identities) {
     (Box::new(identity.to_public()), Arc::new(vec![Box::new(identity)]))
 }
 
-/// Options that cut objects after about `segment` bytes of compressed data.
+/// Options that cut objects after `segment` bytes of compressed data, up to 1 MiB: of limits that small
+/// half is left for what age adds.
 fn options(recipient: Box<dyn age::Recipient + Send + Sync>, part_size: usize, segment: u64) -> SealOptions {
-    let segment_limit = (segment + (1 << 20)) * 1024 / 1023 + 1;
+    let segment_limit = 2 * segment;
     SealOptions { recipients: Arc::new(vec![recipient]), level: 3, part_size, segment_limit }
 }
 
