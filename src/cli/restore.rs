@@ -243,7 +243,8 @@ async fn run_to(
     let set = shutdown.guard(found).await?;
     let database = choose_database(&set.manifest.databases, args.database.as_deref())?;
     let (connection, server) = target(args, config, database)?;
-    let bin_dir = server.and_then(|s| s.bin_dir.as_deref());
+    // A URL says nothing of programs: then those of the job's own server are at hand.
+    let bin_dir = server.or(config.postgres.get(&job.postgres)).and_then(|s| s.bin_dir.as_deref());
     let prefix = server.map_or(&[][..], |s| s.tool_prefix.as_slice());
     let dump_major = set.manifest.pg_dump_version.split('.').next().and_then(|m| m.parse().ok()).unwrap_or(0);
     let tools = tools::find(dump_major, bin_dir, prefix).await?;

@@ -21,6 +21,7 @@ mod cli;
 mod demo;
 mod harness;
 mod postgres;
+mod regressions;
 mod repository;
 mod restore_md;
 mod roundtrip;
