@@ -96,6 +96,9 @@ struct Source<'a> {
 /// Plans a backup: connects, looks, dumps nothing.
 pub async fn preview(config: &Config, job: &BackupJob) -> Result<Preview> {
     recipients(config)?;
+    if let Some(path) = &config.encryption.sign_key_file {
+        signature::public_key(path)?;
+    }
     let source = open_source(config, job).await?;
     let mut plans = Vec::new();
     for database in &source.databases {

@@ -36,7 +36,7 @@ const MAX_DOCUMENT: u64 = 512 << 20;
 pub fn identities(config: &Config) -> Result<Identities> {
     let path: &Path = config.encryption.identity_file.as_deref().ok_or_else(|| {
         Error::usage("encryption.identity_file is not set, and nothing can be decrypted without it")
-            .with_hint("restores and rehearsals run where the age identity lives")
+            .with_hint("set it in [encryption] on the host where restores and rehearsals run")
     })?;
     Ok(Arc::new(keys::identities(path)?))
 }

@@ -49,6 +49,8 @@ pub struct Plan {
     pub locks: u64,
     /// Tables with rows.
     pub tables: usize,
+    /// What was looked at and found good, a line each.
+    pub preflights: Vec<String>,
     /// What the operator should know.
     pub warnings: Vec<String>,
 }
@@ -161,7 +163,15 @@ pub fn plan(
     }
     let excluded_names =
         inventory.tables.iter().filter(|t| excluded.contains(&t.oid)).map(Table::display).collect();
+    let preflights = vec![
+        format!("our role may read all {tables} tables and {sequences} sequences"),
+        "row security hides no rows from it".to_owned(),
+        format!("it may read all {} large objects", inventory.large_objects),
+        format!("{locks} locks needed, {} free", capacity.free_locks),
+        format!("{} connections needed, {} free", archives.len() + 2, capacity.free_connections),
+    ];
     Ok(Plan {
+        preflights,
         database: database.into(),
         archives,
         lock_first,

@@ -29,6 +29,9 @@ pub fn render(manifest: &Manifest) -> String {
         line(&format!("- `{recipient}`"));
     }
     line("");
+    line("`psql`, `createdb` and `pg_restore` connect as PGHOST, PGPORT and PGUSER say: name the server to");
+    line("restore to, and a superuser there, before you begin.");
+    line("");
     line("Restoring runs code that the database's owners wrote. Do it on a server where that is");
     line("acceptable.");
     line("");
@@ -59,7 +62,9 @@ pub fn render(manifest: &Manifest) -> String {
         line("");
         line("## 2. Roles");
         line("");
-        line("Roles that exist already are reported as errors; that is harmless.");
+        line("On a new server. Roles that exist already are reported as errors, and then get the attributes");
+        line("and passwords of the backup, the superuser's too: on a server that is in use, look first (put");
+        line("`less` in the place of `psql`) and take only what is missing.");
         line("");
         line("```sh");
         line(&format!("{} | psql -X -d postgres", unseal(globals)));

@@ -221,14 +221,16 @@ fn shrunk(ordered: &[&Candidate]) -> Option<String> {
     let usual_bytes = median(before.iter().map(|(_, bytes, _)| *bytes).collect())?;
     if bytes < usual_bytes / 2 {
         return Some(format!(
-            "the newest set, {id}, has {bytes} bytes before compression where {usual_bytes} are usual"
+            "the newest set, {id}, has {bytes} bytes before compression where {usual_bytes} are usual \
+             (--accept-shrink, once you know that this is right)"
         ));
     }
     let usual_rows = median(before.iter().filter_map(|(_, _, rows)| *rows).collect())?;
     match rows {
-        Some(rows) if rows < usual_rows / 2 => {
-            Some(format!("the newest set, {id}, has {rows} rows where {usual_rows} are usual"))
-        }
+        Some(rows) if rows < usual_rows / 2 => Some(format!(
+            "the newest set, {id}, has {rows} rows where {usual_rows} are usual \
+                 (--accept-shrink, once you know that this is right)"
+        )),
         _ => None,
     }
 }

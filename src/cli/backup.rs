@@ -80,6 +80,7 @@ struct DatabasePlan {
     estimated_bytes: u64,
     streams: Vec<StreamPlan>,
     excluded: Vec<String>,
+    preflights: Vec<String>,
     warnings: Vec<String>,
 }
 
@@ -248,6 +249,7 @@ fn job_plan(config: &Config, job: &BackupJob, preview: Preview) -> JobPlan {
                 estimated_bytes: p.archives.iter().map(|a| a.estimate).sum(),
                 streams: p.archives.into_iter().map(stream).collect(),
                 excluded: p.excluded,
+                preflights: p.preflights,
                 warnings: p.warnings,
             })
             .collect(),
@@ -287,6 +289,7 @@ fn render(plan: &JobPlan) -> String {
         if !database.excluded.is_empty() {
             lines.push(format!("    without the rows of {}", database.excluded.join(", ")));
         }
+        lines.extend(database.preflights.iter().map(|p| format!("    ok: {p}")));
         lines.extend(
             database.warnings.iter().map(|w| output::wrapped("    warning: ", w).trim_end().to_owned()),
         );

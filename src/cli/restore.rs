@@ -42,7 +42,8 @@ pub struct Args {
     /// Server from the configuration, or a URL without password
     #[arg(long, value_name = "NAME|URL", conflicts_with = "verify", required_unless_present = "verify")]
     to: Option<String>,
-    /// Database of the set, where it holds several
+    /// Database of the set, where it holds several; also its name at the
+    /// target, unless the URL there names another
     #[arg(long, value_name = "NAME", conflicts_with = "verify")]
     database: Option<String>,
     /// Make the database if it is missing
@@ -276,8 +277,8 @@ fn choose_database<'m>(databases: &'m [Database], wanted: Option<&str>) -> Resul
     }
 }
 
-/// The server that is meant, and the database there: a URL names it; with a server of the
-/// configuration it is the set's own.
+/// The server that is meant, and the database there: the one that a URL names, else one called as in
+/// the set. libpq's own default, the role's name, would be a surprise.
 fn target<'c>(
     args: &Args,
     config: &'c Config,
@@ -289,7 +290,11 @@ fn target<'c>(
         return Ok((connection, Some(server)));
     }
     if Connection::looks_like_dsn(to) {
-        return Ok((Connection::from_arg(to)?, None));
+        let connection = Connection::from_arg(to)?;
+        if Connection::names_database(to) {
+            return Ok((connection, None));
+        }
+        return Ok((Connection { dbname: database.name.clone(), ..connection }, None));
     }
     let known: Vec<&str> = config.postgres.keys().map(String::as_str).collect();
     Err(Error::usage(format!("--to {to:?} is neither a URL nor a [postgres.NAME]")).with_hint(format!(

@@ -112,7 +112,7 @@ pub async fn restore(
         (name.clone(), read_proof(origin, database).await?.as_ref().map(own_properties))
     };
     // What this did not make, it does not drop: until here somebody else's database is in the way.
-    report.warnings.extend(create_database(&admin, &made, database).await?);
+    report.warnings.extend(create_database(&admin, &made, database).await.map_err(who_may_restore)?);
     let filled = shutdown.guard(fill(origin, database, options, &made, &mut report)).await;
     if let Err(failure) = filled {
         return Err(match (exists, drop_database(&admin, &made).await) {
@@ -133,6 +133,17 @@ pub async fn restore(
     }
     admin.close().await;
     Ok(report)
+}
+
+/// The role that backs up may read; restoring needs one that may make.
+fn who_may_restore(error: Error) -> Error {
+    if error.to_string().contains("permission denied to create database") {
+        return error.with_hint(
+            "restore as a role with CREATEDB and the owners' roles, in practice a superuser: \
+             --to postgres://admin@host/app, or a [postgres.NAME] of its own",
+        );
+    }
+    error
 }
 
 /// The set's content into an empty database.

@@ -171,3 +171,33 @@ fn an_assertion_that_cannot_run_says_nothing_about_the_set() {
     opsd.ok(&["restore", "--verify"]);
     server.drop_database(&database);
 }
+
+/// libpq would take the role's name for the database, and a hurried `--replace` the wrong one.
+#[test]
+fn a_url_without_a_database_means_the_sets_own() {
+    let server = Server::start(default_major(), &Options::default());
+    server.create_database("shop");
+    server.psql("shop", "CREATE TABLE a AS SELECT generate_series(1, 9) AS id");
+    let opsd = Opsd::new(&server, &["shop"]);
+    back_up(&opsd);
+    let url = server.socket_url(SUPERUSER, "");
+    opsd.run(&["restore", "db", "--to", url.as_str()]).expect_failure(1, &["database \"shop\" is not empty"]);
+    let run = opsd.ok(&["restore", "db", "--to", url.as_str(), "--replace", "--json"]);
+    assert_eq!(run.json()["restored_as"], "shop", "{run}");
+}
+
+#[test]
+fn a_dry_run_lists_what_it_looked_at() {
+    let server = default_server();
+    let database = server.fresh_database("dry");
+    server.psql(&database, "CREATE TABLE a AS SELECT generate_series(1, 9) AS id");
+    let opsd = Opsd::new(server, &[&database]);
+    let run = opsd.ok(&["backup", "--dry-run"]);
+    for expected in
+        ["ok: our role may read all 1 tables", "locks needed", "connections needed", "nothing was dumped"]
+    {
+        assert!(run.stdout.contains(expected), "{expected}: {run}");
+    }
+    assert!(opsd.repository_files().is_empty(), "{run}");
+    server.drop_database(&database);
+}

@@ -3,7 +3,7 @@
 //! The archive has no end marker. It is complete when every entry that promised data had exactly one
 //! block and nothing follows; [`Parser::finish`] says so or says what is missing. Memory grows only with
 //! bytes that were really fed, whatever lengths they claim, and is bounded by the table of contents:
-//! one entry (at most [`MAX_ENTRY`]) waits until it is whole, a row never does. A 100 MB value is hashed
+//! one entry (at most `MAX_ENTRY`) waits until it is whole, a row never does. A 100 MB value is hashed
 //! as it streams.
 
 use std::collections::HashMap;

@@ -18,7 +18,7 @@ pub struct Report {
     pub probed: DateTime<Utc>,
     /// By which opsd.
     pub opsd_version: String,
-    /// Where, as [`Store::describe`] says it.
+    /// Where, as [`crate::store::Store::describe`] says it.
     pub repository: String,
     /// Which checksum opsd sends from now on.
     pub checksums: Checksums,
