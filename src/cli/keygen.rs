@@ -1,6 +1,8 @@
 //! `opsd keygen`: an age identity, or a minisign key pair.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
 
 use super::output;
 use crate::config::keys;
@@ -19,19 +21,34 @@ pub struct Args {
     /// Make a minisign key pair; the public key goes to FILE.pub as well
     #[arg(long)]
     sign: bool,
+    /// Print what was made as one JSON document, without the secret
+    #[arg(long, requires = "output")]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Made<'a> {
+    /// `age` or `minisign`.
+    kind: &'static str,
+    public_key: &'a str,
+    secret_key_file: &'a Path,
+}
+
+fn print(made: &Made, json: bool) -> Result<()> {
+    if json { output::json(made) } else { output::text(made.public_key) }
 }
 
 /// Makes the key. With a file, the public half goes to stdout; without, the secret half does.
 pub fn run(args: Args) -> Result<()> {
-    if args.sign { signing_key(args.output) } else { identity(args.output) }
+    if args.sign { signing_key(args.output, args.json) } else { identity(args.output, args.json) }
 }
 
-fn identity(file: Option<PathBuf>) -> Result<()> {
+fn identity(file: Option<PathBuf>, json: bool) -> Result<()> {
     let (secret, recipient) = keys::generate_identity(chrono::Utc::now());
     match file {
         Some(file) => {
             keys::create_secret_file(&file, &secret)?;
-            output::text(recipient)
+            print(&Made { kind: "age", public_key: &recipient, secret_key_file: &file }, json)
         }
         None => {
             output::say(format!("public key: {recipient}"));
@@ -40,7 +57,7 @@ fn identity(file: Option<PathBuf>) -> Result<()> {
     }
 }
 
-fn signing_key(file: Option<PathBuf>) -> Result<()> {
+fn signing_key(file: Option<PathBuf>, json: bool) -> Result<()> {
     let pair = signature::generate()?;
     let Some(file) = file else {
         output::say(format!("public key: {}", pair.public));
@@ -56,5 +73,5 @@ fn signing_key(file: Option<PathBuf>) -> Result<()> {
     }
     keys::create_secret_file(&file, &pair.secret_box)?;
     keys::create_public_file(&public_file, &pair.public_box)?;
-    output::text(pair.public)
+    print(&Made { kind: "minisign", public_key: &pair.public, secret_key_file: &file }, json)
 }

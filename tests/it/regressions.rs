@@ -1,4 +1,4 @@
-//! What a review found, each by the name of what went wrong.
+//! Mistakes that were made once, each by the name of what went wrong.
 
 use crate::support::opsd::{Opsd, Run, quoted, quoted_list};
 use crate::support::postgres::{
@@ -200,4 +200,25 @@ fn a_dry_run_lists_what_it_looked_at() {
     }
     assert!(opsd.repository_files().is_empty(), "{run}");
     server.drop_database(&database);
+}
+
+#[test]
+fn keygen_tells_a_script_what_it_made_and_never_the_secret() {
+    let opsd = Opsd::without_server();
+    for (arguments, kind, file) in
+        [(&["keygen"][..], "age", "i.txt"), (&["keygen", "--sign"], "minisign", "s.key")]
+    {
+        let path = opsd.path(file);
+        let mut command: Vec<&str> = arguments.to_vec();
+        command.extend(["--json", "-o", path.to_str().unwrap()]);
+        let made = opsd.ok(&command).json();
+        assert_eq!((&made["kind"], &made["secret_key_file"]), (&kind.into(), &path.to_str().unwrap().into()));
+        let secret = std::fs::read_to_string(&path).unwrap();
+        let secret = secret.lines().rfind(|line| !line.is_empty()).unwrap();
+        assert!(
+            made["public_key"].as_str().is_some_and(|key| key.len() > 40)
+                && !made.to_string().contains(secret)
+        );
+    }
+    opsd.run(&["keygen", "--json"]).expect_code(2);
 }
