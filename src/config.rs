@@ -217,7 +217,7 @@ pub struct Retention {
 /// One `[backup.NAME.verify]`.
 #[derive(Debug, Clone)]
 pub struct Verify {
-    /// Where scratch servers live; created with mode 0700 where missing.
+    /// Where scratch servers live; created where missing, closed to all but the user they run as.
     pub scratch_dir: PathBuf,
     /// Whom they run as when opsd is root; absent means `opsd-scratch` if it exists, else `nobody`.
     pub scratch_user: Option<String>,

@@ -7,7 +7,8 @@
 //! - [`backup`], [`restore`]: the work;
 //! - [`set`], [`postgres`]: what a set is; how to talk to PostgreSQL and its tools;
 //! - [`store`]: bytes under keys;
-//! - [`config`], [`error`], [`process`], [`shutdown`]: what everything stands on.
+//! - [`config`], [`process`], [`progress`], [`shutdown`], and [`error`] below all: what the rest
+//!   stands on.
 //!
 //! `tests/architecture.rs` holds the code to this list. `ARCHITECTURE.md` says why.
 

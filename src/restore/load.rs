@@ -2,10 +2,10 @@
 //! then post-data in parallel.
 //!
 //! Each data stream is one transaction (where the server lets pg_restore have one), so that running it
-//! again cannot double its rows. A stream
-//! that fails beside others is run once more alone at the end: a CHECK whose function reads another
-//! table only holds once that table is loaded. The schema archive waits in anonymous memory, because
-//! pg_restore needs to seek in it and plaintext does not belong on a disk.
+//! again cannot double its rows. Streams in which a statement failed are run again alone at the end,
+//! as long as one of them gets through: a CHECK whose function reads another table only holds once
+//! that table is loaded. The schema archive waits in anonymous memory, because pg_restore needs to
+//! seek in it and plaintext does not belong on a disk.
 
 use std::fs::File;
 use std::io::{Read, Write};

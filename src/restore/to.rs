@@ -2,7 +2,8 @@
 //!
 //! A database that holds tables is never touched unless replacing was asked for. Replacing restores
 //! into a new database beside the old one, and swaps their names only once everything is in; whatever
-//! fails before that leaves the old database as it was, and the new one is dropped.
+//! fails before that leaves the old database as it was, and the new one is dropped. An empty database
+//! that is there already is filled as it is; a failure there leaves what was loaded, and says so.
 
 use chrono::Utc;
 use tokio_postgres::error::SqlState;
