@@ -10,10 +10,9 @@ use std::time::Instant;
 
 use chrono::Utc;
 
-use super::load::{self, Origin, Target};
 use super::{
-    check_extensions, create_database, definitions, existing_roles, identities, origin, own_properties,
-    prove, read_globals, read_proof, roles,
+    Origin, Target, check_extensions, create_database, definitions, existing_roles, identities, load, origin,
+    own_properties, pg_restore, prove, read_globals, read_proof, roles,
 };
 use crate::config::{BackupJob, Config};
 use crate::error::{Context, Error, Kind, Result};
@@ -214,7 +213,8 @@ impl Run<'_> {
             tablespaces: Vec::new(),
             monetary: None, // a setting of the database
         };
-        let loaded = load::load(self.origin, database, &target).await.map_err(load::blame)?;
+        let loaded =
+            load::load(self.origin, database, &target, &|_, _| ()).await.map_err(pg_restore::blame)?;
         for (phase, seconds) in &loaded.seconds {
             add_seconds(self.record, phase, *seconds);
         }

@@ -298,6 +298,9 @@ impl Parser {
         {
             entry.defn = String::new();
         }
+        if !self.keep_definitions {
+            entry.dependencies = Vec::new();
+        }
         self.contents.entries.push(entry);
         Ok(())
     }
