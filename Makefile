@@ -4,7 +4,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint demo
+.PHONY: help setup build test lint demo bench
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -29,3 +29,7 @@ demo: ## Back up, restore, prove and break something, in half a minute after the
 	@scripts/setup --demo
 	$(CARGO) build --release --bin opsd --example demo
 	$(CARGO) run --quiet --release --example demo
+
+bench: setup ## opsd beside what people use today, with targets; a quarter of an hour after the build
+	@command -v rclone >/dev/null || { echo "make bench needs rclone for the pipe: apt-get install rclone" >&2; exit 1; }
+	$(CARGO) bench --bench bench
