@@ -22,7 +22,7 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::failure::Failure;
+use super::failure::{Failure, chain};
 
 /// How long a connection may take no byte of a body, or deliver none.
 const STALL: Duration = Duration::from_secs(20);
@@ -116,7 +116,8 @@ impl Attempt {
                     Ok(Some(Ok(piece))) => bytes.extend_from_slice(&piece),
                     Ok(Some(Err(error))) => {
                         return Err(Failure::broke(&format!(
-                            "broke off after {arrived} of {size} bytes: {error}"
+                            "broke off after {arrived} of {size} bytes: {}",
+                            chain(&error)
                         )));
                     }
                     Ok(None) if arrived == size => return Ok(bytes.freeze()),

@@ -63,8 +63,12 @@ impl Failure {
             region: error.raw_response().and_then(|r| r.headers().get("x-amz-bucket-region")).map(bounded),
             ..Self::default()
         };
-        if !matches!(error, SdkError::ServiceError(_)) {
-            failure.transport = Some(bounded(&chain(&error)));
+        match &error {
+            SdkError::ServiceError(_) => {}
+            SdkError::ResponseError(_) => {
+                failure.broke = Some(bounded(&format!("answered what cannot be read: {}", chain(&error))));
+            }
+            _ => failure.transport = Some(bounded(&chain(&error))),
         }
         failure
     }
@@ -239,16 +243,21 @@ impl Failure {
     }
 }
 
-/// The messages of an error and its sources, without repetitions.
-fn chain<E: std::error::Error>(error: &E) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let message = cause.to_string();
-        if !text.contains(&message) {
-            text = format!("{text}: {message}");
+/// The messages of an error and its sources, without repetitions, and without the names that the SDK
+/// and its HTTP client give to their layers.
+pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let layer = |text: &str| {
+        let names = ["dispatch failure", "response error", "io error", "streaming error", "connection error"];
+        names.contains(&text) || text.starts_with("client error (")
+    };
+    let mut text = String::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        next = error.source();
+        let message = error.to_string();
+        if !text.contains(&message) && !(layer(&message) && next.is_some()) {
+            text = if text.is_empty() { message } else { format!("{text}: {message}") };
         }
-        source = cause.source();
     }
     text
 }

@@ -8,7 +8,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -51,13 +51,13 @@ pub struct Request<'a> {
 }
 
 impl Request<'_> {
-    /// Whether it reads an object (`get /bucket/key`): a listing has a query instead of a key.
-    pub fn reads_an_object(&self) -> bool {
-        self.head.starts_with("get ") && self.head.contains("x-id=getobject")
+    /// Whether it reads an object whose key has this in it (a listing is none).
+    pub fn reads(&self, key: &str) -> bool {
+        self.head.starts_with("get ") && self.head.contains("x-id=getobject") && self.head.contains(key)
     }
 
     /// Whether it carries bytes of an object.
-    pub fn writes_an_object(&self) -> bool {
+    pub fn writes(&self) -> bool {
         self.head.starts_with("put ") && self.body > 0
     }
 }
@@ -103,7 +103,7 @@ impl Proxy {
         delay: Duration,
         plan: impl Fn(&Request<'_>, &mut StdRng) -> Fate + Send + Sync + 'static,
     ) -> Proxy {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("free port");
+        let listener = listen(bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("free port"));
         let address = listener.local_addr().expect("address");
         let shared = Arc::new(Shared {
             server: server.trim_start_matches("http://").to_owned(),
@@ -158,15 +158,34 @@ async fn serve(
         }
         drop(connections);
         drop(listener);
-        // A socket that is bound but does not listen refuses connections, and keeps the port.
-        let socket = TcpSocket::new_v4().expect("socket");
-        socket.set_reuseaddr(true).expect("reuse the address");
-        socket.bind(address).expect("keep the port");
+        // A socket that is bound but does not listen refuses connections, and keeps the port. A process
+        // that was just started has the old one, until it runs its own program.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let socket = loop {
+            match bind(address) {
+                Ok(socket) => break socket,
+                Err(error) => assert!(Instant::now() < deadline, "cannot keep the port: {error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        };
         if life.wait_for(|alive| *alive).await.is_err() {
             return;
         }
-        listener = socket.listen(1024).expect("listen again");
+        listener = listen(socket);
     }
+}
+
+/// Small buffers, so that a proxy that reads no more is felt soon.
+fn bind(address: SocketAddr) -> std::io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.set_recv_buffer_size(64 << 10)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
+fn listen(socket: TcpSocket) -> TcpListener {
+    socket.listen(1024).expect("listen")
 }
 
 /// Requests of one connection, one after another.
