@@ -74,7 +74,8 @@ impl Trouble {
                     && stalls.fetch_add(1, Ordering::SeqCst) < rounds(1, 5) =>
             {
                 if request.body > 0 {
-                    Fate::StallRequest(random.random_range(0..request.size))
+                    // Early enough that the rest does not fit into the kernel's buffers.
+                    Fate::StallRequest(random.random_range(0..request.size / 8))
                 } else {
                     Fate::StallAnswer(random.random_range(0..1 << 20))
                 }
@@ -163,7 +164,8 @@ impl Site {
     /// The configuration for one use of the site: the repository that `name` stands for, behind an
     /// end point.
     fn place(&self, name: &str, endpoint: &str) -> Place<'_> {
-        let path = self.opsd.path(&format!("{name}-{}.toml", endpoint.rsplit(':').next().unwrap()));
+        let port = endpoint.rsplit(':').next().unwrap();
+        let path = self.opsd.path(&format!("{name}-{port}.toml"));
         let scratch = self.opsd.path("scratch");
         let config = self
             .opsd
@@ -172,7 +174,7 @@ impl Site {
             .replace("site = \"test\"", &format!("site = {}", quoted(name)))
             .replace(&format!("s3://{}/site", self.s3.bucket), &format!("s3://{}/{name}", self.s3.bucket))
             .replace(&self.s3.endpoint, endpoint)
-            .replace(scratch.to_str().unwrap(), &format!("{}-{name}", scratch.display()));
+            .replace(scratch.to_str().unwrap(), &format!("{}-{port}", scratch.display()));
         std::fs::write(&path, config).unwrap();
         Place { site: self, name: name.to_owned(), config: path }
     }
@@ -187,14 +189,9 @@ struct Place<'a> {
 
 impl Place<'_> {
     fn run(&self, args: &[&str]) -> Run {
-        let dbg = std::env::var_os("DBG").is_some();
         let mut command = self.site.opsd.command(args);
         command.env("OPSD_CONFIG", &self.config);
-        let run = finish(command);
-        if dbg {
-            eprintln!("{run}");
-        }
-        run
+        finish(command)
     }
 
     fn ok(&self, args: &[&str]) -> Run {

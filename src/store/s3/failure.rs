@@ -255,9 +255,10 @@ pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     while let Some(error) = next {
         next = error.source();
         let message = error.to_string();
-        if !text.contains(&message) && !(layer(&message) && next.is_some()) {
-            text = if text.is_empty() { message } else { format!("{text}: {message}") };
+        if text.contains(&message) || (layer(&message) && next.is_some()) {
+            continue;
         }
+        text = if text.is_empty() { message } else { format!("{text}: {message}") };
     }
     text
 }

@@ -240,7 +240,9 @@ impl S3Store {
                 async move {
                     let answer =
                         attempt.send_body(body, |metered| request.interceptor(metered).send()).await?;
-                    same_checksum(crc32, answer.checksum_crc32())?;
+                    if other_checksum(crc32, answer.checksum_crc32()) {
+                        return Err(Failure::damaged("another checksum than it was sent with"));
+                    }
                     Ok(answer)
                 }
             };
@@ -436,7 +438,9 @@ impl S3Store {
             let (part, crc32) = (&part, crc32.as_deref());
             async move {
                 let answer = attempt.send_body(part, |metered| request.interceptor(metered).send()).await?;
-                same_checksum(crc32, answer.checksum_crc32())?;
+                if other_checksum(crc32, answer.checksum_crc32()) {
+                    return Err(Failure::damaged("another checksum than it was sent with"));
+                }
                 Ok(answer)
             }
         };
@@ -468,13 +472,9 @@ fn unquoted(etag: &str) -> &str {
     etag.trim_matches('"')
 }
 
-fn same_checksum(ours: Option<&str>, theirs: Option<&str>) -> Result<(), Failure> {
-    match (ours, theirs) {
-        (Some(ours), Some(theirs)) if ours != theirs => {
-            Err(Failure::damaged("it arrived with another checksum than it was sent with"))
-        }
-        _ => Ok(()),
-    }
+/// Bytes that the store says have another checksum than they were sent with.
+fn other_checksum(ours: Option<&str>, theirs: Option<&str>) -> bool {
+    matches!((ours, theirs), (Some(ours), Some(theirs)) if ours != theirs)
 }
 
 #[cfg(test)]
