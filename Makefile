@@ -4,7 +4,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint demo bench
+.PHONY: help setup build test torture lint demo bench
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -18,6 +18,9 @@ build: ## The binary, optimised: target/release/opsd
 
 test: setup ## Every test, against real servers
 	$(CARGO) test --no-fail-fast
+
+torture: setup ## Every integration test with more rounds and longer faults: an hour, not minutes
+	OPSD_TORTURE=1 $(CARGO) test --no-fail-fast --test it
 
 lint: ## Formatting, lints and documentation, warnings as errors
 	@scripts/setup --demo

@@ -26,6 +26,7 @@ mod repository;
 mod restore_md;
 mod roundtrip;
 mod s3;
+mod s3_faults;
 mod security;
 mod store;
 mod traps;

@@ -6,4 +6,6 @@ pub mod opsd;
 pub mod postgres;
 pub mod processes;
 pub mod s3;
+pub mod s3_proxy;
 pub mod sets;
+pub mod torture;
