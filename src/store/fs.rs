@@ -104,7 +104,11 @@ impl Store for FsStore {
         let target = self.path(key)?;
         let root = self.root.clone();
         let name = key.to_owned();
-        let file = blocking(move || temporary_file(&root, &name)).await?;
+        let file = blocking(move || {
+            sweep(&root.join(TEMPORARY));
+            temporary_file(&root, &name)
+        })
+        .await?;
         let root = self.root.clone();
         Ok(Box::new(FsUpload { root, target, key: key.to_owned(), if_absent, file: Some(file), written: 0 }))
     }
@@ -249,7 +253,6 @@ fn walk(root: &Path, folder: &str, found: &mut Vec<ObjectMeta>) -> Result<(), St
 fn temporary_file(root: &Path, key: &str) -> Result<NamedTempFile, StoreError> {
     let folder = root.join(TEMPORARY);
     make_directories(root, &folder).map_err(|e| explain(e, "create", &folder))?;
-    sweep(&folder);
     tempfile::Builder::new()
         .prefix(&coordinate::temporary_prefix(key))
         .permissions(Permissions::from_mode(0o600))

@@ -291,8 +291,7 @@ impl Lease<'_> {
         let sent = Instant::now();
         let mut document = self.document.clone();
         document.renewed += 1;
-        let left = self.duration().saturating_sub(self.written.elapsed());
-        let written = tokio::time::timeout(left, self.write(&document)).await;
+        let written = tokio::time::timeout(self.left(), self.write(&document)).await;
         match written {
             Ok(Ok(version)) => {
                 (self.document, self.version, self.written) = (document, version, sent);
@@ -323,7 +322,13 @@ impl Lease<'_> {
 
     /// Whether nobody can have taken it yet, by the time that passed since it was written.
     fn is_ours(&self) -> bool {
-        self.written.elapsed() < self.duration()
+        !self.left().is_zero()
+    }
+
+    /// How much longer it certainly holds. Stores count in whole seconds, and clocks differ in speed:
+    /// the last tenth is nobody's.
+    fn left(&self) -> Duration {
+        (self.duration() * 9 / 10).saturating_sub(self.written.elapsed())
     }
 
     /// Ends it. One that may be somebody else's by now is left alone.
@@ -332,8 +337,7 @@ impl Lease<'_> {
             return;
         }
         // Not later than it holds: a deletion that arrives afterwards would hit the next holder's.
-        let left = self.duration().saturating_sub(self.written.elapsed());
-        let deleted = tokio::time::timeout(left, self.store.delete(&self.key)).await;
+        let deleted = tokio::time::timeout(self.left(), self.store.delete(&self.key)).await;
         if let Ok(Err(error)) = deleted {
             tracing::warn!(key = self.key, %error, "the lease could not be removed; it expires by itself");
         }

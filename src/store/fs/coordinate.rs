@@ -36,6 +36,10 @@ const KEPT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.')
 pub(super) fn temporary_prefix(key: &str) -> String {
     let mut encoded = utf8_percent_encode(key, KEPT).to_string();
     encoded.truncate(KEY_ROOM);
+    // Not in the middle of an escape.
+    if let Some(at) = encoded.rfind('%').filter(|at| at + 3 > encoded.len()) {
+        encoded.truncate(at);
+    }
     format!("{PREFIX}{encoded}{BEFORE_RANDOM}")
 }
 
