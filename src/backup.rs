@@ -13,6 +13,7 @@ pub mod prune;
 pub mod restore_md;
 pub mod retention;
 pub mod streams;
+pub mod sweep;
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -3,13 +3,14 @@
 //! What differs between providers is not assumed but probed (`super::probe`) and remembered in the
 //! repository; [`Options`] carries what was found. Every request goes through [`S3Store::retry`]
 //! (`retry`) and is bounded (`attempt`); errors come out as sentences (`failure`); writing is in
-//! `upload`; what only the probe needs is in `trial`.
+//! `upload`; what only the probe needs is in `trial`, what several runs agree by in `coordinate`.
 //!
 //! Deliberately absent: server-side encryption settings, storage classes and tags (the bucket's
 //! defaults apply), and presigned URLs. This is the only code that knows the AWS SDK.
 
 mod attempt;
 mod client;
+mod coordinate;
 mod failure;
 mod retry;
 mod trial;
@@ -32,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use self::attempt::{ANSWER, Attempt};
 use self::failure::{Failure, display_endpoint};
 use self::retry::Patience;
-use super::{ObjectMeta, Store, StoreError, Upload, check_key};
+use super::{ObjectMeta, Store, StoreError, Unfinished, Upload, Version, check_key};
 use crate::config::secret::Secret;
 use crate::config::{Location, Repository};
 
@@ -296,6 +297,29 @@ impl Store for S3Store {
             Err(failure) if failure.code == "NoSuchKey" => Ok(()),
             Err(failure) => Err(failure.explain(self, &doing)),
         }
+    }
+
+    async fn now(&self) -> Result<DateTime<Utc>, StoreError> {
+        self.clock().await
+    }
+
+    async fn unfinished(&self, prefix: &str) -> Result<Vec<Unfinished>, StoreError> {
+        self.list_unfinished(prefix).await
+    }
+
+    async fn abort_unfinished(&self, upload: &Unfinished) -> Result<(), StoreError> {
+        check_key(&upload.key)?;
+        self.abort_multipart(&upload.key, &upload.id).await
+    }
+
+    async fn version(&self, key: &str) -> Result<Version, StoreError> {
+        check_key(key)?;
+        self.current_version(key).await
+    }
+
+    async fn replace(&self, key: &str, body: Bytes, version: &Version) -> Result<(), StoreError> {
+        check_key(key)?;
+        self.put_over(key, body, version).await
     }
 }
 

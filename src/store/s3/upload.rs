@@ -211,7 +211,7 @@ impl Drop for S3Upload {
 }
 
 impl S3Store {
-    fn checksum(&self, bytes: &[u8]) -> Option<String> {
+    pub(super) fn checksum(&self, bytes: &[u8]) -> Option<String> {
         (self.checksums == Checksums::Crc32).then(|| crc32(bytes))
     }
 
@@ -330,7 +330,7 @@ impl S3Store {
     }
 
     /// Whether a key holds exactly these bytes; no, where it cannot be read.
-    async fn holds(&self, key: &str, body: &Bytes) -> bool {
+    pub(super) async fn holds(&self, key: &str, body: &Bytes) -> bool {
         use crate::store::Store as _;
         // One byte more than ours, so that a longer object is noticed.
         matches!(self.read(key, 0..body.len() as u64 + 1).await, Ok(found) if found == *body)
