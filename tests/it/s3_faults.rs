@@ -5,13 +5,13 @@
 //! fault once; `make torture` has more seeds, longer outages, and restores into a server too.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use opsd::store::{Store, open_s3};
-use rand::Rng;
 use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -20,7 +20,7 @@ use crate::support::opsd::{Opsd, Run, finish, quoted};
 use crate::support::postgres::{Server, unique};
 use crate::support::s3::{SeaweedFs, repository};
 use crate::support::s3_proxy::{Fate, Proxy, Request, error};
-use crate::support::torture::{rounds, torture};
+use crate::support::torture::{rounds, seed, torture};
 
 /// What goes wrong for a while, or with some requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,9 +60,9 @@ impl Trouble {
         if self == Trouble::Latency { Duration::from_millis(500) } else { Duration::ZERO }
     }
 
-    /// What becomes of a request. `stalls` counts those that stalled.
-    fn fate(self, request: &Request<'_>, random: &mut StdRng, stalls: &AtomicU64) -> Fate {
-        let third = random.random_ratio(1, 3);
+    /// What becomes of a request; a `certain` one does not go well. `stalls` counts those that stalled.
+    fn fate(self, request: &Request<'_>, random: &mut StdRng, stalls: &AtomicUsize, certain: bool) -> Fate {
+        let third = certain || random.random_ratio(1, 3);
         match self {
             Trouble::Errors if third => error(500, "InternalError"),
             Trouble::SlowDown if third => error(503, "SlowDown"),
@@ -106,16 +106,18 @@ fn truncation(random: &mut StdRng) -> Fate {
 
 /// A proxy that makes this trouble.
 async fn troubled(server: &SeaweedFs, trouble: Trouble, seed: u64) -> Proxy {
-    let stalls = AtomicU64::new(0);
+    let (stalls, certain) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let outage = Arc::new(tokio::sync::Notify::new());
     let begins = Arc::clone(&outage);
-    let objects = AtomicU64::new(0);
+    let objects = AtomicUsize::new(0);
     let plan = move |request: &Request<'_>, random: &mut StdRng| {
         // In the middle of the second object, or of its parts.
         if (request.reads("") || request.writes()) && objects.fetch_add(1, Ordering::SeqCst) == 3 {
             begins.notify_one();
         }
-        trouble.fate(request, random, &stalls)
+        let answered = request.head.starts_with("post ") || request.reads("data-1");
+        let certain = answered && certain.fetch_add(1, Ordering::SeqCst) == 0;
+        trouble.fate(request, random, &stalls, certain)
     };
     let proxy = Proxy::start(&server.endpoint, seed, trouble.delay(), plan).await;
     if trouble == Trouble::Outage {
@@ -123,21 +125,11 @@ async fn troubled(server: &SeaweedFs, trouble: Trouble, seed: u64) -> Proxy {
         tokio::spawn(async move {
             outage.notified().await;
             alive.send_replace(false);
-            tokio::time::sleep(Duration::from_secs(rounds(8, 110))).await;
+            tokio::time::sleep(Duration::from_secs(rounds(8, 110) as u64)).await;
             alive.send_replace(true);
         });
     }
     proxy
-}
-
-/// The seed of a round: `OPSD_TEST_SEED`, else always the same one in the first round and another
-/// one in every further.
-fn seed(round: u64) -> u64 {
-    match std::env::var("OPSD_TEST_SEED") {
-        Ok(seed) => seed.parse().expect("OPSD_TEST_SEED is a number"),
-        Err(_) if round == 0 => 1,
-        Err(_) => rand::random(),
-    }
 }
 
 /// A site over S3, whose database makes objects of several parts.
@@ -274,9 +266,10 @@ async fn what_passes_is_outlasted() {
     let original = site.place("original", &site.s3.endpoint);
     original.ok(&["backup"]);
     let mut work: Vec<(String, Box<dyn FnOnce() + Send + '_>)> = Vec::new();
+    let mut seeds = StdRng::seed_from_u64(seed("s3_faults"));
     for round in 0..rounds(1, 3) {
         for trouble in TROUBLES {
-            let (seed, name) = (seed(round), format!("{trouble:?}-{round}").to_lowercase());
+            let (seed, name) = (seeds.random::<u64>(), format!("{trouble:?}-{round}").to_lowercase());
             let runtime = runtime.clone();
             let handle = runtime.clone();
             work.push((
@@ -334,11 +327,11 @@ async fn what_passes_is_outlasted() {
 /// them.
 async fn turning(
     server: &str,
-    good: u64,
+    good: usize,
     hits: impl Fn(&Request<'_>) -> bool + Send + Sync + 'static,
     fate: impl Fn(&mut StdRng) -> Fate + Send + Sync + 'static,
 ) -> Proxy {
-    let count = AtomicU64::new(0);
+    let count = AtomicUsize::new(0);
     let plan = move |request: &Request<'_>, random: &mut StdRng| {
         if hits(request) && count.fetch_add(1, Ordering::SeqCst) >= good {
             fate(random)

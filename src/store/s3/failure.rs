@@ -107,6 +107,11 @@ impl Failure {
         self.status == Some(507) || words.iter().any(|word| code.contains(word))
     }
 
+    /// Whether the connection was there, but ended too early.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broke.is_some()
+    }
+
     fn transport_says(&self, words: &[&str]) -> bool {
         let said = self.transport.as_deref().unwrap_or_default().to_lowercase();
         words.iter().any(|word| said.contains(word))

@@ -85,10 +85,14 @@ impl Failure {
             _ if self.is_full() => return Verdict::Final,
             _ => {}
         }
+        // Whatever the answer was going to be, it did not arrive.
+        if self.is_broken() {
+            return Verdict::Patiently;
+        }
         match self.status {
             Some(501 | 505) => Verdict::Final,
             Some(408 | 429 | 500..) => Verdict::Patiently,
-            // AWS says 200 before it knows; an answer that breaks off cannot be read either.
+            // AWS says 200 before it knows.
             Some(200..300) => Verdict::Patiently,
             Some(_) => Verdict::Final,
             None if self.is_about_credentials() => Verdict::AFewTimes,

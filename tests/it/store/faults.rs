@@ -99,6 +99,24 @@ async fn a_download_that_breaks_off_is_read_again() {
     assert_eq!(picked.load(Ordering::SeqCst), 2);
 }
 
+/// The code in an error's body says what is the matter. A 404 without it was final, and ended the run
+/// that looked for the report of a probe that nobody had made.
+#[tokio::test]
+async fn a_refusal_that_breaks_off_is_asked_for_again() {
+    let server = s3s_fs().await;
+    let heads = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&heads);
+    let plan = move |head: &str| match count.fetch_add(1, Ordering::SeqCst) {
+        0 if head.starts_with("get ") => Fate::TruncateAnswer(9),
+        _ => Fate::Forward,
+    };
+    let proxy = proxy(&server.endpoint, plan).await;
+    let through = repository(&proxy.endpoint, &server.bucket, "p");
+    let store = open_s3(&through, &server.keys.access()).await.unwrap();
+    assert_eq!(heads.load(Ordering::SeqCst), 2, "the report of the probe was looked for again");
+    assert!(matches!(get(&store, "missing", 10).await, Err(StoreError::NotFound(_))));
+}
+
 #[tokio::test]
 async fn a_store_without_conditions_is_written_to_without_them() {
     let server = s3s_fs().await;

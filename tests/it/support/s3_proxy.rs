@@ -28,7 +28,7 @@ pub enum Fate {
     CutRequest(usize),
     /// The server does it; after this many bytes of its answer the connection is reset.
     CutAnswer(usize),
-    /// The server does it, but only this many bytes of the answer's body arrive before the end.
+    /// The server does it, but only this many bytes of the answer's body (modulo its length) arrive.
     TruncateAnswer(usize),
     /// After this many bytes of the request nothing moves any more.
     StallRequest(usize),
@@ -233,7 +233,8 @@ async fn converse(mut client: TcpStream, shared: &Shared) -> std::io::Result<()>
                 return std::future::pending().await;
             }
             Fate::TruncateAnswer(at) => {
-                let at = start_of_body(&answer).unwrap_or_default() + at;
+                let start = start_of_body(&answer).unwrap_or_default();
+                let at = start + at % (answer.len() - start).max(1);
                 send_part(&mut client, &answer, at).await?;
                 // An end, not a reset: only the length tells that something is missing.
                 client.shutdown().await?;
