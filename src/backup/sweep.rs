@@ -154,7 +154,8 @@ fn plan_job(site: &str, job: &str, sets: BTreeMap<String, Left>, limit: &Limit) 
         }
         let objects = left.entry.map(|e| e.objects).unwrap_or_default();
         let item = plan_set(place, prefix, state, objects, left.uploads, !newer_stays, limit);
-        let goes_whole = item.goes() && item.foreign.is_empty() && !(state == State::Failed && !newer_stays);
+        let keeps_failed = state == State::Failed && !newer_stays;
+        let goes_whole = item.goes() && item.foreign.is_empty() && !keeps_failed;
         newer_stays |= !goes_whole;
         items.push(item);
     }
@@ -177,6 +178,8 @@ fn plan_set(
     let (uploads, foreign_uploads): (Vec<Unfinished>, Vec<Unfinished>) = uploads
         .into_iter()
         .partition(|u| is_written_by_opsd(u.key.strip_prefix(&prefix).unwrap_or_default()));
+    let foreign_uploads: Vec<String> =
+        foreign_uploads.iter().map(|u| u.key.strip_prefix(&prefix).unwrap_or(&u.key).to_owned()).collect();
     let mut times: Vec<DateTime<Utc>> = ours.iter().map(|o| o.modified).collect();
     times.extend(uploads.iter().map(|u| u.started));
     let last_write = times.iter().copied().max().unwrap_or_default();
@@ -188,11 +191,7 @@ fn plan_set(
         keys: Vec::new(),
         uploads: Vec::new(),
         bytes: 0,
-        foreign: foreign
-            .into_iter()
-            .map(|o| o.key)
-            .chain(foreign_uploads.into_iter().map(|u| u.key))
-            .collect(),
+        foreign: foreign.into_iter().map(|o| o.key).chain(foreign_uploads).collect(),
         last_write,
     };
     let keeps_failed = state == State::Failed && is_newest;
@@ -319,4 +318,104 @@ pub async fn remove(store: &dyn Store, item: &Item) -> Result<()> {
         result = result.and(deleted);
     }
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NAMES: [&str; 8] = [
+        "manifest.json",
+        "failed.json",
+        "RESTORE.md",
+        "app/schema.pgdump.zst.age",
+        "app/data-1.pgdump.zst.age.001",
+        "notes.txt",
+        "app/notes.txt",
+        "x/app/schema.pgdump.zst.age",
+    ];
+    const PLACES: [&str; 5] = [
+        "site/db/20261101T030000Z-aaaa",
+        "site/db/20261102T030000Z-aaaa",
+        "site/web/20261101T030000Z-aaaa",
+        "other/db/20261101T030000Z-aaaa",
+        "probe-0123456789abcdef",
+    ];
+
+    fn now() -> DateTime<Utc> {
+        "2026-11-21T12:00:00Z".parse().unwrap()
+    }
+
+    fn found() -> impl Strategy<Value = Found> {
+        let thing = (0..PLACES.len(), 0..NAMES.len(), 0i64..72);
+        let things = || proptest::collection::vec(thing.clone(), 0..25);
+        (things(), things()).prop_map(|(objects, uploads)| {
+            let key = |place: usize, name: usize| match place {
+                4 => format!("{}/{}", PLACES[4], ["plain", "crc", "notes.txt"][name % 3]),
+                _ => format!("{}/{}", PLACES[place], NAMES[name]),
+            };
+            let at = |hours: i64| now() - TimeDelta::hours(hours);
+            let mut objects: Vec<ObjectMeta> = objects
+                .into_iter()
+                .map(|(place, name, hours)| ObjectMeta {
+                    key: key(place, name),
+                    size: 1,
+                    modified: at(hours),
+                })
+                .collect();
+            objects.sort_by(|a, b| a.key.cmp(&b.key));
+            objects.dedup_by(|a, b| a.key == b.key);
+            let uploads = uploads.into_iter().map(|(place, name, hours)| Unfinished {
+                key: key(place, name),
+                id: hours.to_string(),
+                started: at(hours),
+            });
+            Found { objects, uploads: uploads.collect(), uploads_unknown: None, now: now() }
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        #[test]
+        fn only_old_orphans_of_ours_go(found in found()) {
+            let plan = plan(&found, "site", &[], Duration::from_secs(24 * 3600));
+            let limit = now() - TimeDelta::hours(24);
+            let has = |key: &str| found.objects.iter().any(|o| o.key == key);
+            for item in &plan {
+                prop_assert!(!item.reason.is_empty());
+                let complete = has(&format!("{}manifest.json", item.prefix));
+                prop_assert!(!complete || item.keys.is_empty());
+                for key in &item.keys {
+                    prop_assert!(key.starts_with("site/") || key.starts_with("probe-"), "{}", key);
+                    prop_assert!(key.starts_with(&item.prefix) && !key.ends_with("notes.txt") && !key.contains("/x/"));
+                    let object = found.objects.iter().find(|o| o.key == *key).unwrap();
+                    prop_assert!(object.modified <= limit);
+                }
+                prop_assert!(item.uploads.iter().all(|u| u.started <= limit && u.key.starts_with(&item.prefix)));
+                // A set goes only when nothing of ours in it is young.
+                if !item.keys.is_empty() && item.prefix.starts_with("site/") {
+                    let ours = |key: &str| key.strip_prefix(&item.prefix).is_some_and(is_written_by_opsd);
+                    prop_assert!(found.objects.iter().all(|o| !ours(&o.key) || o.modified <= limit));
+                    prop_assert!(found.uploads.iter().all(|u| !ours(&u.key) || u.started <= limit));
+                }
+            }
+        }
+
+        /// What freezes pruning before a sweep because a run failed freezes it afterwards.
+        #[test]
+        fn the_word_of_the_newest_failed_run_stays(found in found()) {
+            let plan = plan(&found, "site", &[], Duration::ZERO);
+            let gone: Vec<&String> = plan.iter().flat_map(|i| &i.keys).collect();
+            let newest = format!("{}/", PLACES[1]);
+            let failed = format!("{newest}{FAILED}");
+            let has = |key: &str| found.objects.iter().any(|o| o.key == key);
+            if has(&failed) && !has(&format!("{newest}{MANIFEST}")) {
+                prop_assert!(!gone.contains(&&failed));
+            }
+        }
+    }
 }

@@ -103,7 +103,7 @@ pub fn is_as_written(text: &str) -> bool {
     let is_clean = |line: &&str| line.trim() == *line && !line.contains(char::is_control);
     comment.strip_prefix("untrusted comment: ").is_some_and(|c| known.contains(&c))
         && trusted.starts_with("trusted comment:")
-        && [signature, global].iter().all(|line| is_clean(line))
+        && [signature, global].iter().all(is_clean)
 }
 
 /// Checks lengths before minisign's parser, which takes a global signature of any length and panics

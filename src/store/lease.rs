@@ -91,7 +91,7 @@ pub struct Lease<'s> {
     store: &'s dyn Store,
     means: Means,
     key: String,
-    document: Document,
+    document: Box<Document>,
     version: Version,
     /// When the last renewal that succeeded was sent.
     written: Instant,
@@ -149,6 +149,7 @@ pub async fn acquire<'s>(
         };
         if parse(&found).is_some_and(|found| found.token == document.token) {
             let key = key.to_owned();
+            let document = Box::new(document);
             return Ok(Acquired::Held(Lease { store, means, key, document, version, written }));
         }
     }

@@ -239,9 +239,9 @@ fn one_set_is_chosen_and_a_gap_is_told() {
         results(&run).iter().map(|r| r["id"].as_str().unwrap().to_owned()).collect()
     };
     assert_eq!(ids(&[]), [first.clone(), second.clone()]);
-    assert_eq!(ids(&["db", "--backup", "latest"]), [second.clone()]);
-    assert_eq!(ids(&["--backup", &first]), [first.clone()]);
-    assert_eq!(ids(&["--backup", &format!("db/{first}")]), [first.clone()]);
+    assert_eq!(ids(&["db", "--backup", "latest"]), [second.as_str()]);
+    assert_eq!(ids(&["--backup", &first]), [first.as_str()]);
+    assert_eq!(ids(&["--backup", &format!("db/{first}")]), [first.as_str()]);
     assert_eq!(ids(&["other"]), [""; 0]);
     opsd.run(&["backups", "scrub", "--backup", "1999"]).expect_failure(1, &["no set \"1999\""]);
     opsd.run(&["backups", "scrub", "nosuch"]).expect_failure(2, &["no job \"nosuch\""]);

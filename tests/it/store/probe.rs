@@ -153,7 +153,8 @@ async fn a_directory_can_do_what_directories_can() {
     let report = probe(&repository).await.unwrap();
     let works = [Name::Write, Name::Read, Name::RangedRead, Name::List, Name::Delete, Name::ConditionalPut];
     all_are(&report, State::Yes, &works);
-    assert_eq!((report.rows().len(), report.warnings.as_slice()), (6, [].as_slice()));
+    all_are(&report, State::Yes, &[Name::ConditionalReplace]);
+    assert_eq!((report.rows().len(), report.warnings.as_slice()), (7, [].as_slice()));
     let store = open(&repository).await.unwrap();
     let listed: Vec<_> = store.list("").await.unwrap().into_iter().map(|o| o.key).collect();
     assert_eq!(listed, [REPORT_KEY]);
