@@ -161,10 +161,21 @@ pub async fn create(
     match shutdown.guard(run.dump(&source)).await {
         Ok(created) => Ok(created),
         Err(error) => {
+            let error = if source.server.in_recovery { explain_conflict(error) } else { error };
             run.record_failure(&error).await;
             Err(error)
         }
     }
+}
+
+/// A standby cancels or disconnects whoever is in the way of what its primary did.
+fn explain_conflict(error: Error) -> Error {
+    let said = error.to_string();
+    let signs = ["conflict with recovery", "terminating connection", "connection closed"];
+    if !signs.iter().any(|sign| said.contains(sign)) {
+        return error;
+    }
+    error.with_hint(format!("the source is a standby: {}", streams::STANDBY_HINT))
 }
 
 /// Whom the set is encrypted to. A host that only restores has nobody configured.

@@ -180,7 +180,9 @@ fn check_once(
             return Err(Error::new(format!("rows of {} are in no archive", t.display())));
         }
     }
-    for s in inventory.sequences.iter().filter(|s| !s.is_extension_member) {
+    let sequences =
+        inventory.sequences.iter().filter(|s| !without_data.contains(&s.oid) && !s.is_extension_member);
+    for s in sequences {
         if !is_there("SEQUENCE SET", &s.schema, &s.name) {
             return Err(Error::new(format!(
                 "the value of sequence {}.{} is in no archive",

@@ -64,6 +64,8 @@ pub struct Sequence {
     pub owned_by: Option<u32>,
     /// Belongs to an extension.
     pub is_extension_member: bool,
+    /// Its value vanishes in a crash, and is not on a standby.
+    pub is_unlogged: bool,
     /// Whether our role may read it.
     pub is_readable: bool,
 }
@@ -173,7 +175,7 @@ pub async fn read(client: &Client) -> Result<Inventory> {
                         AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') LIMIT 1),
                     EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
                             AND d.objid = c.oid AND d.deptype = 'e'),
-                    has_sequence_privilege(c.oid, 'SELECT')
+                    c.relpersistence = 'u', has_sequence_privilege(c.oid, 'SELECT')
                FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
               WHERE c.relkind = 'S' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
               ORDER BY n.nspname, c.relname",
@@ -190,7 +192,8 @@ pub async fn read(client: &Client) -> Result<Inventory> {
             name: row.get::<_, Name>(2).0,
             owned_by: row.get(3),
             is_extension_member: row.get(4),
-            is_readable: row.get::<_, Option<bool>>(5).unwrap_or(true),
+            is_unlogged: row.get(5),
+            is_readable: row.get::<_, Option<bool>>(6).unwrap_or(true),
         })
         .collect();
     let large_objects = client

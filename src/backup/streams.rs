@@ -28,6 +28,10 @@ const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(600);
 /// Bytes read from pg_dump at a time: the capacity its pipe is enlarged to.
 const READ_SIZE: usize = 1 << 20;
 
+/// What keeps a standby from ending our sessions for what its primary did meanwhile.
+pub const STANDBY_HINT: &str = "raise max_standby_streaming_delay beyond the time a backup takes, and set \
+     hot_standby_feedback = on against VACUUM on the primary";
+
 /// A pg_dump that holds its locks and waits to be read.
 pub struct Started {
     archive: Archive,
@@ -177,7 +181,9 @@ fn explain(error: Error) -> Error {
     } else if said.contains("out of shared memory") {
         error.with_hint("raise max_locks_per_transaction and restart PostgreSQL")
     } else if said.contains("invalid snapshot identifier") || said.contains("snapshot \"") {
-        error.with_hint("the session that held the snapshot is gone; see the server's log")
+        error.with_hint(format!(
+            "the session that held the snapshot is gone; see the server's log. On a standby: {STANDBY_HINT}"
+        ))
     } else {
         error
     }

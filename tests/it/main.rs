@@ -27,5 +27,6 @@ mod restore_md;
 mod roundtrip;
 mod s3;
 mod security;
+mod standby;
 mod store;
 mod traps;
