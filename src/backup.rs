@@ -369,6 +369,7 @@ impl Run<'_> {
             secret: RowSecret::generate(),
             progress: self.progress.clone(),
         };
+        let large_objects = coordinator.large_object_properties(&destination.secret).await?;
         let dumped = drain_all(started, &destination, self.job.streams, &coordinator, warnings).await?;
 
         let mut streams: Vec<Stream> = Vec::new();
@@ -378,7 +379,7 @@ impl Run<'_> {
             archives.push((dump.stream.name.clone(), dump.contents));
             streams.push(dump.stream);
         }
-        let found = evidence::evidence(&coordinator, &destination.secret, &archives)?;
+        let found = evidence::evidence(&coordinator, &destination.secret, large_objects, &archives)?;
         warnings.extend(plan.warnings.iter().chain(&found.warnings).map(|w| format!("{name}: {w}")));
         let proof_object = match &found.proof {
             None => None,

@@ -6,6 +6,7 @@
 //! reach.
 
 pub mod definitions;
+pub mod large_objects;
 pub mod load;
 pub mod prove;
 pub mod roles;

@@ -15,6 +15,9 @@ use super::plan::{Plan, plan};
 use crate::config::{BackupJob, Connection};
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::{Session, connect_with, error};
+use crate::postgres::large_objects;
+use crate::set::fingerprint::{RowHasher, RowSecret};
+use crate::set::proof::Fingerprint;
 
 /// How often lists may change under our hands before we give up: a schema that changes this often
 /// within seconds is being migrated.
@@ -177,6 +180,16 @@ impl Coordinator {
     /// holds its locks.
     pub async fn changed_table(&self) -> Result<Option<String>> {
         Ok(inventory::rewritten(&self.session.client).await?.into_iter().next())
+    }
+
+    /// Owners, privileges and comments of large objects, where there are any, as the snapshot has them.
+    pub async fn large_object_properties(&self, secret: &RowSecret) -> Result<Option<Fingerprint>> {
+        if self.inventory.large_objects == 0 {
+            return Ok(None);
+        }
+        let mut hasher = RowHasher::new(secret);
+        large_objects::properties(&self.session.client, |line| hasher.row(line)).await?;
+        Ok(Some(hasher.take()))
     }
 
     /// Keeps the session from looking dead.

@@ -36,6 +36,7 @@ pub struct Evidence {
 pub fn evidence(
     coordinator: &Coordinator,
     secret: &RowSecret,
+    large_object_properties: Option<Fingerprint>,
     archives: &[(String, Contents)],
 ) -> Result<Evidence> {
     if let Some((_, unknown)) = archives.iter().find(|(_, c)| c.header.is_none()) {
@@ -124,6 +125,7 @@ pub fn evidence(
         encoding,
         tables: tables.into_values().collect(),
         large_objects,
+        large_object_properties,
         sequences,
         settings: own.settings.iter().map(setting).collect(),
         owner: own.owner.clone(),

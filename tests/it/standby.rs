@@ -5,7 +5,7 @@ use rustix::process::Signal;
 use crate::support::compare::{assert_same, assert_same_content, db, plain_restore};
 use crate::support::fixtures;
 use crate::support::opsd::{Opsd, Run, quoted};
-use crate::support::postgres::{self, Options, SUPERUSER, Server, bin_dir};
+use crate::support::postgres::{self, Options, SUPERUSER, Server, bin_dir, literal};
 use crate::support::sets;
 use crate::traps::{paused, slow_database, wait_for};
 
@@ -93,18 +93,20 @@ fn conflict(happens: impl FnOnce(&Server, &str)) {
     let mut opsd = site(&pair, &database);
     let mut run = paused(&pair.standby, &database, &mut opsd);
     happens(&pair.primary, &database);
-    // A session that waits for its client to read cannot be cancelled yet: the replay stands still.
+    // Either its COPY is cancelled by now; or it waits for its client to read, cannot be cancelled yet,
+    // and the replay stands still.
     let lsn = pair.primary.psql("postgres", "SELECT pg_current_wal_flush_lsn()");
-    let replayed = format!(
-        "SELECT pg_last_wal_replay_lsn() FROM pg_last_wal_receive_lsn() AS received
-          WHERE received >= '{lsn}' AND pg_last_wal_replay_lsn() < received"
+    let look = format!(
+        "SELECT pg_last_wal_receive_lsn() >= '{lsn}', pg_last_wal_replay_lsn(),
+                (SELECT count(*) FROM pg_stat_activity WHERE datname = {} AND state = 'active' AND query LIKE 'COPY%')",
+        literal(&database)
     );
     let (mut seen, mut times) = (String::new(), 0);
     wait_for("a recovery conflict", || {
-        let now = pair.standby.psql("postgres", &replayed);
-        times = if !now.is_empty() && now == seen { times + 1 } else { 0 };
+        let now = pair.standby.psql("postgres", &look);
+        times = if now == seen { times + 1 } else { 0 };
         seen = now;
-        times == 20
+        seen.starts_with("t|") && (seen.ends_with("|0") || times == 20)
     });
     run.signal(Signal::CONT);
     run.finish().expect_failure(
