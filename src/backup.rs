@@ -395,6 +395,7 @@ impl Run<'_> {
             snapshot_lsn: coordinator.lsn.clone(),
             snapshot_time: coordinator.time,
             extensions: coordinator.properties.extensions.clone(),
+            collations: coordinator.properties.collations.clone(),
             excluded: plan.excluded.clone(),
             streams,
             proof_object,

@@ -5,6 +5,7 @@
 //! role's privileges: a rehearsal's server therefore runs as a user with nothing worth stealing in
 //! reach.
 
+pub mod collations;
 pub mod definitions;
 pub mod large_objects;
 pub mod load;

@@ -25,6 +25,9 @@ pub const ATTEMPTS: u32 = 5;
 /// How long one LOCK may wait behind an ACCESS EXCLUSIVE lock, and with it how long a queue of
 /// others may form behind ours.
 pub const LOCK_TIMEOUT: &str = "60s";
+/// What money is written in: every host has it, and nothing is lost. The manifest records what the
+/// coordinator's session says, and a restore reads under the same.
+pub const MONETARY: &str = "C";
 /// Tables named in one LOCK statement.
 const LOCK_BATCH: usize = 200;
 
@@ -62,7 +65,7 @@ pub async fn preview(
 
 /// No statement may wait for a lock without end: even a table's size is behind one.
 async fn connect_bounded(connection: &Connection, database: &str, application_name: &str) -> Result<Session> {
-    let settings = [("lock_timeout", LOCK_TIMEOUT)];
+    let settings = [("lock_timeout", LOCK_TIMEOUT), ("lc_monetary", MONETARY)];
     connect_with(connection, Some(database), application_name, &settings).await?.without_conversion().await
 }
 

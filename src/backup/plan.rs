@@ -87,9 +87,8 @@ pub fn plan(
         let unlogged: Vec<&Table> = inventory.tables.iter().filter(|t| t.is_unlogged).collect();
         if !unlogged.is_empty() {
             let names = list(unlogged.iter().map(|t| t.display()));
-            warnings.push(format!(
-                "unlogged tables are empty on a standby and are dumped without rows: {names}"
-            ));
+            warnings
+                .push(format!("unlogged tables are empty on a standby and are dumped without rows: {names}"));
         }
         // Those of unlogged tables, from PostgreSQL 15 on.
         without_data.extend(inventory.sequences.iter().filter(|s| s.is_unlogged).map(|s| s.oid));

@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::coordinator::LOCK_TIMEOUT;
+use super::coordinator::{LOCK_TIMEOUT, MONETARY};
 use super::plan::Archive;
 use crate::config::Connection;
 use crate::error::{Context, Error, Result};
@@ -65,9 +65,12 @@ pub struct Dump<'a> {
 /// Starts a pg_dump for each archive and waits until all of them hold their locks.
 pub async fn start(dump: Dump<'_>, snapshot: &str, archives: &[Archive]) -> Result<Vec<Started>> {
     let Dump { tools, connection, database, application_name } = dump;
+    let mut connection = connection.clone();
+    let own = connection.options.take().map(|own| format!("{own} ")).unwrap_or_default();
+    connection.options = Some(format!("{own}-c lc_monetary={MONETARY}"));
     let mut children = Vec::new();
     for archive in archives {
-        let mut command = tools.command("pg_dump", connection, database, application_name)?;
+        let mut command = tools.command("pg_dump", &connection, database, application_name)?;
         command.args(["--format=custom", "--compress=0", "--no-password"]);
         command.arg(format!("--snapshot={snapshot}"));
         command.arg(format!("--lock-wait-timeout={LOCK_TIMEOUT}"));

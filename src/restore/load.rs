@@ -27,7 +27,7 @@ use crate::store::Store;
 
 /// Bytes moved at a time towards pg_restore.
 const COPY_SIZE: usize = 256 << 10;
-/// In one stream there is no looking ahead for the tablespaces it needs.
+/// Where one that the set needs is not there.
 const NO_TABLESPACES: &str = "--no-tablespaces";
 /// Triggers that the dump brings along must not fire while it is restored.
 const NO_TRIGGERS: &str = "-c session_replication_role=replica";
@@ -81,9 +81,14 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
     let stream = |name: &str| database.streams.iter().find(|s| s.name == name);
     if let Some(full) = stream("full") {
         let begun = std::time::Instant::now();
-        let (entries, warnings) = run_stream(origin, database, full, target, &[NO_TABLESPACES], true).await?;
+        let entries = fetch_contents(origin, full).await?;
+        loaded.warnings.extend(no_tablespaces(&entries, target));
+        // None at all: an archive version that the parser does not know.
+        let is_known = loaded.warnings.is_empty() && !entries.is_empty();
+        let arguments: &[&str] = if is_known { &[] } else { &[NO_TABLESPACES] };
+        let (entries, warnings) = run_stream(origin, database, full, target, arguments, true).await?;
         loaded.schema = entries;
-        loaded.warnings = warnings;
+        loaded.warnings.extend(warnings);
         loaded.seconds.push(("data", begun.elapsed().as_secs_f64()));
         return Ok(loaded);
     }
@@ -96,15 +101,8 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
 
     (origin.progress)(Event::Phase(format!("{}: schema", database.name)));
     let (archive, entries) = fetch_schema(origin, schema).await?;
-    let mut spaces: Vec<&str> =
-        entries.iter().map(|e| e.tablespace.as_str()).filter(|t| !t.is_empty()).collect();
-    spaces.retain(|space| !target.tablespaces.iter().any(|t| t == space));
-    spaces.sort_unstable();
-    spaces.dedup();
-    let schema_args: &[&str] = if spaces.is_empty() { &[] } else { &[NO_TABLESPACES] };
-    if !spaces.is_empty() {
-        loaded.warnings.push(format!("no tablespace {} here: all is in the default one", spaces.join(", ")));
-    }
+    loaded.warnings.extend(no_tablespaces(&entries, target));
+    let schema_args: &[&str] = if loaded.warnings.is_empty() { &[] } else { &[NO_TABLESPACES] };
     loaded.warnings.extend(run_schema(target, &archive, "pre-data", 1, schema_args).await?);
     loaded.schema = entries;
     lap(&mut loaded, "schema");
@@ -122,6 +120,17 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
     loaded.warnings.extend(run_schema(target, &archive, "post-data", target.jobs, schema_args).await?);
     lap(&mut loaded, "post-data");
     Ok(loaded)
+}
+
+/// What to say where the target lacks a tablespace: then none is used.
+fn no_tablespaces(entries: &[Entry], target: &Target) -> Option<String> {
+    let mut spaces: Vec<&str> =
+        entries.iter().map(|e| e.tablespace.as_str()).filter(|t| !t.is_empty()).collect();
+    spaces.retain(|space| !target.tablespaces.iter().any(|t| t == space));
+    spaces.sort_unstable();
+    spaces.dedup();
+    let names = spaces.join(", ");
+    (!spaces.is_empty()).then(|| format!("no tablespace {names} here: all is in the default one"))
 }
 
 /// Restores the definitions alone.
@@ -254,6 +263,27 @@ async fn run_stream(
         Some(parser) => parser.finish().with_context(|| format!("stream {name}"))?.entries,
     };
     Ok((entries, warnings))
+}
+
+/// A stream's table of contents, without reading what follows it.
+async fn fetch_contents(origin: &Origin, stream: &Stream) -> Result<Vec<Entry>> {
+    let mut source =
+        read_stream(origin.store.clone(), &origin.prefix, stream, origin.identities.clone(), |_| ())?;
+    let fetched = tokio::task::spawn_blocking(move || {
+        let mut parser = Parser::new(&RowSecret::generate(), false);
+        let mut buffer = vec![0; COPY_SIZE];
+        loop {
+            if let Some(entries) = parser.contents() {
+                return Ok::<_, Error>(entries.to_vec());
+            }
+            match source.read(&mut buffer)? {
+                0 => return Ok(parser.finish()?.entries),
+                n => parser.feed(&buffer[..n])?,
+            }
+        }
+    });
+    let fetched = fetched.await.map_err(|e| Error::new(format!("reading a stream stopped: {e}")))?;
+    fetched.with_context(|| format!("stream {}", stream.name))
 }
 
 /// The schema archive in anonymous memory, and its table of contents.

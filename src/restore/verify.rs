@@ -12,8 +12,8 @@ use chrono::Utc;
 
 use super::load::{self, Origin, Target};
 use super::{
-    check_extensions, create_database, definitions, existing_roles, identities, origin, own_properties,
-    prove, read_globals, read_proof, roles,
+    check_extensions, collations, create_database, definitions, existing_roles, identities, origin,
+    own_properties, prove, read_globals, read_proof, roles,
 };
 use crate::config::{BackupJob, Config};
 use crate::error::{Context, Error, Kind, Result};
@@ -214,6 +214,9 @@ impl Run<'_> {
             tablespaces: Vec::new(),
             monetary: None, // a setting of the database
         };
+        let session = connect(&target.connection, None, "opsd verify").await?;
+        collations::check(&session.client, database).await?;
+        session.close().await;
         let loaded = load::load(self.origin, database, &target).await.map_err(load::blame)?;
         for (phase, seconds) in &loaded.seconds {
             add_seconds(self.record, phase, *seconds);

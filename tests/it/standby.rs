@@ -111,7 +111,12 @@ fn conflict(happens: impl FnOnce(&Server, &str)) {
     run.signal(Signal::CONT);
     run.finish().expect_failure(
         1,
-        &["conflict with recovery", "hint: the source is a standby", "max_standby_streaming_delay", "hot_standby_feedback"],
+        &[
+            "conflict with recovery",
+            "hint: the source is a standby",
+            "max_standby_streaming_delay",
+            "hot_standby_feedback",
+        ],
     );
     assert_eq!(sets::complete(&opsd), Vec::<String>::new());
     opsd.run(&["restore", "--verify"]).expect_code(1);

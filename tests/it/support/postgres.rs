@@ -120,7 +120,8 @@ pub fn bin_dir(major: u32) -> PathBuf {
     servers_directory().join(format!("postgresql/{major}/bin"))
 }
 
-fn is_installed(major: u32) -> bool {
+/// Whether `make setup` put a major there: 13 exists for x86_64 only.
+pub fn is_installed(major: u32) -> bool {
     servers_directory().join(format!("postgresql/{major}/bin/postgres")).exists()
 }
 
