@@ -24,6 +24,7 @@ mod large_objects;
 mod locales;
 mod majors;
 mod postgres;
+mod readme;
 mod regressions;
 mod repository;
 mod restore_md;

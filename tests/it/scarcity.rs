@@ -36,15 +36,14 @@ fn mount(size_mib: u32, on: &Path) -> String {
 }
 
 /// A site with a set, and an empty directory for the scratch server.
-fn site(sql: &str) -> (Opsd, String) {
+fn site(sql: &str) -> (Opsd, String, String) {
     let server = default_server();
     let database = server.fresh_database("scarce");
     server.psql(&database, sql);
     let opsd = Opsd::new(server, &[&database]);
     let id = back_up(&opsd);
-    server.drop_database(&database);
     std::fs::create_dir(opsd.path("scratch")).unwrap();
-    (opsd, id)
+    (opsd, id, database)
 }
 
 fn left(opsd: &Opsd) -> String {
@@ -57,7 +56,7 @@ fn list_scratch(opsd: &Opsd) -> String {
 
 #[test]
 fn a_file_system_that_is_too_small_is_refused_before_anything_starts() {
-    let (opsd, id) = site("CREATE TABLE t AS SELECT generate_series(1, 100) AS id");
+    let (opsd, id, database) = site("CREATE TABLE t AS SELECT generate_series(1, 100) AS id");
     let scratch = opsd.path("scratch");
     let run =
         in_namespace(&opsd, &mount(100, &scratch), &["restore", "--verify", "--json"], &list_scratch(&opsd));
@@ -65,12 +64,13 @@ fn a_file_system_that_is_too_small_is_refused_before_anything_starts() {
     assert_eq!(result(&run)["verdict"], "failed", "{run}");
     assert_eq!(left(&opsd), "");
     assert_eq!(complete(&opsd), [id]);
+    default_server().drop_database(&database);
 }
 
 #[test]
 fn a_disk_that_fills_up_in_the_middle_fails_the_rehearsal_and_leaves_nothing() {
     // Small in the source and in the set, and large where it is restored: no estimate knows.
-    let (opsd, id) = site(
+    let (opsd, id, database) = site(
         "CREATE TABLE t AS SELECT generate_series(1, 100) AS id;
          CREATE MATERIALIZED VIEW large AS SELECT i, repeat(md5(i::text), 60) AS filler
            FROM generate_series(1, CASE WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = 'opsd_scratch')
@@ -89,11 +89,12 @@ fn a_disk_that_fills_up_in_the_middle_fails_the_rehearsal_and_leaves_nothing() {
     assert_eq!(complete(&opsd), [id]);
     // With room it is what it was.
     opsd.ok(&["restore", "--verify"]);
+    default_server().drop_database(&database);
 }
 
 #[test]
 fn a_host_without_any_postgresql_says_what_to_install() {
-    let (mut opsd, id) = site("CREATE TABLE t AS SELECT generate_series(1, 100) AS id");
+    let (mut opsd, id, database) = site("CREATE TABLE t AS SELECT generate_series(1, 100) AS id");
     opsd.postgres.unset("bin_dir");
     let places = "for place in /usr/lib/postgresql /usr/pgsql-* /usr/local/pgsql*; do\n\
                   [ ! -d \"$place\" ] || mount -t tmpfs tmpfs \"$place\" || exit 99\ndone\ntrue";
@@ -106,4 +107,5 @@ fn a_host_without_any_postgresql_says_what_to_install() {
     let install = format!("apt-get install postgresql-client-{major}");
     in_namespace(&opsd, places, &["backup"], "").expect_failure(1, &["no pg_dump found", &install]);
     assert_eq!(complete(&opsd), [id]);
+    default_server().drop_database(&database);
 }
