@@ -26,6 +26,7 @@ mod report;
 mod support {
     pub mod opsd;
     pub mod postgres;
+    pub mod processes;
     pub mod s3;
 }
 

@@ -162,10 +162,21 @@ pub async fn create(
     match shutdown.guard(run.dump(&source)).await {
         Ok(created) => Ok(created),
         Err(error) => {
+            let error = if source.server.in_recovery { explain_conflict(error) } else { error };
             run.record_failure(&error).await;
             Err(error)
         }
     }
+}
+
+/// A standby cancels or disconnects whoever is in the way of what its primary did.
+fn explain_conflict(error: Error) -> Error {
+    let said = error.to_string();
+    let signs = ["conflict with recovery", "terminating connection", "connection closed"];
+    if !signs.iter().any(|sign| said.contains(sign)) {
+        return error;
+    }
+    error.with_hint(format!("the source is a standby: {}", streams::STANDBY_HINT))
 }
 
 /// Whom the set is encrypted to. A host that only restores has nobody configured.
@@ -359,6 +370,7 @@ impl Run<'_> {
             secret: RowSecret::generate(),
             progress: self.progress.clone(),
         };
+        let large_objects = coordinator.large_object_properties(&destination.secret).await?;
         let dumped = drain_all(started, &destination, self.job.streams, &coordinator, warnings).await?;
 
         let mut streams: Vec<Stream> = Vec::new();
@@ -368,7 +380,7 @@ impl Run<'_> {
             archives.push((dump.stream.name.clone(), dump.contents));
             streams.push(dump.stream);
         }
-        let found = evidence::evidence(&coordinator, &destination.secret, &archives)?;
+        let found = evidence::evidence(&coordinator, &destination.secret, large_objects, &archives)?;
         warnings.extend(plan.warnings.iter().chain(&found.warnings).map(|w| format!("{name}: {w}")));
         let proof_object = match &found.proof {
             None => None,
@@ -384,6 +396,7 @@ impl Run<'_> {
             snapshot_lsn: coordinator.lsn.clone(),
             snapshot_time: coordinator.time,
             extensions: coordinator.properties.extensions.clone(),
+            collations: coordinator.properties.collations.clone(),
             excluded: plan.excluded.clone(),
             streams,
             proof_object,

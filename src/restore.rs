@@ -6,8 +6,10 @@
 //! role's privileges: a rehearsal's server therefore runs as a user with nothing worth stealing in
 //! reach.
 
+pub mod collations;
 pub mod copy;
 pub mod definitions;
+pub mod large_objects;
 pub mod load;
 pub mod pg_restore;
 pub mod prove;

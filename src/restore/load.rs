@@ -13,14 +13,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::copy::copy_table;
-use super::pg_restore::{HARMLESS_TIMEOUT, Part, fetch_schema, is_sql_error, run_schema, run_stream};
+use super::pg_restore::{
+    HARMLESS_TIMEOUT, Part, fetch_contents, fetch_schema, is_sql_error, run_schema, run_stream,
+};
 use super::{Origin, Target};
 use crate::error::{Error, Result};
 use crate::progress::Event;
 use crate::set::archive::{Entry, Section};
 use crate::set::manifest::{Database, Stream};
 
-/// In one stream there is no looking ahead for the tablespaces it needs.
+/// Where one that the set needs is not there.
 const NO_TABLESPACES: &str = "--no-tablespaces";
 
 /// What came of it.
@@ -49,9 +51,14 @@ pub async fn load(
     let stream = |name: &str| database.streams.iter().find(|s| s.name == name);
     if let Some(full) = stream("full") {
         let begun = Instant::now();
-        let (entries, warnings) = run_stream(origin, database, full, target, &[NO_TABLESPACES], true).await?;
+        let entries = fetch_contents(origin, full).await?;
+        loaded.warnings.extend(no_tablespaces(&entries, target));
+        // None at all: an archive version that the parser does not know.
+        let is_known = loaded.warnings.is_empty() && !entries.is_empty();
+        let arguments: &[&str] = if is_known { &[] } else { &[NO_TABLESPACES] };
+        let (entries, warnings) = run_stream(origin, database, full, target, arguments, true).await?;
         loaded.schema = entries;
-        loaded.warnings = warnings;
+        loaded.warnings.extend(warnings);
         loaded.seconds.push(("data", begun.elapsed().as_secs_f64()));
         return Ok(loaded);
     }
@@ -64,15 +71,9 @@ pub async fn load(
 
     (origin.progress)(Event::Phase(format!("{}: schema", database.name)));
     let (archive, entries) = fetch_schema(origin, schema).await?;
-    let mut spaces: Vec<&str> =
-        entries.iter().map(|e| e.tablespace.as_str()).filter(|t| !t.is_empty()).collect();
-    spaces.retain(|space| !target.tablespaces.iter().any(|t| t == space));
-    spaces.sort_unstable();
-    spaces.dedup();
-    let schema_args: &'static [&'static str] = if spaces.is_empty() { &[] } else { &[NO_TABLESPACES] };
-    if !spaces.is_empty() {
-        loaded.warnings.push(format!("no tablespace {} here: all is in the default one", spaces.join(", ")));
-    }
+    loaded.warnings.extend(no_tablespaces(&entries, target));
+    let schema_args: &'static [&'static str] =
+        if loaded.warnings.is_empty() { &[] } else { &[NO_TABLESPACES] };
     let said = run_schema(target, &archive, Part::Section("pre-data"), 1, schema_args).await?;
     loaded.add_warnings(said);
     lap(&mut loaded, "schema");
@@ -110,6 +111,17 @@ pub async fn load(
     loaded.schema = entries;
     lap(&mut loaded, "post-data");
     Ok(loaded)
+}
+
+/// What to say where the target lacks a tablespace: then none is used.
+fn no_tablespaces(entries: &[Entry], target: &Target) -> Option<String> {
+    let mut spaces: Vec<&str> =
+        entries.iter().map(|e| e.tablespace.as_str()).filter(|t| !t.is_empty()).collect();
+    spaces.retain(|space| !target.tablespaces.iter().any(|t| t == space));
+    spaces.sort_unstable();
+    spaces.dedup();
+    let names = spaces.join(", ");
+    (!spaces.is_empty()).then(|| format!("no tablespace {names} here: all is in the default one"))
 }
 
 /// Restores the definitions alone.

@@ -91,6 +91,27 @@ pub async fn run_stream(
     Ok((entries, warnings))
 }
 
+/// A stream's table of contents, without reading what follows it.
+pub async fn fetch_contents(origin: &Origin, stream: &Stream) -> Result<Vec<Entry>> {
+    let mut source =
+        read_stream(origin.store.clone(), &origin.prefix, stream, origin.identities.clone(), |_| ())?;
+    let fetched = tokio::task::spawn_blocking(move || {
+        let mut parser = Parser::new(&RowSecret::generate(), false);
+        let mut buffer = vec![0; COPY_SIZE];
+        loop {
+            if let Some(entries) = parser.contents() {
+                return Ok::<_, Error>(entries.to_vec());
+            }
+            match source.read(&mut buffer)? {
+                0 => return Ok(parser.finish()?.entries),
+                n => parser.feed(&buffer[..n])?,
+            }
+        }
+    });
+    let fetched = fetched.await.map_err(|e| Error::new(format!("reading a stream stopped: {e}")))?;
+    fetched.with_context(|| format!("stream {}", stream.name))
+}
+
 /// The schema archive in anonymous memory, and its table of contents.
 pub async fn fetch_schema(origin: &Origin, schema: &Stream) -> Result<(File, Vec<Entry>)> {
     let mut source =

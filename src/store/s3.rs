@@ -1,7 +1,7 @@
 //! A store in a bucket: S3, or something that speaks its language.
 //!
 //! What differs between providers is not assumed but probed (`super::probe`) and remembered in the
-//! repository; [`Options`] carries what was found. Every request goes through [`S3Store::retry`]
+//! repository; [`Options`] carries what was found. Every request goes through `S3Store::retry`
 //! (`retry`) and is bounded (`attempt`); errors come out as sentences (`failure`); writing is in
 //! `upload`; what only the probe needs is in `trial`, what several runs agree by in `coordinate`.
 //!

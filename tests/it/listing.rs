@@ -125,7 +125,7 @@ fn measured(mut command: std::process::Command) -> (Value, u64, Duration) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_sets_are_listed_in_little_memory() {
-    let sets = rounds(100, 1_000) as usize;
+    let sets = rounds(100, 1_000);
     let server = SeaweedFs::start().await;
     let mut opsd = Opsd::without_server();
     opsd.use_s3("s3://backups/p", &server.endpoint, &server.admin.access_key, &server.admin.secret_key);

@@ -18,7 +18,7 @@ use crate::support::postgres::{self, Options, SUPERUSER, Server, bin_dir, litera
 /// How long a condition may take to come true before the test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "waited in vain for: {what}");
@@ -27,7 +27,7 @@ fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// A psql that is told what to do a piece at a time. It ends, and rolls back, when dropped.
-struct Psql<'s> {
+pub struct Psql<'s> {
     server: &'s Server,
     name: String,
     child: Child,
@@ -35,7 +35,7 @@ struct Psql<'s> {
 }
 
 impl<'s> Psql<'s> {
-    fn new(server: &'s Server, database: &str) -> Self {
+    pub fn new(server: &'s Server, database: &str) -> Self {
         let name = unique("locker");
         let mut child = server
             .client("psql")
@@ -85,7 +85,7 @@ impl Drop for Psql<'_> {
 }
 
 /// opsd in the background. Killed if the test fails.
-struct Background(Option<Child>);
+pub struct Background(Option<Child>);
 
 impl Background {
     fn start(opsd: &Opsd) -> Self {
@@ -96,7 +96,7 @@ impl Background {
         self.0.as_mut().expect("a running opsd")
     }
 
-    fn signal(&mut self, signal: Signal) {
+    pub fn signal(&mut self, signal: Signal) {
         kill_process(Pid::from_child(self.child()), signal).expect("kill");
     }
 
@@ -104,7 +104,7 @@ impl Background {
         self.child().try_wait().expect("wait").is_some()
     }
 
-    fn finish(mut self) -> Run {
+    pub fn finish(mut self) -> Run {
         finish_child(self.0.take().expect("a running opsd"), "opsd backup --json".into())
     }
 }
@@ -296,7 +296,7 @@ fn tables_that_come_go_and_change_names_while_the_snapshot_is_taken() {
 
 /// A database with a table whose pg_dump is blocked for as long as opsd does not read, a view and a
 /// smaller table.
-fn slow_database(server: &Server) -> String {
+pub fn slow_database(server: &Server) -> String {
     let database = server.fresh_database("slow");
     fixtures::rows(server, &database, "big", 40_000);
     server.psql(
@@ -308,7 +308,7 @@ fn slow_database(server: &Server) -> String {
 
 /// Starts a backup and stops it while the large table is on its way: every pg_dump holds its locks,
 /// the schema is stored, and nothing moves.
-fn paused(server: &Server, database: &str, opsd: &mut Opsd) -> Background {
+pub fn paused(server: &Server, database: &str, opsd: &mut Opsd) -> Background {
     opsd.job.set("streams", "1").set("large_table", quoted("4MiB"));
     let mut run = Background::start(opsd);
     wait_for("the schema to be stored", || {
