@@ -11,14 +11,17 @@
 //! matches in two places, which costs a tenth more at the fast levels. Dropping a [`SealWriter`] means abort: the
 //! end of the stream is only ever sent by [`SealWriter::finish`].
 
+mod parts;
+
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use futures_util::{StreamExt, stream};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
+use self::parts::PartWriter;
 use super::manifest::{Object, Stream};
 use crate::error::{Context, Error, Result};
 use crate::store::{Store, Upload};
@@ -28,9 +31,6 @@ pub type Recipients = Arc<Vec<Box<dyn age::Recipient + Send + Sync>>>;
 /// Secret keys a stream is decrypted with.
 pub type Identities = Arc<Vec<Box<dyn age::Identity + Send + Sync>>>;
 
-/// Parts that wait between the thread that compresses and the task that uploads: one, so that both
-/// are busy; every further one costs a part's memory and hides nothing.
-const QUEUED_PARTS: usize = 1;
 /// Bytes asked for at once when reading. Large enough that a round trip is amortised, small enough
 /// that two in flight and one in use stay well within the memory budget.
 const READ_RANGE: u64 = 4 << 20;
@@ -91,14 +91,8 @@ fn block_size(level: i32) -> usize {
 
 /// A writer and the channel its pieces come out of.
 pub fn seal(options: &SealOptions) -> Result<(SealWriter, mpsc::Receiver<Piece>)> {
-    let (sender, receiver) = mpsc::channel(QUEUED_PARTS);
-    let parts = PartWriter {
-        sender,
-        part_size: options.part_size,
-        part: BytesMut::new(),
-        sha256: Sha256::new(),
-        size: 0,
-    };
+    let (sender, receiver) = mpsc::channel(parts::PARTS);
+    let parts = PartWriter::new(sender, options.part_size);
     let segments = Segments {
         recipients: options.recipients.clone(),
         // age adds 16 bytes to each 64 KiB, and a header of some hundred bytes a recipient. Tiny parts,
@@ -211,64 +205,6 @@ impl Write for Segments {
         let n = age.write(&buf[..buf.len().min(room)])?;
         self.written += n as u64;
         Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Cuts ciphertext into parts and hashes it.
-struct PartWriter {
-    sender: mpsc::Sender<Piece>,
-    part_size: usize,
-    part: BytesMut,
-    sha256: Sha256,
-    size: u64,
-}
-
-impl PartWriter {
-    fn send(&self, piece: Piece) -> io::Result<()> {
-        // The receiver is gone only when the upload failed; its error is the one that is reported.
-        self.sender
-            .blocking_send(piece)
-            .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "upload stopped"))
-    }
-
-    fn send_part(&mut self) -> io::Result<()> {
-        let part = std::mem::take(&mut self.part).freeze();
-        self.sha256.update(&part);
-        self.send(Piece::Part(part))
-    }
-
-    fn end_object(&mut self) -> io::Result<()> {
-        if !self.part.is_empty() {
-            self.send_part()?;
-        }
-        let sha256 = hex(&std::mem::take(&mut self.sha256).finalize());
-        let size = std::mem::take(&mut self.size);
-        self.send(Piece::End { size, sha256 })
-    }
-}
-
-impl Write for PartWriter {
-    /// Takes all of it, however many parts that makes: age writes its header by a writer that takes a
-    /// short write for an error.
-    fn write(&mut self, mut buf: &[u8]) -> io::Result<usize> {
-        let taken = buf.len();
-        while !buf.is_empty() {
-            if self.part.capacity() == 0 {
-                self.part.reserve(self.part_size);
-            }
-            let (now, later) = buf.split_at(buf.len().min(self.part_size - self.part.len()));
-            self.part.extend_from_slice(now);
-            self.size += now.len() as u64;
-            if self.part.len() == self.part_size {
-                self.send_part()?;
-            }
-            buf = later;
-        }
-        Ok(taken)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -76,7 +76,13 @@ fn pieces(bytes: Vec<u8>, options: &SealOptions) -> Vec<Piece> {
         writer.write_all(&bytes).unwrap();
         writer.finish().unwrap()
     });
-    let pieces = std::iter::from_fn(|| receiver.blocking_recv()).collect();
+    // Copied, because the memory of parts is wanted back.
+    let pieces = std::iter::from_fn(|| receiver.blocking_recv())
+        .map(|piece| match piece {
+            Piece::Part(part) => Piece::Part(Bytes::copy_from_slice(&part)),
+            other => other,
+        })
+        .collect();
     thread.join().unwrap();
     pieces
 }
