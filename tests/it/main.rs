@@ -20,6 +20,7 @@ mod bad_input;
 mod cli;
 mod demo;
 mod harness;
+mod kill;
 mod postgres;
 mod regressions;
 mod repository;

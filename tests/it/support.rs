@@ -7,3 +7,4 @@ pub mod postgres;
 pub mod processes;
 pub mod s3;
 pub mod sets;
+pub mod torture;
