@@ -27,7 +27,7 @@ use crate::postgres::connect::{Session, connect_with, error};
 pub const ATTEMPTS: u32 = 5;
 /// How long a pg_dump waits for a lock while the others and the coordinator hold theirs. Whoever wants
 /// ACCESS EXCLUSIVE meanwhile waits as long behind us; then all is let go, and the snapshot taken anew.
-pub const LOCK_TIMEOUT: &str = "10s";
+pub const LOCK_TIMEOUT: &str = "5s";
 /// The same for the coordinator: below PostgreSQL's `deadlock_timeout`, which is a second.
 const OWN_LOCK_TIMEOUT: &str = "500ms";
 /// How long a table may stay locked, while we hold nothing, before the backup fails: a migration that

@@ -80,7 +80,8 @@ pub async fn check(session: &Session) -> Result<()> {
 
 /// What a run fails with when its lock is gone: another one may be under way by now.
 pub fn lost(why: Error) -> Error {
-    why.context("the session that held the job's lock is gone").with_hint("see the server's log; run it again")
+    why.context("the session that held the job's lock is gone")
+        .with_hint("see the server's log; run it again")
 }
 
 /// A server that is only slow answers within this.

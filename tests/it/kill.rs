@@ -129,7 +129,8 @@ fn complete_sets_are_whole(opsd: &Opsd, what: &str) -> Vec<String> {
     let ids = complete(opsd);
     for id in &ids {
         let set = directory(opsd, id);
-        let manifest: Value = serde_json::from_slice(&std::fs::read(set.join("manifest.json")).unwrap()).unwrap();
+        let manifest: Value =
+            serde_json::from_slice(&std::fs::read(set.join("manifest.json")).unwrap()).unwrap();
         let objects = objects(&manifest);
         assert!(objects.len() >= 4, "{manifest}");
         for (key, hash) in objects {
@@ -190,12 +191,7 @@ async fn a_backup_to_s3_killed_at_any_moment_leaves_nothing_that_passes_for_one(
     let weed = SeaweedFs::start().await;
     let mut site = site();
     let keys = weed.admin.clone();
-    site.opsd.use_s3(
-        &format!("s3://{}/p", weed.bucket),
-        &weed.endpoint,
-        &keys.access_key,
-        &keys.secret_key,
-    );
+    site.opsd.use_s3(&format!("s3://{}/p", weed.bucket), &weed.endpoint, &keys.access_key, &keys.secret_key);
     let mut random = StdRng::seed_from_u64(seed("killed backup to S3"));
     let whole = measure(&site.opsd, &["backup"]);
     let mut known: BTreeSet<String> = complete(&site.opsd).into_iter().collect();
@@ -209,7 +205,8 @@ async fn a_backup_to_s3_killed_at_any_moment_leaves_nothing_that_passes_for_one(
         // A set counts only with every object that its manifest names.
         for id in complete(&site.opsd).into_iter().filter(|id| known.insert(id.clone())) {
             let shown = site.opsd.ok(&["backups", "show", &id, "--json"]).json();
-            let missing = shown["set"]["missing"].as_array().or(shown["missing"].as_array()).map_or(0, Vec::len);
+            let missing =
+                shown["set"]["missing"].as_array().or(shown["missing"].as_array()).map_or(0, Vec::len);
             assert_eq!(missing, 0, "{what}: {shown}");
         }
     }
@@ -410,7 +407,8 @@ fn a_second_interrupt_is_immediate() {
         fake.display()
     );
     std::fs::write(fake.join("pg_dump"), script).unwrap();
-    std::fs::set_permissions(fake.join("pg_dump"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(fake.join("pg_dump"), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .unwrap();
     opsd.postgres.set("bin_dir", quoted(fake.to_str().unwrap()));
     let mut child = opsd.command(&["backup"]).spawn().unwrap();
     until("pg_dump runs", || fake.join("pids").exists());

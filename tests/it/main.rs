@@ -17,11 +17,15 @@ mod support;
 
 mod backups;
 mod bad_input;
+mod canary;
 mod cli;
 mod demo;
 mod harness;
 mod kill;
+mod machine;
+mod minimal_role;
 mod postgres;
+mod postgres_faults;
 mod regressions;
 mod repository;
 mod restore_md;

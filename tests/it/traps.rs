@@ -27,7 +27,7 @@ fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// A psql that is told what to do a piece at a time. It ends, and rolls back, when dropped.
-struct Psql<'s> {
+pub struct Psql<'s> {
     server: &'s Server,
     name: String,
     child: Child,
@@ -35,7 +35,7 @@ struct Psql<'s> {
 }
 
 impl<'s> Psql<'s> {
-    fn new(server: &'s Server, database: &str) -> Self {
+    pub fn new(server: &'s Server, database: &str) -> Self {
         let name = unique("locker");
         let mut child = server
             .client("psql")
@@ -50,27 +50,27 @@ impl<'s> Psql<'s> {
         Self { server, name, child, stdin }
     }
 
-    fn send(&mut self, sql: &str) {
+    pub fn send(&mut self, sql: &str) {
         let stdin = self.stdin.as_mut().expect("psql's stdin");
         writeln!(stdin, "{sql}").and_then(|()| stdin.flush()).expect("write to psql");
     }
 
     /// Sends what leaves a transaction open, and waits until it is done.
-    fn send_within(&mut self, sql: &str) {
+    pub fn send_within(&mut self, sql: &str) {
         self.send(sql);
         self.send("SAVEPOINT done;");
         wait_for(sql, || self.is("state = 'idle in transaction' AND query = 'SAVEPOINT done;'"));
     }
 
     /// Whether this session's row of pg_stat_activity is like that.
-    fn is(&self, condition: &str) -> bool {
+    pub fn is(&self, condition: &str) -> bool {
         let name = literal(&self.name);
         let sql =
             format!("SELECT count(*) FROM pg_stat_activity WHERE application_name = {name} AND {condition}");
         self.server.psql("postgres", &sql) == "1"
     }
 
-    fn end(mut self, sql: &str) {
+    pub fn end(mut self, sql: &str) {
         self.send(sql);
         drop(self.stdin.take());
         assert!(self.child.wait().expect("wait").success(), "psql failed at {sql}");
@@ -85,26 +85,26 @@ impl Drop for Psql<'_> {
 }
 
 /// opsd in the background. Killed if the test fails.
-struct Background(Option<Child>);
+pub struct Background(Option<Child>);
 
 impl Background {
-    fn start(opsd: &Opsd) -> Self {
+    pub fn start(opsd: &Opsd) -> Self {
         Self(Some(opsd.command(&["backup", "--json"]).spawn().expect("start opsd")))
     }
 
-    fn child(&mut self) -> &mut Child {
+    pub fn child(&mut self) -> &mut Child {
         self.0.as_mut().expect("a running opsd")
     }
 
-    fn signal(&mut self, signal: Signal) {
+    pub fn signal(&mut self, signal: Signal) {
         kill_process(Pid::from_child(self.child()), signal).expect("kill");
     }
 
-    fn has_ended(&mut self) -> bool {
+    pub fn has_ended(&mut self) -> bool {
         self.child().try_wait().expect("wait").is_some()
     }
 
-    fn finish(mut self) -> Run {
+    pub fn finish(mut self) -> Run {
         finish_child(self.0.take().expect("a running opsd"), "opsd backup --json".into())
     }
 }
@@ -296,7 +296,7 @@ fn tables_that_come_go_and_change_names_while_the_snapshot_is_taken() {
 
 /// A database with a table whose pg_dump is blocked for as long as opsd does not read, a view and a
 /// smaller table.
-fn slow_database(server: &Server) -> String {
+pub fn slow_database(server: &Server) -> String {
     let database = server.fresh_database("slow");
     fixtures::rows(server, &database, "big", 40_000);
     server.psql(
@@ -308,7 +308,7 @@ fn slow_database(server: &Server) -> String {
 
 /// Starts a backup and stops it while the large table is on its way: every pg_dump holds its locks,
 /// the schema is stored, and nothing moves.
-fn paused(server: &Server, database: &str, opsd: &mut Opsd) -> Background {
+pub fn paused(server: &Server, database: &str, opsd: &mut Opsd) -> Background {
     opsd.job.set("streams", "1").set("large_table", quoted("4MiB"));
     let mut run = Background::start(opsd);
     wait_for("the schema to be stored", || {

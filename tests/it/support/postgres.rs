@@ -163,6 +163,42 @@ impl Server {
         Server { major, port, directory, keeper }
     }
 
+    /// The postmaster's process id.
+    pub fn postmaster(&self) -> rustix::process::Pid {
+        let text = std::fs::read_to_string(self.data_dir().join("postmaster.pid")).expect("postmaster.pid");
+        let pid = text.lines().next().and_then(|line| line.trim().parse().ok());
+        rustix::process::Pid::from_raw(pid.expect("a process id")).expect("a process id")
+    }
+
+    /// Ends the postmaster by a signal: QUIT for an immediate shutdown, KILL for a crash.
+    pub fn crash(&mut self, signal: rustix::process::Signal) {
+        let pid = self.postmaster();
+        rustix::process::kill_process(pid, signal).expect("kill");
+        let name = format!("/proc/{}/cmdline", pid.as_raw_nonzero());
+        let deadline = Instant::now() + PATIENCE;
+        while std::fs::read(&name).is_ok_and(|line| !line.is_empty()) {
+            assert!(Instant::now() < deadline, "the server does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Starts it again on its port.
+    pub fn restart(&mut self) {
+        let postgres = bin_dir(self.major).join("postgres");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let _ = std::fs::remove_file(self.directory.join("log"));
+            let stdin = self.keeper.stdin.as_mut().expect("the keeper's stdin");
+            writeln!(stdin, "{} {}", postgres.display(), self.port).expect("write to the keeper");
+            match wait_until_ready(&self.directory, self.port) {
+                Ok(()) => return,
+                // Backends of the one before hold its shared memory for a moment.
+                Err(log) => assert!(Instant::now() < deadline, "does not start again:\n{log}"),
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Directory of the Unix socket.
     pub fn socket_dir(&self) -> &Path {
         &self.directory
