@@ -339,7 +339,8 @@ fn postmaster(root: &Path) -> Option<Pid> {
     let mut text = String::new();
     let file = options.open(root.join("data/postmaster.pid")).ok()?;
     std::io::Read::read_to_string(&mut std::io::Read::take(file, 4096), &mut text).ok()?;
-    Pid::from_raw(text.lines().next()?.trim().parse().ok()?)
+    // While initdb runs it is negative, and it is not to be believed anyway.
+    text.lines().next()?.trim().parse().ok().filter(|pid| *pid > 0).and_then(Pid::from_raw)
 }
 
 fn processes(root: &Path) -> Vec<Pid> {
@@ -397,6 +398,20 @@ mod tests {
         drop(one);
         two.clear().unwrap();
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_postmaster_s_file_may_say_anything() {
+        let tmp = tempfile::tempdir().unwrap();
+        let place = place(tmp.path());
+        let own = std::process::id();
+        let said = ["", "-1", "0", "-2147483648", "99999999999", "x", &format!("-{own}"), &format!("{own}\nmore")];
+        for text in said {
+            std::fs::write(place.data().join("postmaster.pid"), text).unwrap();
+            assert_eq!(postmaster(place.root()).is_some(), text.ends_with("more"), "{text}");
+        }
+        // Our own process does not belong to it, and survives.
+        place.clear().unwrap();
     }
 
     #[test]
