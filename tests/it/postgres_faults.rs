@@ -386,11 +386,17 @@ async fn a_network_that_breaks_fails_the_set_and_the_next_works() {
     let url = format!("postgres://{SUPERUSER}@127.0.0.1:{}/{database}?sslmode=disable", proxy.port);
     opsd.postgres.set("url", quoted(&url));
     opsd.env("PGPASSWORD", PASSWORD);
-    let mut run = paused(server, &database, &mut opsd);
+    // Slow enough that the large table takes seconds.
+    proxy.delay(Duration::from_millis(20));
+    opsd.job.set("streams", "1").set("large_table", quoted("4MiB"));
+    let run = Background::start(&opsd);
+    until("the schema is stored", || {
+        opsd.repository_files().iter().any(|file| file.ends_with("/schema.pgdump.zst.age"))
+    });
     proxy.cut();
     proxy.refuse(true);
-    run.signal(Signal::CONT);
     let run = run.finish();
+    proxy.delay(Duration::ZERO);
     failed_cleanly(&opsd, &run, 0);
     opsd.run(&["backup"]).expect_failure(1, &["cannot connect to", "hint: "]);
     proxy.refuse(false);

@@ -170,16 +170,21 @@ impl Server {
         rustix::process::Pid::from_raw(pid.expect("a process id")).expect("a process id")
     }
 
-    /// Ends the postmaster by a signal: QUIT for an immediate shutdown, KILL for a crash.
+    /// Ends the postmaster by a signal: QUIT for an immediate shutdown, KILL for a crash. Returns when its
+    /// children are gone, too.
     pub fn crash(&mut self, signal: rustix::process::Signal) {
-        let pid = self.postmaster();
-        rustix::process::kill_process(pid, signal).expect("kill");
-        let name = format!("/proc/{}/cmdline", pid.as_raw_nonzero());
+        rustix::process::kill_process(self.postmaster(), signal).expect("kill");
+        let data = self.data_dir();
+        let works_there = |entry: std::fs::DirEntry| {
+            std::fs::read_link(entry.path().join("cwd")).is_ok_and(|directory| directory == data)
+        };
         let deadline = Instant::now() + PATIENCE;
-        while std::fs::read(&name).is_ok_and(|line| !line.is_empty()) {
+        while std::fs::read_dir("/proc").expect("read /proc").flatten().any(works_there) {
             assert!(Instant::now() < deadline, "the server does not end");
             std::thread::sleep(Duration::from_millis(5));
         }
+        // A killed one leaves it, and it says `ready`.
+        let _ = std::fs::remove_file(data.join("postmaster.pid"));
     }
 
     /// Starts it again on its port.
