@@ -4,7 +4,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint demo
+.PHONY: help setup build test lint demo fuzz
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -29,3 +29,18 @@ demo: ## Back up, restore, prove and break something, in half a minute after the
 	@scripts/setup --demo
 	$(CARGO) build --release --bin opsd --example demo
 	$(CARGO) run --quiet --release --example demo
+
+# Each target for FUZZ_SECONDS. Stable Rust builds it: libFuzzer needs no more than -Z flags here.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS := archive manifest config keys
+FUZZ := RUSTC_BOOTSTRAP=1 $(CARGO) fuzz
+
+fuzz: ## Fuzz what reads foreign bytes, each target for a minute
+	@command -v cargo-fuzz >/dev/null || $(CARGO) install cargo-fuzz --locked
+	python3 fuzz/seeds.py fuzz/corpus
+	cd fuzz && $(FUZZ) build --dev --sanitizer none
+	@set -e; cd fuzz; for target in $(FUZZ_TARGETS); do \
+		echo "fuzz: $$target for $(FUZZ_SECONDS) s"; \
+		$(FUZZ) run --dev --sanitizer none $$target -- -max_total_time=$(FUZZ_SECONDS) \
+			-timeout=10 -rss_limit_mb=2048 -max_len=8192 -print_final_stats=1 -verbosity=0; \
+	done
