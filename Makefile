@@ -4,7 +4,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint demo fuzz
+.PHONY: help setup build test torture fuzz lint demo bench
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -18,6 +18,10 @@ build: ## The binary, optimised: target/release/opsd
 
 test: setup ## Every test, against real servers
 	$(CARGO) test --no-fail-fast
+
+torture: setup ## Every integration test with more rounds and longer faults, then the fuzz targets: an hour, not minutes
+	OPSD_TORTURE=1 $(CARGO) test --no-fail-fast --test it
+	$(MAKE) fuzz
 
 lint: ## Formatting, lints and documentation, warnings as errors
 	@scripts/setup --demo
@@ -44,3 +48,7 @@ fuzz: ## Fuzz what reads foreign bytes, each target for a minute
 		$(FUZZ) run --dev --sanitizer none $$target -- -max_total_time=$(FUZZ_SECONDS) \
 			-timeout=10 -rss_limit_mb=2048 -max_len=8192 -print_final_stats=1 -verbosity=0; \
 	done
+
+bench: setup ## opsd beside what people use today, with targets; a quarter of an hour after the build
+	@command -v rclone >/dev/null || { echo "make bench needs rclone for the pipe: apt-get install rclone" >&2; exit 1; }
+	$(CARGO) bench --bench bench

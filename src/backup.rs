@@ -13,6 +13,7 @@ pub mod prune;
 pub mod restore_md;
 pub mod retention;
 pub mod streams;
+pub mod sweep;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -175,6 +176,7 @@ pub async fn create(
     match shutdown.guard(work).await {
         Ok(created) => Ok(created),
         Err(error) => {
+            let error = if source.server.in_recovery { streams::explain_conflict(error) } else { error };
             run.clean_up(&error).await;
             Err(error)
         }
@@ -388,6 +390,7 @@ impl Run<'_> {
             secret: RowSecret::generate(),
             progress: self.progress.clone(),
         };
+        let large_objects = coordinator.large_object_properties(&destination.secret).await?;
         let dumped = drain_all(started, &destination, self.job.streams, &coordinator, warnings).await?;
 
         let mut streams: Vec<Stream> = Vec::new();
@@ -397,7 +400,7 @@ impl Run<'_> {
             archives.push((dump.stream.name.clone(), dump.contents));
             streams.push(dump.stream);
         }
-        let found = evidence::evidence(&coordinator, &destination.secret, &archives)?;
+        let found = evidence::evidence(&coordinator, &destination.secret, large_objects, &archives)?;
         warnings.extend(plan.warnings.iter().chain(&found.warnings).map(|w| format!("{name}: {w}")));
         let proof_object = match &found.proof {
             None => None,
@@ -413,6 +416,7 @@ impl Run<'_> {
             snapshot_lsn: coordinator.lsn.clone(),
             snapshot_time: coordinator.time,
             extensions: coordinator.properties.extensions.clone(),
+            collations: coordinator.properties.collations.clone(),
             excluded: plan.excluded.clone(),
             streams,
             proof_object,

@@ -80,7 +80,7 @@ pub enum Command {
     Backup(backup::Args),
     /// Write, check or show the configuration
     Config(config::Args),
-    /// List, show, read and prune the sets in the repository
+    /// List, show, read, check and prune the sets in the repository
     Backups(backups::Args),
     /// Make an age identity or a signing key
     Keygen(keygen::Args),

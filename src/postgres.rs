@@ -3,6 +3,7 @@
 
 pub mod connect;
 pub mod ident;
+pub mod large_objects;
 pub mod locale;
 pub mod properties;
 pub mod scratch;

@@ -1,12 +1,17 @@
 //! Restoring a set: into a server that is there (`to`), or into a scratch server, to prove it
-//! (`verify`). Streams go in (`load`), what came out is read back (`prove`, `definitions`).
+//! (`verify`). Streams go in (`load`, by `copy` and `pg_restore`), what came out is read back (`prove`,
+//! `definitions`).
 //!
 //! What is restored is code that the dumped database's users wrote, and it runs with the restoring
 //! role's privileges: a rehearsal's server therefore runs as a user with nothing worth stealing in
 //! reach.
 
+pub mod collations;
+pub mod copy;
 pub mod definitions;
+pub mod large_objects;
 pub mod load;
+pub mod pg_restore;
 pub mod prove;
 pub mod roles;
 pub mod to;
@@ -16,21 +21,55 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::config::{Config, keys};
+use crate::config::{Config, Connection, keys};
 use crate::error::{Error, Result};
 use crate::postgres::connect::{Session, error};
 use crate::postgres::locale;
 use crate::postgres::properties::{Properties, Setting};
+use crate::postgres::tools::Tools;
 use crate::progress::Progress;
 use crate::set;
 use crate::set::manifest::{Database, Manifest};
 use crate::set::proof::Proof;
 use crate::set::seal::{Identities, read_bytes};
 use crate::store::Store;
-use load::Origin;
 
+/// Triggers that the dump brings along must not fire while it is restored.
+const NO_TRIGGERS: (&str, &str) = ("session_replication_role", "replica");
 /// Most bytes of a proof or of globals that are held in memory: a million tables fit.
 const MAX_DOCUMENT: u64 = 512 << 20;
+
+/// Where a database is restored to.
+#[derive(Clone)]
+pub struct Target {
+    /// pg_restore, and how it is started.
+    pub tools: Tools,
+    /// The server.
+    pub connection: Connection,
+    /// The database, which exists and is empty.
+    pub dbname: String,
+    /// Streams and index builds at the same time.
+    pub jobs: usize,
+    /// Whether our role may set what only superusers may.
+    pub is_superuser: bool,
+    /// Tablespaces there; where the set needs another, all of it goes into the default one.
+    pub tablespaces: Vec<String>,
+    /// `lc_monetary` that the set's money is written in; absent where the server does not have it.
+    pub monetary: Option<String>,
+}
+
+/// Where a set's streams come from.
+#[derive(Clone)]
+pub struct Origin {
+    /// The repository.
+    pub store: Arc<dyn Store>,
+    /// The set's prefix.
+    pub prefix: String,
+    /// Who can read it.
+    pub identities: Identities,
+    /// Who listens.
+    pub progress: Progress,
+}
 
 /// The identities, or what to do about their absence.
 pub fn identities(config: &Config) -> Result<Identities> {

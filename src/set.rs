@@ -6,6 +6,7 @@ pub mod catalog;
 pub mod fingerprint;
 pub mod manifest;
 pub mod proof;
+pub mod scrub;
 pub mod seal;
 pub mod signature;
 pub mod verification;
@@ -38,6 +39,40 @@ pub fn database_component(name: &str) -> String {
     } else {
         encoded
     }
+}
+
+/// Whether opsd writes such a key, relative to a set's folder: by its pattern alone, for sets whose
+/// manifest does not say it.
+pub fn is_written_by_opsd(relative: &str) -> bool {
+    let whole = without_segment(relative);
+    let Some((folder, name)) = whole.split_once('/') else {
+        return [MANIFEST, MANIFEST_SIGNATURE, FAILED, RESTORE_MD].contains(&relative)
+            || whole == GLOBALS
+            || verification::is_written_name(relative.strip_suffix(".minisig").unwrap_or(relative));
+    };
+    let is_component = |c: char| c.is_ascii_alphanumeric() || "-_.~%".contains(c);
+    let stream = name.strip_suffix(".pgdump.zst.age").unwrap_or_default();
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let is_stream = ["schema", "data-rest", "full"].contains(&stream)
+        || stream.strip_prefix("data-").is_some_and(is_number);
+    !folder.is_empty() && folder.chars().all(is_component) && (is_stream || name == "proof.json.zst.age")
+}
+
+/// A key without the number of its segment: `….age.001` is of `….age`.
+fn without_segment(key: &str) -> &str {
+    match key.rsplit_once('.') {
+        Some((whole, number))
+            if whole.ends_with(".age") && number.len() >= 3 && number.bytes().all(|b| b.is_ascii_digit()) =>
+        {
+            whole
+        }
+        _ => key,
+    }
+}
+
+/// Key of the lease that keeps two runs from removing things at the same time.
+pub fn lease_key(site: &str) -> String {
+    format!("{site}/lease.json")
 }
 
 /// Whether a key relative to a set's folder is one of the set's own documents. What lies in the
@@ -138,6 +173,45 @@ mod tests {
         // No dot to encode: what lies in the folder is content all the same.
         let key = format!("{}/schema.pgdump.zst.age", database_component("verified-shop"));
         assert!(!is_set_object(&key));
+    }
+
+    #[test]
+    fn what_opsd_writes_is_told_by_its_key() {
+        for ours in [
+            "manifest.json.minisig",
+            "RESTORE.md",
+            "failed.json",
+            "globals.sql.zst.age",
+            "globals.sql.zst.age.001",
+            "verified-20261121T040200Z.json",
+            "verified-20261121T040200Z.json.minisig",
+            "app/schema.pgdump.zst.age",
+            "..%2Fx%20%22y%22/data-rest.pgdump.zst.age.017",
+            "%/full.pgdump.zst.age",
+            "app/data-12.pgdump.zst.age.1000",
+            "app/proof.json.zst.age",
+        ] {
+            assert!(is_written_by_opsd(ours), "{ours}");
+        }
+        for foreign in [
+            "",
+            "notes.txt",
+            "verified-x.json",
+            "verified-20261121T040200Z.json.bak",
+            "globals.sql.zst.age.01",
+            "globals.sql",
+            "app/notes.txt",
+            "app/data-.pgdump.zst.age",
+            "app/data-x.pgdump.zst.age",
+            "app/schema.pgdump.zst.age.bak",
+            "app/x/schema.pgdump.zst.age",
+            "a b/schema.pgdump.zst.age",
+            "/schema.pgdump.zst.age",
+            "app/manifest.json",
+            "app/",
+        ] {
+            assert!(!is_written_by_opsd(foreign), "{foreign}");
+        }
     }
 
     #[test]

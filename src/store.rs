@@ -13,6 +13,7 @@
 
 pub mod faulty;
 pub mod fs;
+pub mod lease;
 pub mod memory;
 pub mod probe;
 pub mod s3;
@@ -67,6 +68,27 @@ pub struct ObjectMeta {
     pub modified: DateTime<Utc>,
 }
 
+/// An upload that was begun and neither committed nor aborted: under way, or left by a run that was
+/// killed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfinished {
+    /// The key it would become, relative to the repository.
+    pub key: String,
+    /// What the store calls it.
+    pub id: String,
+    /// When it began, or, in a directory, was last written to; by the store's clock.
+    pub started: DateTime<Utc>,
+}
+
+/// One write of an object, told from every other write of the same key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Version {
+    /// What the store tells it by.
+    pub tag: String,
+    /// When the store says it was written.
+    pub modified: DateTime<Utc>,
+}
+
 /// A place that keeps objects: a bucket and prefix, a directory, memory.
 #[async_trait]
 pub trait Store: Send + Sync + std::fmt::Debug {
@@ -90,6 +112,23 @@ pub trait Store: Send + Sync + std::fmt::Debug {
 
     /// Removes an object; removing what is absent succeeds.
     async fn delete(&self, key: &str) -> Result<(), StoreError>;
+
+    /// The time by the clock that [`ObjectMeta::modified`] is by.
+    async fn now(&self) -> Result<DateTime<Utc>, StoreError>;
+
+    /// Unfinished uploads to keys that start with `prefix`, sorted by key; what the store does not
+    /// keep once its process has ended is none. [`StoreError::Unsupported`] where it cannot tell.
+    async fn unfinished(&self, prefix: &str) -> Result<Vec<Unfinished>, StoreError>;
+
+    /// Removes an unfinished upload; removing what is finished or gone succeeds and does nothing.
+    async fn abort_unfinished(&self, upload: &Unfinished) -> Result<(), StoreError>;
+
+    /// Which write of a key it holds now.
+    async fn version(&self, key: &str) -> Result<Version, StoreError>;
+
+    /// Writes a small object while its key still holds `version`; [`StoreError::Exists`] where it
+    /// holds another, or nothing.
+    async fn replace(&self, key: &str, body: Bytes, version: &Version) -> Result<(), StoreError>;
 }
 
 /// One object being written. Dropping it without [`Upload::commit`] means abort (best effort on the

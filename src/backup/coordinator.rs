@@ -21,6 +21,9 @@ use super::plan::{Plan, plan};
 use crate::config::{BackupJob, Connection};
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::{Session, connect_with, error};
+use crate::postgres::large_objects;
+use crate::set::fingerprint::{RowHasher, RowSecret};
+use crate::set::proof::Fingerprint;
 
 /// How often lists may change under our hands before we give up: a schema that changes this often
 /// within seconds is being migrated.
@@ -36,6 +39,9 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(600);
 const LOCK_PATIENCE_SETTING: &str = "600s";
 /// Between two attempts, so that whoever waits gets the turn.
 pub const LOCK_PAUSE: Duration = Duration::from_secs(1);
+/// What money is written in: every host has it, and nothing is lost. The manifest records what the
+/// coordinator's session says, and a restore reads under the same.
+pub const MONETARY: &str = "C";
 /// Tables named in one LOCK statement.
 const LOCK_BATCH: usize = 200;
 
@@ -73,7 +79,7 @@ pub async fn preview(
 
 /// No statement may wait for a lock without end: even a table's size is behind one.
 async fn connect_bounded(connection: &Connection, database: &str, application_name: &str) -> Result<Session> {
-    let settings = [("lock_timeout", LOCK_PATIENCE_SETTING)];
+    let settings = [("lock_timeout", LOCK_PATIENCE_SETTING), ("lc_monetary", MONETARY)];
     connect_with(connection, Some(database), application_name, &settings).await?.without_conversion().await
 }
 
@@ -235,6 +241,16 @@ impl Coordinator {
     /// holds its locks.
     pub async fn changed_table(&self) -> Result<Option<String>> {
         Ok(inventory::rewritten(&self.session.client).await?.into_iter().next())
+    }
+
+    /// Owners, privileges and comments of large objects, where there are any, as the snapshot has them.
+    pub async fn large_object_properties(&self, secret: &RowSecret) -> Result<Option<Fingerprint>> {
+        if self.inventory.large_objects == 0 {
+            return Ok(None);
+        }
+        let mut hasher = RowHasher::new(secret);
+        large_objects::properties(&self.session.client, |line| hasher.row(line)).await?;
+        Ok(Some(hasher.take()))
     }
 
     /// Keeps the session from looking dead.

@@ -36,6 +36,7 @@ pub struct Evidence {
 pub fn evidence(
     coordinator: &Coordinator,
     secret: &RowSecret,
+    large_object_properties: Option<Fingerprint>,
     archives: &[(String, Contents)],
 ) -> Result<Evidence> {
     if let Some((_, unknown)) = archives.iter().find(|(_, c)| c.header.is_none()) {
@@ -124,6 +125,7 @@ pub fn evidence(
         encoding,
         tables: tables.into_values().collect(),
         large_objects,
+        large_object_properties,
         sequences,
         settings: own.settings.iter().map(setting).collect(),
         owner: own.owner.clone(),
@@ -180,7 +182,9 @@ fn check_once(
             return Err(Error::new(format!("rows of {} are in no archive", t.display())));
         }
     }
-    for s in inventory.sequences.iter().filter(|s| !s.is_extension_member) {
+    let sequences =
+        inventory.sequences.iter().filter(|s| !without_data.contains(&s.oid) && !s.is_extension_member);
+    for s in sequences {
         if !is_there("SEQUENCE SET", &s.schema, &s.name) {
             return Err(Error::new(format!(
                 "the value of sequence {}.{} is in no archive",

@@ -12,7 +12,7 @@ use crate::error::{Context, Result};
 use crate::postgres::connect::error;
 use crate::postgres::ident::Name;
 use crate::postgres::properties;
-use crate::set::manifest::{Extension, Locale};
+use crate::set::manifest::{Collation, Extension, Locale};
 
 /// A table (or partitioned root) that pg_dump would look at.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -64,6 +64,8 @@ pub struct Sequence {
     pub owned_by: Option<u32>,
     /// Belongs to an extension.
     pub is_extension_member: bool,
+    /// Its value vanishes in a crash, and is not on a standby.
+    pub is_unlogged: bool,
     /// Whether our role may read it.
     pub is_readable: bool,
 }
@@ -130,6 +132,8 @@ pub struct Properties {
     pub locale: Locale,
     /// Installed extensions, plpgsql too.
     pub extensions: Vec<Extension>,
+    /// Collations that definitions name.
+    pub collations: Vec<Collation>,
     /// Owner, privileges and settings.
     pub own: properties::Properties,
 }
@@ -175,7 +179,7 @@ pub async fn read(client: &Client) -> Result<Inventory> {
                         AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') LIMIT 1),
                     EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
                             AND d.objid = c.oid AND d.deptype = 'e'),
-                    has_sequence_privilege(c.oid, 'SELECT')
+                    c.relpersistence = 'u', has_sequence_privilege(c.oid, 'SELECT')
                FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
               WHERE c.relkind = 'S' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
               ORDER BY n.nspname, c.relname",
@@ -192,7 +196,8 @@ pub async fn read(client: &Client) -> Result<Inventory> {
             name: row.get::<_, Name>(2).0,
             owned_by: row.get(3),
             is_extension_member: row.get(4),
-            is_readable: row.get::<_, Option<bool>>(5).unwrap_or(true),
+            is_unlogged: row.get(5),
+            is_readable: row.get::<_, Option<bool>>(6).unwrap_or(true),
         })
         .collect();
     let large_objects = client
@@ -363,7 +368,40 @@ pub async fn properties(client: &Client, server_version_num: u32) -> Result<Prop
         .iter()
         .map(|row| Extension { name: row.get(0), version: row.get(1) })
         .collect();
-    Ok(Properties { locale, extensions, own })
+    let collations = collations(client, server_version_num).await?;
+    Ok(Properties { locale, extensions, collations, own })
+}
+
+/// Collations of the database's own, and those of the server that something in it depends on.
+async fn collations(client: &Client, server_version_num: u32) -> Result<Vec<Collation>> {
+    let icu_locale = match server_version_num {
+        ..150_000 => "c.collcollate::text",
+        150_000..170_000 => "c.colliculocale::text",
+        _ => "c.colllocale::text",
+    };
+    let sql = format!(
+        "SELECT CASE WHEN c.collnamespace = 'pg_catalog'::regnamespace THEN c.collname END,
+                c.collprovider = 'i', {icu_locale}, c.collcollate::text, c.collctype::text
+           FROM pg_collation c JOIN pg_namespace n ON n.oid = c.collnamespace
+          WHERE c.collprovider IN ('c', 'i') AND c.collname NOT IN ('C', 'POSIX') AND n.nspname !~ '^pg_(temp|toast)'
+            AND CASE WHEN n.nspname = 'pg_catalog'
+                     THEN EXISTS (SELECT FROM pg_depend d WHERE d.refclassid = 'pg_collation'::regclass AND d.refobjid = c.oid)
+                     ELSE n.nspname <> 'information_schema' END
+          ORDER BY n.nspname, c.collname"
+    );
+    let rows = client.query(&sql, &[]).await.map_err(error).context("cannot list collations")?;
+    let text = |row: &tokio_postgres::Row, i: usize| row.get::<_, Option<Name>>(i).map(|name| name.0);
+    let collation = |row: &tokio_postgres::Row| {
+        let is_icu: bool = row.get(1);
+        Collation {
+            provider: if is_icu { "icu" } else { "libc" }.into(),
+            name: text(row, 0),
+            locale: text(row, 2).filter(|_| is_icu),
+            collate: text(row, 3).unwrap_or_default(),
+            ctype: text(row, 4).unwrap_or_default(),
+        }
+    };
+    Ok(rows.iter().map(collation).collect())
 }
 
 /// Position and time of the session's snapshot.

@@ -43,7 +43,7 @@ pub struct Plan {
     pub lock_first: bool,
     /// Tables whose rows are left out, `schema.name`.
     pub excluded: Vec<String>,
-    /// Their OIDs, and those of tables that have no rows to dump.
+    /// Their OIDs, and those of tables and sequences that have nothing to dump.
     pub without_data: HashSet<u32>,
     /// Locks all processes together will hold.
     pub locks: u64,
@@ -83,8 +83,15 @@ pub fn plan(
             without_data.insert(table.oid);
         }
     }
-    if in_recovery && inventory.tables.iter().any(|t| t.is_unlogged) {
-        warnings.push("unlogged tables are empty on a standby and are dumped without rows".into());
+    if in_recovery {
+        let unlogged: Vec<&Table> = inventory.tables.iter().filter(|t| t.is_unlogged).collect();
+        if !unlogged.is_empty() {
+            let names = list(unlogged.iter().map(|t| t.display()));
+            warnings
+                .push(format!("unlogged tables are empty on a standby and are dumped without rows: {names}"));
+        }
+        // Those of unlogged tables, from PostgreSQL 15 on.
+        without_data.extend(inventory.sequences.iter().filter(|s| s.is_unlogged).map(|s| s.oid));
     }
     let with_data = || inventory.tables.iter().filter(|t| !without_data.contains(&t.oid));
 
@@ -214,12 +221,17 @@ fn check_references(inventory: &Inventory, excluded: &HashSet<u32>) -> Result<()
     }
 }
 
+/// The first ten names, and how many more there are.
+fn list(names: impl IntoIterator<Item = String>) -> String {
+    let mut names = names.into_iter();
+    let shown = names.by_ref().take(10).collect::<Vec<_>>().join(", ");
+    match names.count() {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
 fn check_privileges(inventory: &Inventory, excluded: &HashSet<u32>) -> Result<()> {
-    let list = |names: Vec<String>| {
-        let more = names.len().saturating_sub(10);
-        let shown = names.into_iter().take(10).collect::<Vec<_>>().join(", ");
-        if more > 0 { format!("{shown} and {more} more") } else { shown }
-    };
     let hint =
         "grant pg_read_all_data to the role (PostgreSQL 14 or newer), or SELECT and USAGE on what is named";
     if !inventory.unusable_schemas.is_empty() {

@@ -92,6 +92,12 @@ pub fn render(manifest: &Manifest) -> String {
             ));
         }
         line(&format!("export PGDATABASE={}", shell(&database.name)));
+        let monetary = locale.monetary.as_str();
+        if !monetary.is_empty() {
+            // Columns of type money are written in it.
+            let option = format!("-c lc_monetary={}", monetary.replace('\\', "\\\\").replace(' ', "\\ "));
+            line(&format!("export PGOPTIONS={}", shell(&option)));
+        }
         line("```");
         line("");
         if locale.provider != "libc" {
@@ -138,9 +144,6 @@ pub fn render(manifest: &Manifest) -> String {
         line(
             "Where the server lacks a tablespace of the original, add `--no-tablespaces` to each `pg_restore`.",
         );
-        if !matches!(locale.monetary.as_str(), "" | "C" | "POSIX" | "C.UTF-8") {
-            line(&format!("Columns of type money are written under `lc_monetary = {}`.", locale.monetary));
-        }
         if !database.excluded.is_empty() {
             line("");
             line("Left out, as configured, were the rows of:");

@@ -522,6 +522,23 @@ mod tests {
         }
 
         #[test]
+        fn the_newest_complete_and_the_newest_proven_set_always_stay(
+            sets in candidates(), rules in any_rules(), accept_shrink in any::<bool>(),
+        ) {
+            let plan = plan(&sets, &rules, at(NOW), accept_shrink);
+            let newest = |is: fn(&Standing) -> bool| {
+                sets.iter().filter(|c| is(&c.standing)).max_by_key(|c| (c.time, c.id.clone()))
+            };
+            let kinds: [fn(&Standing) -> bool; 2] = [
+                |s| matches!(s, Standing::Complete { .. }),
+                |s| matches!(s, Standing::Complete { proven: true, .. }),
+            ];
+            for set in kinds.into_iter().filter_map(newest) {
+                prop_assert!(plan.decisions.iter().any(|d| d.id == set.id && d.keep), "{}", set.id);
+            }
+        }
+
+        #[test]
         fn pruning_twice_removes_nothing_more(sets in candidates(), rules in any_rules()) {
             let first = run(&sets, rules);
             let left: Vec<Candidate> =

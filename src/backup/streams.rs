@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::coordinator::LOCK_TIMEOUT;
+use super::coordinator::{LOCK_TIMEOUT, MONETARY};
 use super::plan::Archive;
 use crate::config::Connection;
 use crate::error::{Context, Error, Result};
@@ -27,6 +27,10 @@ use crate::store::Store;
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(600);
 /// Bytes read from pg_dump at a time: the capacity its pipe is enlarged to.
 const READ_SIZE: usize = 1 << 20;
+
+/// What keeps a standby from ending our sessions for what its primary did meanwhile.
+pub const STANDBY_HINT: &str = "raise max_standby_streaming_delay beyond the time a backup takes, and set \
+     hot_standby_feedback = on against VACUUM on the primary";
 
 /// A pg_dump that holds its locks and waits to be read.
 pub struct Started {
@@ -61,9 +65,12 @@ pub struct Dump<'a> {
 /// Starts a pg_dump for each archive and waits until all of them hold their locks.
 pub async fn start(dump: Dump<'_>, snapshot: &str, archives: &[Archive]) -> Result<Vec<Started>> {
     let Dump { tools, connection, database, application_name } = dump;
+    let mut connection = connection.clone();
+    let own = connection.options.take().map(|own| format!("{own} ")).unwrap_or_default();
+    connection.options = Some(format!("{own}-c lc_monetary={MONETARY}"));
     let mut children = Vec::new();
     for archive in archives {
-        let mut command = tools.command("pg_dump", connection, database, application_name)?;
+        let mut command = tools.command("pg_dump", &connection, database, application_name)?;
         command.args(["--format=custom", "--compress=0", "--no-password"]);
         command.arg(format!("--snapshot={snapshot}"));
         command.arg(format!("--lock-wait-timeout={LOCK_TIMEOUT}"));
@@ -177,7 +184,9 @@ fn explain(error: Error) -> Error {
     } else if said.contains("out of shared memory") {
         error.with_hint("raise max_locks_per_transaction and restart PostgreSQL")
     } else if said.contains("invalid snapshot identifier") || said.contains("snapshot \"") {
-        error.with_hint("the session that held the snapshot is gone; see the server's log")
+        error.with_hint(format!(
+            "the session that held the snapshot is gone; see the server's log. On a standby: {STANDBY_HINT}"
+        ))
     } else {
         error
     }
@@ -195,6 +204,16 @@ pub fn may_start_over(error: &Error) -> bool {
 /// How the server says that an object vanished between two looks at the catalog.
 const GONE: [&str; 4] =
     ["does not exist", "could not open relation with OID", "cache lookup failed", "was concurrently dropped"];
+
+/// A standby cancels or disconnects whoever is in the way of what its primary did.
+pub fn explain_conflict(error: Error) -> Error {
+    let said = error.to_string();
+    let signs = ["conflict with recovery", "terminating connection", "connection closed"];
+    if !signs.iter().any(|sign| said.contains(sign)) {
+        return error;
+    }
+    error.with_hint(format!("the source is a standby: {}", STANDBY_HINT))
+}
 
 fn copy(
     mut stdout: File,

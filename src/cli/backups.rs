@@ -1,19 +1,23 @@
-//! `opsd backups`: what is in the repository, and removing what retention does not keep.
+//! `opsd backups`: what is in the repository, whether it is still as it was, and removing what nobody
+//! needs.
 
 mod cat;
 mod list;
 mod prune;
+mod scrub;
 mod show;
+mod sweep;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::Global;
+use super::{Global, output};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::set::catalog::{Entry, Loaded};
 use crate::set::manifest::{Manifest, ProofState};
 use crate::shutdown::Shutdown;
+use crate::store::lease::{self, Acquired};
 use crate::store::{self, Store};
 
 /// Arguments of `opsd backups`.
@@ -33,6 +37,10 @@ enum Command {
     Cat(cat::Args),
     /// Remove the sets that retention does not keep
     Prune(prune::Args),
+    /// Read every object again and compare it with its set's manifest
+    Scrub(scrub::Args),
+    /// Remove what runs that were killed left behind
+    Sweep(sweep::Args),
 }
 
 /// Runs the command.
@@ -45,6 +53,36 @@ pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<()>
         Command::Show(args) => shutdown.guard(show::run(&args, &config, &*store, now)).await,
         Command::Cat(args) => shutdown.guard(cat::run(&args, &config, store)).await,
         Command::Prune(args) => prune::run(&args, &config, &*store, now, global, shutdown).await,
+        Command::Scrub(args) => shutdown.guard(scrub::run(&args, &config, &*store, global)).await,
+        Command::Sweep(args) => sweep::run(&args, &config, &*store, global, shutdown).await,
+    }
+}
+
+/// Does work that removes things, under the site's lease. Where the store has none, that is said once.
+async fn under_lease<T>(
+    config: &Config,
+    store: &dyn Store,
+    command: &str,
+    global: &Global,
+    shutdown: &Shutdown,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let key = crate::set::lease_key(&config.site);
+    match shutdown.guard(lease::acquire(store, &key, command, lease::DURATION)).await? {
+        Acquired::Held(mut lease) => {
+            let result = lease.hold(work).await;
+            lease.release().await;
+            result
+        }
+        Acquired::Impossible(why) => {
+            if !global.quiet {
+                output::note(
+                    "warning: ",
+                    format!("no lease is taken: {why}; see that no other prune or sweep runs now"),
+                );
+            }
+            work.await
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
+use super::large_objects;
 use crate::config::Connection;
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::{Session, connect, error};
@@ -74,6 +75,7 @@ pub async fn prove(connection: &Connection, proof: &Proof, jobs: usize) -> Resul
     found.differences.sort();
     let session = pool.take().await?;
     found.differences.extend(check_large_objects(&session.client, proof, &secret).await?);
+    found.differences.extend(large_objects::check_properties(&session.client, proof, &secret).await?);
     found.differences.extend(check_sequences(&session.client, &proof.sequences).await?);
     Ok(found)
 }

@@ -8,9 +8,9 @@
 use chrono::Utc;
 use tokio_postgres::error::SqlState;
 
-use super::load::{self, Origin, Target};
 use super::{
-    check_extensions, create_database, existing_roles, own_properties, read_globals, read_proof, roles,
+    Origin, Target, check_extensions, collations, create_database, existing_roles, load, own_properties,
+    read_globals, read_proof, roles,
 };
 use crate::config::Connection;
 use crate::error::{Context, Error, Result};
@@ -190,7 +190,8 @@ async fn fill(
         is_superuser: row.get(0),
         tablespaces: row.get(2),
     };
-    let loaded = load::load(origin, database, &target).await?;
+    collations::check(&session.client, database).await?;
+    let loaded = load::load(origin, database, &target, &|_, _| ()).await?;
     report.warnings.extend(loaded.warnings);
     report.seconds.extend(loaded.seconds.iter().map(|(p, s)| ((*p).to_owned(), *s)));
 

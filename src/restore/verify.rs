@@ -10,10 +10,9 @@ use std::time::Instant;
 
 use chrono::Utc;
 
-use super::load::{self, Origin, Target};
 use super::{
-    check_extensions, create_database, definitions, existing_roles, identities, origin, own_properties,
-    prove, read_globals, read_proof, roles,
+    Origin, Target, check_extensions, collations, create_database, definitions, existing_roles, identities,
+    load, origin, own_properties, pg_restore, prove, read_globals, read_proof, roles,
 };
 use crate::config::{BackupJob, Config};
 use crate::error::{Context, Error, Kind, Result};
@@ -216,7 +215,11 @@ impl Run<'_> {
             tablespaces: Vec::new(),
             monetary: None, // a setting of the database
         };
-        let loaded = load::load(self.origin, database, &target).await.map_err(load::blame)?;
+        let session = connect(&target.connection, None, "opsd verify").await?;
+        collations::check(&session.client, database).await?;
+        session.close().await;
+        let loaded =
+            load::load(self.origin, database, &target, &|_, _| ()).await.map_err(pg_restore::blame)?;
         for (phase, seconds) in &loaded.seconds {
             add_seconds(self.record, phase, *seconds);
         }

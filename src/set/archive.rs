@@ -9,6 +9,7 @@
 
 pub mod copy;
 pub mod parser;
+pub mod rows;
 
 use crate::error::{Error, Result};
 
@@ -36,6 +37,20 @@ pub struct Header {
     pub dump_version: String,
 }
 
+/// When an entry is restored: `teSection`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Section {
+    /// With what stands before it: comments and privileges.
+    #[default]
+    None,
+    /// Before the rows.
+    PreData,
+    /// Rows, large objects, sequences' values.
+    Data,
+    /// After the rows: indexes, constraints, triggers.
+    PostData,
+}
+
 /// One entry of the table of contents.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Entry {
@@ -59,6 +74,10 @@ pub struct Entry {
     pub table_am: String,
     /// Owner.
     pub owner: String,
+    /// When it is restored.
+    pub section: Section,
+    /// Dump ids of the entries that must be there first.
+    pub dependencies: Vec<i32>,
 }
 
 /// A cursor over bytes that may end before the value does.
@@ -206,7 +225,12 @@ pub(crate) fn read_entry(bytes: &[u8], header: &Header) -> Read<(Entry, usize)> 
     c.string()?; // object's oid
     let tag = c.text()?;
     let desc = c.text()?;
-    c.int()?; // section
+    let section = match c.int()? {
+        2 => Section::PreData,
+        3 => Section::Data,
+        4 => Section::PostData,
+        _ => Section::None,
+    };
     let defn = c.text()?;
     c.string()?; // how to drop it
     let copy = c.text()?;
@@ -218,9 +242,25 @@ pub(crate) fn read_entry(bytes: &[u8], header: &Header) -> Read<(Entry, usize)> 
     }
     let owner = c.text()?;
     c.string()?; // WITH OIDS, long gone
-    while c.string()?.is_some() {} // dependencies
+    let mut dependencies = Vec::new();
+    while let Some(id) = c.string()? {
+        dependencies.extend(id.parse::<i32>());
+    }
     c.take(1 + usize::from(header.off_size))?; // where the data is: unknown in a pipe
-    let entry = Entry { dump_id, has_data, tag, desc, defn, copy, namespace, tablespace, table_am, owner };
+    let entry = Entry {
+        dump_id,
+        has_data,
+        tag,
+        desc,
+        defn,
+        copy,
+        namespace,
+        tablespace,
+        table_am,
+        owner,
+        section,
+        dependencies,
+    };
     Ok((entry, c.position()))
 }
 

@@ -188,10 +188,15 @@ pub async fn jobs(store: &dyn Store, site: &str) -> Result<BTreeMap<String, Vec<
     list(store, site, &format!("{site}/")).await
 }
 
-/// Groups a listing. What is not under `site/job/id/` is somebody else's and is not looked at.
+/// Lists and groups. What is not under `site/job/id/` is somebody else's and is not looked at.
 async fn list(store: &dyn Store, site: &str, prefix: &str) -> Result<BTreeMap<String, Vec<Entry>>> {
     let objects =
         store.list(prefix).await.with_context(|| format!("listing {prefix} in {}", store.describe()))?;
+    Ok(group(objects, site))
+}
+
+/// The sets in a sorted listing, by job.
+pub fn group(objects: Vec<ObjectMeta>, site: &str) -> BTreeMap<String, Vec<Entry>> {
     let mut jobs: BTreeMap<String, Vec<Entry>> = BTreeMap::new();
     for mut object in objects {
         let Some([job, id, relative]) = split(&object.key, site) else { continue };
@@ -215,11 +220,11 @@ async fn list(store: &dyn Store, site: &str, prefix: &str) -> Result<BTreeMap<St
             State::Incomplete
         };
     }
-    Ok(jobs)
+    jobs
 }
 
 /// `[job, id, the rest]` of a key of a set of this site.
-fn split<'k>(key: &'k str, site: &str) -> Option<[&'k str; 3]> {
+pub fn split<'k>(key: &'k str, site: &str) -> Option<[&'k str; 3]> {
     let (job, rest) = key.strip_prefix(site)?.strip_prefix('/')?.split_once('/')?;
     let (id, relative) = rest.split_once('/')?;
     id_time(id).map(|_| [job, id, relative])

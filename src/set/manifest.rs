@@ -75,6 +75,9 @@ pub struct Database {
     pub snapshot_time: DateTime<Utc>,
     /// Extensions and their versions, for preflights.
     pub extensions: Vec<Extension>,
+    /// Collations that definitions name, for preflights.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub collations: Vec<Collation>,
     /// Tables whose rows were left out because the configuration says so, `schema.name`.
     pub excluded: Vec<String>,
     /// The archives: `schema`, `data-rest`, `data-1`, …; or one that is called `full`.
@@ -109,6 +112,22 @@ pub struct Locale {
     pub icu_rules: Option<String>,
     /// `lc_monetary` of the dumping session: money is written in it.
     pub monetary: String,
+}
+
+/// A collation that something in the database uses, C and POSIX aside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Collation {
+    /// `libc` or `icu`.
+    pub provider: String,
+    /// Its name where it is the server's (`de-x-icu`); absent where the database defines it.
+    pub name: Option<String>,
+    /// ICU locale, where it has one.
+    pub locale: Option<String>,
+    /// LC_COLLATE, where it has no ICU locale.
+    pub collate: String,
+    /// LC_CTYPE, the same.
+    pub ctype: String,
 }
 
 /// An installed extension.
@@ -291,6 +310,7 @@ pub(crate) mod tests {
             snapshot_lsn: "0/1".into(),
             snapshot_time: time,
             extensions: vec![Extension { name: "pgcrypto".into(), version: "1.3".into() }],
+            collations: vec![],
             excluded: vec![],
             streams: vec![
                 stream("schema", &[&format!("{folder}/schema.pgdump.zst.age")], 100),

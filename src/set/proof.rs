@@ -17,6 +17,10 @@ pub struct Proof {
     pub tables: Vec<Table>,
     /// All large objects together.
     pub large_objects: Fingerprint,
+    /// Their owners, privileges and comments, one row an object; absent where there is no object, and in
+    /// sets of before this was recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub large_object_properties: Option<Fingerprint>,
     /// Sequence values as the archive sets them.
     pub sequences: Vec<Sequence>,
     /// `ALTER DATABASE … SET` and `ALTER ROLE … IN DATABASE … SET`, as rows of pg_db_role_setting.

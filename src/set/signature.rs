@@ -93,6 +93,19 @@ pub fn verify(trusted_keys: &[String], bytes: &[u8], signature: &str) -> Result<
     }
 }
 
+/// Whether a signature's text is as opsd, or minisign without being told otherwise, writes it.
+/// [`verify`] does not care for the first comment and for white space; a change of those is no forgery,
+/// but it is damage.
+pub fn is_as_written(text: &str) -> bool {
+    let lines: Vec<&str> = text.split('\n').collect();
+    let [comment, signature, trusted, global, ""] = lines[..] else { return false };
+    let known = ["signed by opsd", "signature from minisign secret key"];
+    let is_clean = |line: &&str| line.trim() == *line && !line.contains(char::is_control);
+    comment.strip_prefix("untrusted comment: ").is_some_and(|c| known.contains(&c))
+        && trusted.starts_with("trusted comment:")
+        && [signature, global].iter().all(is_clean)
+}
+
 /// Checks lengths before minisign's parser, which takes a global signature of any length and panics
 /// on a short one when it verifies.
 fn parse(text: &str) -> Result<SignatureBox, String> {
@@ -169,6 +182,24 @@ mod tests {
             assert!(signature.contains("trusted comment: site=x id=y ü\n"));
             verify(&[two.public.clone(), one.public.clone()], bytes, &signature).expect("verify");
         }
+    }
+
+    #[test]
+    fn a_signature_as_written_is_told_from_one_that_still_verifies() {
+        let key = key();
+        let signature = sign(&key.file, b"manifest", "site x").expect("sign");
+        assert!(is_as_written(&signature), "{signature}");
+        for changed in [
+            signature.replace("signed by opsd", "signed by opsx"),
+            format!("{signature}\n"),
+            signature.trim_end().to_owned(),
+            signature.replacen('\n', " \n", 2),
+            signature.replace('\n', "\r\n"),
+        ] {
+            assert!(!is_as_written(&changed), "{changed:?}");
+        }
+        let other_comment = signature.replace("signed by opsd", "signed by opsx");
+        verify(&[key.public], b"manifest", &other_comment).expect("it verifies all the same");
     }
 
     #[test]

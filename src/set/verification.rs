@@ -195,6 +195,12 @@ pub fn name(time: DateTime<Utc>) -> String {
     format!("verified-{}.json", time.format("%Y%m%dT%H%M%SZ"))
 }
 
+/// Whether it is a name as [`name`] makes them.
+pub fn is_written_name(relative: &str) -> bool {
+    let time = relative.strip_prefix("verified-").and_then(|rest| rest.strip_suffix(".json"));
+    time.is_some_and(|time| chrono::NaiveDateTime::parse_from_str(time, "%Y%m%dT%H%M%SZ").is_ok())
+}
+
 /// Whether a key relative to a set's folder is a record's.
 pub fn is_name(relative: &str) -> bool {
     relative.starts_with("verified-") && relative.ends_with(".json") && !relative.contains('/')

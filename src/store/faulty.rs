@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 
-use super::{ObjectMeta, Store, StoreError, Upload};
+use super::{ObjectMeta, Store, StoreError, Unfinished, Upload, Version};
 
 /// A call that can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +30,16 @@ pub enum Operation {
     List,
     /// [`Store::delete`].
     Delete,
+    /// [`Store::now`].
+    Now,
+    /// [`Store::unfinished`].
+    Unfinished,
+    /// [`Store::abort_unfinished`].
+    AbortUnfinished,
+    /// [`Store::version`].
+    Version,
+    /// [`Store::replace`].
+    Replace,
 }
 
 /// What goes wrong.
@@ -171,6 +182,28 @@ impl Store for FaultyStore {
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         run(self.plan.next(Operation::Delete, key), key, self.inner.delete(key)).await
+    }
+
+    async fn now(&self) -> Result<DateTime<Utc>, StoreError> {
+        run(self.plan.next(Operation::Now, ""), "the time", self.inner.now()).await
+    }
+
+    async fn unfinished(&self, prefix: &str) -> Result<Vec<Unfinished>, StoreError> {
+        run(self.plan.next(Operation::Unfinished, prefix), prefix, self.inner.unfinished(prefix)).await
+    }
+
+    async fn abort_unfinished(&self, upload: &Unfinished) -> Result<(), StoreError> {
+        let fault = self.plan.next(Operation::AbortUnfinished, &upload.key);
+        run(fault, &upload.key, self.inner.abort_unfinished(upload)).await
+    }
+
+    async fn version(&self, key: &str) -> Result<Version, StoreError> {
+        run(self.plan.next(Operation::Version, key), key, self.inner.version(key)).await
+    }
+
+    async fn replace(&self, key: &str, body: Bytes, version: &Version) -> Result<(), StoreError> {
+        let fault = self.plan.next(Operation::Replace, key);
+        run(fault, key, self.inner.replace(key, body, version)).await
     }
 }
 

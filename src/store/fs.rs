@@ -9,6 +9,8 @@
 //! a lock on a temporary file only tells that its writer lives) and following of symbolic links below
 //! the root.
 
+mod coordinate;
+
 use std::fs::{self, DirBuilder, File, Permissions, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::ops::Range;
@@ -21,7 +23,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use tempfile::NamedTempFile;
 
-use super::{ObjectMeta, Store, StoreError, Upload, check_key, size_mismatch};
+use super::{ObjectMeta, Store, StoreError, Unfinished, Upload, Version, check_key, size_mismatch};
 
 /// Folder of unfinished uploads, in the root so that a rename never crosses file systems.
 const TEMPORARY: &str = ".opsd-tmp";
@@ -102,7 +104,12 @@ impl Store for FsStore {
     async fn begin(&self, key: &str, if_absent: bool) -> Result<Box<dyn Upload>, StoreError> {
         let target = self.path(key)?;
         let root = self.root.clone();
-        let file = blocking(move || temporary_file(&root)).await?;
+        let name = key.to_owned();
+        let file = blocking(move || {
+            sweep(&root.join(TEMPORARY));
+            temporary_file(&root, &name)
+        })
+        .await?;
         let root = self.root.clone();
         Ok(Box::new(FsUpload { root, target, key: key.to_owned(), if_absent, file: Some(file), written: 0 }))
     }
@@ -177,6 +184,37 @@ impl Store for FsStore {
         })
         .await
     }
+
+    async fn now(&self) -> Result<DateTime<Utc>, StoreError> {
+        let root = self.root.clone();
+        blocking(move || coordinate::now(&root)).await
+    }
+
+    async fn unfinished(&self, prefix: &str) -> Result<Vec<Unfinished>, StoreError> {
+        let (root, prefix) = (self.root.clone(), prefix.to_owned());
+        blocking(move || coordinate::unfinished(&root, &prefix)).await
+    }
+
+    async fn abort_unfinished(&self, upload: &Unfinished) -> Result<(), StoreError> {
+        let (root, upload) = (self.root.clone(), upload.clone());
+        blocking(move || coordinate::abort(&root, &upload)).await
+    }
+
+    async fn version(&self, key: &str) -> Result<Version, StoreError> {
+        let path = self.path(key)?;
+        let (store, key) = (self.clone(), key.to_owned());
+        blocking(move || {
+            let found = coordinate::version(&path).map_err(|e| store.absent_or(e, "look at", &key, &path))?;
+            found.ok_or_else(|| store.no_object(&key))
+        })
+        .await
+    }
+
+    async fn replace(&self, key: &str, body: Bytes, version: &Version) -> Result<(), StoreError> {
+        let path = self.path(key)?;
+        let (root, key, version) = (self.root.clone(), key.to_owned(), version.clone());
+        blocking(move || coordinate::replace(&root, &key, &path, &body, &version)).await
+    }
 }
 
 fn object_meta(key: String, metadata: &fs::Metadata) -> ObjectMeta {
@@ -212,12 +250,12 @@ fn walk(root: &Path, folder: &str, found: &mut Vec<ObjectMeta>) -> Result<(), St
     Ok(())
 }
 
-fn temporary_file(root: &Path) -> Result<NamedTempFile, StoreError> {
+/// A file for an upload to `key`, whose name says so.
+fn temporary_file(root: &Path, key: &str) -> Result<NamedTempFile, StoreError> {
     let folder = root.join(TEMPORARY);
     make_directories(root, &folder).map_err(|e| explain(e, "create", &folder))?;
-    sweep(&folder);
     let file = tempfile::Builder::new()
-        .prefix("upload-")
+        .prefix(&coordinate::temporary_prefix(key))
         .permissions(Permissions::from_mode(0o600))
         .tempfile_in(&folder)
         .map_err(|e| explain(e, "create a file in", &folder))?;
@@ -237,6 +275,9 @@ fn is_held(path: &Path) -> bool {
 /// Best effort: what cannot be removed now is in nobody's way.
 fn sweep(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if !coordinate::is_temporary(&entry.file_name()) {
+            continue;
+        }
         let modified = entry.metadata().and_then(|m| m.modified());
         let age = modified.ok().and_then(|m| SystemTime::now().duration_since(m).ok());
         if age.is_some_and(|age| age > ABANDONED_AFTER) && !is_held(&entry.path()) {

@@ -10,9 +10,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use super::{ObjectMeta, Store, StoreError, Upload, check_key, size_mismatch};
+use super::{ObjectMeta, Store, StoreError, Unfinished, Upload, Version, check_key, size_mismatch};
 
 type Objects = BTreeMap<String, (Bytes, DateTime<Utc>)>;
+
+fn version_of((bytes, modified): &(Bytes, DateTime<Utc>)) -> Version {
+    let nanoseconds = modified.timestamp_nanos_opt().unwrap_or_default();
+    Version { tag: format!("{nanoseconds}-{:08x}", crc32fast::hash(bytes)), modified: *modified }
+}
 
 /// Objects in a map; clones share it.
 #[derive(Debug, Clone, Default)]
@@ -29,6 +34,13 @@ impl MemoryStore {
     /// Replaces the bytes of an object behind everybody's back, for tests of damage.
     pub fn overwrite(&self, key: &str, bytes: impl Into<Bytes>) {
         self.lock().insert(key.to_owned(), (bytes.into(), Utc::now()));
+    }
+
+    /// Makes an object look as old as it is told, for tests of what depends on age.
+    pub fn set_modified(&self, key: &str, modified: DateTime<Utc>) {
+        if let Some(object) = self.lock().get_mut(key) {
+            object.1 = modified;
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Objects> {
@@ -84,6 +96,34 @@ impl Store for MemoryStore {
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         check_key(key)?;
         self.lock().remove(key);
+        Ok(())
+    }
+
+    async fn now(&self) -> Result<DateTime<Utc>, StoreError> {
+        Ok(Utc::now())
+    }
+
+    async fn unfinished(&self, _: &str) -> Result<Vec<Unfinished>, StoreError> {
+        // An upload is a buffer of its own and dies with whoever holds it.
+        Ok(Vec::new())
+    }
+
+    async fn abort_unfinished(&self, _: &Unfinished) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn version(&self, key: &str) -> Result<Version, StoreError> {
+        check_key(key)?;
+        self.lock().get(key).map(version_of).ok_or_else(|| not_found(key))
+    }
+
+    async fn replace(&self, key: &str, body: Bytes, version: &Version) -> Result<(), StoreError> {
+        check_key(key)?;
+        let mut objects = self.lock();
+        if objects.get(key).map(version_of).as_ref() != Some(version) {
+            return Err(StoreError::Exists(format!("{key} is not what it was")));
+        }
+        objects.insert(key.to_owned(), (body, Utc::now()));
         Ok(())
     }
 }

@@ -86,6 +86,22 @@ pub async fn remembered(store: &dyn Store) -> Result<Option<Report>> {
     }
 }
 
+/// What a probe writes below its prefix.
+const OBJECTS: [&str; 8] =
+    ["plain", "crc", "wrong", "multipart", "conditional", "conditional-multipart", "aborted", "replaced"];
+
+/// What every key of a probe begins with.
+pub const PREFIX: &str = "probe-";
+
+/// Whether a key is one that a probe writes and should have removed.
+pub fn is_probe_key(key: &str) -> bool {
+    let Some((folder, name)) = key.split_once('/') else { return false };
+    let tail = folder.strip_prefix(PREFIX).unwrap_or_default();
+    let is_random =
+        tail.len() == 16 && tail.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    is_random && OBJECTS.contains(&name)
+}
+
 const PLAIN: &[u8] = b"opsd was here: 0123456789";
 
 /// What has been found so far, and what must be cleaned up.
@@ -97,7 +113,7 @@ struct Trials {
 
 impl Trials {
     fn new() -> Self {
-        let prefix = format!("probe-{:016x}", rand::random::<u64>());
+        let prefix = format!("{PREFIX}{:016x}", rand::random::<u64>());
         Self { prefix, found: Vec::new(), uploads: Vec::new() }
     }
 
@@ -350,11 +366,46 @@ async fn try_store(store: &dyn Store, trials: &mut Trials) {
         }
     }
     if state(&trials.found, Name::ConditionalPut) == State::Unknown {
-        let key = trials.key("conditional");
-        let first = put(store, &key, PLAIN, true).await;
-        let second = put(store, &key, "another", true).await;
-        trials.conditional(Name::ConditionalPut, first, second);
+        try_conditional_put(store, trials).await;
     }
+    try_conditional_replace(store, trials).await;
+}
+
+async fn try_conditional_put(store: &dyn Store, trials: &mut Trials) {
+    let key = trials.key("conditional");
+    let first = put(store, &key, PLAIN, true).await;
+    let second = put(store, &key, "another", true).await;
+    trials.conditional(Name::ConditionalPut, first, second);
+}
+
+/// Replaces an object, and then once more as if it were still the first.
+async fn try_conditional_replace(store: &dyn Store, trials: &mut Trials) {
+    let key = trials.key("replaced");
+    let seen = async {
+        put(store, &key, PLAIN, false).await?;
+        store.version(&key).await
+    };
+    let (first, second) = match seen.await {
+        Ok(version) => (
+            store.replace(&key, Bytes::from_static(b"replaced"), &version).await,
+            store.replace(&key, Bytes::from_static(b"replaced again"), &version).await,
+        ),
+        Err(error) => (Err(error.clone()), Err(error)),
+    };
+    trials.conditional(Name::ConditionalReplace, first, second);
+}
+
+/// Whether objects are written, and replaced, only on condition: tried out where no report says so.
+pub(super) async fn conditions(store: &dyn Store) -> (State, State) {
+    let mut trials = Trials::new();
+    try_conditional_put(store, &mut trials).await;
+    try_conditional_replace(store, &mut trials).await;
+    for name in ["conditional", "replaced"] {
+        if let Err(error) = store.delete(&trials.key(name)).await {
+            tracing::debug!(%error, "the trial's object stays");
+        }
+    }
+    (state(&trials.found, Name::ConditionalPut), state(&trials.found, Name::ConditionalReplace))
 }
 
 /// Best effort: of the completed ones the store says that there is nothing to abort.
@@ -372,7 +423,7 @@ async fn clean_up(store: &dyn Store, trials: &mut Trials) {
         return;
     }
     let mut deleted = Ok(());
-    for name in ["plain", "crc", "wrong", "multipart", "conditional", "conditional-multipart", "aborted"] {
+    for name in OBJECTS {
         let one = store.delete(&trials.key(name)).await;
         deleted = deleted.and(one);
     }

@@ -1,15 +1,18 @@
 //! A store in a bucket: S3, or something that speaks its language.
 //!
 //! What differs between providers is not assumed but probed (`super::probe`) and remembered in the
-//! repository; [`Options`] carries what was found. Requests are retried and bounded by the SDK
-//! (`client`); errors come out as sentences (`failure`); writing is in `upload`; what only the
-//! probe needs is in `trial`.
+//! repository; [`Options`] carries what was found. Every request goes through `S3Store::retry`
+//! (`retry`) and is bounded (`attempt`); errors come out as sentences (`failure`); writing is in
+//! `upload`; what only the probe needs is in `trial`, what several runs agree by in `coordinate`.
 //!
 //! Deliberately absent: server-side encryption settings, storage classes and tags (the bucket's
 //! defaults apply), and presigned URLs. This is the only code that knows the AWS SDK.
 
+mod attempt;
 mod client;
+mod coordinate;
 mod failure;
+mod retry;
 mod trial;
 mod upload;
 
@@ -19,7 +22,6 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
@@ -28,8 +30,10 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use self::attempt::{ANSWER, Attempt};
 use self::failure::{Failure, display_endpoint};
-use super::{ObjectMeta, Store, StoreError, Upload, check_key};
+use self::retry::Patience;
+use super::{ObjectMeta, Store, StoreError, Unfinished, Upload, Version, check_key};
 use crate::config::secret::Secret;
 use crate::config::{Location, Repository};
 
@@ -65,12 +69,6 @@ pub struct Options {
     pub checksums: Checksums,
 }
 
-/// Attempts at reading a response's body; the SDK retries only until the response begins.
-const BODY_ATTEMPTS: u32 = 4;
-
-/// Wait between them, doubled every time.
-const BODY_BACKOFF: Duration = Duration::from_millis(500);
-
 /// A bucket and prefix; clones share the connections.
 #[derive(Clone)]
 pub struct S3Store {
@@ -87,6 +85,8 @@ pub struct S3Store {
 /// What requests have taught about this store and credential, so that it is asked once.
 #[derive(Debug, Default)]
 struct Learned {
+    /// It has answered, and not been given up since.
+    reached: AtomicBool,
     /// `If-None-Match` is answered with 501.
     no_conditions: AtomicBool,
     /// HEAD is answered with 403: the credential may only write.
@@ -153,63 +153,52 @@ impl S3Store {
         }
         let request =
             self.client.get_object().bucket(&self.bucket).key(self.full_key(key)).range("bytes=0-0");
-        match request.send().await.map_err(Failure::of) {
+        match Attempt::new(1).send(ANSWER, request.send()).await {
             Err(reason) if !reason.code.is_empty() => reason,
             Err(_) | Ok(_) => failure,
         }
     }
 
-    /// One GET of a range, body included. The outer error is final, the inner one may pass.
-    async fn read_once(&self, key: &str, range: &Range<u64>) -> Result<Result<Bytes, String>, StoreError> {
+    /// One GET of a range, body included. The outer error may pass, the inner one is final.
+    async fn read_once(
+        &self,
+        attempt: Attempt,
+        key: &str,
+        range: &Range<u64>,
+    ) -> Result<Result<Bytes, StoreError>, Failure> {
         let asked = range.end - range.start;
-        let sent = self
-            .client
-            .get_object()
-            .bucket(&self.bucket)
-            .key(self.full_key(key))
-            .range(format!("bytes={}-{}", range.start, range.end - 1))
-            .send()
-            .await
-            .map_err(Failure::of);
-        let response = match sent {
+        let request = self.client.get_object().bucket(&self.bucket).key(self.full_key(key)).range(format!(
+            "bytes={}-{}",
+            range.start,
+            range.end - 1
+        ));
+        let response = match attempt.send(ANSWER, request.send()).await {
             Ok(response) => response,
             // The range begins at or past the end.
             Err(failure) if failure.status == Some(416) => return Ok(Ok(Bytes::new())),
-            Err(failure) => return Err(failure.explain(self, &format!("read {key}"))),
+            Err(failure) => return Err(failure),
         };
         let length = response.content_length().and_then(|n| u64::try_from(n).ok());
         let expected = match response.content_range().map(parse_content_range) {
             Some(Some((start, total))) if start == range.start => total.saturating_sub(start).min(asked),
             Some(_) => {
-                return Err(StoreError::Corrupt(format!(
+                return Ok(Err(StoreError::Corrupt(format!(
                     "cannot read {key}: {} returned another range than asked",
                     self.endpoint
-                )));
+                ))));
             }
             // An answer without a range is the whole object: fine if that is what was asked.
             None => match length {
                 Some(length) if range.start == 0 && length <= asked => length,
                 _ => {
-                    return Err(StoreError::Unsupported(format!(
+                    return Ok(Err(StoreError::Unsupported(format!(
                         "cannot read {key}: {} ignores ranges",
                         self.endpoint
-                    )));
+                    ))));
                 }
             },
         };
-        let body = tokio::time::timeout(client::attempt_timeout(expected), response.body.collect()).await;
-        Ok(match body {
-            Err(_) => Err("too slow".to_owned()),
-            Ok(Err(error)) => Err(format!("connection broke: {error}")),
-            Ok(Ok(body)) => {
-                let bytes = body.into_bytes();
-                if bytes.len() as u64 == expected {
-                    Ok(bytes)
-                } else {
-                    Err(format!("{} bytes of {expected} arrived", bytes.len()))
-                }
-            }
-        })
+        attempt.collect(response.body, expected).await.map(Ok)
     }
 }
 
@@ -243,51 +232,40 @@ impl Store for S3Store {
         if range.is_empty() {
             return self.head(key).await.map(|_| Bytes::new());
         }
-        let mut wait = BODY_BACKOFF;
-        let mut attempt = 1;
-        loop {
-            match self.read_once(key, &range).await? {
-                Ok(bytes) => return Ok(bytes),
-                Err(why) if attempt == BODY_ATTEMPTS => {
-                    return Err(StoreError::Other(format!(
-                        "cannot read {key} from {}: {why}",
-                        self.endpoint
-                    )));
-                }
-                Err(why) => tracing::debug!(key, why, attempt, "reading again"),
-            }
-            attempt += 1;
-            tokio::time::sleep(wait).await;
-            wait *= 2;
-        }
+        let doing = format!("read {key}");
+        self.retry(&doing, Patience::Full, |attempt| self.read_once(attempt, key, &range))
+            .await
+            .map_err(|failure| failure.explain(self, &doing))?
     }
 
     async fn head(&self, key: &str) -> Result<ObjectMeta, StoreError> {
         check_key(key)?;
         let request = self.client.head_object().bucket(&self.bucket).key(self.full_key(key));
-        match request.send().await.map_err(Failure::of) {
+        let doing = format!("look at {key}");
+        let send = |attempt: Attempt| attempt.send(ANSWER, request.clone().send());
+        match self.retry(&doing, Patience::Full, send).await {
             Ok(head) => Ok(ObjectMeta {
                 key: key.to_owned(),
                 size: size(head.content_length()),
                 modified: time(head.last_modified()),
             }),
-            Err(failure) => Err(self.reason(key, failure).await.explain(self, &format!("look at {key}"))),
+            Err(failure) => Err(self.reason(key, failure).await.explain(self, &doing)),
         }
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>, StoreError> {
         let own = self.full_key("");
         let mut found = Vec::new();
-        let mut pages = self
-            .client
-            .list_objects_v2()
-            .bucket(&self.bucket)
-            .prefix(self.full_key(prefix))
-            .into_paginator()
-            .send();
-        while let Some(page) = pages.next().await {
-            let page =
-                page.map_err(|e| Failure::of(e).explain(self, &format!("list {}/{prefix}", self.place())))?;
+        let doing = format!("list {}/{prefix}", self.place());
+        let request = self.client.list_objects_v2().bucket(&self.bucket).prefix(self.full_key(prefix));
+        let mut token: Option<String> = None;
+        loop {
+            let page = request.clone().set_continuation_token(token.clone());
+            let send = |attempt: Attempt| attempt.send(ANSWER, page.clone().send());
+            let page = self
+                .retry(&doing, Patience::Full, send)
+                .await
+                .map_err(|failure| failure.explain(self, &doing))?;
             for object in page.contents() {
                 // What is no valid key (another tool's folder markers) was not written by opsd.
                 let Some(key) = object.key().and_then(|k| k.strip_prefix(own.as_str())) else { continue };
@@ -299,6 +277,11 @@ impl Store for S3Store {
                     });
                 }
             }
+            // The same token again would go on for ever.
+            match page.next_continuation_token() {
+                Some(next) if token.as_deref() != Some(next) => token = Some(next.to_owned()),
+                _ => break,
+            }
         }
         found.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(found)
@@ -307,11 +290,36 @@ impl Store for S3Store {
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         check_key(key)?;
         let request = self.client.delete_object().bucket(&self.bucket).key(self.full_key(key));
-        match request.send().await.map_err(Failure::of) {
+        let doing = format!("delete {key}");
+        let send = |attempt: Attempt| attempt.send(ANSWER, request.clone().send());
+        match self.retry(&doing, Patience::Full, send).await {
             Ok(_) => Ok(()),
             Err(failure) if failure.code == "NoSuchKey" => Ok(()),
-            Err(failure) => Err(failure.explain(self, &format!("delete {key}"))),
+            Err(failure) => Err(failure.explain(self, &doing)),
         }
+    }
+
+    async fn now(&self) -> Result<DateTime<Utc>, StoreError> {
+        self.clock().await
+    }
+
+    async fn unfinished(&self, prefix: &str) -> Result<Vec<Unfinished>, StoreError> {
+        self.list_unfinished(prefix).await
+    }
+
+    async fn abort_unfinished(&self, upload: &Unfinished) -> Result<(), StoreError> {
+        check_key(&upload.key)?;
+        self.abort_multipart(&upload.key, &upload.id).await
+    }
+
+    async fn version(&self, key: &str) -> Result<Version, StoreError> {
+        check_key(key)?;
+        self.current_version(key).await
+    }
+
+    async fn replace(&self, key: &str, body: Bytes, version: &Version) -> Result<(), StoreError> {
+        check_key(key)?;
+        self.put_over(key, body, version).await
     }
 }
 

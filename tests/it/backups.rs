@@ -164,6 +164,7 @@ fn manifest(started: &str, id: &str) -> Manifest {
             },
             snapshot_lsn: "0/1".into(),
             snapshot_time: started + TimeDelta::seconds(2),
+            collations: vec![],
             extensions: vec![],
             excluded: vec![],
             streams: vec![

@@ -25,7 +25,8 @@ fn shell(directory: &Path, line: &str, env: &[(&str, &str)]) -> Run {
     let opsd = Path::new(env!("CARGO_BIN_EXE_opsd")).parent().expect("a directory");
     let mut command = Command::new("sh");
     command
-        .args(["-c", line])
+        // Files are as they are under root's mask: some distributions let a user's group write.
+        .args(["-c", &format!("umask 022\n{line}")])
         .env_clear()
         .env("PATH", format!("{}:/usr/bin:/bin", opsd.display()))
         .env("HOME", directory)

@@ -31,7 +31,7 @@ fn a_directory_is_tried_and_needs_no_warnings() {
 
     let report = opsd.ok(&["repository", "probe", "--json"]).json();
     assert_eq!(report["warnings"], serde_json::json!([]));
-    assert_eq!(report["capabilities"].as_array().unwrap().len(), 6, "{report:#}");
+    assert_eq!(report["capabilities"].as_array().unwrap().len(), 7, "{report:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

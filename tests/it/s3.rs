@@ -12,7 +12,7 @@ use crate::support::sets::{back_up, complete, result};
 
 /// A database with a table that stays larger than two parts of the least size, however it is
 /// compressed.
-fn large_site() -> (&'static Server, Opsd, String) {
+pub fn large_site() -> (&'static Server, Opsd, String) {
     let server = default_server();
     let database = server.fresh_database("s3");
     server.psql(

@@ -93,17 +93,17 @@ fn restored_code_finds_nothing_worth_stealing() {
     std::fs::set_permissions(opsd.path("opsd.toml"), PermissionsExt::from_mode(0o600)).unwrap();
     let config = std::fs::read_to_string(opsd.path("opsd.toml")).unwrap();
     let identity = std::fs::read_to_string(opsd.path("identity.txt")).unwrap();
-    let run = crate::support::opsd::finish(command).expect_code(0);
+    let run = crate::support::opsd::finish(command);
     let result = result(&run);
-    assert_eq!((&result["verdict"], &result["id"]), (&"proven".into(), &id.as_str().into()), "{run}");
-    let warnings = result["warnings"].to_string();
-
     let report = std::fs::read_to_string(loot.join("check.done")).expect("the attack ran");
     if !geteuid().is_root() {
-        // There is nobody else to run it as; the operator is told.
-        assert!(warnings.contains("runs as opsd's own user"), "{run}");
+        // There is nobody else to run it as, and what it did to its own user's repository is its
+        // affair; the operator is told.
+        assert!(result["hints"].to_string().contains("runs as opsd's own user"), "{run}");
         return;
     }
+    let run = run.expect_code(0);
+    assert_eq!((&result["verdict"], &result["id"]), (&"proven".into(), &id.as_str().into()), "{run}");
     assert!(report.starts_with("uid ") && !report.starts_with("uid 0\n"), "{report}");
     let secrets = [
         "c4nary-of-the-environment",

@@ -50,7 +50,9 @@ async fn memory_conforms() {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     conformance::all(Arc::clone(&store)).await;
     conformance::a_folder_is_no_object(Arc::clone(&store)).await;
-    conformance::exactly_one_conditional_writer_wins(store).await;
+    conformance::exactly_one_replaces_a_version(Arc::clone(&store)).await;
+    conformance::exactly_one_conditional_writer_wins(Arc::clone(&store)).await;
+    assert_eq!(store.unfinished("").await.unwrap(), [], "nothing outlives its process");
 }
 
 #[tokio::test]
@@ -59,7 +61,9 @@ async fn a_directory_conforms() {
     let store: Arc<dyn Store> = Arc::new(FsStore::open(directory.path()).unwrap());
     conformance::all(Arc::clone(&store)).await;
     conformance::a_folder_is_no_object(Arc::clone(&store)).await;
-    conformance::exactly_one_conditional_writer_wins(store).await;
+    conformance::exactly_one_conditional_writer_wins(Arc::clone(&store)).await;
+    conformance::exactly_one_replaces_a_version(Arc::clone(&store)).await;
+    conformance::unfinished_uploads_are_found_and_aborted(store).await;
 }
 
 #[tokio::test]
@@ -72,6 +76,10 @@ async fn s3_on_s3s_fs_conforms() {
     let server = s3s_fs().await;
     conformance::all(Arc::new(s3s_store(&server, "some/prefix").await)).await;
     assert!(server.directory.join("some/prefix/whole/one").is_file());
+    // It cannot list unfinished uploads, and says so.
+    let store = s3s_store(&server, "some/prefix").await;
+    let listed = store.unfinished("").await;
+    assert!(matches!(listed, Err(StoreError::Unsupported(_))), "{listed:?}");
     // Another repository in the same bucket, at its root, sees the first one's objects as its own.
     let root = s3s_store(&server, "").await;
     put(&root, "at-the-root", "x", false).await.unwrap();
@@ -84,7 +92,9 @@ async fn s3_on_seaweedfs_conforms() {
     let store: Arc<dyn Store> = Arc::new(weed_store(&server, &server.admin, "some/prefix").await);
     conformance::all(Arc::clone(&store)).await;
     conformance::a_folder_is_no_object(Arc::clone(&store)).await;
-    conformance::exactly_one_conditional_writer_wins(store).await;
+    conformance::exactly_one_conditional_writer_wins(Arc::clone(&store)).await;
+    conformance::exactly_one_replaces_a_version(Arc::clone(&store)).await;
+    conformance::unfinished_uploads_are_found_and_aborted(store).await;
     // The same without checksums, as for stores that refuse them.
     let options = Options { checksums: Checksums::None };
     let plain = weed_store(&server, &server.admin, "plain").await.with_options(options);

@@ -7,5 +7,6 @@ pub mod postgres;
 pub mod postgres_proxy;
 pub mod processes;
 pub mod s3;
+pub mod s3_proxy;
 pub mod sets;
 pub mod torture;

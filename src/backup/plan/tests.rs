@@ -201,13 +201,18 @@ fn excluded_tables_are_named_with_their_partitions() {
 
 #[test]
 fn unlogged_tables_have_no_rows_on_a_standby() {
-    let inventory = inventory(vec![
+    let mut inventory = inventory(vec![
         table(1, "logged", MB),
         Table { is_unlogged: true, ..table(2, "unlogged", 900 * MB) },
     ]);
+    inventory.sequences = vec![
+        sequence(3, "logged_id_seq", Some(1)),
+        Sequence { is_unlogged: true, ..sequence(4, "unlogged_id_seq", Some(2)) },
+    ];
     let standby = plan("shop", &inventory, ROOMY, true, &job(&[])).unwrap();
     assert_eq!((names(&standby), standby.tables), (vec!["schema", "data-rest"], 1));
-    assert!(standby.without_data.contains(&2) && standby.warnings[0].contains("unlogged"));
+    assert_eq!(standby.without_data, HashSet::from([2, 4]));
+    assert!(standby.warnings[0].ends_with("without rows: public.unlogged"), "{:?}", standby.warnings);
     let primary = plan("shop", &inventory, ROOMY, false, &job(&[])).unwrap();
     assert_eq!((names(&primary), primary.tables), (vec!["schema", "data-1", "data-rest"], 2));
     assert!(primary.warnings.is_empty());

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::entries;
+use super::{entries, under_lease};
 use crate::backup::prune::{self, JobPlan};
 use crate::cli::Global;
 use crate::cli::output::{self, wrapped};
@@ -70,6 +70,21 @@ struct Refused {
 
 /// Plans every job, prints, and removes what the plan says, job by job, the oldest set first.
 pub async fn run(
+    args: &Args,
+    config: &Config,
+    store: &dyn Store,
+    now: DateTime<Utc>,
+    global: &Global,
+    shutdown: &Shutdown,
+) -> Result<()> {
+    let work = planned_and_followed(args, config, store, now, global, shutdown);
+    if args.dry_run {
+        return work.await;
+    }
+    under_lease(config, store, "backups prune", global, shutdown, work).await
+}
+
+async fn planned_and_followed(
     args: &Args,
     config: &Config,
     store: &dyn Store,

@@ -108,6 +108,12 @@ impl Parser {
         Ok(())
     }
 
+    /// The table of contents, as soon as it is whole.
+    pub fn contents(&self) -> Option<&[Entry]> {
+        let is_whole = !matches!(self.state, State::Header | State::Toc { .. });
+        is_whole.then_some(self.contents.entries.as_slice())
+    }
+
     /// Ends the archive: complete, or an error that says what is missing.
     pub fn finish(mut self) -> Result<Contents> {
         // An entry may be whole in the carry, waiting for its next attempt.
@@ -297,6 +303,9 @@ impl Parser {
             && !matches!(entry.desc.as_str(), "SEQUENCE SET" | "TABLE DATA" | "ENCODING")
         {
             entry.defn = String::new();
+        }
+        if !self.keep_definitions {
+            entry.dependencies = Vec::new();
         }
         self.contents.entries.push(entry);
         Ok(())

@@ -64,6 +64,8 @@ pub enum Name {
     ConditionalPut,
     /// Completing a large object only if it is absent.
     ConditionalComplete,
+    /// Replacing an object only if it is still the same.
+    ConditionalReplace,
     /// Objects in parts, the last one smaller.
     Multipart,
     /// Unfinished uploads can be aborted.
@@ -90,6 +92,7 @@ impl Name {
             Name::ChecksumEnforced => "checksum-enforced",
             Name::ConditionalPut => "conditional-put",
             Name::ConditionalComplete => "conditional-complete",
+            Name::ConditionalReplace => "conditional-replace",
             Name::Multipart => "multipart",
             Name::MultipartAbort => "multipart-abort",
             Name::MultipartList => "multipart-list",
@@ -181,10 +184,16 @@ pub(super) fn warnings(found: &[Capability]) -> Vec<String> {
     if is(Name::ConditionalPut) == State::No {
         warn(
             "the store cannot refuse to overwrite an object: opsd relies on set ids being random and on \
-             its lock in the database",
+             its lock in the database, and nothing keeps two runs of `backups prune` or `sweep` apart",
         );
     } else if is(Name::ConditionalComplete) == State::No {
         warn("conditions on large objects are not honoured: only small ones are protected from overwriting");
+    }
+    if is(Name::ConditionalPut) == State::Yes && is(Name::ConditionalReplace) == State::No {
+        warn(
+            "an object cannot be replaced on condition: the lease of a killed run is deleted and taken \
+             anew, which two runs could do in the same instant",
+        );
     }
     if is(Name::Multipart) == State::No {
         warn("multipart uploads do not work: only objects of one part can be written");

@@ -1,7 +1,8 @@
-//! The AWS SDK's client as opsd wants it: TLS, timeouts, retries, credentials, region.
+//! The AWS SDK's client as opsd wants it: TLS, credentials, region, connections.
 //!
-//! Everything is bounded, and every bound has a name. Deliberately absent: proxies, dual-stack and
-//! FIPS end points, and anything that the SDK's own environment variables already decide.
+//! Its retries, and its bounds on requests, are off: `super::retry` and `super::attempt` have them.
+//! Deliberately absent: proxies, dual-stack and FIPS end points, and anything that the SDK's own
+//! environment variables already decide.
 
 use std::time::Duration;
 
@@ -26,32 +27,11 @@ use crate::config::Repository;
 use crate::store::StoreError;
 
 /// A host that does not answer a SYN for this long is down, or the packets are dropped.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// One attempt of a request that carries next to nothing. Completing a multipart upload may take a
-/// store minutes, during which AWS keeps the connection busy and others say nothing.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(120);
-
-/// The slowest link that opsd still works over, in bytes a second: what an attempt that carries
-/// bytes is given on top of [`ATTEMPT_TIMEOUT`]. A part of 8 MiB may take another four minutes.
-const SLOWEST_LINK: u64 = 32 * 1024;
-
-/// Attempts of a request, the first included. With the back-off below they span a few seconds: a
-/// person who mistyped the end point does not wait long.
-const ATTEMPTS: u32 = 5;
-
-/// Attempts of a request that carries data or completes an object. They span about half a minute,
-/// which rides out a fail-over: hours of work may depend on it.
-const DATA_ATTEMPTS: u32 = 8;
-
-/// The first wait is random below this, every further one below the double.
-const INITIAL_BACKOFF: Duration = Duration::from_millis(500);
-
-/// No single wait is longer.
-const MAX_BACKOFF: Duration = Duration::from_secs(20);
-
-/// How long a download may deliver nothing before the attempt counts as failed.
-const STALL_GRACE: Duration = Duration::from_secs(30);
+/// Connections that were idle for longer are not used again: after a fail-over nobody may be at their
+/// other end, and every attempt on one of them is lost.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Finding credentials may ask an instance metadata service that does not exist; it must not take
 /// long to find that out.
@@ -60,42 +40,14 @@ const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(8);
 /// What stores other than AWS sign for when they are not told.
 const DEFAULT_REGION: &str = "us-east-1";
 
-/// How long one attempt that carries this many bytes may take.
-pub(super) fn attempt_timeout(bytes: u64) -> Duration {
-    ATTEMPT_TIMEOUT + Duration::from_secs(bytes / SLOWEST_LINK)
-}
-
-fn retries(attempts: u32) -> RetryConfig {
-    RetryConfig::standard()
-        .with_max_attempts(attempts)
-        .with_initial_backoff(INITIAL_BACKOFF)
-        .with_max_backoff(MAX_BACKOFF)
-}
-
-fn timeouts(bytes: u64, attempts: u32) -> TimeoutConfig {
-    let attempt = attempt_timeout(bytes);
-    TimeoutConfig::builder()
-        .connect_timeout(CONNECT_TIMEOUT)
-        .operation_attempt_timeout(attempt)
-        .operation_timeout((attempt + MAX_BACKOFF) * attempts)
-        .build()
-}
-
-/// What is different for a request that carries this many bytes of an object, or completes one.
-pub(super) fn for_data(bytes: u64) -> aws_sdk_s3::config::Builder {
-    aws_sdk_s3::Config::builder()
-        .retry_config(retries(DATA_ATTEMPTS))
-        .timeout_config(timeouts(bytes, DATA_ATTEMPTS))
-}
-
 /// A client for the repository's store, and the region it signs for.
 pub(super) async fn build(repository: &Repository, access: &Access) -> Result<(Client, String), StoreError> {
     let http = http_client()?;
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .http_client(http)
-        .retry_config(retries(ATTEMPTS))
-        .timeout_config(timeouts(0, ATTEMPTS))
-        .stalled_stream_protection(StalledStreamProtectionConfig::enabled().grace_period(STALL_GRACE).build())
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build())
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
         .identity_cache(IdentityCache::lazy().load_timeout(CREDENTIALS_TIMEOUT).build());
     // Some S3-compatible stores refuse checksums: they are sent where the probe says so, not
     // because the SDK's defaults do.
@@ -158,6 +110,7 @@ fn http_client() -> Result<SharedHttpClient, StoreError> {
     Ok(aws_smithy_http_client::Builder::new()
         .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
         .tls_context(context)
+        .pool_idle_timeout(IDLE_TIMEOUT)
         .build_https())
 }
 
@@ -174,12 +127,6 @@ fn check_bundle(pem: &[u8]) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn timeouts_grow_with_the_bytes() {
-        assert_eq!(attempt_timeout(0), ATTEMPT_TIMEOUT);
-        assert_eq!(attempt_timeout(8 << 20), ATTEMPT_TIMEOUT + Duration::from_secs(256));
-    }
 
     #[test]
     fn a_bundle_that_is_none_is_refused() {

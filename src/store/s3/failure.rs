@@ -25,9 +25,33 @@ pub(super) struct Failure {
     region: Option<String>,
     /// What happened instead of a response.
     transport: Option<String>,
+    /// How a connection that was there ended: "sent 5 of 9 bytes".
+    broke: Option<String>,
+    /// How often the request was sent; the last attempt failed like this.
+    pub attempts: u32,
 }
 
 impl Failure {
+    /// A connection that was there, but did not do what it should have: "sent 5 of 9 bytes".
+    pub(super) fn broke(how: &str) -> Self {
+        Self { broke: Some(bounded(how)), ..Self::default() }
+    }
+
+    /// What arrived is not what was sent, as this side found out.
+    pub(super) fn damaged(message: &str) -> Self {
+        Self { code: "BadDigest".to_owned(), message: message.to_owned(), ..Self::default() }
+    }
+
+    #[cfg(test)]
+    pub(super) fn answered(status: u16, code: &str) -> Self {
+        Self { status: Some(status), code: code.to_owned(), ..Self::default() }
+    }
+
+    #[cfg(test)]
+    pub(super) fn unreached(transport: &str) -> Self {
+        Self { transport: Some(transport.to_owned()), ..Self::default() }
+    }
+
     pub(super) fn of<E>(error: SdkError<E, HttpResponse>) -> Self
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
@@ -37,10 +61,14 @@ impl Failure {
             code: error.code().unwrap_or_default().to_owned(),
             message: bounded(error.message().unwrap_or_default()),
             region: error.raw_response().and_then(|r| r.headers().get("x-amz-bucket-region")).map(bounded),
-            transport: None,
+            ..Self::default()
         };
-        if !matches!(error, SdkError::ServiceError(_)) {
-            failure.transport = Some(bounded(&chain(&error)));
+        match &error {
+            SdkError::ServiceError(_) => {}
+            SdkError::ResponseError(_) => {
+                failure.broke = Some(bounded(&format!("answered what cannot be read: {}", chain(&error))));
+            }
+            _ => failure.transport = Some(bounded(&chain(&error))),
         }
         failure
     }
@@ -67,12 +95,62 @@ impl Failure {
         matches!(self.status, Some(401 | 403))
     }
 
+    /// Whether an earlier attempt may have done it already: its answer was lost.
+    pub(super) fn was_retried(&self) -> bool {
+        self.attempts > 1
+    }
+
+    /// Whether the store has no room left: 507, or one of the many codes for a quota.
+    pub(super) fn is_full(&self) -> bool {
+        let words = ["quota", "storagefull", "insufficientstorage", "storagelimit", "storagecap"];
+        let code: String = self.code.to_lowercase().chars().filter(|c| c.is_alphanumeric()).collect();
+        self.status == Some(507) || words.iter().any(|word| code.contains(word))
+    }
+
+    /// Whether the connection was there, but ended too early.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broke.is_some()
+    }
+
+    fn transport_says(&self, words: &[&str]) -> bool {
+        let said = self.transport.as_deref().unwrap_or_default().to_lowercase();
+        words.iter().any(|word| said.contains(word))
+    }
+
+    pub(super) fn is_about_credentials(&self) -> bool {
+        self.transport_says(&["credential"])
+    }
+
+    pub(super) fn is_about_certificates(&self) -> bool {
+        self.transport_says(&["certificate", "unknownissuer"])
+    }
+
+    /// For the log: what the store did.
+    pub(super) fn in_short(&self) -> String {
+        match (&self.broke, &self.transport, self.status) {
+            (Some(how), _, _) => how.clone(),
+            (None, Some(transport), _) => format!("cannot be reached: {transport}"),
+            (None, None, Some(status)) if self.code.is_empty() => format!("answered {status}"),
+            (None, None, Some(status)) => format!("answered {status} {}", self.code),
+            (None, None, None) => self.message.clone(),
+        }
+    }
+
     /// The error for the caller; `doing` is what was tried, `write site/job/…`.
     pub(super) fn explain(self, store: &S3Store, doing: &str) -> StoreError {
         let (bucket, endpoint) = (&store.bucket, &store.endpoint);
         let said = if self.message.is_empty() { String::new() } else { format!(" ({})", self.message) };
-        if let Some(transport) = self.transport {
-            return explain_transport(&transport, doing, endpoint);
+        if let Some(how) = self.broke {
+            return StoreError::Other(format!("cannot {doing}: {endpoint} {how}"));
+        }
+        if self.transport.is_some() {
+            return self.explain_transport(doing, endpoint);
+        }
+        if self.is_full() {
+            let code = if self.code.is_empty() { "HTTP 507" } else { &self.code };
+            return StoreError::Other(format!(
+                "cannot {doing}: no room left in bucket {bucket:?}: {endpoint} answered {code}{said}"
+            ));
         }
         let denied = |why: String| StoreError::Denied(format!("cannot {doing}: {why}"));
         match self.code.as_str() {
@@ -141,40 +219,51 @@ impl Failure {
             )),
         }
     }
-}
 
-fn explain_transport(transport: &str, doing: &str, endpoint: &str) -> StoreError {
-    let lower = transport.to_lowercase();
-    if lower.contains("credential") {
-        // The instance's metadata service is asked last: its failure means that nothing else had any.
-        let nothing = ["no providers in chain", "not enabled", "not loaded", "no credentials", "imds"];
-        if nothing.iter().any(|text| lower.contains(text)) {
-            return StoreError::Denied(format!(
-                "cannot {doing}: no AWS credentials found (environment, profile, container, instance): \
-                 set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+    fn explain_transport(&self, doing: &str, endpoint: &str) -> StoreError {
+        let transport = self.transport.as_deref().unwrap_or_default();
+        if self.is_about_credentials() {
+            // The instance's metadata service is asked last: its failure means that nothing else had any.
+            if self.transport_says(&[
+                "no providers in chain",
+                "not enabled",
+                "not loaded",
+                "no credentials",
+                "imds",
+            ]) {
+                return StoreError::Denied(format!(
+                    "cannot {doing}: no AWS credentials found (environment, profile, container, instance): \
+                     set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+                ));
+            }
+            return StoreError::Denied(format!("cannot {doing}: cannot load AWS credentials: {transport}"));
+        }
+        if self.is_about_certificates() {
+            return StoreError::Other(format!(
+                "cannot {doing}: {endpoint} has no certificate that this machine trusts: {transport}: \
+                 set AWS_CA_BUNDLE to the authority's certificate"
             ));
         }
-        return StoreError::Denied(format!("cannot {doing}: cannot load AWS credentials: {transport}"));
+        StoreError::Other(format!("cannot {doing}: cannot reach {endpoint}: {transport}"))
     }
-    if lower.contains("certificate") || lower.contains("unknownissuer") {
-        return StoreError::Other(format!(
-            "cannot {doing}: {endpoint} has no certificate that this machine trusts: {transport}: \
-             set AWS_CA_BUNDLE to the authority's certificate"
-        ));
-    }
-    StoreError::Other(format!("cannot {doing}: cannot reach {endpoint}: {transport}"))
 }
 
-/// The messages of an error and its sources, without repetitions.
-fn chain<E: std::error::Error>(error: &E) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let message = cause.to_string();
-        if !text.contains(&message) {
-            text = format!("{text}: {message}");
+/// The messages of an error and its sources, without repetitions, and without the names that the SDK
+/// and its HTTP client give to their layers.
+pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let layer = |text: &str| {
+        let names = ["dispatch failure", "response error", "io error", "streaming error", "connection error"];
+        names.contains(&text) || text.starts_with("client error (")
+    };
+    let mut text = String::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        next = error.source();
+        let message = error.to_string();
+        if text.contains(&message) || (layer(&message) && next.is_some()) {
+            continue;
         }
-        source = cause.source();
+        text = if text.is_empty() { message } else { format!("{text}: {message}") };
     }
     text
 }
@@ -231,7 +320,7 @@ mod tests {
                 code: code.to_owned(),
                 message: message.to_owned(),
                 region: region.map(str::to_owned),
-                transport: None,
+                ..Failure::default()
             };
             failure.explain(&store, "write a")
         };
@@ -252,13 +341,20 @@ mod tests {
         assert!(matches!(explain(400, "BadDigest", "", None), StoreError::Corrupt(_)));
         assert!(matches!(explain(501, "NotImplemented", "", None), StoreError::Unsupported(_)));
         assert!(matches!(explain(404, "", "", None), StoreError::NotFound(_)));
+        for (status, code) in [(507, ""), (507, "XMinioStorageFull"), (403, "QuotaExceeded")] {
+            says(explain(status, code, "", None), "no room left in bucket \"b\"");
+        }
+        says(
+            Failure::broke("sent 5 of 9 bytes").explain(&store, "read a"),
+            "read a: http://h sent 5 of 9 bytes",
+        );
         says(explain(405, "", "", None), "HTTP 405 without an S3 error code: is it an S3 end point?");
         says(explain(400, "SomethingNew", "why", None), "http://h answered SomethingNew (why)");
     }
 
     #[test]
     fn transport_failures_say_what_to_do() {
-        let text = |transport| explain_transport(transport, "read a", "http://h").to_string();
+        let text = |said| Failure::unreached(said).explain_transport("read a", "http://h").to_string();
         assert!(text("no providers in chain provided credentials").contains("AWS_ACCESS_KEY_ID"));
         let metadata = "an error occurred while loading credentials: failed to load IMDS session token";
         assert!(text(metadata).contains("no AWS credentials found"));

@@ -5,7 +5,8 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{BucketVersioningStatus, CompletedMultipartUpload, CompletedPart};
 use bytes::Bytes;
 
-use super::failure::Failure;
+use super::attempt::{ANSWER, ANSWER_TO_COMPLETE, Attempt};
+use super::retry::Patience;
 use super::upload::crc32;
 use super::{Checksums, Options, S3Store};
 use crate::store::StoreError;
@@ -44,23 +45,25 @@ impl S3Store {
             TrialChecksum::Right => Some(crc32(body)),
             TrialChecksum::Wrong => Some(crc32(b"other bytes")),
         };
-        let sent = self
-            .client
-            .put_object()
-            .bucket(&self.bucket)
-            .key(self.full_key(key))
-            .set_checksum_crc32(crc32)
-            .set_if_none_match(if_absent.then(|| "*".to_owned()))
-            .body(ByteStream::from_static(body))
-            .send()
-            .await
-            .map_err(Failure::of);
-        match sent {
+        let doing = format!("write {key}");
+        let send = |attempt: Attempt| {
+            // A body is no part of what can be sent again.
+            let request = self
+                .client
+                .put_object()
+                .bucket(&self.bucket)
+                .key(self.full_key(key))
+                .set_checksum_crc32(crc32.clone())
+                .set_if_none_match(if_absent.then(|| "*".to_owned()))
+                .body(ByteStream::from_static(body));
+            attempt.send(ANSWER, request.send())
+        };
+        match self.retry(&doing, Patience::Full, send).await {
             Ok(_) => Ok(()),
             Err(failure) if if_absent && failure.condition_failed() => {
                 Err(StoreError::Exists(format!("{key} exists already")))
             }
-            Err(failure) => Err(failure.explain(self, &format!("write {key}"))),
+            Err(failure) => Err(failure.explain(self, &doing)),
         }
     }
 
@@ -83,23 +86,22 @@ impl S3Store {
         for (number, part) in (1..).zip(parts) {
             done.push(store.put_part(&upload.key, &upload.id, number, part.clone()).await?);
         }
-        let sent = self
+        let request = self
             .client
             .complete_multipart_upload()
             .bucket(&self.bucket)
             .key(self.full_key(&upload.key))
             .upload_id(&upload.id)
             .multipart_upload(CompletedMultipartUpload::builder().set_parts(Some(done)).build())
-            .set_if_none_match(if_absent.then(|| "*".to_owned()))
-            .send()
-            .await
-            .map_err(Failure::of);
-        match sent {
+            .set_if_none_match(if_absent.then(|| "*".to_owned()));
+        let doing = format!("complete {}", upload.key);
+        let send = |attempt: Attempt| attempt.send(ANSWER_TO_COMPLETE, request.clone().send());
+        match self.retry(&doing, Patience::Full, send).await {
             Ok(_) => Ok(()),
             Err(failure) if if_absent && failure.condition_failed() => {
                 Err(StoreError::Exists(format!("{} exists already", upload.key)))
             }
-            Err(failure) => Err(failure.explain(self, &format!("complete {}", upload.key))),
+            Err(failure) => Err(failure.explain(self, &doing)),
         }
     }
 
@@ -110,36 +112,32 @@ impl S3Store {
 
     /// Whether this unfinished upload is among those that the store lists.
     pub async fn trial_lists_upload(&self, upload: &TrialUpload) -> Result<bool, StoreError> {
-        let answer = self
-            .client
-            .list_multipart_uploads()
-            .bucket(&self.bucket)
-            .prefix(self.full_key(&upload.key))
-            .send()
-            .await
-            .map_err(|e| Failure::of(e).explain(self, "list unfinished uploads"))?;
+        let request =
+            self.client.list_multipart_uploads().bucket(&self.bucket).prefix(self.full_key(&upload.key));
+        let doing = "list unfinished uploads";
+        let send = |attempt: Attempt| attempt.send(ANSWER, request.clone().send());
+        let answer = self.retry(doing, Patience::Full, send).await.map_err(|f| f.explain(self, doing))?;
         Ok(answer.uploads().iter().any(|u| u.upload_id() == Some(upload.id.as_str())))
     }
 
     /// Whether deleted and replaced objects are kept as old versions.
     pub async fn trial_versioning(&self) -> Result<bool, StoreError> {
-        let answer = self
-            .client
-            .get_bucket_versioning()
-            .bucket(&self.bucket)
-            .send()
-            .await
-            .map_err(|e| Failure::of(e).explain(self, "read the bucket's versioning"))?;
+        let request = self.client.get_bucket_versioning().bucket(&self.bucket);
+        let doing = "read the bucket's versioning";
+        let send = |attempt: Attempt| attempt.send(ANSWER, request.clone().send());
+        let answer = self.retry(doing, Patience::Full, send).await.map_err(|f| f.explain(self, doing))?;
         Ok(answer.status() == Some(&BucketVersioningStatus::Enabled))
     }
 
     /// The bucket's object lock: `None` where it has none, else its default retention in words.
     pub async fn trial_object_lock(&self) -> Result<Option<String>, StoreError> {
         let request = self.client.get_object_lock_configuration().bucket(&self.bucket);
-        let answer = match request.send().await.map_err(Failure::of) {
+        let doing = "read the bucket's object lock";
+        let send = |attempt: Attempt| attempt.send(ANSWER, request.clone().send());
+        let answer = match self.retry(doing, Patience::Full, send).await {
             Ok(answer) => answer,
             Err(failure) if failure.code == "ObjectLockConfigurationNotFoundError" => return Ok(None),
-            Err(failure) => return Err(failure.explain(self, "read the bucket's object lock")),
+            Err(failure) => return Err(failure.explain(self, doing)),
         };
         let Some(lock) = answer.object_lock_configuration().filter(|l| l.object_lock_enabled().is_some())
         else {

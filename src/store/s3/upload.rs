@@ -5,13 +5,7 @@
 //! upload is completed. A credential that may only put and abort is enough: what it may not read
 //! back is then believed from the store's answer.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-
 use async_trait::async_trait;
-use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextRef;
-use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
-use aws_sdk_s3::error::BoxError;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumMode, CompletedMultipartUpload, CompletedPart};
 use base64::Engine as _;
@@ -20,8 +14,10 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
+use super::attempt::{ANSWER, ANSWER_TO_COMPLETE, Attempt};
 use super::failure::Failure;
-use super::{Checksums, Learned, S3Store, client};
+use super::retry::Patience;
+use super::{Checksums, Learned, S3Store};
 use crate::store::{StoreError, Upload, size_mismatch};
 
 /// Parts of one object on their way at the same time. Two keep the line busy while one waits for
@@ -43,33 +39,6 @@ fn composite_crc32(parts: &[CompletedPart]) -> Option<String> {
         hasher.update(&BASE64.decode(part.checksum_crc32()?).ok()?);
     }
     Some(format!("{}-{}", BASE64.encode(hasher.finalize().to_be_bytes()), parts.len()))
-}
-
-/// Counts the attempts of one request: a condition that fails on the second attempt may have been
-/// fulfilled by the first, whose answer was lost.
-#[derive(Debug, Clone, Default)]
-struct Attempts(Arc<AtomicU32>);
-
-impl Intercept for Attempts {
-    fn name(&self) -> &'static str {
-        "attempts"
-    }
-
-    fn read_before_attempt(
-        &self,
-        _: &BeforeTransmitInterceptorContextRef<'_>,
-        _: &RuntimeComponents,
-        _: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        Ok(())
-    }
-}
-
-impl Attempts {
-    fn retried(&self) -> bool {
-        self.0.load(Ordering::Relaxed) > 1
-    }
 }
 
 /// What the store should hold after a commit.
@@ -242,7 +211,7 @@ impl Drop for S3Upload {
 }
 
 impl S3Store {
-    fn checksum(&self, bytes: &[u8]) -> Option<String> {
+    pub(super) fn checksum(&self, bytes: &[u8]) -> Option<String> {
         (self.checksums == Checksums::Crc32).then(|| crc32(bytes))
     }
 
@@ -254,27 +223,33 @@ impl S3Store {
     async fn put_object(&self, key: &str, body: Bytes, if_absent: bool) -> Result<(), StoreError> {
         let size = body.len() as u64;
         let crc32 = self.checksum(&body);
+        let doing = format!("write {key}");
         loop {
-            let attempts = Attempts::default();
             let condition = self.condition(if_absent);
-            let sent = self
-                .client
-                .put_object()
-                .bucket(&self.bucket)
-                .key(self.full_key(key))
-                .set_checksum_crc32(crc32.clone())
-                .set_if_none_match(condition.map(str::to_owned))
-                .body(ByteStream::from(body.clone()))
-                .customize()
-                .interceptor(attempts.clone())
-                .config_override(client::for_data(size))
-                .send()
-                .await
-                .map_err(Failure::of);
+            let send = |attempt: Attempt| {
+                let request = self
+                    .client
+                    .put_object()
+                    .bucket(&self.bucket)
+                    .key(self.full_key(key))
+                    .set_checksum_crc32(crc32.clone())
+                    .set_if_none_match(condition.map(str::to_owned))
+                    .body(ByteStream::from(body.clone()))
+                    .customize();
+                let (body, crc32) = (&body, crc32.as_deref());
+                async move {
+                    let answer =
+                        attempt.send_body(body, |metered| request.interceptor(metered).send()).await?;
+                    if other_checksum(crc32, answer.checksum_crc32()) {
+                        return Err(Failure::damaged("another checksum than it was sent with"));
+                    }
+                    Ok(answer)
+                }
+            };
+            let sent = self.retry(&doing, Patience::Full, send).await;
             let mut expected = Expected { size, etag: None, crc32: crc32.clone(), parts: None };
             match sent {
                 Ok(answer) => {
-                    same_checksum(key, crc32.as_deref(), answer.checksum_crc32())?;
                     expected.etag = answer.e_tag().map(str::to_owned);
                     return self.confirm(key, &expected).await;
                 }
@@ -283,12 +258,12 @@ impl S3Store {
                 }
                 Err(failure) if condition.is_some() && failure.condition_failed() => {
                     // Only a retry can have met an object of our own; the body is at hand to compare.
-                    if attempts.retried() && self.holds(key, &body).await {
+                    if failure.was_retried() && self.holds(key, &body).await {
                         return Ok(());
                     }
                     return Err(self.exists(key));
                 }
-                Err(failure) => return Err(failure.explain(self, &format!("write {key}"))),
+                Err(failure) => return Err(failure.explain(self, &doing)),
             }
         }
     }
@@ -304,24 +279,19 @@ impl S3Store {
         let composite = composite_crc32(&parts);
         let mut expected = Expected { size, etag: None, crc32: composite, parts: Some(parts.len()) };
         let upload = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
+        let doing = format!("complete {key}");
         loop {
-            let attempts = Attempts::default();
             let condition = self.condition(if_absent);
-            let sent = self
+            let request = self
                 .client
                 .complete_multipart_upload()
                 .bucket(&self.bucket)
                 .key(self.full_key(key))
                 .upload_id(id)
                 .multipart_upload(upload.clone())
-                .set_if_none_match(condition.map(str::to_owned))
-                .customize()
-                .interceptor(attempts.clone())
-                .config_override(client::for_data(0))
-                .send()
-                .await
-                .map_err(Failure::of);
-            match sent {
+                .set_if_none_match(condition.map(str::to_owned));
+            let send = |attempt: Attempt| attempt.send(ANSWER_TO_COMPLETE, request.clone().send());
+            match self.retry(&doing, Patience::Full, send).await {
                 Ok(answer) => {
                     expected.etag = answer.e_tag().map(str::to_owned);
                     return self.confirm(key, &expected).await;
@@ -331,7 +301,7 @@ impl S3Store {
                 }
                 Err(failure) if condition.is_some() && failure.condition_failed() => {
                     // Another writer's object can have the same size: only its content tells.
-                    let ours = attempts.retried()
+                    let ours = failure.was_retried()
                         && matches!(
                             self.compare(key, &expected).await?,
                             Comparison::Same { by_content: true }
@@ -339,10 +309,10 @@ impl S3Store {
                     return if ours { Ok(()) } else { Err(self.exists(key)) };
                 }
                 // The upload is gone: the first attempt completed it, or somebody aborted it.
-                Err(failure) if failure.code == "NoSuchUpload" && attempts.retried() => {
+                Err(failure) if failure.code == "NoSuchUpload" && failure.was_retried() => {
                     return match self.compare(key, &expected).await? {
                         Comparison::Same { .. } => Ok(()),
-                        Comparison::Different(_) => Err(failure.explain(self, &format!("complete {key}"))),
+                        Comparison::Different(_) => Err(failure.explain(self, &doing)),
                         Comparison::Unreadable => Err(StoreError::Other(format!(
                             "cannot tell whether {key} was written: the answer of {} was lost, and the \
                              credential may not read it back",
@@ -350,7 +320,7 @@ impl S3Store {
                         ))),
                     };
                 }
-                Err(failure) => return Err(failure.explain(self, &format!("complete {key}"))),
+                Err(failure) => return Err(failure.explain(self, &doing)),
             }
         }
     }
@@ -360,7 +330,7 @@ impl S3Store {
     }
 
     /// Whether a key holds exactly these bytes; no, where it cannot be read.
-    async fn holds(&self, key: &str, body: &Bytes) -> bool {
+    pub(super) async fn holds(&self, key: &str, body: &Bytes) -> bool {
         use crate::store::Store as _;
         // One byte more than ours, so that a longer object is noticed.
         matches!(self.read(key, 0..body.len() as u64 + 1).await, Ok(found) if found == *body)
@@ -384,7 +354,9 @@ impl S3Store {
         if expected.crc32.is_some() {
             request = request.checksum_mode(ChecksumMode::Enabled);
         }
-        let head = match request.send().await.map_err(Failure::of) {
+        let doing = format!("look at {key}");
+        let send = |attempt: Attempt| attempt.send(ANSWER, request.clone().send());
+        let head = match self.retry(&doing, Patience::Full, send).await {
             Ok(head) => head,
             Err(failure) if failure.is_denied() => {
                 Learned::set(&self.learned.may_not_read);
@@ -393,7 +365,7 @@ impl S3Store {
             Err(failure) if failure.is_not_found() => {
                 return Ok(Comparison::Different("there is no such object".to_owned()));
             }
-            Err(failure) => return Err(failure.explain(self, &format!("look at {key}"))),
+            Err(failure) => return Err(failure.explain(self, &doing)),
         };
         let etag = head.e_tag().unwrap_or_default();
         if expected.etag.as_deref().is_some_and(|e| !etag.is_empty() && unquoted(e) != unquoted(etag)) {
@@ -425,15 +397,18 @@ impl S3Store {
 
     pub(super) async fn create_multipart(&self, key: &str) -> Result<String, StoreError> {
         let algorithm = (self.checksums == Checksums::Crc32).then_some(ChecksumAlgorithm::Crc32);
-        let answer = self
+        let request = self
             .client
             .create_multipart_upload()
             .bucket(&self.bucket)
             .key(self.full_key(key))
-            .set_checksum_algorithm(algorithm)
-            .send()
+            .set_checksum_algorithm(algorithm);
+        let doing = format!("write {key}");
+        let send = |attempt: Attempt| attempt.send(ANSWER, request.clone().send());
+        let answer = self
+            .retry(&doing, Patience::Full, send)
             .await
-            .map_err(|e| Failure::of(e).explain(self, &format!("write {key}")))?;
+            .map_err(|failure| failure.explain(self, &doing))?;
         answer
             .upload_id()
             .map(str::to_owned)
@@ -448,22 +423,31 @@ impl S3Store {
         part: Bytes,
     ) -> Result<CompletedPart, StoreError> {
         let crc32 = self.checksum(&part);
-        let size = part.len() as u64;
+        let doing = format!("write part {number} of {key}");
+        let send = |attempt: Attempt| {
+            let request = self
+                .client
+                .upload_part()
+                .bucket(&self.bucket)
+                .key(self.full_key(key))
+                .upload_id(id)
+                .part_number(number)
+                .set_checksum_crc32(crc32.clone())
+                .body(ByteStream::from(part.clone()))
+                .customize();
+            let (part, crc32) = (&part, crc32.as_deref());
+            async move {
+                let answer = attempt.send_body(part, |metered| request.interceptor(metered).send()).await?;
+                if other_checksum(crc32, answer.checksum_crc32()) {
+                    return Err(Failure::damaged("another checksum than it was sent with"));
+                }
+                Ok(answer)
+            }
+        };
         let answer = self
-            .client
-            .upload_part()
-            .bucket(&self.bucket)
-            .key(self.full_key(key))
-            .upload_id(id)
-            .part_number(number)
-            .set_checksum_crc32(crc32.clone())
-            .body(ByteStream::from(part))
-            .customize()
-            .config_override(client::for_data(size))
-            .send()
+            .retry(&doing, Patience::Full, send)
             .await
-            .map_err(|e| Failure::of(e).explain(self, &format!("write part {number} of {key}")))?;
-        same_checksum(key, crc32.as_deref(), answer.checksum_crc32())?;
+            .map_err(|failure| failure.explain(self, &doing))?;
         Ok(CompletedPart::builder()
             .part_number(number)
             .set_e_tag(answer.e_tag().map(str::to_owned))
@@ -474,10 +458,12 @@ impl S3Store {
     pub(super) async fn abort_multipart(&self, key: &str, id: &str) -> Result<(), StoreError> {
         let request =
             self.client.abort_multipart_upload().bucket(&self.bucket).key(self.full_key(key)).upload_id(id);
-        match request.send().await.map_err(Failure::of) {
+        let doing = format!("abort the upload of {key}");
+        let send = |attempt: Attempt| attempt.send(ANSWER, request.clone().send());
+        match self.retry(&doing, Patience::Brief, send).await {
             Ok(_) => Ok(()),
             Err(failure) if failure.code == "NoSuchUpload" => Ok(()),
-            Err(failure) => Err(failure.explain(self, &format!("abort the upload of {key}"))),
+            Err(failure) => Err(failure.explain(self, &doing)),
         }
     }
 }
@@ -486,13 +472,9 @@ fn unquoted(etag: &str) -> &str {
     etag.trim_matches('"')
 }
 
-fn same_checksum(key: &str, ours: Option<&str>, theirs: Option<&str>) -> Result<(), StoreError> {
-    match (ours, theirs) {
-        (Some(ours), Some(theirs)) if ours != theirs => {
-            Err(StoreError::Corrupt(format!("{key} arrived with another checksum than it was sent with")))
-        }
-        _ => Ok(()),
-    }
+/// Bytes that the store says have another checksum than they were sent with.
+fn other_checksum(ours: Option<&str>, theirs: Option<&str>) -> bool {
+    matches!((ours, theirs), (Some(ours), Some(theirs)) if ours != theirs)
 }
 
 #[cfg(test)]

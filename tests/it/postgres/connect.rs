@@ -190,8 +190,14 @@ async fn a_lost_connection_is_noticed() {
     let (victim, killer) = (connection(server), connection(server));
     let victim = connect(&victim, None, "opsd").await.unwrap();
     let killer = connect(&killer, None, "opsd").await.unwrap();
-    let pid: i32 = victim.client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
-    killer.client.execute("SELECT pg_terminate_backend($1)", &[&pid]).await.unwrap();
+    // A prepared statement is closed in the background, and would get the server's last words.
+    let rows = victim.client.simple_query("SELECT pg_backend_pid()").await.unwrap();
+    let pid = rows.iter().find_map(|message| match message {
+        tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    });
+    let kill = format!("SELECT pg_terminate_backend({})", pid.unwrap());
+    killer.client.batch_execute(&kill).await.unwrap();
     let lost = tokio::time::timeout(Duration::from_secs(10), victim.lost()).await.unwrap();
     assert!(lost.to_string().starts_with("lost the connection to 127.0.0.1"), "{lost}");
     assert!(lost.to_string().contains("57P01"), "{lost}");

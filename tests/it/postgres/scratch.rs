@@ -165,7 +165,8 @@ async fn what_restored_code_starts_has_nothing_and_goes_too() {
         assert!(expected, "in the environment of restored code: {line}");
     }
     // It goes into the background and closes everything.
-    let hide = "COPY (SELECT 1) TO PROGRAM 'setsid sleep 600 > /dev/null 2>&1 < /dev/null &'";
+    let hide =
+        "COPY (SELECT 1) TO PROGRAM 'cat > /dev/null; setsid sleep 600 > /dev/null 2>&1 < /dev/null &'";
     session.client.batch_execute(hide).await.unwrap();
     let directory = scratch.directory().to_owned();
     assert!(processes_of(&directory).len() > 1);

@@ -30,6 +30,8 @@ pub async fn all(store: Arc<dyn Store>) {
     dangerous_keys_are_refused(store).await;
     uploads_do_not_disturb_each_other(store).await;
     small_reads_are_bounded(store).await;
+    a_version_is_replaced_once(store).await;
+    the_clock_is_that_of_the_objects(store).await;
 }
 
 fn is_not_found<T: std::fmt::Debug>(result: Result<T, StoreError>) {
@@ -278,6 +280,104 @@ async fn small_reads_are_bounded(store: &dyn Store) {
     put(store, "bounded/a", "0123456789", false).await.unwrap();
     assert_eq!(get(store, "bounded/a", 10).await.unwrap(), "0123456789");
     assert!(matches!(get(store, "bounded/a", 9).await, Err(StoreError::Other(_))));
+}
+
+async fn a_version_is_replaced_once(store: &dyn Store) {
+    is_not_found(store.version("version/a").await);
+    put(store, "version/a", "one", false).await.unwrap();
+    let one = store.version("version/a").await.unwrap();
+    assert_eq!(store.version("version/a").await.unwrap(), one, "looking changes nothing");
+    store.replace("version/a", Bytes::from_static(b"two"), &one).await.unwrap();
+    assert_eq!(get(store, "version/a", LIMIT).await.unwrap(), "two");
+    let two = store.version("version/a").await.unwrap();
+    assert_ne!(one.tag, two.tag);
+    // What it was is no more, and what is gone is not it either.
+    let exists =
+        |result: Result<(), StoreError>| assert!(matches!(result, Err(StoreError::Exists(_))), "{result:?}");
+    exists(store.replace("version/a", Bytes::from_static(b"three"), &one).await);
+    assert_eq!(get(store, "version/a", LIMIT).await.unwrap(), "two");
+    store.delete("version/a").await.unwrap();
+    exists(store.replace("version/a", Bytes::from_static(b"three"), &two).await);
+    is_absent(store, "version/a").await;
+    for key in ["", "../a"] {
+        assert!(store.version(key).await.is_err() && store.replace(key, Bytes::new(), &two).await.is_err());
+    }
+}
+
+async fn the_clock_is_that_of_the_objects(store: &dyn Store) {
+    let before = store.now().await.unwrap();
+    put(store, "clock/a", "x", false).await.unwrap();
+    let written = store.head("clock/a").await.unwrap().modified;
+    let after = store.now().await.unwrap();
+    // Some count whole seconds.
+    let slack = chrono::TimeDelta::seconds(1);
+    assert!(before - slack <= written && written <= after + slack, "{before}, {written}, {after}");
+    assert!(before <= after + slack);
+}
+
+/// For stores that keep what a killed process had sent: it is found, by prefix, and removed.
+pub async fn unfinished_uploads_are_found_and_aborted(store: Arc<dyn Store>) {
+    let store = store.as_ref();
+    let before = store.now().await.unwrap();
+    for key in ["site/db/one", "site/db/odd ü%2F\"<&>+", "site/web/three", "site-two/db/four"] {
+        let mut upload = store.begin(key, false).await.unwrap();
+        for _ in 0..2 {
+            upload.put_part(pattern(PART, 1)).await.unwrap();
+        }
+        // As if its process had been killed.
+        std::mem::forget(upload);
+    }
+    let keys_of = async |prefix: &str| {
+        let found = store.unfinished(prefix).await.unwrap();
+        found.into_iter().map(|u| u.key).collect::<Vec<_>>()
+    };
+    // Parts are on their way in the background.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while keys_of("site").await.len() < 4 {
+        assert!(std::time::Instant::now() < deadline, "{:?}", keys_of("").await);
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!(keys_of("site/db/").await, ["site/db/odd ü%2F\"<&>+", "site/db/one"]);
+    assert_eq!(keys_of("site/").await.len(), 3);
+    assert_eq!(keys_of("site/db/o").await.len(), 2);
+    assert_eq!(keys_of("nothing/").await, [""; 0]);
+    let after = store.now().await.unwrap();
+    let slack = chrono::TimeDelta::seconds(1);
+    for upload in store.unfinished("site").await.unwrap() {
+        assert!(before - slack <= upload.started && upload.started <= after + slack, "{upload:?}");
+        // What became an object, or somebody else aborted, is no error.
+        for _ in 0..2 {
+            store.abort_unfinished(&upload).await.unwrap();
+        }
+    }
+    assert_eq!(keys_of("").await, [""; 0]);
+    // An upload that is finished is not among them, and aborting it takes nothing away.
+    let mut upload = store.begin("site/db/five", false).await.unwrap();
+    upload.put_part(pattern(PART, 1)).await.unwrap();
+    upload.put_part(pattern(PART, 2)).await.unwrap();
+    let under_way = loop {
+        if let Some(upload) = store.unfinished("site/db/").await.unwrap().pop() {
+            break upload;
+        }
+        assert!(std::time::Instant::now() < deadline);
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    upload.commit(2 * PART as u64).await.unwrap();
+    assert_eq!(keys_of("").await, [""; 0]);
+    store.abort_unfinished(&under_way).await.unwrap();
+    assert_eq!(store.head("site/db/five").await.unwrap().size, 2 * PART as u64);
+}
+
+/// Of many that saw the same version one replaces it.
+pub async fn exactly_one_replaces_a_version(store: Arc<dyn Store>) {
+    put(store.as_ref(), "race/b", "start", false).await.unwrap();
+    let version = store.version("race/b").await.unwrap();
+    let writers = (0..8).map(|n| store.replace("race/b", Bytes::from(format!("writer {n}")), &version));
+    let results = futures_util::future::join_all(writers).await;
+    let winners: Vec<_> = (0..8).filter(|n| results[*n].is_ok()).collect();
+    assert_eq!(winners.len(), 1, "{results:?}");
+    let held = get(store.as_ref(), "race/b", LIMIT).await.unwrap();
+    assert_eq!(held, format!("writer {}", winners[0]));
 }
 
 /// Not every server that honours the condition decides it atomically, so this is not in [`all`].

@@ -3,46 +3,19 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use opsd::store::probe::{Name, State, probe_with};
 use opsd::store::s3::{Checksums, Options};
 use opsd::store::{Store, StoreError, get, open_s3, put};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
 
 use super::{PART, pattern, put_in_parts, s3s_store, weed_store};
 use crate::support::s3::{SeaweedFs, repository, s3s_fs};
+use crate::support::s3_proxy::{Fate, Proxy, error};
 
-/// What becomes of a request.
-enum Deal {
-    /// The server answers.
-    Forward,
-    /// The server does it, but the connection is cut before its answer arrives.
-    LoseAnswer,
-    /// The server never sees it; this is the answer.
-    Answer(&'static str),
-}
-
-/// A proxy before `endpoint`; ends when the tasks are dropped.
-async fn proxy(
-    endpoint: &str,
-    deal: impl Fn(&str) -> Deal + Send + Sync + 'static,
-) -> (String, tokio::task::JoinSet<()>) {
-    let server = endpoint.trim_start_matches("http://").to_owned();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let proxy = format!("http://{}", listener.local_addr().unwrap());
-    let deal = Arc::new(deal);
-    let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(async move {
-        let mut connections = tokio::task::JoinSet::new();
-        while let Ok((client, _)) = listener.accept().await {
-            let (server, deal) = (server.clone(), Arc::clone(&deal));
-            connections.spawn(async move {
-                let _ = forward(client, &server, deal.as_ref()).await;
-            });
-        }
-    });
-    (proxy, tasks)
+/// A proxy whose plan only looks at heads.
+async fn proxy(endpoint: &str, plan: impl Fn(&str) -> Fate + Send + Sync + 'static) -> Proxy {
+    Proxy::start(endpoint, 0, Duration::ZERO, move |request, _| plan(request.head)).await
 }
 
 /// A proxy that loses the first answer to a request whose head satisfies `pick`, and the number of
@@ -50,68 +23,17 @@ async fn proxy(
 async fn losing_proxy(
     endpoint: &str,
     pick: impl Fn(&str) -> bool + Send + Sync + 'static,
-) -> (String, Arc<AtomicUsize>, tokio::task::JoinSet<()>) {
+) -> (Proxy, Arc<AtomicUsize>) {
     let picked = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&picked);
-    let deal = move |head: &str| {
-        if pick(head) && count.fetch_add(1, Ordering::SeqCst) == 0 { Deal::LoseAnswer } else { Deal::Forward }
+    let plan = move |head: &str| {
+        if pick(head) && count.fetch_add(1, Ordering::SeqCst) == 0 {
+            Fate::CutAnswer(0)
+        } else {
+            Fate::Forward
+        }
     };
-    let (endpoint, tasks) = proxy(endpoint, deal).await;
-    (endpoint, picked, tasks)
-}
-
-async fn forward(
-    mut client: TcpStream,
-    server: &str,
-    deal: &(impl Fn(&str) -> Deal + ?Sized),
-) -> std::io::Result<()> {
-    let mut upstream = TcpStream::connect(server).await?;
-    loop {
-        let Some((head, request)) = message(&mut client, true).await? else { return Ok(()) };
-        let deal = deal(&head);
-        if let Deal::Answer(answer) = deal {
-            client.write_all(answer.as_bytes()).await?;
-            continue;
-        }
-        upstream.write_all(&request).await?;
-        let has_body = !head.starts_with("head ");
-        let Some((_, answer)) = message(&mut upstream, has_body).await? else { return Ok(()) };
-        if matches!(deal, Deal::LoseAnswer) {
-            return Ok(());
-        }
-        client.write_all(&answer).await?;
-    }
-}
-
-/// One HTTP message with a length or in chunks: its head as text, and all of its bytes. The answer
-/// to a HEAD names a length, but has no body.
-async fn message(stream: &mut TcpStream, has_body: bool) -> std::io::Result<Option<(String, Vec<u8>)>> {
-    let mut bytes = Vec::new();
-    let mut end = None;
-    loop {
-        if end.is_none()
-            && let Some(at) = bytes.windows(4).position(|w| w == b"\r\n\r\n")
-        {
-            let head = String::from_utf8_lossy(&bytes[..at]).to_lowercase();
-            let length = head.lines().find_map(|l| l.strip_prefix("content-length:"));
-            let length = length.map(|l| l.trim().parse::<usize>().unwrap());
-            let chunked = head.contains("transfer-encoding: chunked");
-            end = Some((head, at + 4, length.filter(|_| has_body).unwrap_or(0), chunked && has_body));
-        }
-        if let Some((head, start, length, chunked)) = &end {
-            let whole = if *chunked {
-                bytes[*start..].ends_with(b"0\r\n\r\n")
-            } else {
-                bytes.len() >= start + length
-            };
-            if whole {
-                return Ok(Some((head.clone(), bytes)));
-            }
-        }
-        if stream.read_buf(&mut bytes).await? == 0 {
-            return Ok(None);
-        }
-    }
+    (proxy(endpoint, plan).await, picked)
 }
 
 fn is_put(head: &str) -> bool {
@@ -125,8 +47,8 @@ fn is_complete(head: &str) -> bool {
 #[tokio::test]
 async fn a_conditional_put_whose_answer_was_lost_is_recognised_as_our_own() {
     let server = s3s_fs().await;
-    let (proxy, picked, _tasks) = losing_proxy(&server.endpoint, is_put).await;
-    let through = repository(&proxy, &server.bucket, "p");
+    let (proxy, picked) = losing_proxy(&server.endpoint, is_put).await;
+    let through = repository(&proxy.endpoint, &server.bucket, "p");
     let store = open_s3(&through, &server.keys.access()).await.unwrap();
     put(&store, "a", "ours", true).await.unwrap();
     assert_eq!(picked.load(Ordering::SeqCst), 2, "it was retried");
@@ -139,8 +61,9 @@ async fn a_conditional_put_whose_answer_was_lost_is_recognised_as_our_own() {
 async fn a_conditional_put_that_was_retried_does_not_claim_what_others_wrote() {
     let server = s3s_fs().await;
     put(&s3s_store(&server, "p").await, "a", "theirs", false).await.unwrap();
-    let (proxy, picked, _tasks) = losing_proxy(&server.endpoint, is_put).await;
-    let store = open_s3(&repository(&proxy, &server.bucket, "p"), &server.keys.access()).await.unwrap();
+    let (proxy, picked) = losing_proxy(&server.endpoint, is_put).await;
+    let store =
+        open_s3(&repository(&proxy.endpoint, &server.bucket, "p"), &server.keys.access()).await.unwrap();
     let result = put(&store, "a", "ours", true).await;
     assert!(matches!(result, Err(StoreError::Exists(_))), "{result:?}");
     assert_eq!(picked.load(Ordering::SeqCst), 2, "it was retried");
@@ -152,8 +75,8 @@ async fn a_completed_upload_whose_answer_was_lost_is_recognised_as_our_own() {
     let server = SeaweedFs::start().await;
     let body = pattern(PART + 5, 1);
     for (key, if_absent) in [("plain", false), ("conditional", true)] {
-        let (proxy, picked, _tasks) = losing_proxy(&server.endpoint, is_complete).await;
-        let through = repository(&proxy, &server.bucket, "p");
+        let (proxy, picked) = losing_proxy(&server.endpoint, is_complete).await;
+        let through = repository(&proxy.endpoint, &server.bucket, "p");
         let store = open_s3(&through, &server.admin.access()).await.unwrap();
         put_in_parts(&store, key, &body, if_absent).await.unwrap();
         assert_eq!(picked.load(Ordering::SeqCst), 2, "{key} was retried");
@@ -169,10 +92,29 @@ async fn a_download_that_breaks_off_is_read_again() {
     let body = pattern(100_000, 1);
     put(&direct, "a", body.clone(), false).await.unwrap();
     let is_get = |head: &str| head.starts_with("get /backups/p/a");
-    let (proxy, picked, _tasks) = losing_proxy(&server.endpoint, is_get).await;
-    let store = open_s3(&repository(&proxy, &server.bucket, "p"), &server.keys.access()).await.unwrap();
+    let (proxy, picked) = losing_proxy(&server.endpoint, is_get).await;
+    let store =
+        open_s3(&repository(&proxy.endpoint, &server.bucket, "p"), &server.keys.access()).await.unwrap();
     assert!(store.read("a", 0..200_000).await.unwrap() == body);
     assert_eq!(picked.load(Ordering::SeqCst), 2);
+}
+
+/// The code in an error's body says what is the matter. A 404 without it was final, and ended the run
+/// that looked for the report of a probe that nobody had made.
+#[tokio::test]
+async fn a_refusal_that_breaks_off_is_asked_for_again() {
+    let server = s3s_fs().await;
+    let heads = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&heads);
+    let plan = move |head: &str| match count.fetch_add(1, Ordering::SeqCst) {
+        0 if head.starts_with("get ") => Fate::TruncateAnswer(9),
+        _ => Fate::Forward,
+    };
+    let proxy = proxy(&server.endpoint, plan).await;
+    let through = repository(&proxy.endpoint, &server.bucket, "p");
+    let store = open_s3(&through, &server.keys.access()).await.unwrap();
+    assert_eq!(heads.load(Ordering::SeqCst), 2, "the report of the probe was looked for again");
+    assert!(matches!(get(&store, "missing", 10).await, Err(StoreError::NotFound(_))));
 }
 
 #[tokio::test]
@@ -180,18 +122,15 @@ async fn a_store_without_conditions_is_written_to_without_them() {
     let server = s3s_fs().await;
     let refused = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&refused);
-    let deal = move |head: &str| {
+    let plan = move |head: &str| {
         if !head.contains("if-none-match:") {
-            return Deal::Forward;
+            return Fate::Forward;
         }
         count.fetch_add(1, Ordering::SeqCst);
-        Deal::Answer(
-            "HTTP/1.1 501 Not Implemented\r\ncontent-length: 97\r\n\r\n\
-             <Error><Code>NotImplemented</Code><Message>A header you provided is not known.</Message></Error> ",
-        )
+        error(501, "NotImplemented")
     };
-    let (proxy, _tasks) = proxy(&server.endpoint, deal).await;
-    let through = repository(&proxy, &server.bucket, "p");
+    let proxy = proxy(&server.endpoint, plan).await;
+    let through = repository(&proxy.endpoint, &server.bucket, "p");
     let body = pattern(PART + 5, 1);
     for first in ["small", "large"] {
         let store = open_s3(&through, &server.keys.access()).await.unwrap();
@@ -216,12 +155,13 @@ async fn checksums_travel_in_a_header_or_not_at_all_and_every_byte_is_signed() {
     let server = s3s_fs().await;
     let heads = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&heads);
-    let deal = move |head: &str| {
+    let plan = move |head: &str| {
         seen.lock().unwrap().push(head.to_owned());
-        Deal::Forward
+        Fate::Forward
     };
-    let (proxy, _tasks) = proxy(&server.endpoint, deal).await;
-    let store = open_s3(&repository(&proxy, &server.bucket, "p"), &server.keys.access()).await.unwrap();
+    let proxy = proxy(&server.endpoint, plan).await;
+    let store =
+        open_s3(&repository(&proxy.endpoint, &server.bucket, "p"), &server.keys.access()).await.unwrap();
     for (checksums, expected) in [(Checksums::Crc32, true), (Checksums::None, false)] {
         let store = store.clone().with_options(Options { checksums });
         heads.lock().unwrap().clear();

@@ -26,11 +26,11 @@ async fn a_capable_store_has_everything_and_its_report_is_remembered() {
     use Name::*;
     let works = [Addressing, Write, Read, RangedRead, List, Delete, Checksum, ChecksumEnforced];
     all_are(&report, State::Yes, &works);
-    all_are(&report, State::Yes, &[ConditionalPut, ConditionalComplete]);
+    all_are(&report, State::Yes, &[ConditionalPut, ConditionalComplete, ConditionalReplace]);
     all_are(&report, State::Yes, &[Multipart, MultipartAbort, MultipartList]);
     all_are(&report, State::No, &[Versioning, ObjectLock]);
     assert_eq!(report.checksums, Checksums::Crc32);
-    assert_eq!(report.rows().len(), 15);
+    assert_eq!(report.rows().len(), 16);
     let store = weed_store(&server, &server.admin, "site").await;
     left_only_the_report(&store).await;
     super::no_unfinished_uploads(&server).await;
@@ -153,7 +153,8 @@ async fn a_directory_can_do_what_directories_can() {
     let report = probe(&repository).await.unwrap();
     let works = [Name::Write, Name::Read, Name::RangedRead, Name::List, Name::Delete, Name::ConditionalPut];
     all_are(&report, State::Yes, &works);
-    assert_eq!((report.rows().len(), report.warnings.as_slice()), (6, [].as_slice()));
+    all_are(&report, State::Yes, &[Name::ConditionalReplace]);
+    assert_eq!((report.rows().len(), report.warnings.as_slice()), (7, [].as_slice()));
     let store = open(&repository).await.unwrap();
     let listed: Vec<_> = store.list("").await.unwrap().into_iter().map(|o| o.key).collect();
     assert_eq!(listed, [REPORT_KEY]);

@@ -151,6 +151,8 @@ impl Opsd {
         let root = self.path("repository");
         let mut files = Vec::new();
         collect_files(&root, &root, &mut files);
+        // What serialises replacements in a directory is no object, and stays.
+        files.retain(|name| name != ".opsd-tmp/replace.lock");
         files.sort();
         files
     }

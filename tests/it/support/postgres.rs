@@ -39,6 +39,8 @@ pub struct Server {
     pub major: u32,
     /// TCP port on 127.0.0.1, and the number in the socket's name.
     pub port: u16,
+    /// Where its programs are.
+    bin: PathBuf,
     /// Holds the data directory, the socket and the log.
     directory: PathBuf,
     /// The shell that ends the server; closing its stdin is the sign.
@@ -54,6 +56,10 @@ pub struct Options<'a> {
     pub initdb: &'a [&'a str],
     /// Lines for pg_hba.conf, before the usual ones.
     pub hba: &'a [&'a str],
+    /// Programs that `make setup` did not put there; absent means those of the major that it did.
+    pub bin_dir: Option<PathBuf>,
+    /// Variables for initdb and the server.
+    pub env: &'a [(&'a str, &'a str)],
 }
 
 /// The server of a major that tests share. They must use databases of their own
@@ -114,7 +120,8 @@ pub fn bin_dir(major: u32) -> PathBuf {
     servers_directory().join(format!("postgresql/{major}/bin"))
 }
 
-fn is_installed(major: u32) -> bool {
+/// Whether `make setup` put a major there: 13 exists for x86_64 only.
+pub fn is_installed(major: u32) -> bool {
     servers_directory().join(format!("postgresql/{major}/bin/postgres")).exists()
 }
 
@@ -154,13 +161,40 @@ pub fn server_directory(label: &str) -> PathBuf {
 impl Server {
     /// Starts a server of its own for a test; it ends when the value is dropped.
     pub fn start(major: u32, options: &Options) -> Server {
-        let bin = bin_dir(major);
+        let bin = options.bin_dir.clone().unwrap_or_else(|| bin_dir(major));
         let directory = server_directory(&format!("pg{major}"));
         // From here on the directory has a keeper, whatever fails.
-        let mut keeper = spawn_keeper(&directory);
+        let mut keeper = spawn_keeper(&directory, options.env);
         initdb(&bin, &directory, options);
         let port = launch(&mut keeper, &bin, &directory);
-        Server { major, port, directory, keeper }
+        Server { major, port, bin, directory, keeper }
+    }
+
+    /// Starts a streaming replica of this server, which should be the test's own: the replica's slot
+    /// keeps WAL, and goes with it. `settings` come after (and so instead of) those of the primary.
+    pub fn standby(&self, settings: &[(&str, &str)]) -> Server {
+        let directory = server_directory(&format!("pg{}standby", self.major));
+        // The replica's receiver is a library, which would find the system's older libpq.
+        let lib = self.bin.with_file_name("lib");
+        let env = [("LD_LIBRARY_PATH", lib.to_str().expect("a UTF-8 path"))];
+        let mut keeper = spawn_keeper(&directory, &env);
+        let data = directory.join("data");
+        let mut copy = as_server_user(Command::new(self.bin.join("pg_basebackup")));
+        copy.args(["-R", "-C", "-S", &unique("standby"), "-X", "stream", "-c", "fast", "--no-sync"]);
+        copy.arg("-h").arg(&self.directory).args(["-p", &self.port.to_string(), "-U", SUPERUSER]);
+        expect_success(copy.arg("-D").arg(&data));
+        let socket_dir = directory.to_str().expect("a UTF-8 path");
+        append_settings(&data, &[("unix_socket_directories", socket_dir)]);
+        append_settings(&data, settings);
+        let port = launch(&mut keeper, &self.bin, &directory);
+        Server { major: self.major, port, bin: self.bin.clone(), directory, keeper }
+    }
+
+    /// Waits until this replica has replayed all that its primary has written.
+    pub fn catch_up(&self, primary: &Server) {
+        let lsn = primary.psql("postgres", "SELECT pg_current_wal_flush_lsn()");
+        let sql = format!("SELECT pg_last_wal_replay_lsn() >= '{lsn}'");
+        super::processes::until("the replica catches up", || self.psql("postgres", &sql) == "t");
     }
 
     /// The postmaster's process id.
@@ -253,12 +287,16 @@ impl Server {
 
     /// A client program of this server's major, set up to connect as the superuser.
     pub fn client(&self, program: &str) -> Command {
-        self.client_of(self.major, program)
+        self.client_in(&self.bin, program)
     }
 
     /// The same, with the program of another major.
     pub fn client_of(&self, major: u32, program: &str) -> Command {
-        let mut command = Command::new(bin_dir(major).join(program));
+        if major == self.major { self.client(program) } else { self.client_in(&bin_dir(major), program) }
+    }
+
+    fn client_in(&self, bin: &Path, program: &str) -> Command {
+        let mut command = Command::new(bin.join(program));
         command
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
@@ -343,7 +381,7 @@ impl Drop for Server {
 /// The shell that a server is a child of. It starts the server when it reads a line (the port),
 /// and ends it at the end of its input. In a process group of its own, so that Ctrl-C in a terminal
 /// ends the tests and not the one who cleans up after them.
-fn spawn_keeper(directory: &Path) -> Child {
+fn spawn_keeper(directory: &Path, env: &[(&str, &str)]) -> Child {
     const SCRIPT: &str = r#"
         cd / || exit 1
         pid=
@@ -357,6 +395,7 @@ fn spawn_keeper(directory: &Path) -> Child {
     "#;
     let mut command = as_server_user(Command::new("/bin/sh"));
     command
+        .envs(env.iter().copied())
         .args(["-c", SCRIPT, "opsd-test-server-keeper"])
         .arg(directory)
         .stdin(Stdio::piped())
@@ -380,6 +419,7 @@ fn initdb(bin: &Path, directory: &Path, options: &Options) {
     std::fs::set_permissions(&password_file, std::fs::Permissions::from_mode(0o644)).expect("chmod");
     let mut command = as_server_user(Command::new(bin.join("initdb")));
     command
+        .envs(options.env.iter().copied())
         .args(["--no-sync", "--username", SUPERUSER, "--encoding=UTF8", "--locale=C.UTF-8"])
         .args(["--auth-local=trust", "--auth-host=scram-sha-256", "--pwfile"])
         .arg(&password_file)
@@ -407,11 +447,8 @@ fn initdb(bin: &Path, directory: &Path, options: &Options) {
         ("log_timezone", "UTC"),
         ("log_line_prefix", "%m [%p] %q%u@%d "),
     ];
-    let mut conf = String::new();
-    for (name, value) in usual.iter().chain(options.settings) {
-        writeln!(conf, "{name} = '{}'", value.replace('\'', "''")).expect("write to a string");
-    }
-    append(&data.join("postgresql.conf"), &conf);
+    append_settings(&data, &usual);
+    append_settings(&data, options.settings);
     if !options.hba.is_empty() {
         let path = data.join("pg_hba.conf");
         let usual = std::fs::read_to_string(&path).expect("read pg_hba.conf");
@@ -471,9 +508,14 @@ fn read_log(directory: &Path) -> String {
     String::from_utf8_lossy(&std::fs::read(directory.join("log")).unwrap_or_default()).into_owned()
 }
 
-fn append(path: &Path, text: &str) {
+fn append_settings(data: &Path, settings: &[(&str, &str)]) {
+    let mut conf = String::new();
+    for (name, value) in settings {
+        writeln!(conf, "{name} = '{}'", value.replace('\'', "''")).expect("write to a string");
+    }
+    let path = data.join("postgresql.conf");
     let mut file = std::fs::OpenOptions::new().append(true).open(path).expect("open for appending");
-    file.write_all(text.as_bytes()).expect("append");
+    file.write_all(conf.as_bytes()).expect("append");
 }
 
 /// A name that nothing else in this run, or in another run at the same time, has.

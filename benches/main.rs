@@ -1,0 +1,154 @@
+//! `make bench`: opsd beside what people use today, on the same server, the same bucket, in one run.
+//!
+//! `cargo bench -- [web] [many] [wide] [big] [--rounds N] [--json FILE]`; without names all of
+//! them but `big`. Contenders take turns within a round, so that what disturbs the machine disturbs
+//! them all; what is reported are medians and ratios. `README.md` beside this file says what is
+//! measured, and what came out. `--dump FILE` only writes the data as `pg_dump -Fc -Z0` does, for a
+//! profile of the data path alone.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "a benchmark is no part of the product: it talks, panics, waits and has an environment"
+)]
+// Only part of what the tests share is used here.
+#![allow(clippy::allow_attributes, dead_code, reason = "the tests use the rest")]
+
+mod contenders;
+mod data;
+mod measure;
+mod report;
+/// What the tests stand on, as far as it is needed here.
+#[path = "../tests/it/support"]
+mod support {
+    pub mod opsd;
+    pub mod postgres;
+    pub mod processes;
+    pub mod s3;
+}
+
+use std::path::PathBuf;
+
+use contenders::Site;
+use report::Report;
+
+/// What one run does.
+struct Plan {
+    names: Vec<String>,
+    rounds: usize,
+    json: PathBuf,
+    dump: Option<PathBuf>,
+}
+
+fn main() {
+    let plan = plan();
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    // The S3 server answers over the network; only starting it needs a runtime.
+    let weed = runtime.block_on(support::s3::SeaweedFs::start());
+    let mut report = Report::default();
+    for name in &plan.names {
+        eprintln!("{name}: making the data");
+        let mut site = Site::new(name, &weed);
+        if let Some(file) = &plan.dump {
+            site.dump_to(file);
+            continue;
+        }
+        match name.as_str() {
+            "web" => web(&mut site, plan.rounds, &mut report),
+            "many" | "wide" => backups(&mut site, plan.rounds, &mut report),
+            "big" => big(&mut site, &mut report),
+            _ => unreachable!("plan() lets nothing else through"),
+        }
+    }
+    println!("{report}");
+    std::fs::write(&plan.json, report.to_json()).expect("write the figures");
+    println!("as JSON: {}", plan.json.display());
+}
+
+fn plan() -> Plan {
+    let mut plan = Plan {
+        names: Vec::new(),
+        rounds: 3,
+        json: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("bench.json"),
+        dump: None,
+    };
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--bench" => {} // cargo says so
+            "--rounds" => plan.rounds = arguments.next().and_then(|n| n.parse().ok()).expect("--rounds N"),
+            "--json" => plan.json = arguments.next().expect("--json FILE").into(),
+            "--dump" => plan.dump = Some(arguments.next().expect("--dump FILE").into()),
+            "web" | "many" | "wide" | "big" => plan.names.push(argument),
+            _ => panic!("unknown argument {argument}: [web] [many] [wide] [big] [--rounds N] [--json FILE]"),
+        }
+    }
+    if plan.names.is_empty() {
+        plan.names = ["web", "many", "wide"].map(str::to_owned).to_vec();
+    }
+    plan
+}
+
+/// Everything: backups, restores, rehearsals.
+fn web(site: &mut Site, rounds: usize, report: &mut Report) {
+    for round in 1..=rounds {
+        eprintln!("web: round {round} of {rounds}");
+        report.add("web", "floor", site.floor());
+        report.add("web", "pipe", site.pipe());
+        report.add("web", "opsd backup", site.opsd_backup());
+        report.add("web", "pg_dump -Fd -j2", site.dump_directory());
+        if let Some(cost) = site.pgbackrest() {
+            report.add("web", "pgbackrest", cost);
+        }
+        report.add("web", "pg_restore -j2", site.restore_directory());
+        let (whole, without_analyze) = site.opsd_restore();
+        report.add("web", "opsd restore --to, with ANALYZE", whole);
+        report.add("web", "opsd restore", without_analyze);
+        report.add("web", "opsd restore --verify", site.opsd_verify());
+    }
+    report.stored("web", "pipe", site.stored_by_pipe());
+    report.stored("web", "opsd backup", site.stored_by_opsd());
+    report.plain("web", site.plain_bytes());
+    report.ratio("backup ÷ pipe", "web", "opsd backup", "pipe", 0.72);
+    report.ratio("backup ÷ floor", "web", "opsd backup", "floor", 1.15);
+    report.stored_ratio("stored ÷ pipe's", "web", "opsd backup", "pipe", 1.03);
+    report.cpu_per_gb("CPU-seconds of opsd a GB", "web", "opsd backup", 4.0);
+    report.ratio("restore ÷ pg_restore -j2", "web", "opsd restore", "pg_restore -j2", 1.05);
+    report.ratio("restore --verify ÷ restore", "web", "opsd restore --verify", "opsd restore", 1.35);
+    report.peak("peak memory, backup", "web", "opsd backup", 96 << 20);
+    report.peak("peak memory, restore", "web", "opsd restore", 96 << 20);
+    report.peak("peak memory, rehearsal", "web", "opsd restore --verify", 96 << 20);
+}
+
+/// Backups beside the floor.
+fn backups(site: &mut Site, rounds: usize, report: &mut Report) {
+    let name = site.name.clone();
+    for round in 1..=rounds {
+        eprintln!("{name}: round {round} of {rounds}");
+        report.add(&name, "floor", site.floor());
+        report.add(&name, "pipe", site.pipe());
+        report.add(&name, "opsd backup", site.opsd_backup());
+    }
+    report.stored(&name, "pipe", site.stored_by_pipe());
+    report.stored(&name, "opsd backup", site.stored_by_opsd());
+    report.plain(&name, site.plain_bytes());
+    let target = if name == "many" { 1.3 } else { 1.5 };
+    report.ratio("backup ÷ floor", &name, "opsd backup", "floor", target);
+    report.peak("peak memory, backup", &name, "opsd backup", 96 << 20);
+}
+
+/// The memory line alone: once each way.
+fn big(site: &mut Site, report: &mut Report) {
+    eprintln!("big: one round");
+    report.add("big", "opsd backup", site.opsd_backup());
+    report.add("big", "opsd restore --verify", site.opsd_verify());
+    report.stored("big", "opsd backup", site.stored_by_opsd());
+    report.plain("big", site.plain_bytes());
+    report.peak("peak memory, backup", "big", "opsd backup", 96 << 20);
+    report.peak("peak memory, rehearsal", "big", "opsd restore --verify", 96 << 20);
+    report.peak_ratio("peak memory, backup, big ÷ web", "opsd backup", 1.1);
+    report.peak_ratio("peak memory, rehearsal, big ÷ web", "opsd restore --verify", 1.1);
+}

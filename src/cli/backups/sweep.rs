@@ -1,0 +1,181 @@
+//! `opsd backups sweep`: print the plan, then follow it.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{entries, under_lease};
+use crate::backup::sweep::{self, Found, Item};
+use crate::cli::Global;
+use crate::cli::output::{self, wrapped};
+use crate::config::Config;
+use crate::config::units::parse_duration;
+use crate::error::{Error, Result};
+use crate::shutdown::Shutdown;
+use crate::store::Store;
+
+/// Arguments of `opsd backups sweep`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Complete sets, what opsd did not write, and other sites are never touched.")]
+pub struct Args {
+    /// Only these jobs [default: every job, also those that only the repository
+    /// has, and what interrupted probes left]
+    #[arg(value_name = "JOB")]
+    jobs: Vec<String>,
+    /// Only what nothing was written to for so long, by the store's clock
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = parse_duration)]
+    older_than: Duration,
+    /// Print the plan and remove nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Document {
+    site: String,
+    dry_run: bool,
+    older_than_seconds: u64,
+    items: Vec<Line>,
+    warnings: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Line {
+    /// `JOB/ID`, or a probe's folder.
+    place: String,
+    /// `remove` or `keep`.
+    action: &'static str,
+    reason: String,
+    /// Keys of objects that go.
+    objects: Vec<String>,
+    /// Keys of unfinished uploads that go.
+    uploads: Vec<String>,
+    bytes: u64,
+    /// Objects that opsd did not write, and leaves.
+    foreign: Vec<String>,
+    /// Whether it is gone; null where nothing was tried.
+    removed: Option<bool>,
+    error: Option<String>,
+}
+
+/// Plans, prints, and removes what the plan says, the oldest first.
+pub async fn run(
+    args: &Args,
+    config: &Config,
+    store: &dyn Store,
+    global: &Global,
+    shutdown: &Shutdown,
+) -> Result<()> {
+    let work = planned_and_followed(args, config, store, global, shutdown);
+    if args.dry_run {
+        return shutdown.guard(work).await;
+    }
+    under_lease(config, store, "backups sweep", global, shutdown, work).await
+}
+
+async fn planned_and_followed(
+    args: &Args,
+    config: &Config,
+    store: &dyn Store,
+    global: &Global,
+    shutdown: &Shutdown,
+) -> Result<()> {
+    let say = |text: String| if args.json || global.quiet { Ok(()) } else { output::text(text) };
+    let found = shutdown.guard(find(args, config, store)).await?;
+    let items = sweep::plan(&found, &config.site, &args.jobs, args.older_than);
+    let mut document = Document {
+        site: config.site.clone(),
+        dry_run: args.dry_run,
+        older_than_seconds: args.older_than.as_secs(),
+        items: items.iter().map(line).collect(),
+        warnings: found.uploads_unknown.iter().map(|why| format!("{UPLOADS_UNKNOWN}: {why}")).collect(),
+    };
+    say(text(&document))?;
+    if !global.quiet {
+        document.warnings.iter().for_each(|warning| output::note("warning: ", warning));
+    }
+    if !args.dry_run {
+        for (item, line) in items.iter().zip(&mut document.items).filter(|(item, _)| item.goes()) {
+            if shutdown.is_requested() {
+                break;
+            }
+            let removed = shutdown.guard(sweep::remove(store, item)).await;
+            line.removed = Some(removed.is_ok());
+            if let Err(error) = removed {
+                say(wrapped("  ! ", &format!("{}: {error}", item.place)))?;
+                line.error = Some(error.to_string());
+            }
+        }
+    }
+    if args.json {
+        output::json(&document)?;
+    }
+    if shutdown.is_requested() {
+        return Err(shutdown.error().context("sweeping stopped early"));
+    }
+    let failed: Vec<&Line> = document.items.iter().filter(|l| l.error.is_some()).collect();
+    match failed[..] {
+        [] => Ok(()),
+        [first, ..] => Err(Error::new(format!(
+            "{} of {} could not be removed: {}",
+            failed.len(),
+            items.iter().filter(|i| i.goes()).count(),
+            first.error.as_deref().unwrap_or_default()
+        ))
+        .with_hint("what is left of it is swept the next time")),
+    }
+}
+
+const UPLOADS_UNKNOWN: &str = "unfinished uploads are not swept, because they cannot be listed (a lifecycle \
+                               rule that aborts incomplete multipart uploads does it)";
+
+async fn find(args: &Args, config: &Config, store: &dyn Store) -> Result<Found> {
+    if !args.jobs.is_empty() {
+        // Says so where a named job exists nowhere.
+        entries(config, store, &args.jobs).await?;
+    }
+    sweep::find(store, &config.site).await
+}
+
+fn line(item: &Item) -> Line {
+    Line {
+        place: item.place.clone(),
+        action: if item.goes() { "remove" } else { "keep" },
+        reason: item.reason.clone(),
+        objects: item.keys.clone(),
+        uploads: item.uploads.iter().map(|u| u.key.clone()).collect(),
+        bytes: item.bytes,
+        foreign: item.foreign.clone(),
+        removed: None,
+        error: None,
+    }
+}
+
+fn text(document: &Document) -> String {
+    let goes: Vec<&Line> = document.items.iter().filter(|l| l.action == "remove").collect();
+    let freed = output::size(goes.iter().map(|l| l.bytes).sum());
+    let objects: usize = goes.iter().map(|l| l.objects.len()).sum();
+    let uploads: usize = goes.iter().map(|l| l.uploads.len()).sum();
+    let would = if document.dry_run { "would go" } else { "go" };
+    let counted = |n: usize, one: &str| format!("{n} {one}{}", if n == 1 { "" } else { "s" });
+    let mut out = match goes.len() {
+        0 => format!("site {}: nothing to sweep\n", document.site),
+        _ => format!(
+            "site {}: {} ({freed}) and {} {would}\n",
+            document.site,
+            counted(objects, "object"),
+            counted(uploads, "unfinished upload")
+        ),
+    };
+    for line in &document.items {
+        out.push_str(&wrapped(&format!("  {:<6}  {}  ", line.action, line.place), &line.reason));
+        if !line.foreign.is_empty() {
+            let left = format!("opsd did not write these, and leaves them: {}", line.foreign.join(", "));
+            out.push_str(&wrapped("          ! ", &left));
+        }
+    }
+    out
+}

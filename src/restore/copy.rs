@@ -1,0 +1,138 @@
+//! One large table's stream into a COPY of our own, without pg_restore.
+//!
+//! `BEGIN; TRUNCATE ONLY; COPY … FREEZE; COMMIT`: run again after a failure it doubles nothing, a server
+//! with `wal_level = minimal` writes no WAL for it, and the rows need no second writing to become
+//! visible to everybody. The transaction is committed only after the stream was read to its end and
+//! every object's hash agreed. Deliberately absent: anything but rows, which is pg_restore's.
+
+use std::io::BufReader;
+use std::pin::pin;
+
+use bytes::Bytes;
+use futures_util::SinkExt;
+use tokio::sync::{mpsc, oneshot};
+use tokio_postgres::CopyInSink;
+use tokio_postgres::error::SqlState;
+
+use super::{Origin, Target};
+use crate::error::{Context, Error, Result};
+use crate::postgres::connect::{Session, connect_with, error};
+use crate::postgres::ident::quote_literal;
+use crate::progress::Event;
+use crate::set::archive::Entry;
+use crate::set::archive::copy::parse_copy;
+use crate::set::archive::rows;
+use crate::set::manifest::{Database, Stream};
+use crate::set::seal::read_stream;
+
+/// Bytes of rows in one message. The server holds a message whole; larger ones gain nothing.
+const MESSAGE: usize = 128 << 10;
+/// Bytes decompressed at a time.
+const READ_SIZE: usize = 128 << 10;
+
+/// What the reading thread learned before the first row.
+struct Table {
+    entry: Entry,
+    encoding: String,
+}
+
+/// Loads the table that a stream holds, and returns its entry. `None`: the stream is not one table's,
+/// or may not be truncated by this role; nothing was changed, and pg_restore can try.
+pub async fn copy_table(
+    origin: &Origin,
+    database: &Database,
+    stream: &Stream,
+    target: &Target,
+) -> Result<Option<Entry>> {
+    let name = format!("{}/{}", database.name, stream.name);
+    let source =
+        read_stream(origin.store.clone(), &origin.prefix, stream, origin.identities.clone(), |_| ())?;
+    let (opened, table) = oneshot::channel();
+    // One message waits while one is being sent and one is being filled.
+    let (sender, messages) = mpsc::channel(1);
+    let (progress, shown) = (origin.progress.clone(), name.clone());
+    let reading = tokio::task::spawn_blocking(move || {
+        let Some(mut rows) = rows::open(BufReader::with_capacity(READ_SIZE, source))? else {
+            return Ok::<_, Error>(());
+        };
+        let table = Table { entry: rows.entry.clone(), encoding: rows.encoding.clone() };
+        let mut more = opened.send(Some(table)).is_ok();
+        while more {
+            let mut buffer = Vec::with_capacity(MESSAGE);
+            more = rows.fill(&mut buffer, MESSAGE)?;
+            progress(Event::StreamBytes { name: shown.clone(), bytes: buffer.len() as u64 });
+            if sender.blocking_send(Bytes::from(buffer)).is_err() {
+                break; // nobody listens: whoever stopped knows why
+            }
+        }
+        Ok(())
+    });
+    let table: Option<Table> = table.await.unwrap_or(None);
+    let loaded = match &table {
+        None => Ok(None),
+        Some(table) => {
+            (origin.progress)(Event::StreamStarted { name: name.clone(), estimate: stream.plain_size });
+            let loaded = load(table, messages, target).await;
+            (origin.progress)(Event::StreamFinished { name: name.clone() });
+            loaded
+        }
+    };
+    let read = reading.await.map_err(|e| Error::new(format!("stream {name} stopped: {e}")))?;
+    // Rows that were cut off also fail at the server: the reader's news comes first.
+    let what = || format!("stream {name}");
+    read.with_context(what)?;
+    let Some(session) = loaded.with_context(what)? else { return Ok(None) };
+    session.client.batch_execute("COMMIT").await.map_err(error).with_context(what)?;
+    session.close().await;
+    Ok(table.map(|table| table.entry))
+}
+
+/// Everything up to the commit. `None`: the role may not truncate the table.
+async fn load(
+    table: &Table,
+    mut messages: mpsc::Receiver<Bytes>,
+    target: &Target,
+) -> Result<Option<Session>> {
+    let statement = parse_copy(&table.entry.copy)?;
+    let mut settings =
+        vec![("xmloption", "content"), ("lock_timeout", "0"), ("client_min_messages", "warning")];
+    if target.is_superuser {
+        settings.push(super::NO_TRIGGERS);
+    }
+    if let Some(monetary) = &target.monetary {
+        settings.push(("lc_monetary", monetary));
+    }
+    let session = connect_with(&target.connection, Some(&target.dbname), "opsd restore", &settings).await?;
+    let begin = format!("BEGIN; TRUNCATE ONLY {}", statement.relation);
+    if let Err(failure) = session.client.batch_execute(&begin).await {
+        if failure.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
+            return Ok(None);
+        }
+        return Err(refused(table, &failure));
+    }
+    let copy = format!(
+        "COPY {} {} FROM STDIN (FREEZE, ENCODING {})",
+        statement.relation,
+        statement.columns,
+        quote_literal(&table.encoding)
+    );
+    let sink: CopyInSink<Bytes> = session.client.copy_in(&copy).await.map_err(|e| refused(table, &e))?;
+    let mut sink = pin!(sink);
+    while let Some(message) = messages.recv().await {
+        // A server that failed says why at the end.
+        if sink.feed(message).await.is_err() {
+            break;
+        }
+    }
+    sink.finish().await.map_err(|e| refused(table, &e))?;
+    Ok(Some(session))
+}
+
+/// In pg_restore's words, so that what failed is told apart in one way.
+fn refused(table: &Table, failure: &tokio_postgres::Error) -> Error {
+    let name = &table.entry.tag;
+    match failure.as_db_error() {
+        Some(db) => Error::new(format!("COPY failed for table {name:?}: ERROR:  {}", db.message())),
+        None => Error::new(format!("cannot load table {name:?}: {failure}")),
+    }
+}

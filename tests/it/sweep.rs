@@ -1,0 +1,283 @@
+//! `opsd backups sweep`: exactly what killed runs left goes, and nothing else.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use opsd::store::{Store, open_s3, put};
+
+use crate::support::opsd::Opsd;
+use crate::support::processes::until;
+use crate::support::s3::{SeaweedFs, s3s_fs};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+fn write(opsd: &Opsd, key: &str, age: Duration) {
+    let path = opsd.path("repository").join(key);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(&path, "x").unwrap();
+    set_age(&path, age);
+}
+
+fn set_age(path: &Path, age: Duration) {
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(SystemTime::now() - age).unwrap();
+}
+
+fn files(opsd: &Opsd) -> BTreeSet<String> {
+    opsd.repository_files().into_iter().collect()
+}
+
+/// A temporary file as an upload to `key` leaves it behind, for the store's own naming.
+async fn unfinished(opsd: &Opsd, key: &str) -> String {
+    let store = opsd::store::fs::FsStore::open(&opsd.path("repository")).unwrap();
+    let before = files(opsd);
+    let mut upload = store.begin(key, false).await.unwrap();
+    upload.put_part(Bytes::from_static(b"half")).await.unwrap();
+    std::mem::forget(upload);
+    let made: Vec<String> = files(opsd).difference(&before).cloned().collect();
+    assert_eq!(made.len(), 1, "{made:?}");
+    made[0].clone()
+}
+
+#[tokio::test]
+async fn exactly_the_orphans_go() {
+    let opsd = Opsd::without_server();
+    let old = DAY * 3;
+    let stay = [
+        // A complete set, with whatever lies in it; and one whose manifest nobody believes.
+        ("test/db/20261101T030000Z-aaaa/manifest.json", old),
+        ("test/db/20261101T030000Z-aaaa/app/schema.pgdump.zst.age", old),
+        ("test/db/20261101T030000Z-aaaa/app/data-7.pgdump.zst.age", old),
+        // In progress: the first objects are old, the last is not.
+        ("test/db/20261110T030000Z-aaaa/app/schema.pgdump.zst.age", old),
+        ("test/db/20261110T030000Z-aaaa/app/data-1.pgdump.zst.age", Duration::from_secs(60)),
+        // The newest run failed: this freezes pruning.
+        ("test/db/20261115T030000Z-aaaa/failed.json", old),
+        ("test/web/20261102T030000Z-aaaa/failed.json", old),
+        // Somebody else's, here and there.
+        ("test/db/20261103T030000Z-aaaa/notes.txt", old),
+        ("test/db/20261103T030000Z-aaaa/app/data.csv", old),
+        ("test/db/20261104T030000Z-aaaa/sub/app/schema.pgdump.zst.age", old),
+        ("test/db/notes/app/schema.pgdump.zst.age", old),
+        ("test/db/RESTORE.md", old),
+        ("test/notes.txt", old),
+        ("other/db/20261103T030000Z-aaaa/app/schema.pgdump.zst.age", old),
+        ("test-two/db/20261103T030000Z-aaaa/app/schema.pgdump.zst.age", old),
+        ("opsd-probe.json", old),
+        ("probe-0123456789abcdef/notes.txt", old),
+        ("probe-0123456789abcdeg/plain", old),
+        ("probe-fedcba9876543210/plain", Duration::from_secs(60)),
+        ("readme.txt", old),
+    ];
+    let go = [
+        // Killed: some of it, or all but the manifest.
+        ("test/db/20261103T030000Z-aaaa/app/schema.pgdump.zst.age", old),
+        ("test/db/20261105T030000Z-bbbb/globals.sql.zst.age", old),
+        ("test/db/20261105T030000Z-bbbb/..%2Fx/data-rest.pgdump.zst.age.001", old),
+        ("test/db/20261105T030000Z-bbbb/app/proof.json.zst.age", old),
+        ("test/db/20261105T030000Z-bbbb/RESTORE.md", old),
+        ("test/db/20261105T030000Z-bbbb/manifest.json.minisig", old),
+        // Half removed by a prune that was killed.
+        ("test/gone/20261101T030000Z-cccc/verified-20261102T030000Z.json", old),
+        ("test/gone/20261101T030000Z-cccc/verified-20261102T030000Z.json.minisig", old),
+        // A failed run that is not the newest; the newest one's data.
+        ("test/db/20261106T030000Z-dddd/failed.json", old),
+        ("test/db/20261106T030000Z-dddd/app/full.pgdump.zst.age", old),
+        ("test/db/20261115T030000Z-aaaa/app/data-1.pgdump.zst.age", old),
+        // Probes that were interrupted.
+        ("probe-0123456789abcdef/plain", old),
+        ("probe-0123456789abcdef/multipart", old),
+    ];
+    for (key, age) in stay.iter().chain(&go) {
+        write(&opsd, key, *age);
+    }
+    let mut staying: BTreeSet<String> = stay.iter().map(|(key, _)| (*key).to_owned()).collect();
+    let mut uploads = Vec::new();
+    for (key, age, stays) in [
+        ("test/db/20261105T030000Z-bbbb/app/data-2.pgdump.zst.age", old, false),
+        ("test/db/20261101T030000Z-aaaa/app/data-2.pgdump.zst.age", old, false),
+        ("test/db/20261107T030000Z-eeee/app/data-rest.pgdump.zst.age", old, false),
+        ("test/db/20261108T030000Z-eeee/app/data-rest.pgdump.zst.age", Duration::from_secs(60), true),
+        ("test/db/20261109T030000Z-eeee/app/data.csv", Duration::from_secs(60), true),
+        ("other/db/20261105T030000Z-bbbb/app/data-2.pgdump.zst.age", Duration::from_secs(3600), true),
+    ] {
+        uploads.push((unfinished(&opsd, key).await, age, stays));
+    }
+    // Every upload that begins removes what is a day old, so they age together.
+    for (file, age, stays) in uploads {
+        set_age(&opsd.path("repository").join(&file), age);
+        if stays {
+            staying.insert(file);
+        }
+    }
+
+    let before = files(&opsd);
+    let plan = opsd.ok(&["backups", "sweep", "--dry-run"]);
+    assert_eq!(files(&opsd), before, "a plan removes nothing");
+    for line in [
+        "13 objects (13 B) and 3 unfinished uploads would go",
+        "remove  db/20261105T030000Z-bbbb  no manifest, and nothing written for 3d: its",
+        "keep    db/20261110T030000Z-aaaa  written to 1m ago: may be in progress",
+        "remove  db/20261106T030000Z-dddd  its run failed 3d ago",
+        "failed.json of the newest run",
+        "remove  probe-0123456789abcdef",
+        "notes.txt",
+    ] {
+        assert!(plan.stdout.contains(line), "{line:?} in {plan}");
+    }
+    assert!(plan.stdout.lines().all(|line| line.chars().count() <= 80), "{plan}");
+
+    // Only one job's, where that is asked for; a name that is nowhere is an error.
+    opsd.ok(&["backups", "sweep", "gone"]);
+    let after = files(&opsd);
+    let gone: Vec<&String> = before.difference(&after).filter(|key| !key.starts_with(".opsd-tmp/")).collect();
+    assert!(gone.len() == 2 && gone.iter().all(|key| key.starts_with("test/gone/")), "{gone:?}");
+    opsd.run(&["backups", "sweep", "nosuch"]).expect_failure(2, &["no job \"nosuch\""]);
+    opsd.run(&["backups", "sweep", "--older-than", "soon"]).expect_failure(2, &["--older-than"]);
+    // A longer limit spares all of it.
+    let document = opsd.ok(&["backups", "sweep", "--older-than", "4d", "--json"]).json();
+    assert!(document["items"].as_array().unwrap().iter().all(|i| i["action"] == "keep"), "{document}");
+
+    let document = opsd.ok(&["backups", "sweep", "--json"]).json();
+    let items = document["items"].as_array().unwrap();
+    assert!(items.iter().all(|i| (i["action"] == "remove") == (i["removed"] == true)), "{document}");
+    assert!(items.iter().filter(|i| i["removed"] == true).count() >= 5, "{document}");
+    assert_eq!(files(&opsd), staying);
+    // Once more: nothing is left to do.
+    let again = opsd.ok(&["backups", "sweep"]);
+    assert!(again.stdout.contains("nothing to sweep") && again.stderr.is_empty(), "{again}");
+    assert_eq!(files(&opsd), staying);
+}
+
+/// Of several runs that failed one after another the newest one's word is enough, and it stays.
+#[tokio::test]
+async fn the_newest_failed_run_goes_on_freezing() {
+    let mut opsd = Opsd::without_server();
+    opsd.postgres.set("url", "\"postgres://opsd@127.0.0.1:1/app\"");
+    opsd.job.set("source", "{ postgres = \"main\" }").set("retention", "{ last = 1 }");
+    write(&opsd, "test/db/20261101T030000Z-aaaa/manifest.json", DAY * 5);
+    write(&opsd, "test/db/20261102T030000Z-aaaa/failed.json", DAY * 4);
+    write(&opsd, "test/db/20261103T030000Z-aaaa/failed.json", DAY * 3);
+    // Killed after that: once it is swept, the failed one is the newest again.
+    write(&opsd, "test/db/20261104T030000Z-aaaa/app/schema.pgdump.zst.age", DAY * 2);
+    let frozen = |newest: &str| {
+        let run = opsd.ok(&["backups", "prune"]);
+        assert!(run.stdout.contains("nothing is removed") && run.stdout.contains(newest), "{run}");
+    };
+    frozen("20261104T030000Z-aaaa, does not count: incomplete");
+    opsd.ok(&["backups", "sweep"]);
+    let left: Vec<String> = files(&opsd).into_iter().collect();
+    assert_eq!(
+        left,
+        ["test/db/20261101T030000Z-aaaa/manifest.json", "test/db/20261103T030000Z-aaaa/failed.json"]
+    );
+    frozen("20261103T030000Z-aaaa, does not count: failed");
+}
+
+/// A set that becomes complete, or goes on being written, after the plan was made.
+#[tokio::test]
+async fn what_changed_since_the_plan_is_left_alone() {
+    let store = opsd::store::memory::MemoryStore::new();
+    let long_ago = chrono::Utc::now() - chrono::TimeDelta::days(3);
+    let ids = ["20261101T030000Z-aaaa", "20261102T030000Z-aaaa", "20261103T030000Z-aaaa"];
+    let key = |id: &str, name: &str| format!("test/db/{id}/{name}");
+    for id in ids {
+        let first = key(id, "app/schema.pgdump.zst.age");
+        put(&store, &first, "x", false).await.unwrap();
+        store.set_modified(&first, long_ago);
+    }
+    let found = opsd::backup::sweep::find(&store, "test").await.unwrap();
+    let plan = opsd::backup::sweep::plan(&found, "test", &[], DAY);
+    assert!(plan.len() == 3 && plan.iter().all(|item| item.goes()), "{plan:?}");
+    put(&store, &key(ids[0], "manifest.json"), "{}", true).await.unwrap();
+    put(&store, &key(ids[1], "app/data-1.pgdump.zst.age"), "x", true).await.unwrap();
+    for (item, says) in plan.iter().zip(["became complete", "written to meanwhile", ""]) {
+        let removed = opsd::backup::sweep::remove(&store, item).await;
+        match removed {
+            Ok(()) => assert_eq!(says, ""),
+            Err(error) => assert!(!says.is_empty() && error.to_string().contains(says), "{error}"),
+        }
+    }
+    let left: Vec<String> = store.list("").await.unwrap().into_iter().map(|o| o.key).collect();
+    assert_eq!(left.len(), 4, "{left:?}");
+    assert!(left.iter().all(|k| !k.contains(ids[2])));
+}
+
+/// Multipart uploads of a run that was killed, on a server that keeps them.
+#[tokio::test(flavor = "multi_thread")]
+async fn stale_multipart_uploads_go_on_s3() {
+    let server = SeaweedFs::start().await;
+    let mut opsd = Opsd::without_server();
+    opsd.use_s3(
+        "s3://backups/some/prefix",
+        &server.endpoint,
+        &server.admin.access_key,
+        &server.admin.secret_key,
+    );
+    let store = open_s3(&server.repository("some/prefix"), &server.admin.access()).await.unwrap();
+    let part = Bytes::from(vec![7u8; 5 << 20]);
+    let ours = ["test/db/20261105T030000Z-bbbb/app/data-1.pgdump.zst.age", "probe-0123456789abcdef/aborted"];
+    for key in ours {
+        let mut upload = store.begin(key, false).await.unwrap();
+        upload.put_part(part.clone()).await.unwrap();
+        upload.put_part(part.clone()).await.unwrap();
+        std::mem::forget(upload);
+    }
+    put(&store, "test/db/20261105T030000Z-bbbb/globals.sql.zst.age", "x", false).await.unwrap();
+    // Another site's, another tool's in our place, another prefix in the bucket.
+    let client = server.client();
+    let foreign = [
+        "some/prefix/other/db/20261105T030000Z-bbbb/app/data-1.pgdump.zst.age",
+        "some/prefix/test/db/20261105T030000Z-bbbb/video.mp4",
+        "elsewhere/test/db/20261105T030000Z-bbbb/app/data-1.pgdump.zst.age",
+    ];
+    for key in foreign {
+        client.create_multipart_upload().bucket(&server.bucket).key(key).send().await.unwrap();
+    }
+    let list = async || {
+        let answer = client.list_multipart_uploads().bucket(&server.bucket).send().await.unwrap();
+        answer.uploads().iter().map(|u| u.key().unwrap().to_owned()).collect::<BTreeSet<_>>()
+    };
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while list().await.len() < 5 {
+        assert!(Instant::now() < deadline, "{:?}", list().await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let sweep = |older: &str, more: &[&str]| {
+        opsd.ok(&[&["backups", "sweep", "--older-than", older, "--json"], more].concat()).json()
+    };
+    // Young, all of it stays.
+    let document = sweep("1h", &[]);
+    assert!(document["items"].as_array().unwrap().iter().all(|i| i["action"] == "keep"), "{document}");
+    assert_eq!(list().await.len(), 5);
+    until("it is two seconds old", || {
+        let document = sweep("2s", &["--dry-run"]);
+        document["items"].as_array().unwrap().iter().all(|i| i["action"] == "remove")
+    });
+    let document = sweep("2s", &[]);
+    assert_eq!(document["items"].as_array().unwrap().len(), 2, "{document}");
+    assert_eq!(document["warnings"].as_array().unwrap().len(), 0);
+    assert_eq!(list().await, foreign.map(str::to_owned).into());
+    let left: Vec<String> = store.list("").await.unwrap().into_iter().map(|o| o.key).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// A store that cannot list unfinished uploads: said, and the rest is swept.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_cannot_list_uploads_is_swept_of_the_rest() {
+    let server = s3s_fs().await;
+    let mut opsd = Opsd::without_server();
+    opsd.use_s3("s3://backups/p", &server.endpoint, &server.keys.access_key, &server.keys.secret_key);
+    let store = open_s3(&server.repository("p"), &server.keys.access()).await.unwrap();
+    let key = "test/db/20261105T030000Z-bbbb/globals.sql.zst.age";
+    put(&store, key, "x", false).await.unwrap();
+    let path = server.directory.join("p").join(key);
+    set_age(&path, DAY * 2);
+    let run = opsd.ok(&["backups", "sweep"]);
+    assert_eq!(run.stderr.matches("cannot be listed").count(), 1, "{run}");
+    assert!(!path.exists(), "{run}");
+    let document = opsd.ok(&["backups", "sweep", "--json"]).json();
+    assert_eq!(document["warnings"].as_array().unwrap().len(), 1, "{document}");
+}
