@@ -181,6 +181,18 @@ fn a_backup_killed_at_any_moment_leaves_nothing_that_passes_for_one() {
     assert_eq!(complete_sets_are_whole(&site.opsd, &killed.command).len(), sets + 1);
     let run = site.opsd.ok(&["restore", "--verify", "--json"]);
     assert_eq!(sets::result(&run)["verdict"], "proven", "{run}");
+    // What the killed ones left goes by itself, and nothing else does.
+    let files = || site.opsd.repository_files().into_iter().collect::<BTreeSet<String>>();
+    let before = files();
+    let sets = complete(&site.opsd);
+    let stays = |file: &String| {
+        sets.iter().any(|id| file.starts_with(&format!("test/db/{id}/"))) || file == ".opsd-tmp/replace.lock"
+    };
+    site.opsd.ok(&["backups", "sweep", "--older-than", "0s"]);
+    let expected: BTreeSet<String> = before.iter().filter(|file| stays(file)).cloned().collect();
+    assert!(expected.len() < before.len(), "nothing was left behind: {before:?}");
+    assert_eq!(files(), expected);
+    complete_sets_are_whole(&site.opsd, "sweep");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -206,6 +218,11 @@ async fn a_backup_to_s3_killed_at_any_moment_leaves_nothing_that_passes_for_one(
         }
     }
     let id = back_up(&site.opsd);
+    let sets_before = complete(&site.opsd);
+    site.opsd.ok(&["backups", "sweep", "--older-than", "0s"]);
+    assert_eq!(complete(&site.opsd), sets_before);
+    let left = site.opsd.ok(&["backups", "sweep", "--older-than", "0s", "--json"]).json();
+    assert_eq!(left["items"].as_array().map(Vec::len), Some(0), "{left}");
     let run = site.opsd.ok(&["restore", "--verify", "--json"]);
     assert_eq!((&sets::result(&run)["verdict"], &sets::result(&run)["id"]), (&"proven".into(), &id.into()));
 }

@@ -345,7 +345,7 @@ fn a_schema_that_changes_all_the_time_makes_sets_that_prove_themselves_or_none()
     opsd.env("OPSD_LOG", "info");
     let mut random = StdRng::seed_from_u64(seed("changing schema"));
     let (stop, changes) = (AtomicBool::new(false), AtomicU32::new(0));
-    let wanted = rounds(4, 40);
+    let wanted = rounds(3, 40);
     let made = std::thread::scope(|scope| {
         let (stop, changes, database) = (&stop, &changes, &database);
         let chaos = scope.spawn(move || {
@@ -369,6 +369,7 @@ fn a_schema_that_changes_all_the_time_makes_sets_that_prove_themselves_or_none()
                 let statement = &statements[random.random_range(0..statements.len())];
                 // Some fail: the table is not there, or there already.
                 let done = server.try_psql(database, statement);
+                std::thread::sleep(Duration::from_millis(random.random_range(0..60)));
                 changes.fetch_add(u32::from(done.is_ok()), Ordering::Relaxed);
                 if let Err(error) = done {
                     assert!(!error.contains("deadlock"), "opsd was in the way of {statement}: {error}");
