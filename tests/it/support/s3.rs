@@ -172,6 +172,7 @@ impl SeaweedFs {
         let log = std::fs::File::create(root.path().join("log")).expect("log file");
         let mut command = Command::new(weed);
         command
+            .arg(format!("-logdir={}", root.path().display()))
             .arg("mini")
             .arg(format!("-dir={}", data.display()))
             .arg(format!("-s3.config={}", config_path.display()))
