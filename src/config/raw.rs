@@ -36,6 +36,9 @@ pub struct Parsed {
     pub warnings: Vec<Warning>,
 }
 
+/// The warning about a password that is written out; worse where others may read the file.
+pub const PASSWORD_STANDS_HERE: &str = "the password stands in this file";
+
 /// Reads a configuration. `env` is the environment; `path` is for messages and ends up in the
 /// result. Files that it names (recipients, password and service files) are read, secret keys not.
 pub fn parse(text: &str, path: &Path, env: Env<'_>) -> Parsed {
@@ -345,7 +348,7 @@ fn postgres(walk: &mut Walk<'_>, section: &Section<'_>, name: &str) -> Option<Po
             if resolved.password_in_dsn && url.literal {
                 walk.warn(
                     &url.place,
-                    "the password stands in this file",
+                    PASSWORD_STANDS_HERE,
                     Some("keep it in ~/.pgpass, PGPASSWORD or a ${VARIABLE}"),
                 );
             }
