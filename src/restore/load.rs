@@ -191,7 +191,8 @@ fn early(entries: &[Entry]) -> HashMap<(String, String), Early> {
     for entry in entries.iter().filter(|e| e.section == Section::PostData) {
         let is_index = entry.desc == "INDEX";
         // pg_dump writes one dependency a column.
-        let of: HashSet<i32> = entry.dependencies.iter().copied().filter(|id| tables.contains_key(id)).collect();
+        let of: HashSet<i32> =
+            entry.dependencies.iter().copied().filter(|id| tables.contains_key(id)).collect();
         let mut of = of.iter().filter_map(|id| tables.get(id));
         let (Some(table), None) = (of.next(), of.next()) else { continue };
         if !(is_index || entry.desc == "CONSTRAINT") || entry.dependencies.iter().any(|id| later.contains(id))

@@ -253,7 +253,9 @@ async fn read_piece(
     // COPY by itself reads neither a partitioned root nor some of the rows.
     let what = match &piece.what {
         What::Table => format!("{relation} {listed}"),
-        What::Pages(from, None) => format!("(SELECT {columns} FROM ONLY {relation} WHERE ctid >= '({from},0)')"),
+        What::Pages(from, None) => {
+            format!("(SELECT {columns} FROM ONLY {relation} WHERE ctid >= '({from},0)')")
+        }
         What::Pages(from, Some(end)) => format!(
             "(SELECT {columns} FROM ONLY {relation} WHERE ctid >= '({from},0)' AND ctid < '({end},0)')"
         ),
