@@ -208,7 +208,10 @@ mod tests {
             let error = place.locate(None, None).expect_err(whose);
             assert_eq!(error.kind(), Kind::Usage);
             let text = error.to_string();
-            assert!(text.contains("was ignored: it belongs to user 65534, neither to you nor to root"), "{text}");
+            assert!(
+                text.contains("was ignored: it belongs to user 65534, neither to you nor to root"),
+                "{text}"
+            );
         };
         std::os::unix::fs::chown(&path, Some(65534), None).expect("chown");
         refused("the file");

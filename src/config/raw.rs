@@ -495,11 +495,7 @@ fn source(walk: &mut Walk<'_>, section: &Section<'_>, servers: &[String]) -> Opt
 
 fn databases(walk: &mut Walk<'_>, place: &Place, names: Vec<Text>) -> Databases {
     if names.is_empty() {
-        walk.mistake(
-            place,
-            "is an empty list",
-            "leave it out for the URL's database, or [\"*\"] for all",
-        );
+        walk.mistake(place, "is an empty list", "leave it out for the URL's database, or [\"*\"] for all");
     }
     if names.len() > 1 && names.iter().any(|n| n.value == "*") {
         walk.mistake(place, "\"*\" already means every database", "leave the other names out");

@@ -238,8 +238,7 @@ impl<'a> Walk<'a> {
         if range.contains(&number) {
             return Some(number);
         }
-        let hint =
-            if number < *range.start() { "write a larger number" } else { "write a smaller number" };
+        let hint = if number < *range.start() { "write a larger number" } else { "write a smaller number" };
         self.mistake(&place, format!("must be from {} to {}", range.start(), range.end()), hint);
         None
     }
