@@ -15,10 +15,15 @@
 
 mod support;
 
+mod assertions;
+mod aws_chain;
 mod backups;
 mod bad_input;
 mod cli;
+mod containers;
+mod contract;
 mod demo;
+mod dropped;
 mod harness;
 mod integrity;
 mod large_objects;
@@ -26,6 +31,7 @@ mod lease;
 mod listing;
 mod locales;
 mod majors;
+mod names;
 mod postgres;
 mod readme;
 mod regressions;
@@ -40,4 +46,5 @@ mod standby;
 mod store;
 mod sweep;
 mod tablespaces;
+mod terminal;
 mod traps;
