@@ -1,6 +1,6 @@
 //! Credentials the way AWS tools find them: a profile, a program that a profile names, a container's
-//! endpoint, a web identity, an instance's metadata service. The services are the tests' own; the store
-//! is SeaweedFS, which refuses whoever has no key.
+//! endpoint, a web identity, an instance's metadata service. The services are the tests' own; the stores
+//! refuse whoever has no key.
 
 use std::sync::{Arc, Mutex};
 
@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::security::executable;
 use crate::support::opsd::{Opsd, write_private};
 use crate::support::postgres::default_server;
-use crate::support::s3::{Keys, S3sFs, SeaweedFs, s3s_fs};
+use crate::support::s3::{Keys, SeaweedFs, s3s_fs};
 use crate::support::sets::{back_up, complete};
 
 /// What hands out a key pair: metadata service (version 2), container endpoint and STS in one.
@@ -155,14 +155,10 @@ async fn a_profile_of_the_shared_files_is_enough() {
     server.drop_database(&database);
 }
 
-/// A store that takes the session token that comes with keys that were handed out.
-async fn store() -> S3sFs {
-    s3s_fs().await
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_that_a_service_hands_out_are_found() {
-    let s3 = store().await;
+    // SeaweedFS takes no session token but its own, and keys that are handed out come with one.
+    let s3 = s3s_fs().await;
     let services = Services::start(&s3.keys).await;
     let mut opsd = Opsd::without_server();
     without_keys(&mut opsd, &s3.endpoint, &s3.bucket);
@@ -172,14 +168,14 @@ async fn keys_that_a_service_hands_out_are_found() {
     let plain = opsd.env.clone();
     let token = opsd.path("token");
     write_private(&token, "who-i-am");
-    let cases: [(&str, Vec<(&str, String)>, &[&str]); 3] = [
+    let cases = [
         (
             "an instance",
             vec![
                 ("AWS_EC2_METADATA_DISABLED", "false".into()),
                 ("AWS_EC2_METADATA_SERVICE_ENDPOINT", services.endpoint.clone()),
             ],
-            &[
+            vec![
                 "PUT /latest/api/token",
                 "GET /latest/meta-data/iam/security-credentials/",
                 "GET /latest/meta-data/iam/security-credentials/role",
@@ -191,7 +187,7 @@ async fn keys_that_a_service_hands_out_are_found() {
                 ("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("{}/container", services.endpoint)),
                 ("AWS_CONTAINER_AUTHORIZATION_TOKEN", "let-me-in".into()),
             ],
-            &["GET /container"],
+            vec!["GET /container"],
         ),
         (
             "a web identity",
@@ -200,7 +196,7 @@ async fn keys_that_a_service_hands_out_are_found() {
                 ("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/backup".into()),
                 ("AWS_ENDPOINT_URL_STS", services.endpoint.clone()),
             ],
-            &["POST /"],
+            vec!["POST /"],
         ),
     ];
     for (who, variables, asked) in cases {

@@ -7,18 +7,14 @@ mod pruning;
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use opsd::backup::prune;
-use opsd::backup::retention::Reason;
+use opsd::backup::prune::{self, JobPlan};
 use opsd::config::Retention;
-use opsd::error::Kind;
-use opsd::set::catalog::{self, Selector, Signature, State};
+use opsd::set::catalog::{self, Selector};
 use opsd::set::manifest::{self, Manifest, Object, ProofState, Stream};
 use opsd::set::verification::{self, Phases, Verdict, Verification};
-use opsd::set::{self, seal, signature};
-use opsd::store::faulty::{Fault, FaultyStore, Operation, Rule};
-use opsd::store::fs::FsStore;
+use opsd::set::{self, signature};
 use opsd::store::memory::MemoryStore;
-use opsd::store::{self, Store, StoreError};
+use opsd::store::{self, Store};
 
 const SITE: &str = "example";
 const JOB: &str = "db";
@@ -200,15 +196,6 @@ async fn find(
     found.map(|set| set.entry.id)
 }
 
-async fn plan(repository: &Repository<'_>, trusted: &[String], rules: Retention) -> prune::JobPlan {
+async fn plan(repository: &Repository<'_>, trusted: &[String], rules: Retention) -> JobPlan {
     prune::plan(&*repository.store, trusted, SITE, JOB, &rules, now(), false).await.expect("a plan")
-}
-
-/// Plans, removes, and tells which ids went.
-async fn prune(repository: &Repository<'_>, trusted: &[String], rules: Retention) -> Vec<String> {
-    let plan = plan(repository, trusted, rules).await;
-    for removal in plan.removals.values() {
-        prune::remove(&*repository.store, removal).await.expect("removed");
-    }
-    plan.removals.into_keys().collect()
 }

@@ -100,7 +100,7 @@ async fn all_commands(s3: &SeaweedFs, server: &Server) {
         .cloned()
         .collect();
     assert!(removed.len() == 1 && removed[0]["id"] == first.as_str(), "{run}");
-    assert_eq!(complete(&opsd), [id.clone()]);
+    assert_eq!(complete(&opsd), std::slice::from_ref(&id));
     let left: Vec<String> = objects.into_iter().filter(|key| !key.contains(&format!("/{first}/"))).collect();
     let now = self::objects(s3, &format!("pg{major}/")).await;
     // The lease that pruning takes is given back; what is left of it is no set's.

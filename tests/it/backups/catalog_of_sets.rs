@@ -1,6 +1,13 @@
 //! What the catalog finds, believes and refuses.
 
-use super::*;
+use chrono::TimeDelta;
+use opsd::error::Kind;
+use opsd::set::catalog::{self, Selector, Signature, State};
+use opsd::set::verification::Verdict;
+use opsd::store;
+use opsd::store::faulty::{Fault, FaultyStore, Operation, Rule};
+
+use super::{JOB, Keys, Repository, SITE, find, last, manifest, plan, stream, time};
 
 #[tokio::test]
 async fn the_catalog_is_what_the_repository_holds() {

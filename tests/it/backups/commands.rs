@@ -1,6 +1,12 @@
 //! `opsd backups` as people and scripts meet it.
 
-use super::*;
+use std::sync::Arc;
+
+use opsd::set::verification::Verdict;
+use opsd::set::{self, seal};
+use opsd::store::fs::FsStore;
+
+use super::{JOB, Repository, SITE, manifest};
 
 /// A repository in a directory, its configuration, and the built `opsd`.
 struct Site {

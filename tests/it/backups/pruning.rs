@@ -1,6 +1,26 @@
 //! What pruning removes, in which order, and what it leaves alone.
 
-use super::*;
+use std::sync::Arc;
+
+use opsd::backup::prune;
+use opsd::backup::retention::Reason;
+use opsd::config::Retention;
+use opsd::set::catalog::{self, State};
+use opsd::set::verification::Verdict;
+use opsd::store::StoreError;
+use opsd::store::faulty::{Fault, FaultyStore, Operation, Rule};
+use opsd::store::fs::FsStore;
+
+use super::{JOB, Keys, Repository, SITE, last, now, plan};
+
+/// Plans, removes, and tells which ids went.
+async fn prune(repository: &Repository<'_>, trusted: &[String], rules: Retention) -> Vec<String> {
+    let plan = plan(repository, trusted, rules).await;
+    for removal in plan.removals.values() {
+        prune::remove(&*repository.store, removal).await.expect("removed");
+    }
+    plan.removals.into_keys().collect()
+}
 
 #[tokio::test]
 async fn prune_removes_what_the_plan_says_and_nothing_that_opsd_did_not_write() {
