@@ -1,6 +1,6 @@
 //! `make bench`: opsd beside what people use today, on the same server, the same bucket, in one run.
 //!
-//! `cargo bench -- [web] [many] [wide] [big] [--rounds N] [--json FILE]`; without names all of
+//! `cargo bench -- [web] [many] [wide] [list] [big] [--rounds N] [--json FILE]`; without names all of
 //! them but `big`. Contenders take turns within a round, so that what disturbs the machine disturbs
 //! them all; what is reported are medians and ratios. `README.md` beside this file says what is
 //! measured, and what came out. `--dump FILE` only writes the data as `pg_dump -Fc -Z0` does, for a
@@ -24,6 +24,7 @@ mod report;
 /// What the tests stand on, as far as it is needed here.
 #[path = "../tests/it/support"]
 mod support {
+    pub mod many_sets;
     pub mod opsd;
     pub mod postgres;
     pub mod processes;
@@ -31,9 +32,17 @@ mod support {
 }
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use contenders::Site;
+use opsd::store::{Store, open_s3};
 use report::Report;
+use support::many_sets;
+use support::opsd::Opsd;
+use support::s3::SeaweedFs;
+
+/// Sets that are listed.
+const SETS: usize = 1_000;
 
 /// What one run does.
 struct Plan {
@@ -47,10 +56,14 @@ fn main() {
     let plan = plan();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     // The S3 server answers over the network; only starting it needs a runtime.
-    let weed = runtime.block_on(support::s3::SeaweedFs::start());
+    let weed = runtime.block_on(SeaweedFs::start());
     let mut report = Report::default();
     for name in &plan.names {
         eprintln!("{name}: making the data");
+        if name == "list" {
+            list(&runtime, &weed, plan.rounds, &mut report);
+            continue;
+        }
         let mut site = Site::new(name, &weed);
         if let Some(file) = &plan.dump {
             site.dump_to(file);
@@ -82,12 +95,14 @@ fn plan() -> Plan {
             "--rounds" => plan.rounds = arguments.next().and_then(|n| n.parse().ok()).expect("--rounds N"),
             "--json" => plan.json = arguments.next().expect("--json FILE").into(),
             "--dump" => plan.dump = Some(arguments.next().expect("--dump FILE").into()),
-            "web" | "many" | "wide" | "big" => plan.names.push(argument),
-            _ => panic!("unknown argument {argument}: [web] [many] [wide] [big] [--rounds N] [--json FILE]"),
+            "web" | "many" | "wide" | "list" | "big" => plan.names.push(argument),
+            _ => panic!(
+                "unknown argument {argument}: [web] [many] [wide] [list] [big] [--rounds N] [--json FILE]"
+            ),
         }
     }
     if plan.names.is_empty() {
-        plan.names = ["web", "many", "wide"].map(str::to_owned).to_vec();
+        plan.names = ["web", "many", "wide", "list"].map(str::to_owned).to_vec();
     }
     plan
 }
@@ -138,6 +153,26 @@ fn backups(site: &mut Site, rounds: usize, report: &mut Report) {
     let target = if name == "many" { 1.3 } else { 1.5 };
     report.ratio("backup ÷ floor", &name, "opsd backup", "floor", target);
     report.peak("peak memory, backup", &name, "opsd backup", 96 << 20);
+}
+
+/// What `backups list` takes for three years of nightly sets.
+fn list(runtime: &tokio::runtime::Runtime, weed: &SeaweedFs, rounds: usize, report: &mut Report) {
+    let mut opsd = Opsd::without_server();
+    let keys = &weed.admin;
+    opsd.use_s3(&format!("s3://{}/list", weed.bucket), &weed.endpoint, &keys.access_key, &keys.secret_key);
+    runtime.block_on(async {
+        let store = open_s3(&weed.repository("list"), &keys.access()).await.expect("the store");
+        many_sets::fill(&(Arc::new(store) as Arc<dyn Store>), &opsd, SETS).await;
+    });
+    for round in 1..=rounds {
+        eprintln!("list: round {round} of {rounds}");
+        let (json, cost) = measure::run(&mut opsd.command(&["backups", "list", "--json"]));
+        let document: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+        assert_eq!(document["sets"].as_array().map(Vec::len), Some(SETS), "all of them are listed");
+        report.add("list", "opsd backups list", cost);
+    }
+    report.seconds("wall time, 1,000 sets", "list", "opsd backups list", 2.0);
+    report.peak("peak memory, 1,000 sets", "list", "opsd backups list", 64 << 20);
 }
 
 /// The memory line alone: once each way.

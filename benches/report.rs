@@ -71,6 +71,11 @@ impl Report {
         self.measure(what, data, self.wall(data, of) / self.wall(data, to), target, "");
     }
 
+    /// Wall time against a limit in seconds.
+    pub fn seconds(&mut self, what: &str, data: &str, of: &str, limit: f64) {
+        self.measure(what, data, self.wall(data, of), limit, " s");
+    }
+
     /// Stored bytes against stored bytes.
     pub fn stored_ratio(&mut self, what: &str, data: &str, of: &str, to: &str, target: f64) {
         let bytes =

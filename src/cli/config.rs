@@ -1,5 +1,6 @@
 //! `opsd config`: a starter file, every mistake at once, the resolved settings.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -89,11 +90,11 @@ fn init(path: &Path) -> Result<()> {
 fn check(global: &Global, json: bool) -> Result<()> {
     let (path, mut parsed) = load::read(global.config.as_deref())?;
     if let Some(config) = &parsed.config {
-        let (mistakes, warnings) = key_files(&path, &config.encryption);
+        let (mistakes, warnings) = key_files(&path, &config.encryption, &parsed.key_files);
         parsed.mistakes.extend(mistakes);
         parsed.warnings.extend(warnings);
     }
-    let Parsed { config, mistakes, warnings } = parsed;
+    let Parsed { config, mistakes, warnings, .. } = parsed;
     if json {
         output::json(&json!({
             "path": path.to_string_lossy(),
@@ -132,14 +133,16 @@ fn summary(config: &Config) -> String {
 
 /// Mistakes and warnings about the files with secret keys. A file that this user cannot open is only
 /// a warning: the check may run where the keys are not.
-fn key_files(path: &Path, encryption: &Encryption) -> (Vec<Finding>, Vec<Finding>) {
+fn key_files(
+    path: &Path,
+    encryption: &Encryption,
+    lines: &BTreeMap<String, usize>,
+) -> (Vec<Finding>, Vec<Finding>) {
     let (mut mistakes, mut warnings) = (Vec::new(), Vec::new());
-    let finding = |key: &str, message: String, hint: Option<&str>| Finding {
-        key: format!("encryption.{key}"),
-        path: path.to_path_buf(),
-        line: None,
-        message,
-        hint: hint.map(str::to_string),
+    let finding = |key: &str, message: String, hint: Option<&str>| {
+        let key = format!("encryption.{key}");
+        let line = lines.get(&key).copied();
+        Finding { key, path: path.to_path_buf(), line, message, hint: hint.map(str::to_string) }
     };
     let mut examine = |key: &str, file: &Path, read: &dyn Fn(&Path) -> Result<Option<&'static str>>| {
         if let Err(error) = std::fs::File::open(file) {
@@ -149,7 +152,13 @@ fn key_files(path: &Path, encryption: &Encryption) -> (Vec<Finding>, Vec<Finding
         match read(file) {
             Ok(Some(odd)) => warnings.push(finding(key, odd.into(), None)),
             Ok(None) => {}
-            Err(error) => mistakes.push(finding(key, error.to_string(), error.hint())),
+            Err(error) => {
+                let hint = error.hint().unwrap_or(match key {
+                    "identity_file" => "`opsd keygen -o FILE` makes one",
+                    _ => "`opsd keygen --sign -o FILE` makes one",
+                });
+                mistakes.push(finding(key, error.to_string(), Some(hint)));
+            }
         }
     };
     if let Some(file) = &encryption.identity_file {

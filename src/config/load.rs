@@ -27,7 +27,7 @@ pub fn environment(name: &str) -> Option<String> {
 /// Reads the configuration: `explicit` (`--config`), `OPSD_CONFIG`, `/etc/opsd/opsd.toml`, or
 /// `./opsd.toml` where nobody else may write it. All mistakes together are one error.
 pub fn load(explicit: Option<&Path>) -> Result<(Config, Vec<Warning>)> {
-    let (path, Parsed { config, mistakes, warnings }) = read(explicit)?;
+    let (path, Parsed { config, mistakes, warnings, .. }) = read(explicit)?;
     match config {
         Some(config) => Ok((config, warnings)),
         None => Err(mistakes_error(&path, &mistakes)),
@@ -199,6 +199,36 @@ mod tests {
             assert!(error.hint().is_some_and(|h| h.contains("--config")), "{error:?}");
         }
         assert_eq!(place.locate(Some("local"), None).expect("said explicitly"), "local");
+    }
+
+    /// Only root can give a file away; others cannot be shown one that is somebody else's.
+    #[test]
+    fn a_local_file_of_another_user_is_ignored_and_one_of_root_or_the_caller_is_not() {
+        let place = Place::new();
+        let path = place.write("local", 0o644);
+        assert_eq!(place.locate(None, None).expect("the caller's own"), "local");
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let refused = |whose: &str| {
+            let error = place.locate(None, None).expect_err(whose);
+            assert_eq!(error.kind(), Kind::Usage);
+            let text = error.to_string();
+            assert!(
+                text.contains("was ignored: it belongs to user 65534, neither to you nor to root"),
+                "{text}"
+            );
+        };
+        std::os::unix::fs::chown(&path, Some(65534), None).expect("chown");
+        refused("the file");
+        assert_eq!(place.locate(Some("local"), None).expect("said explicitly"), "local");
+        // A link of somebody else's to a file of root's: who made it chose the file.
+        std::fs::remove_file(&path).expect("remove");
+        let target = place.write("target", 0o644);
+        std::os::unix::fs::symlink(&target, &path).expect("link");
+        assert_eq!(place.locate(None, None).expect("the caller's own link"), "local");
+        std::os::unix::fs::lchown(&path, Some(65534), None).expect("chown");
+        refused("the link");
     }
 
     #[test]

@@ -34,6 +34,9 @@ pub struct Parsed {
     pub mistakes: Vec<Mistake>,
     /// What the operator should know.
     pub warnings: Vec<Warning>,
+    /// Keys that name files with secret keys, and their lines: those files are not read here, and
+    /// whoever reads them has mistakes to report, too.
+    pub key_files: BTreeMap<String, usize>,
 }
 
 /// The warning about a password that is written out; worse where others may read the file.
@@ -49,15 +52,19 @@ pub fn parse(text: &str, path: &Path, env: Env<'_>) -> Parsed {
             let line = error.span().map_or(1, |span| walk.line_at(span.start));
             let place = Place { key: String::new(), line };
             // Only the message: the error's own Display quotes the line, which may hold a secret.
-            walk.mistake(&place, format!("not valid TOML: {}", error.message()), None);
+            walk.mistake(
+                &place,
+                format!("not valid TOML: {}", error.message()),
+                "put strings in quotes, and every table's [name] on a line of its own",
+            );
             None
         }
     };
-    let Walk { mut mistakes, mut warnings, .. } = walk;
+    let Walk { mut mistakes, mut warnings, key_files, .. } = walk;
     let in_order = |f: &Finding| (f.path != path, f.line, f.key.clone());
     mistakes.sort_by_cached_key(in_order);
     warnings.sort_by_cached_key(in_order);
-    Parsed { config: config.filter(|_| mistakes.is_empty()), mistakes, warnings }
+    Parsed { config: config.filter(|_| mistakes.is_empty()), mistakes, warnings, key_files }
 }
 
 fn site(walk: &mut Walk<'_>, table: &toml_edit::Table, path: &Path) -> Option<Config> {
@@ -154,7 +161,7 @@ fn name(walk: &mut Walk<'_>, place: &Place, name: &str) -> bool {
     walk.mistake(
         place,
         message,
-        Some("names are ASCII letters, digits, _ . and -, and start with a letter or digit"),
+        "names are ASCII letters, digits, _ . and -, and start with a letter or digit",
     );
     false
 }
@@ -176,7 +183,7 @@ fn repository(walk: &mut Walk<'_>, section: &Section<'_>) -> Option<Repository> 
         for key in ["endpoint", "region", "path_style"] {
             if section.has(key) {
                 let place = walk.place(section, key);
-                walk.mistake(&place, "has no meaning for a file:// repository", Some("remove it"));
+                walk.mistake(&place, "has no meaning for a file:// repository", "remove it");
             }
         }
     }
@@ -195,16 +202,16 @@ fn location(walk: &mut Walk<'_>, url: &Text) -> Option<Location> {
         let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
         if bucket.contains('@') || rest.contains('?') {
             walk.mistake(&url.place, "credentials and options do not belong into the URL",
-                Some("credentials come from AWS_ACCESS_KEY_ID or a profile; endpoint and region are keys of [repository]"));
+                "credentials come from AWS_ACCESS_KEY_ID or a profile; endpoint and region are keys of [repository]");
         } else if bucket.is_empty()
             || !bucket.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
         {
-            walk.mistake(&url.place, "has no valid bucket name", Some(FORMS));
+            walk.mistake(&url.place, "has no valid bucket name", FORMS);
         } else if !prefix.is_empty() && !clean(prefix) {
             walk.mistake(
                 &url.place,
                 "prefix has an empty, . or .. component or a character that keys may not have",
-                None,
+                FORMS,
             );
         } else {
             return Some(Location::S3 { bucket: bucket.into(), prefix: prefix.into() });
@@ -219,11 +226,11 @@ fn location(walk: &mut Walk<'_>, url: &Text) -> Option<Location> {
         walk.mistake(
             &url.place,
             "must be file:// and an absolute path below /",
-            Some("as in file:///var/backups/opsd"),
+            "as in file:///var/backups/opsd",
         );
         return None;
     }
-    walk.mistake(&url.place, "is neither s3:// nor file://", Some(FORMS));
+    walk.mistake(&url.place, "is neither s3:// nor file://", FORMS);
     None
 }
 
@@ -238,7 +245,7 @@ fn endpoint(walk: &mut Walk<'_>, text: Text) -> Option<String> {
         Some(rest) if rest.contains(|c: char| c.is_whitespace() || c.is_control()) => "is no valid URL",
         Some(_) => return Some(text.value.trim_end_matches('/').to_string()),
     };
-    walk.mistake(&text.place, message, Some("as in https://s3.example.org"));
+    walk.mistake(&text.place, message, "as in https://s3.example.org");
     None
 }
 
@@ -251,11 +258,11 @@ fn encryption(walk: &mut Walk<'_>, section: &Section<'_>) -> Option<Encryption> 
             walk.mistake(
                 place,
                 "this recipient is listed twice",
-                Some("a second recipient is there for the day the first key is lost"),
+                "a second recipient is there for the day the first key is lost",
             );
         }
         Ok(_) => recipients.push(text.trim().to_string()),
-        Err(error) => walk.mistake_from(place, &error),
+        Err(error) => walk.mistake_from(place, &error, "`opsd keygen` makes a key"),
     };
     let mut place = section.place.clone();
     if let Some((list, texts)) = walk.strings(section, "recipients") {
@@ -266,7 +273,7 @@ fn encryption(walk: &mut Walk<'_>, section: &Section<'_>) -> Option<Encryption> 
     }
     if let Some((file_place, file)) = walk.path(section, "recipients_file") {
         if section.has("recipients") {
-            walk.mistake(&file_place, "stands beside recipients", Some("give one of the two"));
+            walk.mistake(&file_place, "stands beside recipients", "give one of the two");
         }
         match std::fs::read_to_string(&file) {
             Ok(text) => {
@@ -275,32 +282,40 @@ fn encryption(walk: &mut Walk<'_>, section: &Section<'_>) -> Option<Encryption> 
                         continue;
                     }
                     let before = walk.mistakes.len();
-                    add(walk, &Place { key: String::new(), line: index + 1 }, line);
+                    add(walk, &Place { key: file_place.key.clone(), line: index + 1 }, line);
                     for mistake in &mut walk.mistakes[before..] {
                         mistake.path.clone_from(&file);
                     }
                 }
             }
-            Err(error) => walk.mistake(&file_place, format!("cannot read it: {error}"), None),
+            Err(error) => walk.mistake(
+                &file_place,
+                format!("cannot read it: {error}"),
+                "a text file with one public key a line, readable by whoever runs opsd",
+            ),
         }
         place = file_place;
     }
-    let identity_file = walk.path(section, "identity_file").map(|(_, path)| path);
-    let sign_key_file = walk.path(section, "sign_key_file").map(|(_, path)| path);
+    let mut key_file = |key| {
+        let (place, path) = walk.path(section, key)?;
+        walk.key_files.insert(place.key, place.line);
+        Some(path)
+    };
+    let identity_file = key_file("identity_file");
+    let sign_key_file = key_file("sign_key_file");
     let trusted = walk.strings(section, "trusted_keys");
     let mut trusted_keys = Vec::new();
     for text in trusted.into_iter().flat_map(|(_, texts)| texts) {
         match keys::parse_trusted_key(&text.value) {
             Ok(_) => trusted_keys.push(text.value.trim().to_string()),
-            Err(error) => walk.mistake_from(&text.place, &error),
+            Err(error) => walk.mistake_from(&text.place, &error, "`opsd keygen --sign` makes a pair"),
         }
     }
-    let spoken_of =
-        walk.mistakes.iter().any(|m| m.key.starts_with("encryption.recipients") || m.key.is_empty());
+    let spoken_of = walk.mistakes.iter().any(|m| m.key.starts_with("encryption.recipients"));
     match recipients.len() {
         0 if spoken_of => {}
         0 if identity_file.is_none() => {
-            walk.mistake(&place, "no recipient", Some("recipients = [\"age1…\"]; `opsd keygen` makes a key"));
+            walk.mistake(&place, "no recipient", "recipients = [\"age1…\"]; `opsd keygen` makes a key");
         }
         0 => walk.warn(&place, "no recipient: this host can restore but not back up", None),
         1 if !spoken_of => {
@@ -322,11 +337,11 @@ fn postgres(walk: &mut Walk<'_>, section: &Section<'_>, name: &str) -> Option<Po
             walk.mistake(
                 &place,
                 "a password on a command line is visible to everybody on the host",
-                Some("opsd hands it on by environment: with docker, \"-e\", \"PGPASSWORD\" without a value"),
+                "opsd hands it on by environment: with docker, \"-e\", \"PGPASSWORD\" without a value",
             );
         }
         if section.has("bin_dir") {
-            walk.mistake(&place, "stands beside bin_dir", Some("give one of the two"));
+            walk.mistake(&place, "stands beside bin_dir", "give one of the two");
         }
         tool_prefix = words.into_iter().map(|word| word.value).collect();
     }
@@ -356,7 +371,7 @@ fn postgres(walk: &mut Walk<'_>, section: &Section<'_>, name: &str) -> Option<Po
         }
         Err(issues) => {
             for issue in issues {
-                walk.mistake_from(&url.place, &issue);
+                walk.mistake_from(&url.place, &issue, "as in postgres://USER@HOST:5432/DATABASE");
             }
             None
         }
@@ -401,11 +416,11 @@ fn job(
     let mut part_size = 8 * MIB;
     if let Some((place, size)) = walk.size(section, "part_size") {
         if size == 0 {
-            walk.mistake(&place, "must be more than nothing", None);
+            walk.mistake(&place, "must be more than nothing", "as in \"8MiB\"");
         } else if s3 && size < S3_PART_MIN {
-            walk.mistake(&place, "is below 5MiB, the least that S3 takes", None);
+            walk.mistake(&place, "is below 5MiB, the least that S3 takes", "as in \"8MiB\"");
         } else if size > PART_MAX {
-            walk.mistake(&place, "is above 5GiB, the most that S3 takes", None);
+            walk.mistake(&place, "is above 5GiB, the most that S3 takes", "as in \"8MiB\"");
         } else if size.saturating_mul(3).saturating_mul(streams.unsigned_abs()) > MEMORY_WARNING {
             walk.warn(
                 &place,
@@ -428,13 +443,13 @@ fn job(
             _ => walk.mistake(
                 &pattern.place,
                 "must name schema and table",
-                Some("as in \"public.sessions\"; * and ? match anything"),
+                "as in \"public.sessions\"; * and ? match anything",
             ),
         }
     }
     let rpo = walk.duration(section, "rpo").and_then(|(place, duration)| {
         if duration.is_zero() {
-            walk.mistake(&place, "must be more than nothing", None);
+            walk.mistake(&place, "must be more than nothing", "as in \"24h\"");
         }
         Some(duration).filter(|d| !d.is_zero())
     });
@@ -477,28 +492,24 @@ fn source(walk: &mut Walk<'_>, section: &Section<'_>, servers: &[String]) -> Opt
         (None, []) => "add [postgres.NAME] with its url".into(),
         (None, _) => format!("known are: {}", servers.join(", ")),
     };
-    walk.mistake(&server.place, "there is no such [postgres.…]", Some(&hint));
+    walk.mistake(&server.place, "there is no such [postgres.…]", &hint);
     None
 }
 
 fn databases(walk: &mut Walk<'_>, place: &Place, names: Vec<Text>) -> Databases {
     if names.is_empty() {
-        walk.mistake(
-            place,
-            "is an empty list",
-            Some("leave it out for the URL's database, or [\"*\"] for all"),
-        );
+        walk.mistake(place, "is an empty list", "leave it out for the URL's database, or [\"*\"] for all");
     }
     if names.len() > 1 && names.iter().any(|n| n.value == "*") {
-        walk.mistake(place, "\"*\" already means every database", Some("leave the other names out"));
+        walk.mistake(place, "\"*\" already means every database", "leave the other names out");
     }
     let mut seen = BTreeSet::new();
     for name in &names {
         if !seen.insert(name.value.as_str()) {
-            walk.mistake(&name.place, "this database is listed twice", None);
+            walk.mistake(&name.place, "this database is listed twice", "leave one of them out");
         }
         if name.value.contains('\0') || name.value.len() > 63 {
-            walk.mistake(&name.place, "is no valid database name", Some("at most 63 bytes"));
+            walk.mistake(&name.place, "is no valid database name", "at most 63 bytes");
         }
     }
     match names.as_slice() {
@@ -525,7 +536,7 @@ fn retention(walk: &mut Walk<'_>, section: &Section<'_>) -> Retention {
         walk.mistake(
             &section.place,
             "keeps nothing",
-            Some("as in { last = 3, daily = 30 }; leave it out to never prune"),
+            "as in { last = 3, daily = 30 }; leave it out to never prune",
         );
     }
     retention

@@ -4,6 +4,7 @@
 //! Deliberately not serde: its errors stop at the first mistake and lose the place. Messages never
 //! quote values, because any of them may hold a secret by mistake.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ pub(super) struct Walk<'a> {
     env: Env<'a>,
     pub(super) mistakes: Vec<Mistake>,
     pub(super) warnings: Vec<Warning>,
+    /// Keys that name files with secret keys, and their lines.
+    pub(super) key_files: BTreeMap<String, usize>,
 }
 
 /// Where something stands in the document.
@@ -71,7 +74,7 @@ impl Section<'_> {
 
 impl<'a> Walk<'a> {
     pub(super) fn new(path: &'a Path, text: &'a str, env: Env<'a>) -> Self {
-        Self { path, text, env, mistakes: Vec::new(), warnings: Vec::new() }
+        Self { path, text, env, mistakes: Vec::new(), warnings: Vec::new(), key_files: BTreeMap::new() }
     }
 
     pub(super) fn env(&self) -> Env<'a> {
@@ -98,13 +101,15 @@ impl<'a> Walk<'a> {
         }
     }
 
-    pub(super) fn mistake(&mut self, place: &Place, message: impl Into<String>, hint: Option<&str>) {
-        let finding = self.finding(place, message, hint);
+    /// No mistake goes without a next step, so the hint is not optional.
+    pub(super) fn mistake(&mut self, place: &Place, message: impl Into<String>, hint: &str) {
+        let finding = self.finding(place, message, Some(hint));
         self.mistakes.push(finding);
     }
 
-    pub(super) fn mistake_from(&mut self, place: &Place, error: &Error) {
-        self.mistake(place, error.to_string(), error.hint());
+    /// A mistake that is an error of the value's own reader; `hint` counts where it has none.
+    pub(super) fn mistake_from(&mut self, place: &Place, error: &Error, hint: &str) {
+        self.mistake(place, error.to_string(), error.hint().unwrap_or(hint));
     }
 
     pub(super) fn warn(&mut self, place: &Place, message: impl Into<String>, hint: Option<&str>) {
@@ -130,14 +135,14 @@ impl<'a> Walk<'a> {
                 None => format!("known here: {}", known.join(", ")),
             };
             let place = self.place(section, &key);
-            self.mistake(&place, "unknown key", Some(&hint));
+            self.mistake(&place, "unknown key", &hint);
         }
     }
 
     /// Reports that `key` is missing.
     pub(super) fn missing(&mut self, section: &Section<'_>, key: &str, hint: &str) {
         let place = self.place(section, key);
-        self.mistake(&place, "missing", Some(hint));
+        self.mistake(&place, "missing", hint);
     }
 
     pub(super) fn section<'d>(&mut self, parent: &Section<'d>, key: &str) -> Option<Section<'d>> {
@@ -146,13 +151,21 @@ impl<'a> Walk<'a> {
         match item.as_table_like() {
             Some(table) => Some(Section { place, table }),
             None => {
-                self.wrong_type(&place, "a table", item.type_name(), None);
+                self.wrong_type(&place, "a table", item.type_name());
                 None
             }
         }
     }
 
-    fn wrong_type(&mut self, place: &Place, wanted: &str, found: &str, hint: Option<&str>) {
+    fn wrong_type(&mut self, place: &Place, wanted: &str, found: &str) {
+        let hint = match wanted {
+            "a table" => "write it as [NAME] with its keys below, or as { key = value }",
+            "a string" => "put it in quotes",
+            "a list of strings" => "write it as [\"one\", \"two\"]",
+            "a whole number" => "write digits, without quotes",
+            "true or false" => "write it without quotes",
+            _ => "put it in quotes, with its unit",
+        };
         let found = match found {
             "integer" | "array" | "array of tables" | "inline table" => format!("an {found}"),
             other => format!("a {other}"),
@@ -172,7 +185,7 @@ impl<'a> Walk<'a> {
         match read(item) {
             Some(value) => Some((place, value)),
             None => {
-                self.wrong_type(&place, wanted, item.type_name(), None);
+                self.wrong_type(&place, wanted, item.type_name());
                 None
             }
         }
@@ -187,7 +200,7 @@ impl<'a> Walk<'a> {
     pub(super) fn filled(&mut self, section: &Section<'_>, key: &str) -> Option<Text> {
         let text = self.string(section, key)?;
         if text.value.trim().is_empty() {
-            self.mistake(&text.place, "is empty", None);
+            self.mistake(&text.place, "is empty", "give it a value, or leave it out");
             return None;
         }
         Some(text)
@@ -204,12 +217,12 @@ impl<'a> Walk<'a> {
                 Value::String(text) => {
                     let Some(text) = self.expand(at, text.value()) else { continue };
                     if text.value.trim().is_empty() {
-                        self.mistake(&text.place, "is empty", None);
+                        self.mistake(&text.place, "is empty", "give it a value, or leave it out");
                     } else {
                         texts.push(text);
                     }
                 }
-                other => self.wrong_type(&at, "a string", other.type_name(), None),
+                other => self.wrong_type(&at, "a string", other.type_name()),
             }
         }
         Some((place, texts))
@@ -225,7 +238,8 @@ impl<'a> Walk<'a> {
         if range.contains(&number) {
             return Some(number);
         }
-        self.mistake(&place, format!("must be from {} to {}", range.start(), range.end()), None);
+        let hint = if number < *range.start() { "write a larger number" } else { "write a smaller number" };
+        self.mistake(&place, format!("must be from {} to {}", range.start(), range.end()), hint);
         None
     }
 
@@ -253,7 +267,7 @@ impl<'a> Walk<'a> {
         match parse(&text.value) {
             Ok(value) => Some((text.place, value)),
             Err(message) => {
-                self.mistake(&text.place, message, None);
+                self.mistake(&text.place, message, &format!("write {wanted}"));
                 None
             }
         }
@@ -268,7 +282,7 @@ impl<'a> Walk<'a> {
             } else {
                 "start it with /"
             };
-            self.mistake(&text.place, "must be an absolute path", Some(hint));
+            self.mistake(&text.place, "must be an absolute path", hint);
             return None;
         }
         Some((text.place, PathBuf::from(text.value)))
@@ -289,12 +303,12 @@ impl<'a> Walk<'a> {
             } else if let Some(after) = rest.strip_prefix("${") {
                 literal = false;
                 let Some((name, after)) = after.split_once('}') else {
-                    self.mistake(&place, "${ without }", Some("write $${ for a literal ${"));
+                    self.mistake(&place, "${ without }", "write $${ for a literal ${");
                     return None;
                 };
                 rest = after;
                 if !is_variable_name(name) {
-                    let hint = Some("letters, digits and _; write $${ for a literal ${");
+                    let hint = "letters, digits and _; write $${ for a literal ${";
                     self.mistake(&place, "what stands in ${…} is not the name of a variable", hint);
                     failed = true;
                 } else if let Some(found) = (self.env)(name) {
@@ -302,7 +316,7 @@ impl<'a> Walk<'a> {
                 } else {
                     let hint =
                         format!("set it for whatever starts opsd, or write $${{{name}}} for the text itself");
-                    self.mistake(&place, format!("environment variable {name} is not set"), Some(&hint));
+                    self.mistake(&place, format!("environment variable {name} is not set"), &hint);
                     failed = true;
                 }
             } else {
@@ -312,7 +326,8 @@ impl<'a> Walk<'a> {
         }
         value.push_str(rest);
         if text.contains(PLACEHOLDER) {
-            self.mistake(&place, format!("{PLACEHOLDER} is still to be filled in"), None);
+            let hint = "put your own in its place; the comments above it say what";
+            self.mistake(&place, format!("{PLACEHOLDER} is still to be filled in"), hint);
             return None;
         }
         (!failed).then_some(Text { place, value, literal })

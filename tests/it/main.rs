@@ -15,11 +15,16 @@
 
 mod support;
 
+mod assertions;
+mod aws_chain;
 mod backups;
 mod bad_input;
 mod canary;
 mod cli;
+mod containers;
+mod contract;
 mod demo;
+mod dropped;
 mod harness;
 mod integrity;
 mod kill;
@@ -30,6 +35,7 @@ mod locales;
 mod machine;
 mod majors;
 mod minimal_role;
+mod names;
 mod postgres;
 mod postgres_faults;
 mod readme;
@@ -45,4 +51,5 @@ mod standby;
 mod store;
 mod sweep;
 mod tablespaces;
+mod terminal;
 mod traps;

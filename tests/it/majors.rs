@@ -1,4 +1,5 @@
-//! Every command, on S3, for servers of the oldest, the usual and the newest major.
+//! Every command, on S3, for servers of the oldest, the usual and the newest major; of all of them in
+//! `make torture`.
 
 use std::process::Command;
 
@@ -7,20 +8,29 @@ use crate::support::opsd::{Opsd, quoted, quoted_list};
 use crate::support::postgres::{self, SUPERUSER, Server, bin_dir, expect_success, unique};
 use crate::support::s3::SeaweedFs;
 use crate::support::sets::{back_up, complete, result};
+use crate::support::torture::torture;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_command_works_on_seaweedfs_for_every_major() {
     let s3 = SeaweedFs::start().await;
-    for major in [13, 14, 15, 18] {
+    let majors: &[u32] = if torture() { &postgres::MAJORS } else { &[13, 14, 15, 18] };
+    for &major in majors {
         if major == 13 && !postgres::is_installed(13) {
             continue;
         }
         eprintln!("PostgreSQL {major}");
-        all_commands(&s3, postgres::shared(major));
+        all_commands(&s3, postgres::shared(major)).await;
     }
 }
 
-fn all_commands(s3: &SeaweedFs, server: &Server) {
+/// Keys below a prefix, asked of the store itself.
+async fn objects(s3: &SeaweedFs, prefix: &str) -> Vec<String> {
+    let listed = s3.client().list_objects_v2().bucket(&s3.bucket).prefix(prefix).send().await.unwrap();
+    assert_ne!(listed.is_truncated(), Some(true));
+    listed.contents().iter().map(|object| object.key().unwrap().to_owned()).collect()
+}
+
+async fn all_commands(s3: &SeaweedFs, server: &Server) {
     let major = server.major;
     let database = server.fresh_database("shop");
     server.psql(
@@ -71,11 +81,35 @@ fn all_commands(s3: &SeaweedFs, server: &Server) {
     let plain = plain_restore(db(server, &database));
     assert_same(db(server, &plain), db(server, &restored));
 
+    // In the place of one that holds something else, which is kept.
+    server.psql(&restored, "DELETE FROM items; CREATE TABLE later ()");
+    let run = opsd.ok(&["restore", "db", "--to", &to, "--backup", &id, "--replace", "--json"]);
+    let old = run.json()["old_database"].as_str().expect("the old database").to_owned();
+    assert_same(db(server, &plain), db(server, &restored));
+    assert_eq!(server.psql(&old, "SELECT count(*) FROM items, later"), "0", "{run}");
+    assert_eq!(server.psql(&old, "SELECT count(*) FROM orders"), "1000");
+
     // What it says would go is there afterwards.
     let pruned = opsd.ok(&["backups", "prune", "--dry-run"]);
     assert!(pruned.stdout.contains(&first) && pruned.stdout.contains(&id), "{pruned}");
     assert_eq!(complete(&opsd).len(), 2);
-    for name in [&database, &restored, &plain] {
+    let objects = objects(s3, &format!("pg{major}/")).await;
+    let run = opsd.ok(&["backups", "prune", "--json"]);
+    let removed: Vec<_> = run.json()["jobs"][0]["sets"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|s| s["removed"] == true)
+        .cloned()
+        .collect();
+    assert!(removed.len() == 1 && removed[0]["id"] == first.as_str(), "{run}");
+    assert_eq!(complete(&opsd), std::slice::from_ref(&id));
+    let left: Vec<String> = objects.into_iter().filter(|key| !key.contains(&format!("/{first}/"))).collect();
+    let now = self::objects(s3, &format!("pg{major}/")).await;
+    // The lease that pruning takes is given back; what is left of it is no set's.
+    assert_eq!(now.into_iter().filter(|key| !key.ends_with("/lease.json")).collect::<Vec<_>>(), left);
+    opsd.ok(&["backups", "scrub"]);
+    for name in [&database, &restored, &plain, &old] {
         server.drop_database(name);
     }
 }

@@ -25,7 +25,8 @@ fn open_directory(opsd: &Opsd, name: &str) -> PathBuf {
     path
 }
 
-fn executable(path: &Path, script: &str) {
+/// Writes a script that may be run.
+pub fn executable(path: &Path, script: &str) {
     std::fs::write(path, script).unwrap();
     std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
 }

@@ -2,6 +2,7 @@
 
 pub mod compare;
 pub mod fixtures;
+pub mod many_sets;
 pub mod opsd;
 pub mod postgres;
 pub mod postgres_proxy;

@@ -321,3 +321,23 @@ proptest! {
         }
     }
 }
+
+/// Who writes a URL looks there.
+#[test]
+fn readme_and_the_starter_file_list_the_supported_keys() {
+    let after = |text: &str, mark: &str| text.split_once(mark).expect(mark).1.to_owned();
+    let keys = |text: String| -> Vec<String> {
+        text.replace("and ", ", ")
+            .split(',')
+            .map(|word| word.trim_matches(|c: char| !c.is_ascii_lowercase()).to_owned())
+            .filter(|word| !word.is_empty())
+            .collect()
+    };
+    let readme = after(include_str!("../../../README.md"), "Of libpq's settings ");
+    let readme = keys(readme.split_once(" are supported").expect("its end").0.to_owned());
+    let starter = after(include_str!("../../cli/config/starter.toml"), " Known are ");
+    let starter = keys(starter.split_once(';').expect("its end").0.to_owned());
+    let known: Vec<&str> = SUPPORTED.iter().map(|(key, _)| *key).collect();
+    assert_eq!(readme, known);
+    assert_eq!(starter, known);
+}

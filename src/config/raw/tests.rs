@@ -374,6 +374,12 @@ fn each_mistake_has_its_line_and_a_hint() {
         assert!(found.len() <= 2, "{to}: {found:#?}");
         assert!(!found.join(" ").to_lowercase().contains("s3cret"), "{found:#?}");
         assert!(parsed.config.is_none());
+        for mistake in &parsed.mistakes {
+            // What is no TOML has no keys.
+            let has_key = !mistake.key.is_empty() || mistake.message.starts_with("not valid TOML");
+            let has_hint = mistake.hint.as_ref().is_some_and(|hint| !hint.is_empty());
+            assert!(has_key && mistake.line.is_some() && has_hint, "{mistake:?}");
+        }
     }
 }
 

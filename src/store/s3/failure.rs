@@ -236,6 +236,13 @@ impl Failure {
                      set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
                 ));
             }
+            // The SDK says why only once, to whoever asked first.
+            if self.transport_says(&["profile file", "profile `"]) {
+                return StoreError::Denied(format!(
+                    "cannot {doing}: the AWS profile has no usable credentials: AWS_PROFILE must name one of \
+                     ~/.aws/config or ~/.aws/credentials, and both files must be valid"
+                ));
+            }
             return StoreError::Denied(format!("cannot {doing}: cannot load AWS credentials: {transport}"));
         }
         if self.is_about_certificates() {
@@ -358,6 +365,9 @@ mod tests {
         assert!(text("no providers in chain provided credentials").contains("AWS_ACCESS_KEY_ID"));
         let metadata = "an error occurred while loading credentials: failed to load IMDS session token";
         assert!(text(metadata).contains("no AWS credentials found"));
+        let profile = "an error occurred while loading credentials: profile file credentials provider \
+                       initialization error already taken";
+        assert!(text(profile).contains("AWS_PROFILE must name"));
         let broken = "an error occurred while loading credentials: credential_process exited with 1";
         assert!(text(broken).contains("exited with 1"));
         assert!(text("invalid peer certificate: UnknownIssuer").contains("AWS_CA_BUNDLE"));

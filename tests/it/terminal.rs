@@ -1,0 +1,221 @@
+//! What somebody at a terminal sees: a bar for each stream with bytes, rate and time left, and words at
+//! the end that need no second look. `script`, which every Debian has, is the terminal.
+
+use std::process::{Command, Stdio};
+
+use crate::security::executable;
+use crate::support::opsd::{Opsd, Run, finish, quoted};
+use crate::support::postgres::{Server, bin_dir, default_server};
+
+const COLUMNS: usize = 80;
+
+/// Two tables whose rows take a moment to be checked when they are loaded, and one small one.
+fn site() -> (&'static Server, Opsd, String) {
+    let server = default_server();
+    let database = server.fresh_database("tty");
+    server.psql(
+        &database,
+        "CREATE FUNCTION slow() RETURNS boolean LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.0005); RETURN true; END';
+         CREATE TABLE a (id integer, note text, CHECK (public.slow()));
+         CREATE TABLE b (id integer, note text, CHECK (public.slow()));
+         INSERT INTO a SELECT i, repeat(md5(i::text), 30) FROM generate_series(1, 1200) i;
+         INSERT INTO b SELECT i, repeat(md5(i::text), 30) FROM generate_series(1, 1200) i;
+         CREATE TABLE small AS SELECT generate_series(1, 10) AS id",
+    );
+    let mut opsd = Opsd::new(server, &[&database]);
+    opsd.job.set("large_table", quoted("64KiB")).set("streams", "2");
+    (server, opsd, database)
+}
+
+/// pg_dump as it is over a slow line: the rows come in pieces. All other programs are as they are.
+fn slow_line(opsd: &mut Opsd, server: &Server) {
+    let (real, directory) = (bin_dir(server.major), opsd.path("bin"));
+    std::fs::create_dir(&directory).unwrap();
+    for program in std::fs::read_dir(&real).unwrap().map(|entry| entry.unwrap()) {
+        if program.file_name() != "pg_dump" {
+            std::os::unix::fs::symlink(program.path(), directory.join(program.file_name())).unwrap();
+        }
+    }
+    let script = format!(
+        "#!/bin/bash\nset -o pipefail\nreal={}/pg_dump\ncase \"$*\" in\n*--table=*) ;;\n*) exec $real \"$@\" ;;\nesac\n\
+         $real \"$@\" | {{ for piece in 1 2 3 4 5; do head -c 200000; sleep 0.25; done; cat; }}\n",
+        real.display()
+    );
+    executable(&directory.join("pg_dump"), &script);
+    opsd.postgres.set("bin_dir", quoted(directory.to_str().unwrap()));
+}
+
+/// Runs opsd in a terminal of 80 columns; what was written to it is on stdout.
+fn at_terminal(opsd: &Opsd, arguments: &str) -> Run {
+    let inner = opsd.command::<&str>(&[]);
+    let program = inner.get_program().to_str().unwrap();
+    let mut script = Command::new("/usr/bin/script");
+    script
+        .env_clear()
+        .envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))))
+        .env("TERM", "xterm")
+        .env("SHELL", "/bin/sh")
+        .current_dir(opsd.path(""))
+        .arg("-qec")
+        .arg(format!("stty cols {COLUMNS} rows 24; exec {program} {arguments}"))
+        .arg("/dev/null")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    finish(script)
+}
+
+/// Every line that stood on a terminal of 80 columns, at any moment, in order.
+///
+/// Bars are not ended by a newline: they are filled up with blanks, and the next one begins because the
+/// terminal wraps. A line that is longer than the terminal would push all that follows out of place.
+fn lines(run: &Run) -> Vec<String> {
+    let (mut seen, mut screen, mut row, mut column) = (Vec::new(), vec![String::new()], 0, 0);
+    let mut see = |line: &str| {
+        let line = line.trim_end();
+        if !line.is_empty() && seen.last().is_none_or(|last| last != line) {
+            seen.push(line.to_owned());
+        }
+    };
+    let mut rest = run.stdout.chars();
+    while let Some(c) = rest.next() {
+        match c {
+            '\r' => column = 0,
+            '\n' => row += 1,
+            // ESC [ number letter: rows up and down, and lines that are cleared before they are drawn anew.
+            '\u{1b}' => {
+                assert_eq!(rest.next(), Some('['), "an escape sequence of another kind: {run}");
+                let mut number = String::new();
+                let letter = loop {
+                    match rest.next().expect("the end of an escape sequence") {
+                        digit if digit.is_ascii_digit() => number.push(digit),
+                        letter => break letter,
+                    }
+                };
+                let n: usize = number.parse().unwrap_or(1);
+                match letter {
+                    'A' => row -= n,
+                    'B' => row += n,
+                    'K' => {
+                        see(&screen[row]);
+                        screen[row].clear();
+                    }
+                    'm' => {}
+                    other => panic!("what is ESC[{number}{other}? {run}"),
+                }
+            }
+            c => {
+                if column == COLUMNS {
+                    (row, column) = (row + 1, 0);
+                }
+                screen.resize(screen.len().max(row + 1), String::new());
+                let mut line: Vec<char> = screen[row].chars().collect();
+                line.resize(line.len().max(column + 1), ' ');
+                line[column] = c;
+                screen[row] = line.into_iter().collect();
+                column += 1;
+            }
+        }
+        screen.resize(screen.len().max(row + 1), String::new());
+    }
+    screen.iter().for_each(|line| see(line));
+    seen
+}
+
+/// A bar's parts: `  db/data-1   ███░░░   1.2 MiB  300 KiB/s   4s left`.
+struct Bar {
+    /// Of 14 boxes.
+    filled: usize,
+    bytes: f64,
+    has_rate: bool,
+}
+
+impl Bar {
+    fn parse(line: &str) -> Option<Bar> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [_, boxes, number, unit, rate, rate_unit, left, "left"] = words[..] else { return None };
+        assert_eq!(boxes.chars().count(), 14, "{line}");
+        left.strip_suffix(['s', 'm', 'h'])?.parse::<u32>().ok()?;
+        let factor = match unit {
+            "B" => 1.0,
+            "KiB" => 1024.0,
+            _ => 1_048_576.0,
+        };
+        let has_rate = rate.parse::<f64>().is_ok_and(|rate| rate > 0.0) && rate_unit.ends_with("B/s");
+        let filled = boxes.chars().filter(|c| *c == '█').count();
+        Some(Bar { filled, bytes: number.parse::<f64>().ok()? * factor, has_rate })
+    }
+}
+
+/// Each large table has a bar that moves, and is as full as its bytes are of `size`.
+fn assert_bars(run: &Run, database: &str, size: impl Fn(&str) -> f64) {
+    let lines = lines(run);
+    for line in lines.iter().filter(|line| line.contains("B/s")) {
+        assert!(line.starts_with(&format!("  {database}/")), "{line:?} begins elsewhere: {run}");
+    }
+    for (stream, table) in [("data-1", "a"), ("data-2", "b")] {
+        let name = format!("{database}/{stream}");
+        assert!(name.len() <= 24, "{name} does not fit");
+        let of_stream = lines.iter().filter(|line| line.trim_start().starts_with(&name));
+        let bars: Vec<Bar> = of_stream.clone().filter_map(|line| Bar::parse(line)).collect();
+        assert_eq!(bars.len(), of_stream.count(), "bars without a time left: {lines:#?}");
+        assert!(bars.iter().any(|bar| bar.bytes > 0.0 && bar.has_rate), "{name}: {lines:#?}");
+        let size = size(table);
+        for bar in bars {
+            let expected = (bar.bytes / size * 14.0).min(14.0);
+            assert!(
+                (bar.filled as f64 - expected).abs() <= 1.5,
+                "{} of 14 at {} of {size}",
+                bar.filled,
+                bar.bytes
+            );
+        }
+    }
+}
+
+fn size(server: &Server, database: &str, sql: &str) -> f64 {
+    server.psql(database, &format!("SELECT {sql}")).parse().unwrap()
+}
+
+#[test]
+fn a_backup_draws_a_bar_for_each_stream_and_ends_with_a_summary() {
+    let (server, mut opsd, database) = site();
+    slow_line(&mut opsd, server);
+    let run = at_terminal(&opsd, "backup").expect_code(0);
+    // What remains is reckoned from the tables' sizes.
+    assert_bars(&run, &database, |table| size(server, &database, &format!("pg_table_size('{table}')")));
+    let lines = lines(&run);
+    let said =
+        |text: &str| lines.iter().position(|l| l.contains(text)).unwrap_or_else(|| panic!("{text}: {run}"));
+    assert!(said("dumping ") < said("stored and signed in "), "{run}");
+    let stored = &lines[said("stored and signed in ")];
+    assert!(stored.starts_with("db 20") && stored.contains(" MiB as "), "{stored}");
+    assert!(
+        said(&format!("{database}: 3 tables, 2,410 rows")) < said("to prove the set: opsd restore --verify")
+    );
+    // The screen is cleared of bars before the summary.
+    assert!(!lines[said("stored and signed in ")..].iter().any(|line| line.contains("left")), "{run}");
+    // Asked for silence, it is silent there too.
+    assert_eq!(at_terminal(&opsd, "backup --quiet").expect_code(0).stdout, "");
+    server.drop_database(&database);
+}
+
+#[test]
+fn a_rehearsal_draws_a_bar_for_each_stream_and_ends_with_the_verdict() {
+    let (server, opsd, database) = site();
+    opsd.ok(&["backup"]);
+    let run = at_terminal(&opsd, "restore --verify").expect_code(0);
+    // Here from the streams' own sizes, which are those of the rows and a little more.
+    assert_bars(&run, &database, |table| {
+        size(server, &database, &format!("(SELECT sum(length(a::text)) FROM {table} a)"))
+    });
+    let lines = lines(&run);
+    let said =
+        |text: &str| lines.iter().position(|l| l.contains(text)).unwrap_or_else(|| panic!("{text}: {run}"));
+    for phase in ["checking the set", "starting a scratch server", ": rows", ": proving"] {
+        assert!(said(phase) < said("PROVEN, every row came back"), "{phase}: {run}");
+    }
+    assert!(said("PROVEN") < said(&format!("{database}: 3 of 3 tables proven, 2,410 rows")), "{run}");
+    assert!(said(" in all: check ") > said("PROVEN"), "{run}");
+    server.drop_database(&database);
+}
