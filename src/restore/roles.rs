@@ -32,7 +32,8 @@ pub fn statements(sql: &str) -> Vec<&str> {
     let mut statements = Vec::new();
     let (mut start, mut at) = (0, 0);
     while at < bytes.len() {
-        let at_line_start = sql[start..at].trim().is_empty();
+        // Bytes: this may be in the middle of a character.
+        let at_line_start = bytes[start..at].iter().all(u8::is_ascii_whitespace);
         match bytes[at] {
             b'\\' | b'-' if at_line_start && (bytes[at] == b'\\' || bytes.get(at + 1) == Some(&b'-')) => {
                 at = sql[at..].find('\n').map_or(bytes.len(), |n| at + n + 1);
@@ -153,6 +154,21 @@ mod tests {
         assert_eq!(found.len(), 8);
         assert_eq!(found[2], "ALTER ROLE alice WITH NOSUPERUSER LOGIN PASSWORD 'SCRAM;x'");
         assert_eq!(found[6], "COMMENT ON ROLE alice IS E'it''s \\'; x'");
+    }
+
+    #[test]
+    fn characters_of_several_bytes_stand_anywhere() {
+        assert_eq!(statements("é;\\é\n--é\n'é';E'\\é';"), ["é", "'é'", "E'\\é'"]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_taken_apart(sql in r#"([\\\\'"é;\n -]|E'|.){0,60}"#) {
+            for statement in statements(&sql) {
+                proptest::prop_assert!(sql.contains(statement));
+            }
+            missing(&sql, &[]);
+        }
     }
 
     #[test]
