@@ -77,8 +77,9 @@ fn lacks(name: &str, wanted: &Locale<'_>, why: &Error) -> Error {
     }
     Error::new(format!("database {name:?} needs {locale}, which this server does not have: {why}")).with_hint(
         format!(
-            "install the locale on the server's host, or create an empty database in {} yourself, with the \
+            "install the locale on the server's host{}, or create an empty database in {} yourself, with the \
              locale of your choice, and name it: text may then sort differently",
+            if wanted.provider == "icu" { " (a PostgreSQL built with ICU)" } else { "" },
             wanted.encoding
         ),
     )

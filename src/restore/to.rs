@@ -85,8 +85,13 @@ pub async fn restore(
             && !proof.settings.is_empty()
         {
             report.warnings.push(format!(
-                "database {name:?} was there already and keeps its own settings; the set's are: {}",
-                proof.settings.iter().map(|s| s.setting.as_str()).collect::<Vec<_>>().join(", ")
+                "database {name:?} was there already and keeps its own settings; the set has others for: {}",
+                proof
+                    .settings
+                    .iter()
+                    .filter_map(|s| s.setting.split('=').next())
+                    .collect::<Vec<_>>()
+                    .join(", ")
             ));
         }
         admin.close().await;
