@@ -7,6 +7,7 @@
 //! reach.
 
 pub mod collations;
+pub mod complaints;
 pub mod copy;
 pub mod definitions;
 pub mod large_objects;
@@ -115,18 +116,17 @@ fn own_properties(proof: &Proof) -> Properties {
     }
 }
 
-/// An empty database as the dumped one was, as far as this server can; says what was substituted.
-async fn create_database(admin: &Session, name: &str, database: &Database) -> Result<Vec<String>> {
+/// The dumped database's encoding and locale.
+fn locale_of(database: &Database) -> locale::Locale<'_> {
     let l = &database.locale;
-    let wanted = locale::Locale {
+    locale::Locale {
         encoding: &l.encoding,
         collate: &l.collate,
         ctype: &l.ctype,
         provider: &l.provider,
         locale: l.locale.as_deref(),
         icu_rules: l.icu_rules.as_deref(),
-    };
-    locale::create_database(admin, name, &wanted).await
+    }
 }
 
 /// Refuses a server that lacks an extension of these databases.

@@ -15,6 +15,7 @@ use crate::config::Retention;
 use crate::error::{Context, Result};
 use crate::set::catalog::{self, Loaded, State};
 use crate::set::manifest::ProofState;
+use crate::set::verification::Verdict;
 use crate::set::{MANIFEST, MANIFEST_SIGNATURE, set_prefix};
 use crate::store::{ObjectMeta, Store};
 
@@ -73,6 +74,7 @@ pub async fn plan(
                 let rows = set.manifest.databases.iter().map(|d| d.rows).sum();
                 let standing = Standing::Complete {
                     proven: set.is_proven(),
+                    once_proven: set.verifications.iter().any(|v| v.verdict == Verdict::Proven),
                     bytes: set.manifest.plain_bytes(),
                     rows: (set.manifest.proof() != ProofState::None).then_some(rows),
                 };

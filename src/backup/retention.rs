@@ -5,8 +5,8 @@
 //! from one day to another. "The last 30 days that have a set", not "the last 30 days": an owner
 //! who was away for a year comes back to the sets that were there.
 //!
-//! Kept whatever the rules say: the newest complete set, the newest proven one, and sets dated in
-//! the future. Those last take no rule's place, or one wrong clock would push good sets out.
+//! Kept whatever the rules say: the newest complete set, the newest proven one, the newest that ever
+//! was proven, and sets dated in the future. Those last take no rule's place, or one wrong clock would push good sets out.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -36,6 +36,8 @@ pub enum Standing {
     Complete {
         /// The last conclusive rehearsal said `proven`.
         proven: bool,
+        /// Some rehearsal did: what a later one met may have been no fault of the set.
+        once_proven: bool,
         /// Bytes before compression.
         bytes: u64,
         /// Rows, where they are known.
@@ -144,7 +146,9 @@ pub fn plan(sets: &[Candidate], rules: &Retention, now: DateTime<Utc>, accept_sh
             let reasons = match &set.standing {
                 Standing::NotCounted(why) => vec![Reason::NotCounted(why.clone())],
                 Standing::Complete { .. } if set.time > now => vec![Reason::Future],
-                Standing::Complete { proven, .. } => seen.reasons(set.time, *proven, rules),
+                Standing::Complete { proven, once_proven, .. } => {
+                    seen.reasons(set.time, *proven, *once_proven, rules)
+                }
             };
             let unneeded = reasons.is_empty();
             let reasons = match (unneeded, &frozen) {
@@ -164,6 +168,7 @@ pub fn plan(sets: &[Candidate], rules: &Retention, now: DateTime<Utc>, accept_sh
 struct Seen {
     sets: u64,
     proven: bool,
+    once_proven: bool,
     days: BTreeSet<NaiveDate>,
     weeks: BTreeSet<(i32, u32)>,
     months: BTreeSet<(i32, u32)>,
@@ -171,15 +176,22 @@ struct Seen {
 }
 
 impl Seen {
-    fn reasons(&mut self, time: DateTime<Utc>, proven: bool, rules: &Retention) -> Vec<Reason> {
+    fn reasons(
+        &mut self,
+        time: DateTime<Utc>,
+        proven: bool,
+        once_proven: bool,
+        rules: &Retention,
+    ) -> Vec<Reason> {
         let mut reasons = Vec::new();
         if self.sets == 0 {
             reasons.push(Reason::NewestComplete);
         }
-        if proven && !self.proven {
-            self.proven = true;
+        if (proven && !self.proven) || (once_proven && !self.once_proven) {
             reasons.push(Reason::NewestProven);
         }
+        self.proven |= proven;
+        self.once_proven |= once_proven;
         if self.sets < u64::from(rules.last) {
             reasons.push(Reason::Last);
         }
@@ -254,7 +266,7 @@ mod tests {
     }
 
     fn complete(proven: bool) -> Standing {
-        Standing::Complete { proven, bytes: 1000, rows: Some(100) }
+        Standing::Complete { proven, once_proven: proven, bytes: 1000, rows: Some(100) }
     }
 
     fn rules(last: u32, daily: u32, weekly: u32, monthly: u32, yearly: u32) -> Retention {
@@ -279,6 +291,27 @@ mod tests {
         assert_eq!(plan.decisions[0].reasons, [Reason::NewestComplete, Reason::Last]);
         assert_eq!(plan.decisions[2].reasons, [Reason::Unneeded]);
         assert_eq!(plan.removed().map(|d| d.id.as_str()).collect::<Vec<_>>(), ["2026-11-01T03:00:00Z"]);
+    }
+
+    /// A later rehearsal may have been wrong, or right: neither costs a set that may be the last good one.
+    #[test]
+    fn the_newest_set_that_ever_was_proven_stays_beside_the_newest_that_is() {
+        let standing = |proven, once_proven| {
+            let standing = Standing::Complete { proven, once_proven, bytes: 1000, rows: Some(100) };
+            move |time: &str| Candidate { standing: standing.clone(), ..set(time) }
+        };
+        let (never, once, still) = (standing(false, false), standing(false, true), standing(true, true));
+        let sets = [
+            once("2026-11-01T03:00:00Z"),
+            still("2026-11-02T03:00:00Z"),
+            still("2026-11-03T03:00:00Z"),
+            once("2026-11-04T03:00:00Z"),
+            once("2026-11-05T03:00:00Z"),
+            never("2026-11-06T03:00:00Z"),
+            never("2026-11-07T03:00:00Z"),
+        ];
+        let plan = run(&sets, rules(1, 0, 0, 0, 0));
+        assert_eq!(kept(&plan), ["2026-11-07T03:00:00Z", "2026-11-05T03:00:00Z", "2026-11-03T03:00:00Z"]);
     }
 
     #[test]
@@ -414,7 +447,7 @@ mod tests {
     fn a_set_that_shrank_freezes_until_it_is_accepted_or_usual() {
         let sized = |day: u32, bytes: u64, rows: Option<u64>| {
             let mut c = set(&format!("2026-11-{day:02}T03:00:00Z"));
-            c.standing = Standing::Complete { proven: false, bytes, rows };
+            c.standing = Standing::Complete { proven: false, once_proven: false, bytes, rows };
             c
         };
         let mut sets: Vec<_> = (1..=9).map(|day| sized(day, 1000, Some(100))).collect();

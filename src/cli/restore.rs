@@ -8,6 +8,7 @@ use super::backup::select;
 use super::{Global, output, progress};
 use crate::config::{BackupJob, Config, Connection};
 use crate::error::{Error, Kind, Result};
+use crate::postgres::ident::quote_ident;
 use crate::postgres::tools;
 use crate::restore;
 use crate::restore::to::{self, Options, Report};
@@ -90,6 +91,7 @@ struct RestoreReport {
     database: String,
     restored_as: String,
     old_database: Option<String>,
+    failed: Vec<String>,
     roles_created: Vec<String>,
     seconds: Phases,
     warnings: Vec<String>,
@@ -261,7 +263,34 @@ async fn run_to(
     let origin = restore::origin(store, &set.manifest, identities, bars.progress());
     let report = to::restore(&origin, &set.manifest, database, &options, shutdown).await?;
     drop(bars);
-    print(args, global, &job.name, &set.manifest.id, &database.name, report)
+    let failure = incomplete(&options.connection.dbname, &report);
+    print(args, global, &job.name, &set.manifest.id, &database.name, report)?;
+    failure.map_or(Ok(()), Err)
+}
+
+/// The error that a restore ends with whose rows are all in, but not all of the rest.
+fn incomplete(wanted: &str, report: &Report) -> Option<Error> {
+    if report.failed.is_empty() {
+        return None;
+    }
+    let made = &report.database;
+    let what = format!(
+        "database {made:?} holds all rows of the set, but {} things failed: {}",
+        report.failed.len(),
+        report.failed.join("; ")
+    );
+    if made == wanted {
+        let hint = format!("set right by hand what failed, or drop it; {}", restore::complaints::HINT);
+        return Some(Error::new(what).with_hint(hint));
+    }
+    let (made, place) = (quote_ident(made), quote_ident(wanted));
+    let old = quote_ident(&format!("{wanted}_before"));
+    let hint = format!(
+        "to swap them by hand: ALTER DATABASE {place} RENAME TO {old}; ALTER DATABASE {made} RENAME TO {place}; \
+         to give it up: DROP DATABASE {made}; {}",
+        restore::complaints::HINT
+    );
+    Some(Error::new(what).context(format!("database {wanted:?} is as it was")).with_hint(hint))
 }
 
 fn choose_database<'m>(databases: &'m [Database], wanted: Option<&str>) -> Result<&'m Database> {
@@ -311,6 +340,7 @@ fn print(args: &Args, global: &Global, job: &str, id: &str, database: &str, repo
         database: database.to_owned(),
         restored_as: report.database,
         old_database: report.old_database,
+        failed: report.failed,
         roles_created: report.roles_created,
         seconds: Phases(report.seconds),
         warnings: report.warnings,

@@ -1,14 +1,14 @@
 //! Creating a database with a given encoding and locale, on a host that may lack the locale.
 //!
 //! The encoding is never given up: other bytes would be another database. Locales fall back towards
-//! C, which changes how text sorts and folds, and what is said to the operator.
+//! C where that is allowed, which changes how text sorts and folds, and what is said to the operator.
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::postgres::connect::Session;
 use crate::postgres::ident::{quote_ident, quote_literal};
 
 /// How a database orders and encodes text.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Locale<'a> {
     /// `UTF8`, `SQL_ASCII`, ….
     pub encoding: &'a str,
@@ -24,10 +24,34 @@ pub struct Locale<'a> {
     pub icu_rules: Option<&'a str>,
 }
 
+/// Whether another locale than the one that is wanted will do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fallback {
+    /// The nearest that there is: the database is looked at, and dropped.
+    Nearest,
+    /// No: people will work in it.
+    Refused,
+}
+
 /// Creates an empty database from template0, as close to `wanted` as this server can; returns what
 /// had to be substituted, a line each.
-pub async fn create_database(session: &Session, name: &str, wanted: &Locale<'_>) -> Result<Vec<String>> {
-    let candidates = candidates(wanted);
+pub async fn create_database(
+    session: &Session,
+    name: &str,
+    wanted: &Locale<'_>,
+    fallback: Fallback,
+) -> Result<Vec<String>> {
+    let mut candidates = candidates(wanted);
+    if session.major() < 15 {
+        // The statement could not even name another provider.
+        candidates.retain(|candidate| candidate.provider == "libc");
+    }
+    if fallback == Fallback::Refused {
+        candidates.retain(|candidate| candidate == wanted);
+        if candidates.is_empty() {
+            return Err(lacks(name, wanted, &Error::new("PostgreSQL 15 brought other providers")));
+        }
+    }
     let last = candidates.len() - 1;
     for (i, candidate) in candidates.iter().enumerate() {
         let sql = statement(name, candidate, session.major());
@@ -36,10 +60,62 @@ pub async fn create_database(session: &Session, name: &str, wanted: &Locale<'_>)
             Err(e) if i < last && is_about_locales(&e) => {
                 tracing::debug!(database = name, ?candidate, "locale is not available");
             }
+            Err(e) if fallback == Fallback::Refused && is_about_locales(&e) => {
+                return Err(lacks(name, wanted, &e.into()));
+            }
             Err(e) => return Err(e).with_context(|| format!("cannot create database {name:?}")),
         }
     }
     Ok(Vec::new())
+}
+
+/// That it cannot be made as it was.
+fn lacks(name: &str, wanted: &Locale<'_>, why: &Error) -> Error {
+    let mut locale = format!("LC_COLLATE {:?}, LC_CTYPE {:?}", wanted.collate, wanted.ctype);
+    if let Some(named) = wanted.locale {
+        locale.push_str(&format!(", locale {named:?} of provider {}", wanted.provider));
+    }
+    Error::new(format!("database {name:?} needs {locale}, which this server does not have: {why}")).with_hint(
+        format!(
+            "install the locale on the server's host{}, or create an empty database in {} yourself, with the \
+             locale of your choice, and name it: text may then sort differently",
+            if wanted.provider == "icu" { " (a PostgreSQL built with ICU)" } else { "" },
+            wanted.encoding
+        ),
+    )
+}
+
+/// What an existing database has instead of `wanted`, a line each.
+pub async fn differences(session: &Session, name: &str, wanted: &Locale<'_>) -> Result<Vec<String>> {
+    let row = session
+        .client
+        .query_one(
+            "SELECT datcollate::text, datctype::text, coalesce(to_jsonb(d) ->> 'datlocprovider', 'c'),
+                    coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale')
+               FROM pg_database d WHERE datname = current_database()",
+            &[],
+        )
+        .await
+        .context("cannot read the database's locale")?;
+    let provider = match row.get::<_, String>(2).as_str() {
+        "i" => "icu",
+        "b" => "builtin",
+        _ => "libc",
+    };
+    let (collate, ctype, locale): (String, String, Option<String>) = (row.get(0), row.get(1), row.get(3));
+    let pairs = [
+        ("LC_COLLATE", wanted.collate, collate.as_str()),
+        ("LC_CTYPE", wanted.ctype, ctype.as_str()),
+        ("locale provider", wanted.provider, provider),
+        ("locale", wanted.locale.unwrap_or_default(), locale.as_deref().unwrap_or_default()),
+    ];
+    let differing = pairs.into_iter().filter(|(_, wanted, found)| wanted != found);
+    let line = |(what, wanted, found): (&str, &str, &str)| {
+        format!(
+            "database {name:?} has {what} {found:?}, the set's was {wanted:?}: text may sort and fold differently"
+        )
+    };
+    Ok(differing.map(line).collect())
 }
 
 /// What to try, in order.

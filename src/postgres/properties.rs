@@ -78,15 +78,17 @@ pub async fn read(client: &Client, database: &str) -> Result<Properties> {
     })
 }
 
-/// Gives a database these properties; returns what this server would not take, a line each.
-pub async fn apply(client: &Client, database: &str, properties: &Properties) -> Result<Vec<String>> {
+/// Gives a database these properties, one after another whatever becomes of the others; returns what
+/// this server would not take, a line each.
+pub async fn apply(client: &Client, database: &str, properties: &Properties) -> Vec<String> {
     let mut warnings = apply_settings(client, database, &properties.settings).await;
     let owner =
         format!("ALTER DATABASE {} OWNER TO {}", quote_ident(database), quote_ident(&properties.owner));
     if let Err(failure) = client.batch_execute(&owner).await {
         warnings.push(format!("owner {:?} was not set: {}", properties.owner, error(failure)));
     }
-    warnings.extend(apply_acl(client, database, properties.acl.as_deref()).await?);
+    let granted = apply_acl(client, database, properties.acl.as_deref()).await;
+    warnings.extend(granted.unwrap_or_else(|failure| vec![failure.to_string()]));
     if let Some(limit) = properties.connection_limit {
         let sql = format!("ALTER DATABASE {} CONNECTION LIMIT {limit}", quote_ident(database));
         if let Err(failure) = client.batch_execute(&sql).await {
@@ -99,7 +101,7 @@ pub async fn apply(client: &Client, database: &str, properties: &Properties) -> 
             warnings.push(format!("the database's comment was not set: {}", error(failure)));
         }
     }
-    Ok(warnings)
+    warnings
 }
 
 /// `ALTER DATABASE … SET` and `ALTER ROLE … IN DATABASE … SET` alone.
@@ -108,7 +110,10 @@ pub async fn apply_settings(client: &Client, database: &str, settings: &[Setting
     for setting in settings {
         let Some(sql) = statement(database, setting) else { continue };
         if let Err(failure) = client.batch_execute(&sql).await {
-            warnings.push(format!("setting {:?} was not applied: {}", setting.setting, error(failure)));
+            // Values may be secrets, and the server repeats those that it refuses.
+            let name = setting.setting.split('=').next().unwrap_or_default();
+            let code = failure.code().map_or("no SQLSTATE", |code| code.code());
+            warnings.push(format!("setting {name:?} was not applied (SQLSTATE {code})"));
         }
     }
     warnings

@@ -14,9 +14,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::CopyInSink;
 use tokio_postgres::error::SqlState;
 
+use super::complaints::{HINT, masked_in};
 use super::{Origin, Target};
 use crate::error::{Context, Error, Result};
-use crate::postgres::connect::{Session, connect_with, error};
+use crate::postgres::connect::{Session, connect_with};
 use crate::postgres::ident::quote_literal;
 use crate::progress::Event;
 use crate::set::archive::Entry;
@@ -82,9 +83,10 @@ pub async fn copy_table(
     let what = || format!("stream {name}");
     read.with_context(what)?;
     let Some(session) = loaded.with_context(what)? else { return Ok(None) };
-    session.client.batch_execute("COMMIT").await.map_err(error).with_context(what)?;
+    let Some(table) = table else { return Ok(None) };
+    session.client.batch_execute("COMMIT").await.map_err(|e| refused(&table, &e)).with_context(what)?;
     session.close().await;
-    Ok(table.map(|table| table.entry))
+    Ok(Some(table.entry))
 }
 
 /// Everything up to the commit. `None`: the role may not truncate the table.
@@ -98,6 +100,7 @@ async fn load(
         vec![("xmloption", "content"), ("lock_timeout", "0"), ("client_min_messages", "warning")];
     if target.is_superuser {
         settings.push(super::NO_TRIGGERS);
+        settings.push(("lc_messages", "C"));
     }
     if let Some(monetary) = &target.monetary {
         settings.push(("lc_monetary", monetary));
@@ -128,11 +131,14 @@ async fn load(
     Ok(Some(session))
 }
 
-/// In pg_restore's words, so that what failed is told apart in one way.
+/// In pg_restore's words, so that what failed is told apart in one way; without values.
 fn refused(table: &Table, failure: &tokio_postgres::Error) -> Error {
     let name = &table.entry.tag;
     match failure.as_db_error() {
-        Some(db) => Error::new(format!("COPY failed for table {name:?}: ERROR:  {}", db.message())),
+        Some(db) => {
+            let said = masked_in(db.message(), db.where_().unwrap_or_default());
+            Error::new(format!("COPY failed for table {name:?}: ERROR:  {said}")).with_hint(HINT)
+        }
         None => Error::new(format!("cannot load table {name:?}: {failure}")),
     }
 }

@@ -1,7 +1,7 @@
 //! Whether a restored database is defined as the dumped one was: a fresh schema dump of it against the
 //! archive's table of contents, entry by entry.
 //!
-//! Every object must be there, as often, with the same owner and the same SQL. PostgreSQL itself,
+//! Every object must be there, as often, with the same owner, table access method and SQL. PostgreSQL itself,
 //! though, writes some definitions differently after one restore: casts move into an `IN` list,
 //! inherited children get their columns in another order, what every database has belongs to the
 //! server's own superuser. Text cannot be forgiven such changes without forgiving others, so where it
@@ -67,10 +67,15 @@ pub fn compare(archived: &[Entry], found: &[Entry], reference: Option<&[Entry]>)
                     expected.len()
                 ));
             }
+            // No restore rewrites this.
+            Some(actual) if methods(actual) != methods(expected) => {
+                let (now, method) = (methods(actual).join(", "), methods(expected).join(", "));
+                differences.push(format!("{name} has access method {now:?} instead of {method:?}"));
+            }
             Some(actual) if actual == expected || reference.get(name) == Some(actual) => {}
             Some(actual) => {
                 let pair = expected.iter().zip(actual).find(|(e, a)| e != a);
-                if let Some(((_, owner), (_, now))) = pair
+                if let Some(((_, owner, _), (_, now, _))) = pair
                     && owner != now
                 {
                     differences.push(format!("{name} is owned by {now:?} instead of {owner:?}"));
@@ -91,9 +96,17 @@ pub fn compare(archived: &[Entry], found: &[Entry], reference: Option<&[Entry]>)
     differences
 }
 
-/// Definition and owner of each entry under `desc schema.name`, sorted.
-fn by_name(entries: &[Entry]) -> BTreeMap<String, Vec<(&str, &str)>> {
-    let mut map: BTreeMap<String, Vec<(&str, &str)>> = BTreeMap::new();
+/// Table access methods of entries of one name, sorted.
+fn methods<'a>(entries: &[(&str, &str, &'a str)]) -> Vec<&'a str> {
+    let mut methods: Vec<&str> = entries.iter().map(|(_, _, method)| *method).collect();
+    methods.sort_unstable();
+    methods
+}
+
+/// Definition, owner and table access method of each entry under `desc schema.name`, sorted. (A scratch
+/// server has no tablespaces to compare.)
+fn by_name(entries: &[Entry]) -> BTreeMap<String, Vec<(&str, &str, &str)>> {
+    let mut map: BTreeMap<String, Vec<(&str, &str, &str)>> = BTreeMap::new();
     for entry in entries {
         // Not definitions: the session's settings, the database itself, and data. From 17 on, large
         // objects' owners, privileges and comments travel with the data.
@@ -121,7 +134,7 @@ fn by_name(entries: &[Entry]) -> BTreeMap<String, Vec<(&str, &str)>> {
         } else {
             format!("{} {}.{}", entry.desc.to_lowercase(), entry.namespace, entry.tag)
         };
-        map.entry(name).or_default().push((&entry.defn, &entry.owner));
+        map.entry(name).or_default().push((&entry.defn, &entry.owner, &entry.table_am));
     }
     map.values_mut().for_each(|v| v.sort_unstable());
     map
@@ -179,6 +192,15 @@ mod tests {
         // What neither has is missing, whatever the reference says.
         assert_eq!(compare(&archived, &[], Some(&[])), ["table public.t is missing"]);
         assert_eq!(compare(&[], &changed, Some(&changed)), ["table public.t is not in the set"]);
+    }
+
+    #[test]
+    fn a_lost_access_method_is_not_forgiven() {
+        let with = |method: &str| [Entry { table_am: method.into(), ..entry("TABLE", "t", "A", "x") }];
+        let lost = ["table public.t has access method \"heap\" instead of \"second\""];
+        assert_eq!(compare(&with("second"), &with("heap"), None), lost);
+        assert_eq!(compare(&with("second"), &with("heap"), Some(&with("heap"))), lost);
+        assert!(compare(&with("second"), &with("second"), None).is_empty());
     }
 
     #[test]

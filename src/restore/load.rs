@@ -12,9 +12,11 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::complaints::{Complaint, Fault, HARMLESS_TIMEOUT, is_sql_error};
 use super::copy::copy_table;
 use super::pg_restore::{
-    HARMLESS_TIMEOUT, Part, fetch_contents, fetch_schema, is_sql_error, run_schema, run_stream,
+    Part, Restored, after_rows, fetch_contents, fetch_schema, run_after_rows, run_before_rows, run_schema,
+    run_stream,
 };
 use super::{Origin, Target};
 use crate::error::{Error, Result};
@@ -34,6 +36,8 @@ pub struct Loaded {
     pub seconds: Vec<(&'static str, f64)>,
     /// What pg_restore complained of and is harmless.
     pub warnings: Vec<String>,
+    /// What could not be restored beside the rows; those are all in.
+    pub failed: Vec<Complaint>,
 }
 
 /// Who is told a table's schema and name once its rows are in, and nothing that locks readers out is
@@ -56,9 +60,10 @@ pub async fn load(
         // None at all: an archive version that the parser does not know.
         let is_known = loaded.warnings.is_empty() && !entries.is_empty();
         let arguments: &[&str] = if is_known { &[] } else { &[NO_TABLESPACES] };
-        let (entries, warnings) = run_stream(origin, database, full, target, arguments, true).await?;
-        loaded.schema = entries;
-        loaded.warnings.extend(warnings);
+        let restored = run_stream(origin, database, full, target, arguments, true).await?;
+        loaded.schema = restored.entries;
+        loaded.warnings.extend(restored.warnings);
+        loaded.failed = restored.failed;
         loaded.seconds.push(("data", begun.elapsed().as_secs_f64()));
         return Ok(loaded);
     }
@@ -74,8 +79,9 @@ pub async fn load(
     loaded.warnings.extend(no_tablespaces(&entries, target));
     let schema_args: &'static [&'static str] =
         if loaded.warnings.is_empty() { &[] } else { &[NO_TABLESPACES] };
-    let said = run_schema(target, &archive, Part::Section("pre-data"), 1, schema_args).await?;
+    let (said, failed) = run_before_rows(target, &archive, &entries, schema_args).await?;
     loaded.add_warnings(said);
+    loaded.failed = failed;
     lap(&mut loaded, "schema");
 
     (origin.progress)(Event::Phase(format!("{}: rows", database.name)));
@@ -103,10 +109,10 @@ pub async fn load(
         after_rows(&entries).filter(|e| !built.contains(&e.dump_id)).map(|e| e.dump_id).collect();
     if built.is_empty() {
         let part = Part::Section("post-data");
-        loaded.add_warnings(run_schema(target, &archive, part, target.jobs, schema_args).await?);
+        loaded.finish(run_after_rows(target, &archive, &entries, part, schema_args).await?);
     } else if !rest.is_empty() {
         let part = Part::Entries(&rest);
-        loaded.add_warnings(run_schema(target, &archive, part, target.jobs, schema_args).await?);
+        loaded.finish(run_after_rows(target, &archive, &entries, part, schema_args).await?);
     }
     loaded.schema = entries;
     lap(&mut loaded, "post-data");
@@ -140,6 +146,16 @@ pub async fn load_schema(origin: &Origin, database: &Database, target: &Target) 
 }
 
 impl Loaded {
+    /// What came after the rows. Where definitions are missing because this host cannot have them, what
+    /// needs them fails with them.
+    fn finish(&mut self, (said, mut failed): (Vec<String>, Vec<Complaint>)) {
+        self.add_warnings(said);
+        if !self.failed.is_empty() {
+            failed.iter_mut().filter(|c| c.fault == Fault::Refused).for_each(|c| c.fault = Fault::Elsewhere);
+        }
+        self.failed.extend(failed);
+    }
+
     /// Every process of pg_restore may say the same.
     fn add_warnings(&mut self, said: Vec<String>) {
         for warning in said {
@@ -167,18 +183,6 @@ impl Early {
         on_table(&table.namespace, &table.tag);
         self.indexes.drain(..).map(|id| Work::Build(id, None)).collect()
     }
-}
-
-/// Entries that pg_restore counts among post-data: what has no section of its own (comments,
-/// privileges) belongs to what stands before it.
-fn after_rows(entries: &[Entry]) -> impl Iterator<Item = &Entry> {
-    let mut section = Section::PreData;
-    entries.iter().filter(move |entry| {
-        if entry.section != Section::None {
-            section = entry.section;
-        }
-        section == Section::PostData
-    })
 }
 
 /// Indexes and the constraints that are indexes, by schema and name of their table; those that need
@@ -275,10 +279,7 @@ impl Rows<'_> {
                             self.built.insert(id);
                         }
                         // It may need rows of another table, and gets another turn with the rest.
-                        Err(error) if is_sql_error(&error) => {
-                            tracing::info!("{error}; trying once more, after all rows");
-                        }
-                        Err(error) => return Err(error),
+                        Err(error) => tracing::info!("{error}; trying once more, after all rows"),
                     }
                     if let Some(table) = table
                         && let Some(early) =
@@ -354,8 +355,8 @@ async fn load_stream(
     {
         return Ok((Some(table), Vec::new()));
     }
-    let (_, said) = run_stream(origin, database, stream, target, data_args, false).await?;
-    Ok((None, said))
+    let Restored { warnings, .. } = run_stream(origin, database, stream, target, data_args, false).await?;
+    Ok((None, warnings))
 }
 
 #[cfg(test)]

@@ -23,6 +23,9 @@ use crate::set::proof::{Fingerprint, Proof, Sequence, Table};
 
 /// Bytes of a large object that are asked for at once.
 const LARGE_OBJECT_CHUNK: i32 = 1 << 20;
+/// Bytes of each large object that come with those of [`BATCH`] others: most objects are small, and all
+/// of these are held at once.
+const FIRST_PIECE: i32 = 64 << 10;
 /// Bytes of a table that one session reads at a time: a large table is read by all of them.
 const PIECE: u64 = 64 << 20;
 /// The first server that finds pages without reading those before them.
@@ -318,20 +321,21 @@ async fn check_large_objects(client: &Client, proof: &Proof, secret: &RowSecret)
     let mut hasher = RowHasher::new(secret);
     for batch in oids.chunks(BATCH) {
         let rows = client
-            .query("SELECT o, lo_get(o, 0, $2) FROM unnest($1::oid[]) AS o", &[&batch, &LARGE_OBJECT_CHUNK])
+            .query("SELECT o, lo_get(o, 0, $2) FROM unnest($1::oid[]) AS o", &[&batch, &FIRST_PIECE])
             .await
             .map_err(error)
             .context("cannot read large objects")?;
         for row in rows {
             let (oid, mut chunk): (u32, Vec<u8>) = (row.get(0), row.get(1));
             hasher.piece(&oid.to_le_bytes());
-            let mut at: i64 = 0;
+            let (mut at, mut asked): (i64, i32) = (0, FIRST_PIECE);
             loop {
                 hasher.piece(&chunk);
                 at += chunk.len() as i64;
-                if chunk.len() < LARGE_OBJECT_CHUNK as usize {
+                if chunk.len() < asked as usize {
                     break;
                 }
+                asked = LARGE_OBJECT_CHUNK;
                 let next =
                     client.query_one("SELECT lo_get($1, $2, $3)", &[&oid, &at, &LARGE_OBJECT_CHUNK]).await;
                 chunk =

@@ -170,6 +170,21 @@ mod tests {
     }
 
     #[test]
+    fn characters_of_several_bytes_stand_anywhere() {
+        assert_eq!(statements("é;\\é\n--é\n'é';E'\\é';"), ["é", "'é'", "E'\\é'"]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_taken_apart(sql in r#"([\\\\'"é;\n -]|E'|.){0,60}"#) {
+            for statement in statements(&sql) {
+                proptest::prop_assert!(sql.contains(statement));
+            }
+            missing(&sql, &[]);
+        }
+    }
+
+    #[test]
     fn roles_and_who_is_superuser() {
         let found = roles(GLOBALS);
         assert_eq!(

@@ -2,24 +2,30 @@
 //!
 //! A database that holds tables is never touched unless replacing was asked for. Replacing restores
 //! into a new database beside the old one, and swaps their names only once everything is in; whatever
-//! fails before that leaves the old database as it was, and the new one is dropped. An empty database
-//! that is there already is filled as it is; a failure there leaves what was loaded, and says so.
+//! fails before that leaves the old database as it was, and the new one is dropped, unless all rows are in
+//! it: then it is kept beside the old one, for a person to decide. An empty database that is there already
+//! is filled as it is; a failure there leaves what was loaded, and says so.
+
+use std::time::Duration;
 
 use chrono::Utc;
 use tokio_postgres::error::SqlState;
 
+use super::complaints::{Complaint, masked_in};
 use super::{
-    Origin, Target, check_extensions, collations, create_database, existing_roles, load, own_properties,
+    Origin, Target, check_extensions, collations, existing_roles, load, locale_of, own_properties,
     read_globals, read_proof, roles,
 };
 use crate::config::Connection;
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::{Session, connect, error};
 use crate::postgres::ident::{quote_ident, quote_literal};
-use crate::postgres::properties;
+use crate::postgres::locale::{self, Fallback};
+use crate::postgres::properties::{self, Properties};
 use crate::postgres::tools::Tools;
 use crate::progress::Event;
 use crate::set::manifest::{Database, Manifest};
+use crate::set::proof::Proof;
 use crate::shutdown::Shutdown;
 
 /// What was asked for.
@@ -45,6 +51,9 @@ pub struct Report {
     pub database: String,
     /// What became of the one that was there, where there was one.
     pub old_database: Option<String>,
+    /// What could not be restored, or carried over, beside the rows. Not empty: it did not take the place
+    /// of the one that was to be replaced.
+    pub failed: Vec<String>,
     /// Roles that were made.
     pub roles_created: Vec<String>,
     /// Seconds by phase.
@@ -53,7 +62,8 @@ pub struct Report {
     pub warnings: Vec<String>,
 }
 
-/// Restores one database of a set. A signal ends it as a failure does: what it made is dropped.
+/// Restores one database of a set. A signal ends it as a failure does: what it made is dropped. What fails
+/// after the rows does not cost them: see [`Report::failed`].
 pub async fn restore(
     origin: &Origin,
     manifest: &Manifest,
@@ -64,41 +74,24 @@ pub async fn restore(
     let name = options.connection.dbname.clone();
     let mut report = Report { database: name.clone(), ..Report::default() };
     (origin.progress)(Event::Phase("checking the target".into()));
-    let admin = connect_admin(&options.connection).await?;
-    let exists = admin
-        .client
-        .query_opt("SELECT FROM pg_database WHERE datname = $1", &[&name])
-        .await
-        .map_err(error)?;
-    let exists = exists.is_some();
-    if !exists && !options.create {
-        return Err(Error::new(format!(
-            "database {name:?} does not exist on {}",
-            options.connection.describe()
-        ))
-        .with_hint("say --create to make it"));
-    }
-    let holds = if exists { count_objects(&options.connection).await? } else { 0 };
-    if holds > 0 && !options.replace {
-        return Err(Error::new(format!(
-            "database {name:?} is not empty: it holds {holds} tables, views or sequences"
-        ))
-        .with_hint(
-            "restore into a new database (--create), or say --replace to put it in this one's place",
-        ));
-    }
-    check_extensions(&admin, std::slice::from_ref(database)).await?;
-    check_roles(&admin, origin, manifest, options, &mut report).await?;
+    let looked = shutdown.guard(look(origin, manifest, database, options)).await?;
+    let Looked { admin, place, globals, proof } = looked;
+    report.roles_created = make_roles(&admin, &globals, options).await?;
 
-    if exists && holds == 0 {
+    if let Place::Empty = place {
         let filled = shutdown.guard(fill(origin, database, options, &name, &mut report)).await;
         filled.with_context(|| format!("database {name:?} was empty and may hold part of the set now"))?;
-        if let Some(proof) = read_proof(origin, database).await?
+        if let Some(proof) = proof
             && !proof.settings.is_empty()
         {
             report.warnings.push(format!(
-                "database {name:?} was there already and keeps its own settings; the set's are: {}",
-                proof.settings.iter().map(|s| s.setting.as_str()).collect::<Vec<_>>().join(", ")
+                "database {name:?} was there already and keeps its own settings; the set has others for: {}",
+                proof
+                    .settings
+                    .iter()
+                    .filter_map(|s| s.setting.split('=').next())
+                    .collect::<Vec<_>>()
+                    .join(", ")
             ));
         }
         admin.close().await;
@@ -106,17 +99,17 @@ pub async fn restore(
     }
     // A new database takes its owner, privileges and settings from the set; one that takes another's
     // place takes them from that one.
-    let (made, properties) = if exists {
-        let beside = other_name(&name, "restoring");
-        (beside, Some(properties::read(&admin.client, &name).await?))
-    } else {
-        (name.clone(), read_proof(origin, database).await?.as_ref().map(own_properties))
+    let (made, properties) = match place {
+        Place::Taken(properties) => (other_name(&name, "restoring"), Some(properties)),
+        Place::Free | Place::Empty => (name.clone(), proof.as_ref().map(own_properties)),
     };
+    let replaces = made != name;
     // What this did not make, it does not drop: until here somebody else's database is in the way.
-    report.warnings.extend(create_database(&admin, &made, database).await.map_err(who_may_restore)?);
+    let created = locale::create_database(&admin, &made, &locale_of(database), Fallback::Refused).await;
+    created.map_err(who_may_restore)?;
     let filled = shutdown.guard(fill(origin, database, options, &made, &mut report)).await;
     if let Err(failure) = filled {
-        return Err(match (exists, drop_database(&admin, &made).await) {
+        return Err(match (replaces, drop_database(&admin, &made).await) {
             (true, Ok(())) => failure.context(format!("database {name:?} is as it was")),
             (false, Ok(())) => failure,
             (_, Err(e)) => {
@@ -125,15 +118,76 @@ pub async fn restore(
         });
     }
     if let Some(properties) = properties {
-        let applied = properties::apply(&admin.client, &made, &properties).await;
-        report.warnings.extend(applied.unwrap_or_else(|e| vec![e.to_string()]));
+        let refused = properties::apply(&admin.client, &made, &properties).await;
+        // In another's place it must be what that one was: privileges, for instance, keep people out.
+        if replaces { report.failed.extend(refused) } else { report.warnings.extend(refused) }
     }
-    if exists {
+    if replaces && report.failed.is_empty() {
         (origin.progress)(Event::Phase("swapping names".into()));
-        report.old_database = Some(swap(&admin, &name, &made).await?);
+        report.old_database = Some(swap(admin, &options.connection, &name, &made).await?);
+        return Ok(report);
     }
+    report.database = made;
     admin.close().await;
     Ok(report)
+}
+
+/// What is where the set is to go.
+enum Place {
+    /// Nothing.
+    Free,
+    /// A database that holds nothing.
+    Empty,
+    /// One that is to be replaced, and what belongs to it.
+    Taken(Properties),
+}
+
+/// What is known before anything is made.
+struct Looked {
+    admin: Session,
+    place: Place,
+    /// The set's, as SQL.
+    globals: String,
+    proof: Option<Proof>,
+}
+
+/// Everything that only reads: whether the set can go there.
+async fn look(
+    origin: &Origin,
+    manifest: &Manifest,
+    database: &Database,
+    options: &Options,
+) -> Result<Looked> {
+    let name = &options.connection.dbname;
+    let admin = connect_admin(&options.connection).await?;
+    let found =
+        admin.client.query_opt("SELECT FROM pg_database WHERE datname = $1", &[name]).await.map_err(error)?;
+    let place = match found {
+        None if !options.create => {
+            return Err(Error::new(format!(
+                "database {name:?} does not exist on {}",
+                options.connection.describe()
+            ))
+            .with_hint("say --create to make it"));
+        }
+        None => Place::Free,
+        Some(_) => match count_objects(&options.connection).await? {
+            0 => Place::Empty,
+            holds if !options.replace => {
+                return Err(Error::new(format!(
+                    "database {name:?} is not empty: it holds {holds} tables, views or sequences"
+                ))
+                .with_hint(
+                    "restore into a new database (--create), or say --replace to put it in this one's place",
+                ));
+            }
+            _ => Place::Taken(properties::read(&admin.client, name).await?),
+        },
+    };
+    check_extensions(&admin, std::slice::from_ref(database)).await?;
+    let globals = read_globals(origin, manifest).await?;
+    let proof = read_proof(origin, database).await?;
+    Ok(Looked { admin, place, globals, proof })
 }
 
 /// The role that backs up may read; restoring needs one that may make.
@@ -168,11 +222,8 @@ async fn fill(
         .await
         .map_err(error)?;
     let encoding: String = row.get(1);
-    if encoding != database.locale.encoding {
-        report
-            .warnings
-            .push(format!("the set is in {}, the database in {encoding}", database.locale.encoding));
-    }
+    report.warnings.extend(check_encoding(&session, name, &encoding, database).await?);
+    report.warnings.extend(locale::differences(&session, name, &locale_of(database)).await?);
     let monetary = &database.locale.monetary;
     let has_monetary =
         session.client.execute("SELECT set_config('lc_monetary', $1, false)", &[monetary]).await;
@@ -193,14 +244,57 @@ async fn fill(
     collations::check(&session.client, database).await?;
     let loaded = load::load(origin, database, &target, &|_, _| ()).await?;
     report.warnings.extend(loaded.warnings);
+    report.failed.extend(loaded.failed.iter().map(Complaint::to_string));
     report.seconds.extend(loaded.seconds.iter().map(|(p, s)| ((*p).to_owned(), *s)));
 
     (origin.progress)(Event::Phase("analyzing".into()));
     let begun = std::time::Instant::now();
-    report.warnings.extend(analyze(&session).await?);
+    let analyzed = analyze(&session).await;
+    report.warnings.extend(analyzed.unwrap_or_else(|failure| vec![failure.to_string()]));
     report.seconds.push(("analyze".into(), begun.elapsed().as_secs_f64()));
     session.close().await;
     Ok(())
+}
+
+/// A database that was made by somebody else: rows may only go in where the server looks at every byte.
+/// Where one side is SQL_ASCII, it does not.
+async fn check_encoding(
+    session: &Session,
+    name: &str,
+    encoding: &str,
+    database: &Database,
+) -> Result<Option<String>> {
+    let wanted = &database.locale.encoding;
+    if encoding == wanted {
+        return Ok(None);
+    }
+    let converts = session
+        .client
+        .query_opt(
+            "SELECT FROM pg_conversion WHERE condefault AND conforencoding = pg_char_to_encoding($1::text::name)
+                AND contoencoding = pg_char_to_encoding($2::text::name) LIMIT 1",
+            &[wanted, &encoding],
+        )
+        .await
+        .map_err(error)
+        .context("cannot see what the server converts")?;
+    if converts.is_some() && ![encoding, wanted].contains(&"SQL_ASCII") {
+        return Ok(Some(format!(
+            "the set is in {wanted}, the database in {encoding}: the server converted what it has"
+        )));
+    }
+    Err(Error::new(format!(
+        "database {name:?} is in {encoding}, the set in {wanted}, and the server does not convert one to the other"
+    ))
+    .with_hint(format!("name a database that is not there and say --create, or make an empty one in {wanted}")))
+}
+
+/// What an index' expression stumbled over may be a row.
+fn without_values(failure: &tokio_postgres::Error) -> String {
+    match failure.as_db_error() {
+        Some(db) => masked_in(db.message(), db.where_().unwrap_or_default()),
+        None => failure.to_string(),
+    }
 }
 
 /// Statistics for the planner. All at once stops at the first table that it cannot read, such as one
@@ -208,16 +302,15 @@ async fn fill(
 /// warning.
 async fn analyze(session: &Session) -> Result<Vec<String>> {
     let Err(failure) = session.client.batch_execute("ANALYZE").await else { return Ok(Vec::new()) };
-    let failure = error(failure);
     if session.client.is_closed() {
-        return Err(failure.context("cannot analyze"));
+        return Err(error(failure).context("cannot analyze"));
     }
-    let mut warnings = vec![format!("ANALYZE of the whole database failed: {failure}")];
+    let mut warnings = vec![format!("ANALYZE of the whole database failed: {}", without_values(&failure))];
     let tables = session
         .client
         .query(
             "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-              WHERE c.relkind IN ('r', 'm') AND c.relpersistence <> 't' AND n.nspname <> 'information_schema'",
+              WHERE c.relkind IN ('r', 'm', 'p') AND c.relpersistence <> 't' AND n.nspname <> 'information_schema'",
             &[],
         )
         .await
@@ -226,7 +319,7 @@ async fn analyze(session: &Session) -> Result<Vec<String>> {
     for row in tables {
         let table: String = row.get(0);
         if let Err(failure) = session.client.batch_execute(&format!("ANALYZE {table}")).await {
-            warnings.push(format!("table {table} was not analyzed: {}", error(failure)));
+            warnings.push(format!("table {table} was not analyzed: {}", without_values(&failure)));
         }
     }
     Ok(warnings)
@@ -264,41 +357,38 @@ async fn count_objects(connection: &Connection) -> Result<i64> {
 }
 
 /// Roles that the set knows and the server lacks: made where that was asked for, else named.
-async fn check_roles(
-    admin: &Session,
-    origin: &Origin,
-    manifest: &Manifest,
-    options: &Options,
-    report: &mut Report,
-) -> Result<()> {
-    let globals = read_globals(origin, manifest).await?;
+async fn make_roles(admin: &Session, globals: &str, options: &Options) -> Result<Vec<String>> {
     let existing = existing_roles(admin).await?;
     let missing: Vec<String> =
-        roles::roles(&globals).into_iter().map(|r| r.name).filter(|n| !existing.contains(n)).collect();
+        roles::roles(globals).into_iter().map(|r| r.name).filter(|n| !existing.contains(n)).collect();
     if missing.is_empty() {
-        return Ok(());
+        return Ok(missing);
     }
     if !options.globals {
         return Err(Error::new(format!("the server lacks roles of the set: {}", missing.join(", ")))
             .with_hint("say --globals to make them, or make them yourself"));
     }
     // All or none. A statement may hold a password hash; it is not repeated.
-    let script = format!("BEGIN; {}; COMMIT", roles::missing(&globals, &existing).join("; "));
+    let script = format!("BEGIN; {}; COMMIT", roles::missing(globals, &existing).join("; "));
     if let Err(failure) = admin.client.batch_execute(&script).await {
         admin.client.batch_execute("ROLLBACK").await.map_err(error)?;
         return Err(error(failure).context("cannot make the set's roles"));
     }
-    report.roles_created = missing;
-    Ok(())
+    Ok(missing)
 }
 
 /// Ends the sessions of `name`, gives its name to `beside`, and keeps it under another. Both renames are
 /// one transaction, and while it waits for the last session to go, PostgreSQL lets nobody new in: there
 /// is no state in between that could be left.
-async fn swap(admin: &Session, name: &str, beside: &str) -> Result<String> {
+async fn swap(admin: Session, connection: &Connection, name: &str, beside: &str) -> Result<String> {
     let old = other_name(name, "before");
     let (name_sql, beside_sql, old_sql) = (quote_ident(name), quote_ident(beside), quote_ident(&old));
     let client = &admin.client;
+    let what = || {
+        format!("the restored database is complete as {beside:?}, but could not take the place of {name:?}")
+    };
+    let backend = client.query_one("SELECT pg_backend_pid()", &[]).await.map_err(error).with_context(what)?;
+    let backend: i32 = backend.get(0);
     let sql = format!(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = {} AND pid <> pg_backend_pid();
          BEGIN; ALTER DATABASE {name_sql} RENAME TO {old_sql};
@@ -307,17 +397,64 @@ async fn swap(admin: &Session, name: &str, beside: &str) -> Result<String> {
     );
     let mut attempt = 1;
     while let Err(failure) = client.batch_execute(&sql).await {
+        if client.is_closed() {
+            return match was_swapped(connection, backend, &old, beside).await {
+                Ok(true) => Ok(old),
+                Ok(false) => Err(error(failure)).with_context(what),
+                Err(e) => Err(error(failure).context(format!(
+                    "the restored database is complete, but the connection was lost while it took the place of \
+                     {name:?}; if there is a database {old:?}, it did, else it is called {beside:?} ({e})"
+                ))),
+            };
+        }
         let in_use = failure.code() == Some(&SqlState::OBJECT_IN_USE);
-        if client.is_closed() || !in_use || attempt == RENAME_ATTEMPTS {
-            return Err(error(failure)).with_context(|| {
-                format!("the restored database is complete as {beside:?}, but could not take the place of {name:?}")
-            });
+        if !in_use || attempt == RENAME_ATTEMPTS {
+            return Err(error(failure)).with_context(what);
         }
         client.batch_execute("ROLLBACK").await.map_err(error)?;
         attempt += 1;
     }
+    admin.close().await;
     Ok(old)
 }
+
+/// Whether both renames were committed, although nobody said so: asked once the backend that was about
+/// to is gone.
+async fn was_swapped(connection: &Connection, backend: i32, old: &str, beside: &str) -> Result<bool> {
+    let bound = tokio::time::Instant::now() + LOST_BOUND;
+    loop {
+        let asked = async {
+            let admin = connect_admin(connection).await?;
+            let row = admin
+                .client
+                .query_one(
+                    "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1 AND application_name = 'opsd restore'),
+                            EXISTS (SELECT FROM pg_database WHERE datname = $2),
+                            EXISTS (SELECT FROM pg_database WHERE datname = $3)",
+                    &[&backend, &old, &beside],
+                )
+                .await
+                .map_err(error)?;
+            admin.close().await;
+            Ok::<(bool, bool, bool), Error>((row.get(0), row.get(1), row.get(2)))
+        };
+        let error = match asked.await {
+            Ok((false, is_kept, is_beside)) => return Ok(is_kept && !is_beside),
+            Ok((true, ..)) => Error::new("the lost session is still there"),
+            Err(error) => error,
+        };
+        if tokio::time::Instant::now() > bound {
+            return Err(error);
+        }
+        tokio::time::sleep(LOST_PAUSE).await;
+    }
+}
+
+/// How long a server that hung up in the middle of a swap is asked what became of it: a restart takes
+/// that long.
+const LOST_BOUND: Duration = Duration::from_secs(60);
+/// Between two such questions.
+const LOST_PAUSE: Duration = Duration::from_millis(500);
 
 /// A rename waits five seconds for sessions to go; a pool that comes back faster each time will not be
 /// beaten by more attempts.

@@ -10,18 +10,21 @@ use std::time::Instant;
 
 use chrono::Utc;
 
+use super::complaints::{self, Complaint, Fault};
 use super::{
-    Origin, Target, check_extensions, collations, create_database, definitions, existing_roles, identities,
-    load, origin, own_properties, pg_restore, prove, read_globals, read_proof, roles,
+    Origin, Target, check_extensions, collations, definitions, existing_roles, identities, load, locale_of,
+    origin, own_properties, prove, read_globals, read_proof, roles,
 };
 use crate::config::{BackupJob, Config};
 use crate::error::{Context, Error, Kind, Result};
 use crate::postgres::connect::{Session, connect, connect_with, error};
 use crate::postgres::ident::{quote_ident, quote_literal};
+use crate::postgres::locale::{self, Fallback};
 use crate::postgres::properties;
 use crate::postgres::scratch::{self, Scratch, ScratchOptions};
 use crate::postgres::tools::{self, ServerBinaries, Tools};
 use crate::progress::{Event, Progress};
+use crate::set;
 use crate::set::archive::Entry;
 use crate::set::catalog::{self, Loaded, Selector};
 use crate::set::manifest::{Database, Manifest, ProofState};
@@ -29,7 +32,7 @@ use crate::set::proof::Proof;
 use crate::set::seal::sha256_hex;
 use crate::set::signature;
 use crate::set::verification::{self, Phases, Verdict, Verification};
-use crate::store::{self, Store};
+use crate::store::{self, Store, StoreError};
 
 /// Bytes that a scratch server needs before it holds anything: its system catalogs and WAL.
 const SCRATCH_OVERHEAD: u64 = 256 << 20;
@@ -37,6 +40,9 @@ const SCRATCH_OVERHEAD: u64 = 256 << 20;
 const RESERVED: [&str; 3] = ["postgres", "template0", "template1"];
 /// This program again, to outlive the rehearsal if it is killed; `cli::keep_scratch` is the other side.
 const KEEPER: [&str; 2] = ["/proc/self/exe", "keep-scratch"];
+/// Most bytes of `RESTORE.md` that are held in memory: it has a few lines for each database and each large
+/// table, and tens of thousands of those fit.
+const MAX_RESTORE_MD: u64 = 16 << 20;
 /// Bound on one assertion.
 const ASSERT_TIMEOUT: &str = "300s";
 
@@ -95,6 +101,13 @@ pub async fn verify(
     let outcome = run.rehearse(&set).await;
     let hints = run.hints;
     record.finished = Utc::now();
+    // Not a word about a set that somebody pruned meanwhile, nor a record where it was.
+    let outcome = if is_gone(store.as_ref(), &origin.prefix).await {
+        record.databases.iter_mut().for_each(|d| d.differences.clear());
+        Err(Error::new(format!("set {} was removed meanwhile", record.id)))
+    } else {
+        outcome
+    };
     let (verdict, error) = match outcome {
         Ok(complete) if record.databases.iter().all(|d| d.differences.is_empty()) => {
             (if complete { Verdict::Proven } else { Verdict::Unproven }, None)
@@ -120,6 +133,11 @@ pub async fn verify(
             .push("the record is not signed and will not count: no encryption.sign_key_file here".into());
     }
     Ok(Rehearsal { record, error, hints })
+}
+
+/// Whether the set's manifest is certainly no longer there.
+async fn is_gone(store: &dyn Store, prefix: &str) -> bool {
+    matches!(store.read(&format!("{prefix}{}", set::MANIFEST), 0..1).await, Err(StoreError::NotFound(_)))
 }
 
 fn expected(database: &Database) -> verification::Database {
@@ -219,11 +237,12 @@ impl Run<'_> {
         collations::check(&session.client, database).await?;
         session.close().await;
         let loaded =
-            load::load(self.origin, database, &target, &|_, _| ()).await.map_err(pg_restore::blame)?;
+            load::load(self.origin, database, &target, &|_, _| ()).await.map_err(complaints::blame)?;
         for (phase, seconds) in &loaded.seconds {
             add_seconds(self.record, phase, *seconds);
         }
         self.record.warnings.extend(loaded.warnings);
+        let lacking = self.judge_failed(database, &loaded.failed)?;
 
         self.clock = Instant::now();
         self.phase(&format!("{}: proving", database.name));
@@ -232,16 +251,19 @@ impl Run<'_> {
             None => prove::Found::default(),
             Some(proof) => prove::prove(&target.connection, proof.clone(), target.jobs).await?,
         };
-        let mut complete = true;
+        let mut complete = !lacking;
         let mut differences = found.differences;
         if database.proof == ProofState::Complete {
             check_counts(database, proof.as_deref())?;
         }
-        differences.extend(definitions::unpopulated(&target.connection, &loaded.schema).await?);
+        if !lacking {
+            differences.extend(definitions::unpopulated(&target.connection, &loaded.schema).await?);
+        }
         let (changed, comparable) =
             self.changed_definitions(scratch, admin, &target, database, &loaded.schema).await?;
         let source_major = self.manifest.server.version_num / 10_000;
-        if comparable && source_major == scratch.major && dump_major(self.manifest) == scratch.major {
+        let same_major = source_major == scratch.major && dump_major(self.manifest) == scratch.major;
+        if comparable && same_major && !lacking {
             differences.extend(changed);
         } else if !changed.is_empty() {
             // Another major may split the same definitions into other entries.
@@ -274,6 +296,25 @@ impl Run<'_> {
         }
         self.lap("prove");
         Ok(complete)
+    }
+
+    /// What failed beside the rows: an error where that is the set's fault or nobody knows, and else
+    /// whether something is lacking that this host cannot have.
+    fn judge_failed(&mut self, database: &Database, failed: &[Complaint]) -> Result<bool> {
+        if let Some(trouble) = failed.iter().find(|c| c.fault == Fault::Trouble) {
+            return Err(Error::new(trouble).with_hint(complaints::HINT));
+        }
+        let refused: Vec<&Complaint> = failed.iter().filter(|c| c.fault == Fault::Refused).collect();
+        match refused.as_slice() {
+            [] => {}
+            [one] => return Err(complaints::differs(one)),
+            [first, more @ ..] => {
+                return Err(complaints::differs(format!("{first}; {} more errors", more.len())));
+            }
+        }
+        let lacking = failed.iter().map(|c| format!("{}: cannot be restored here: {c}", database.name));
+        self.record.warnings.extend(lacking);
+        Ok(!failed.is_empty())
     }
 
     /// Definitions that differ from the archive's, and whether they could be judged. Where the text
@@ -338,6 +379,12 @@ fn dump_major(manifest: &Manifest) -> u32 {
 
 async fn check_restore_md(origin: &Origin, manifest: &Manifest) -> Result<()> {
     let object = &manifest.restore_md;
+    if object.size > MAX_RESTORE_MD {
+        return Err(Error::differs(format!(
+            "object {} has {} bytes, and instructions have no more than {MAX_RESTORE_MD}",
+            object.key, object.size
+        )));
+    }
     let bytes =
         store::get(origin.store.as_ref(), &format!("{}{}", origin.prefix, object.key), object.size).await?;
     let found = sha256_hex(&bytes);
@@ -422,7 +469,7 @@ async fn create_stubs(admin: &Session, globals: &str) -> Result<()> {
 }
 
 async fn create(admin: &Session, name: &str, database: &Database) -> Result<Vec<String>> {
-    let mut warnings = create_database(admin, name, database).await?;
+    let mut warnings = locale::create_database(admin, name, &locale_of(database), Fallback::Nearest).await?;
     let l = &database.locale;
     // Money is written and read by it.
     let sql =

@@ -93,6 +93,11 @@ fn comparing_sees_each_kind_of_difference() {
         ("REFRESH MATERIALIZED VIEW vw.totals WITH NO DATA", "vw.totals, not populated"),
         ("DROP TABLE col.none_and_empty", "col.none_and_empty"),
         ("CREATE TABLE col.new (id integer)", "col.new"),
+        (
+            "CREATE ACCESS METHOD second TYPE TABLE HANDLER heap_tableam_handler;
+             DROP TABLE col.empty; CREATE TABLE col.empty () USING second",
+            "access method, only right: col.empty second",
+        ),
     ];
     for (change, expected) in changes {
         let copy = plain_restore(db(server, &source));

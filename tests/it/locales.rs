@@ -77,9 +77,18 @@ fn a_host_without_icu_says_so_and_accuses_nobody() {
     assert_eq!(complete(&opsd), [id]);
     let target = postgres::shared(server.major);
     let name = unique("no_icu");
-    opsd.run(&["restore", "db", "--to", &target.socket_url(SUPERUSER, &name), "--create"])
-        .expect_failure(1, &fragments);
+    let to = target.socket_url(SUPERUSER, &name);
+    let run = opsd.run(&["restore", "db", "--to", &to, "--create"]);
+    if server.major >= 15 {
+        run.expect_failure(1, &["locale \"de-DE\" of provider icu", "ICU", "hint: ", "empty database"]);
+    } else {
+        run.expect_failure(1, &fragments);
+    }
     assert!(!target.databases().contains(&name));
+    // Another locale of the database's own is the operator's choice; a collation by name is not.
+    target.create_database(&name);
+    opsd.run(&["restore", "db", "--to", &to]).expect_failure(1, &fragments);
+    target.drop_database(&name);
 
     // A database's own locale falls back, and the report says so.
     if server.major >= 15 {

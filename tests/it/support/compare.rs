@@ -97,6 +97,7 @@ fn compare_content(left: Db, right: Db, report: &mut String) {
     for ((table, left), right) in shared_left.iter().zip(&rows_left).zip(&rows_right) {
         compare_rows(&table.label, left, right, report);
     }
+    compare_lists("access method", &access_methods(left), &access_methods(right), report);
     compare_lists("sequence", &sequences(left), &sequences(right), report);
     compare_lists("large object", &large_objects(left), &large_objects(right), report);
 }
@@ -252,6 +253,14 @@ fn checksum(rows: &[Vec<u8>]) -> Vec<u8> {
         sum.update(b"\n");
     }
     sum.finalize().to_vec()
+}
+
+/// Of every table: `pg_dump` says it in a setting between the definitions, which come in any order.
+fn access_methods(db: Db) -> BTreeSet<String> {
+    let sql = "SELECT format('%I.%I %s', n.nspname, c.relname, coalesce(a.amname, '-')) FROM pg_class c
+                 JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_am a ON a.oid = c.relam
+                WHERE c.relkind IN ('r', 'm', 'p') AND c.relpersistence <> 't' AND n.nspname <> 'pg_toast'";
+    query(db, sql).lines().map(str::to_owned).collect()
 }
 
 fn sequences(db: Db) -> BTreeSet<String> {

@@ -1,0 +1,512 @@
+//! What a restore's complaints mean, and what of them may be repeated.
+//!
+//! pg_restore goes on after an error and exits with 1, so what it says is taken apart: a few complaints
+//! are known to be harmless, every other one is a failure. A server's messages quote rows, statements and
+//! the passwords in them, and some of that is recorded unencrypted. So this is an allow-list: the object,
+//! the first line of the server's message with everything quoted masked (names that follow what they
+//! are a name of aside), and how many there are. Deliberately absent: SQLSTATEs, which pg_restore does
+//! not tell.
+
+use crate::error::{Error, Kind, Result};
+use crate::process::Exit;
+use crate::set::archive::Entry;
+
+/// Where the rest of it is.
+pub const HINT: &str = "rows and statements are left out here; the server's log has them";
+
+/// One error that pg_restore told of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Complaint {
+    /// The entry's id in the archive, where it is known.
+    pub id: Option<i32>,
+    /// `INDEX items_pkey`, or what the statement begins with; empty where neither is known.
+    pub object: String,
+    /// What may be repeated of the message.
+    pub message: String,
+    /// Whose fault it is.
+    pub fault: Fault,
+}
+
+/// Whose fault a complaint is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// A sound server refuses what is in the set.
+    Refused,
+    /// It needs what no dump holds and this host or network does not have: a foreign server, a
+    /// dictionary's file.
+    Elsewhere,
+    /// The server, the connection or pg_restore itself is in trouble.
+    Trouble,
+}
+
+impl std::fmt::Display for Complaint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.object.as_str() {
+            "" => f.write_str(&self.message),
+            object => write!(f, "{object}: {}", self.message),
+        }
+    }
+}
+
+/// What a server says when it is in trouble itself.
+const ENVIRONMENT: [&str; 9] = [
+    "No space left on device",
+    "could not extend file",
+    "could not open extension control file",
+    "could not open file \"base/",
+    "could not access file",
+    "could not load library",
+    "out of memory",
+    "out of shared memory",
+    "terminating connection",
+];
+
+/// What it says where something is missing that is not part of a database.
+fn is_elsewhere(message: &str) -> bool {
+    ["could not connect to server", "could not establish connection", "password is required"]
+        .iter()
+        .any(|needle| message.contains(needle))
+        || message.split_once("could not open ").is_some_and(|(_, what)| what.contains("file"))
+}
+
+const REFUSED: &str = "could not execute query: ERROR:";
+const ROWS_REFUSED: &str = "COPY failed for table";
+
+/// Whether the server refused a statement, as opposed to a connection, a disk or a key that failed.
+pub fn is_sql_error(error: &Error) -> bool {
+    let said = error.to_string();
+    error.kind() == Kind::Failed
+        && (said.contains(REFUSED) || said.contains(ROWS_REFUSED))
+        && !is_elsewhere(&said)
+        && !ENVIRONMENT.iter().any(|needle| said.contains(needle))
+}
+
+/// For a rehearsal: a statement of the set that a sound server refuses is a difference.
+pub fn blame(error: Error) -> Error {
+    if is_sql_error(&error) { differs(error) } else { error }
+}
+
+/// What a rehearsal says then.
+pub fn differs(what: impl std::fmt::Display) -> Error {
+    Error::differs(what).context("the set does not restore")
+}
+
+/// Nouns that a name follows in quotes; what else is quoted may be of a row.
+const NOUNS: [&str; 30] = [
+    "access method",
+    "aggregate",
+    "attribute",
+    "collation",
+    "column",
+    "configuration",
+    "constraint",
+    "conversion",
+    "database",
+    "dictionary",
+    "domain",
+    "encoding",
+    "extension",
+    "file",
+    "index",
+    "language",
+    "library",
+    "parameter",
+    "partition",
+    "policy",
+    "publication",
+    "relation",
+    "role",
+    "schema",
+    "sequence",
+    "server",
+    "table",
+    "tablespace",
+    "user",
+    "view",
+];
+
+/// The first line of a server's message as it may be repeated. A name stays where its noun stands before
+/// it. Anything else is masked from its first to the line's last quote, because values that hold
+/// quotes are not escaped; bytes that could not be converted are masked, too.
+pub fn masked(message: &str) -> String {
+    let line: String =
+        message.lines().next().unwrap_or_default().chars().filter(|c| !c.is_control()).collect();
+    let mut out = String::new();
+    let mut rest = line.as_str();
+    while let Some(at) = rest.find(['"', '\'', '»', '„', '«', '“']) {
+        let (before, quoted) = rest.split_at(at);
+        out.push_str(before);
+        let is_name = quoted.starts_with('"') && before.ends_with(' ') && {
+            let before = before.trim_end();
+            NOUNS.iter().any(|noun| {
+                before.strip_suffix(noun).is_some_and(|b| !b.ends_with(|c: char| c.is_alphanumeric()))
+            }) || before.ends_with("server at")
+                || before.ends_with("on socket")
+        };
+        if is_name && let Some(end) = quoted[1..].find('"') {
+            out.push_str(&quoted[..end + 2]);
+            rest = &quoted[end + 2..];
+            continue;
+        }
+        out.push_str("\"…\"");
+        let last = quoted.char_indices().rfind(|(i, c)| *i > 0 && "\"'»“«”".contains(*c));
+        rest = last.map_or("", |(i, c)| &quoted[i + c.len_utf8()..]);
+    }
+    out.push_str(rest);
+    let words = out.split(' ').map(|word| if word.starts_with("0x") { "0x…" } else { word });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+/// The same for a message whose context is known: what a function raises is of its author's choosing,
+/// and usually has values in it.
+pub fn masked_in(message: &str, context: &str) -> String {
+    if context.lines().any(|line| line.trim_end().ends_with(" at RAISE")) {
+        return "raised by a function of the database".to_owned();
+    }
+    masked(message)
+}
+
+/// Every error in what pg_restore wrote, in order. What follows an error's own line belongs to it until
+/// pg_restore speaks again, and none of that is kept; but the statement tells which of `entries` it was.
+pub fn complaints(stderr: &str, entries: &[Entry]) -> Vec<Complaint> {
+    const ERROR: &str = "pg_restore: error: ";
+    let mut found = Vec::new();
+    let mut lines = stderr.lines().peekable();
+    while let Some(line) = lines.next() {
+        let Some(text) = line.strip_prefix(ERROR) else { continue };
+        let mut rest = String::new();
+        while let Some(more) = lines.next_if(|next| !next.starts_with("pg_restore: ")) {
+            rest.push_str(more);
+            rest.push('\n');
+        }
+        if HARMLESS.iter().any(|(error, command)| *error == line && *command == rest.trim()) {
+            continue;
+        }
+        let (context, command) = rest.split_once("Command was: ").unwrap_or((&rest, ""));
+        let message = match text.split_once("ERROR:  ") {
+            // The command's own text was raised by nobody.
+            Some((before, said)) => format!("{}ERROR:  {}", masked(before), masked_in(said, context)),
+            None => masked(text),
+        };
+        let is_refused = text.starts_with(REFUSED) || text.starts_with(ROWS_REFUSED);
+        let fault = if !is_refused || ENVIRONMENT.iter().any(|needle| text.contains(needle)) {
+            Fault::Trouble
+        } else if is_elsewhere(text) {
+            Fault::Elsewhere
+        } else {
+            Fault::Refused
+        };
+        let (id, object) = object_of(command, entries);
+        found.push(Complaint { id, object, message, fault });
+    }
+    // One that is made of what could not be filled either.
+    if found.iter().any(|c| c.fault == Fault::Elsewhere) {
+        for complaint in found.iter_mut().filter(|c| c.message.contains("has not been populated")) {
+            complaint.fault = Fault::Elsewhere;
+        }
+    }
+    found
+}
+
+/// The entry that a statement makes, else the statement's first words, which are SQL's.
+fn object_of(command: &str, entries: &[Entry]) -> (Option<i32>, String) {
+    let command = command.trim();
+    let is_made_by = |entry: &&Entry| !command.is_empty() && entry.defn.trim() == command;
+    if let Some(entry) = entries.iter().find(is_made_by) {
+        let name: String = entry.tag.chars().filter(|c| !c.is_control()).collect();
+        return (Some(entry.dump_id), format!("{} {name}", entry.desc));
+    }
+    let is_keyword = |word: &&str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_uppercase());
+    (None, command.split(' ').take(4).take_while(is_keyword).collect::<Vec<_>>().join(" "))
+}
+
+/// An exit that is not success as an error that may be repeated.
+fn failure(exit: &Exit, entries: &[Entry]) -> Error {
+    let found = complaints(&exit.stderr, entries);
+    let first = found.iter().find(|c| c.fault == Fault::Trouble).or(found.first());
+    let why = match first {
+        Some(first) if found.len() > 1 => format!("{first}; {} more errors", found.len() - 1),
+        Some(first) => first.to_string(),
+        // It never began: a loader's or a container's own words.
+        None if !exit.stderr.contains("pg_restore: ") => {
+            let said: Vec<&str> = exit.stderr.lines().filter(|l| !l.trim().is_empty()).take(5).collect();
+            if said.is_empty() { "it wrote nothing to stderr".to_owned() } else { said.join("\n") }
+        }
+        None => {
+            let said = exit.stderr.lines().find(|line| line.starts_with("pg_restore: error: "));
+            masked(said.unwrap_or("it did not say why"))
+        }
+    };
+    let error = Error::new(why).context(format!("pg_restore {}", exit.describe()));
+    if found.is_empty() { error } else { error.with_hint(HINT) }
+}
+
+/// Of a server older than pg_restore.
+pub const HARMLESS_TIMEOUT: &str = "pg_restore: error: could not execute query: ERROR:  unrecognized configuration parameter \"transaction_timeout\"";
+
+/// What pg_restore may complain of although everything is restored, with the command that it names: a
+/// setting that its majors from 17 on send and an older server does not know, and a schema that every
+/// new database has.
+const HARMLESS: [(&str, &str); 2] = [
+    (HARMLESS_TIMEOUT, "Command was: SET transaction_timeout = 0;"),
+    (
+        "pg_restore: error: could not execute query: ERROR:  schema \"public\" already exists",
+        "Command was: CREATE SCHEMA public;",
+    ),
+];
+
+/// Success, harmless complaints as warnings, or an error with what may be repeated of pg_restore's.
+pub fn judge(exit: &Exit, entries: &[Entry]) -> Result<Vec<String>> {
+    let lines = exit.stderr_lines();
+    if exit.status.success() && !lines.iter().any(|l| l.starts_with("pg_restore: error:")) {
+        let warnings = lines.iter().filter(|l| l.starts_with("pg_restore: warning: "));
+        return Ok(warnings.map(|l| masked(l)).collect());
+    }
+    if exit.status.code() == Some(1)
+        && let Some(complaints) = harmless(&lines)
+    {
+        return Ok(complaints);
+    }
+    Err(failure(exit, entries))
+}
+
+/// The same where some failures are the caller's to judge: if `may_fail` says so of all that pg_restore
+/// complained of, they are no error.
+pub fn judge_all(
+    exit: &Exit,
+    entries: &[Entry],
+    may_fail: impl FnOnce(&[Complaint]) -> bool,
+) -> Result<(Vec<String>, Vec<Complaint>)> {
+    let error = match judge(exit, entries) {
+        Ok(warnings) => return Ok((warnings, Vec::new())),
+        Err(error) => error,
+    };
+    let found = complaints(&exit.stderr, entries);
+    if exit.status.code() == Some(1) && !found.is_empty() && may_fail(&found) {
+        return Ok((Vec::new(), found));
+    }
+    Err(error)
+}
+
+/// The same where every failure is the caller's to judge, whatever it was: the rows are in.
+pub fn judge_after_rows(exit: &Exit, entries: &[Entry]) -> (Vec<String>, Vec<Complaint>) {
+    match judge_all(exit, entries, |_| true) {
+        Ok(judged) => judged,
+        Err(error) => {
+            let message = error.to_string();
+            (Vec::new(), vec![Complaint { id: None, object: String::new(), message, fault: Fault::Trouble }])
+        }
+    }
+}
+
+/// The complaints, if each of them is known to be harmless. Every line must be understood, because an
+/// error's text may be of the dumped database's choosing. How many errors pg_restore counted says
+/// nothing: with `--jobs` it leaves out what its workers met while they connected.
+fn harmless(lines: &[String]) -> Option<Vec<String>> {
+    let (last, lines) = lines.split_last()?;
+    last.strip_prefix("pg_restore: warning: errors ignored on restore: ")?.parse::<u32>().ok()?;
+    let mut complaints = Vec::new();
+    let mut lines = lines.iter().map(String::as_str);
+    while let Some(line) = lines.next() {
+        if let Some((_, command)) = HARMLESS.iter().find(|(error, _)| *error == line) {
+            if lines.next() != Some(command) {
+                return None;
+            }
+            complaints.push(line.to_owned());
+        } else if line.starts_with("pg_restore: warning: ") {
+            complaints.push(masked(line));
+        } else if !line.starts_with("pg_restore: while ") && !line.starts_with("pg_restore: from TOC entry ")
+        {
+            return None;
+        }
+    }
+    Some(complaints)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    fn exit(code: i32, stderr: &str) -> Exit {
+        Exit {
+            name: "pg_restore".into(),
+            status: std::process::ExitStatus::from_raw(code << 8),
+            stderr: stderr.into(),
+        }
+    }
+
+    const TIMEOUT: &str = "pg_restore: error: could not execute query: ERROR:  unrecognized configuration parameter \"transaction_timeout\"\nCommand was: SET transaction_timeout = 0;\n";
+    const PUBLIC: &str = "pg_restore: error: could not execute query: ERROR:  schema \"public\" already exists\nCommand was: CREATE SCHEMA public;\n\n\n";
+
+    fn ignored(n: u32) -> String {
+        format!("pg_restore: warning: errors ignored on restore: {n}\n")
+    }
+
+    /// What pg_restore 13, 17 and 18 really wrote, into 13, 14 and 17.
+    #[test]
+    fn harmless_complaints_are_warnings() {
+        let cases = [
+            (format!("{TIMEOUT}{}", ignored(1)), 1),
+            (format!("{PUBLIC}{}", ignored(1)), 1),
+            (format!("{TIMEOUT}{PUBLIC}{}", ignored(2)), 2),
+            // With --jobs=3 five are said and two are counted.
+            (format!("{}{}", TIMEOUT.repeat(5), ignored(2)), 5),
+            (
+                format!(
+                    "pg_restore: while PROCESSING TOC:\npg_restore: from TOC entry 3; 2615 2200 SCHEMA public postgres\n{PUBLIC}{}",
+                    ignored(1)
+                ),
+                1,
+            ),
+        ];
+        for (stderr, complaints) in cases {
+            assert_eq!(judge(&exit(1, &stderr), &[]).unwrap().len(), complaints, "{stderr}");
+            assert!(judge(&exit(2, &stderr), &[]).is_err());
+            assert!(judge(&exit(0, &stderr), &[]).is_err(), "errors and success do not go together");
+        }
+        assert!(judge(&exit(0, ""), &[]).unwrap().is_empty());
+        assert_eq!(judge(&exit(0, "pg_restore: warning: x\n"), &[]).unwrap(), ["pg_restore: warning: x"]);
+    }
+
+    #[test]
+    fn a_real_error_is_never_called_harmless() {
+        let copy = "pg_restore: error: COPY failed for table \"u\": ERROR:  schema \"public\" already exists\nCONTEXT:  PL/pgSQL function public.f(integer) line 1 at RAISE\nCOPY u, line 1: \"1\t1\"\n";
+        let role = "pg_restore: error: could not execute query: ERROR:  role \"nobodyhere\" does not exist\nCommand was: ALTER TABLE public.t OWNER TO nobodyhere;\n\n";
+        let keys = "pg_restore: error: could not execute query: ERROR:  multiple primary keys for table \"t\" are not allowed\nCommand was: ALTER TABLE ONLY public.t\n    ADD CONSTRAINT t_pkey PRIMARY KEY (id);\n\n\n";
+        // A name, or what a function raises, is of somebody else's choosing.
+        let name = "pg_restore: error: could not execute query: ERROR:  relation \"a: schema \"public\" already exists\" does not exist\nCommand was: CREATE SCHEMA public;\n";
+        let raised = "pg_restore: error: could not execute query: ERROR:  schema \"public\" already exists\nCONTEXT:  PL/pgSQL function public.f(integer) line 1 at RAISE\nCommand was: CREATE INDEX ui ON public.u USING btree (public.f(b));\n";
+        let forged = "pg_restore: error: could not execute query: ERROR:  schema \"public\" already exists\nCommand was: CREATE SCHEMA public;\nCONTEXT:  PL/pgSQL function public.f(integer) line 1 at RAISE\nCommand was: CREATE INDEX ui ON public.u USING btree (public.f(b));\n";
+        let cut = "pg_restore: error: could not exe\n[… 100 bytes …]\nSET transaction_timeout = 0;\n";
+        for real in [copy, role, keys, name, raised, forged, cut] {
+            for stderr in [
+                format!("{real}{}", ignored(1)),
+                format!("{TIMEOUT}{real}{}", ignored(2)),
+                format!("{real}{TIMEOUT}{}", ignored(2)),
+                format!("{TIMEOUT}{real}{}", ignored(1)),
+            ] {
+                let error = judge(&exit(1, &stderr), &[]).unwrap_err();
+                assert_eq!(error.kind(), Kind::Failed);
+                assert!(error.to_string().contains("exited with status 1"), "{error}");
+            }
+        }
+        // It stopped at once (--single-transaction), lost its connection, or said nothing.
+        let lost =
+            "pg_restore: error: error returned by PQputCopyData: server closed the connection unexpectedly\n";
+        for stderr in [TIMEOUT, lost, "", "pg_restore: error: a worker process died unexpectedly\n"] {
+            assert!(judge(&exit(1, stderr), &[]).is_err(), "{stderr}");
+        }
+        let killed = Exit { status: std::process::ExitStatus::from_raw(9), ..exit(0, &ignored(1)) };
+        assert!(judge(&killed, &[]).is_err());
+    }
+
+    /// What pg_restore 15 really wrote, but for the values.
+    const FAILED: &str = "pg_restore: error: COPY failed for table \"rows\": ERROR:  new row for relation \"rows\" violates check constraint \"rows_check\"
+DETAIL:  Failing row contains (1, c4nary
+c4nary
+DETAIL: c4nary).
+CONTEXT:  COPY rows, line 1: \"1\tc4nary\"
+pg_restore: error: could not execute query: ERROR:  invalid option \"c4nary\"
+HINT:  c4nary
+Command was: CREATE USER MAPPING FOR bob SERVER far OPTIONS (
+    password 'c4nary
+c4nary'
+);
+
+
+pg_restore: error: could not execute query: ERROR:  c4nary is no number
+CONTEXT:  PL/pgSQL function public.f(text) line 1 at RAISE
+Command was: ALTER TABLE ONLY public.child
+    ADD CONSTRAINT child_fkey FOREIGN KEY (id) REFERENCES public.parent(id);
+
+
+pg_restore: warning: errors ignored on restore: 3
+";
+
+    #[test]
+    fn only_objects_and_masked_messages_are_kept() {
+        let entries = [Entry {
+            dump_id: 3204,
+            desc: "FK CONSTRAINT".into(),
+            tag: "child child_fkey".into(),
+            defn: "ALTER TABLE ONLY public.child\n    ADD CONSTRAINT child_fkey FOREIGN KEY (id) REFERENCES public.parent(id);\n".into(),
+            ..Entry::default()
+        }];
+        let found = complaints(FAILED, &entries);
+        let said: Vec<String> = found.iter().map(Complaint::to_string).collect();
+        assert_eq!(
+            said,
+            [
+                "COPY failed for table \"rows\": ERROR:  new row for relation \"rows\" violates check constraint \"rows_check\"",
+                "CREATE USER MAPPING FOR: could not execute query: ERROR:  invalid option \"…\"",
+                "FK CONSTRAINT child child_fkey: could not execute query: ERROR:  raised by a function of the database",
+            ]
+        );
+        assert_eq!(found.iter().map(|c| c.id).collect::<Vec<_>>(), [None, None, Some(3204)]);
+        let error = judge(&exit(1, FAILED), &entries).unwrap_err();
+        assert!(!format!("{error:?}").contains("c4nary") && error.to_string().ends_with("; 2 more errors"));
+        assert!(is_sql_error(&error));
+        assert_eq!(blame(error).kind(), Kind::Differs);
+    }
+
+    #[test]
+    fn values_are_masked_and_names_are_not() {
+        for (message, expected) in [
+            ("role \"bob\" does not exist", "role \"bob\" does not exist"),
+            (
+                "invalid input syntax for type integer: \"s3\"x\"",
+                "invalid input syntax for type integer: \"…\"",
+            ),
+            ("value \"9\" is out of range for type integer", "value \"…\" is out of range for type integer"),
+            ("syntax error at or near \"s3", "syntax error at or near \"…\""),
+            (
+                "invalid input value for enum mood: \"s3\nrelation \"x\"",
+                "invalid input value for enum mood: \"…\"",
+            ),
+            (
+                "character with byte sequence 0xe2 0x82 in encoding \"UTF8\"",
+                "character with byte sequence 0x… 0x… in encoding \"UTF8\"",
+            ),
+            ("index row \"s3\" of relation \"s3\" is odd", "index row \"…\" is odd"),
+            (
+                "connection to server at \"db\", port 1 failed",
+                "connection to server at \"db\", port 1 failed",
+            ),
+        ] {
+            assert_eq!(masked(message), expected);
+        }
+    }
+
+    #[test]
+    fn what_no_dump_holds_is_nobodys_fault() {
+        let fault = |message: &str| complaints(&format!("pg_restore: error: {message}\n"), &[])[0].fault;
+        let sql = |message: &str| fault(&format!("could not execute query: ERROR:  {message}"));
+        assert_eq!(sql("could not connect to server \"far\""), Fault::Elsewhere);
+        assert_eq!(sql("could not open stop-word file \"/x.stop\": No such file"), Fault::Elsewhere);
+        assert_eq!(sql("could not open extension control file \"/x\": No such file"), Fault::Trouble);
+        assert_eq!(sql("could not extend file \"base/1\": No space left on device"), Fault::Trouble);
+        assert_eq!(sql("relation \"x\" does not exist"), Fault::Refused);
+        assert_eq!(fault("could not execute query: server closed the connection"), Fault::Trouble);
+        assert_eq!(sql("materialized view \"a\" has not been populated"), Fault::Refused);
+        let one = "pg_restore: error: could not execute query: ERROR:  ";
+        let both = format!(
+            "{one}could not connect to server \"far\"\n{one}materialized view \"a\" has not been populated\n"
+        );
+        assert!(complaints(&both, &[]).iter().all(|c| c.fault == Fault::Elsewhere));
+    }
+
+    #[test]
+    fn failures_after_the_rows_are_told_whatever_they_are() {
+        assert_eq!(judge_after_rows(&exit(1, FAILED), &[]).1.len(), 3);
+        assert_eq!(judge_after_rows(&exit(0, ""), &[]).1, []);
+        let killed = Exit { status: std::process::ExitStatus::from_raw(9), ..exit(0, "") };
+        assert_eq!(judge_after_rows(&killed, &[]).1[0].fault, Fault::Trouble);
+        assert!(judge_all(&exit(1, FAILED), &[], |_| false).is_err());
+        // What never began is told as it is: there was no server to quote anything.
+        let error =
+            judge(&exit(127, "Error response from daemon: No such container: db\n"), &[]).unwrap_err();
+        assert!(error.to_string().ends_with("No such container: db"), "{error}");
+    }
+}
