@@ -4,7 +4,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test torture lint demo bench
+.PHONY: help setup build test torture fuzz lint demo bench
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -19,8 +19,9 @@ build: ## The binary, optimised: target/release/opsd
 test: setup ## Every test, against real servers
 	$(CARGO) test --no-fail-fast
 
-torture: setup ## Every integration test with more rounds and longer faults: an hour, not minutes
+torture: setup ## Every integration test with more rounds and longer faults, then the fuzz targets: an hour, not minutes
 	OPSD_TORTURE=1 $(CARGO) test --no-fail-fast --test it
+	$(MAKE) fuzz
 
 lint: ## Formatting, lints and documentation, warnings as errors
 	@scripts/setup --demo
@@ -32,6 +33,21 @@ demo: ## Back up, restore, prove and break something, in half a minute after the
 	@scripts/setup --demo
 	$(CARGO) build --release --bin opsd --example demo
 	$(CARGO) run --quiet --release --example demo
+
+# Each target for FUZZ_SECONDS. Stable Rust builds it: libFuzzer needs no more than -Z flags here.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS := archive manifest config keys
+FUZZ := RUSTC_BOOTSTRAP=1 $(CARGO) fuzz
+
+fuzz: ## Fuzz what reads foreign bytes, each target for a minute
+	@command -v cargo-fuzz >/dev/null || $(CARGO) install cargo-fuzz --locked
+	python3 fuzz/seeds.py fuzz/corpus
+	cd fuzz && $(FUZZ) build --dev --sanitizer none
+	@set -e; cd fuzz; for target in $(FUZZ_TARGETS); do \
+		echo "fuzz: $$target for $(FUZZ_SECONDS) s"; \
+		$(FUZZ) run --dev --sanitizer none $$target -- -max_total_time=$(FUZZ_SECONDS) \
+			-timeout=10 -rss_limit_mb=2048 -max_len=8192 -print_final_stats=1 -verbosity=0; \
+	done
 
 bench: setup ## opsd beside what people use today, with targets; a quarter of an hour after the build
 	@command -v rclone >/dev/null || { echo "make bench needs rclone for the pipe: apt-get install rclone" >&2; exit 1; }

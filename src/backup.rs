@@ -17,6 +17,7 @@ pub mod sweep;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chrono::Utc;
@@ -43,6 +44,11 @@ use crate::store::{self, Store};
 const HEARTBEAT: Duration = Duration::from_secs(30);
 /// Parts in an object before the next begins: what the strictest known provider allows.
 const MAX_PARTS: u64 = 1_000;
+
+/// How long a run that failed may take to say so in the repository and to remove what it stored.
+const CLEAN_UP_BOUND: Duration = Duration::from_secs(15);
+const CLEAN_UP_ROUNDS: usize = 5;
+const CLEAN_UP_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long pg_dumpall may take for roles alone.
 const GLOBALS_TIMEOUT: Duration = Duration::from_secs(300);
@@ -157,26 +163,24 @@ pub async fn create(
             segment_limit: job.part_size.saturating_mul(MAX_PARTS),
         },
         progress,
+        is_published: AtomicBool::new(false),
+    };
+    // Without the lock another run may be under way, so this one ends.
+    let work = async {
+        tokio::select! {
+            created = run.dump(&source) => created,
+            why = source.session.lost() => Err(lock::lost(why)),
+        }
     };
     // A signal drops the work, which ends every pg_dump and aborts every upload.
-    match shutdown.guard(run.dump(&source)).await {
+    match shutdown.guard(work).await {
         Ok(created) => Ok(created),
         Err(error) => {
-            let error = if source.server.in_recovery { explain_conflict(error) } else { error };
-            run.record_failure(&error).await;
+            let error = if source.server.in_recovery { streams::explain_conflict(error) } else { error };
+            run.clean_up(&error).await;
             Err(error)
         }
     }
-}
-
-/// A standby cancels or disconnects whoever is in the way of what its primary did.
-fn explain_conflict(error: Error) -> Error {
-    let said = error.to_string();
-    let signs = ["conflict with recovery", "terminating connection", "connection closed"];
-    if !signs.iter().any(|sign| said.contains(sign)) {
-        return error;
-    }
-    error.with_hint(format!("the source is a standby: {}", streams::STANDBY_HINT))
 }
 
 /// Whom the set is encrypted to. A host that only restores has nobody configured.
@@ -263,6 +267,8 @@ struct Run<'a> {
     started: chrono::DateTime<Utc>,
     seal: SealOptions,
     progress: Progress,
+    /// Whether the manifest was on its way.
+    is_published: AtomicBool,
 }
 
 impl Run<'_> {
@@ -302,6 +308,7 @@ impl Run<'_> {
         manifest.restore_md.sha256 = sha256_hex(&restore_md);
         self.put(set::RESTORE_MD, restore_md, false).await?;
         manifest.finished = Utc::now();
+        lock::check(&source.session).await?;
         self.publish(manifest).await
     }
 
@@ -314,6 +321,8 @@ impl Run<'_> {
             let signature = signature::sign(path, &bytes, &comment)?;
             self.put(set::MANIFEST_SIGNATURE, signature.into_bytes(), false).await?;
         }
+        // From here on the set may exist, whatever becomes of the answer.
+        self.is_published.store(true, Ordering::Relaxed);
         self.put(set::MANIFEST, bytes, true).await?;
         Ok(Created { manifest, is_signed: sign_key.is_some() })
     }
@@ -332,7 +341,18 @@ impl Run<'_> {
             let taken = coordinator::start(connection, name, in_recovery, self.job, &source.application_name);
             let coordinator = taken.await?;
             let archives = &coordinator.plan.archives;
-            let started = streams::start(source.dump(name), &coordinator.snapshot, archives).await?;
+            let started = streams::start(source.dump(name), &coordinator.snapshot, archives).await;
+            let started = match started {
+                Err(error) if attempt < coordinator::ATTEMPTS && streams::may_start_over(&error) => {
+                    tracing::info!("{name}: {error}; starting over ({attempt}/{})", coordinator::ATTEMPTS);
+                    attempt += 1;
+                    // Whoever waits behind the locks gets them now.
+                    drop(coordinator);
+                    tokio::time::sleep(coordinator::LOCK_PAUSE).await;
+                    continue;
+                }
+                other => other?,
+            };
             match coordinator.changed_table().await? {
                 None => return Ok((coordinator, started)),
                 Some(table) if attempt < coordinator::ATTEMPTS => {
@@ -443,7 +463,43 @@ impl Run<'_> {
             .with_context(|| format!("cannot write {}/{key}", self.store.describe()))
     }
 
-    /// Best effort: retention freezes while the newest id is no complete set.
+    /// Best effort, and bounded: whoever sent a signal waits for it.
+    async fn clean_up(&self, error: &Error) {
+        let work = async {
+            self.record_failure(error).await;
+            if !self.is_published.load(Ordering::Relaxed) {
+                self.remove_objects().await;
+            }
+        };
+        if tokio::time::timeout(CLEAN_UP_BOUND, work).await.is_err() {
+            tracing::debug!("the repository does not answer: what this run stored is left there");
+        }
+    }
+
+    /// Removes what this run has stored, which no set will ever name. An upload that was being finished
+    /// when the work was dropped may still appear, so one look is not enough.
+    async fn remove_objects(&self) {
+        let mut is_empty = false;
+        for _ in 0..CLEAN_UP_ROUNDS {
+            let left = match self.store.list(&self.prefix).await {
+                Ok(objects) => objects.into_iter().map(|o| o.key).filter(|k| !k.ends_with(set::FAILED)),
+                // A credential that may only write cannot tidy up either.
+                Err(error) => return tracing::debug!("cannot look for what this run stored: {error}"),
+            };
+            let left: Vec<String> = left.collect();
+            if left.is_empty() && std::mem::replace(&mut is_empty, true) {
+                return;
+            }
+            for key in left {
+                if let Err(error) = self.store.delete(&key).await {
+                    return tracing::debug!("cannot remove {key}: {error}");
+                }
+            }
+            tokio::time::sleep(CLEAN_UP_PAUSE).await;
+        }
+    }
+
+    /// Retention freezes while the newest id is no complete set.
     async fn record_failure(&self, error: &Error) {
         let failed = Failed {
             format: FORMAT,

@@ -7,6 +7,7 @@ pub mod backup;
 pub mod backups;
 pub mod completions;
 pub mod config;
+pub mod keep_scratch;
 pub mod keygen;
 pub mod output;
 mod progress;
@@ -89,6 +90,9 @@ pub enum Command {
     Repository(repository::Args),
     /// Print completions for a shell
     Completions(completions::Args),
+    /// Wait for the end of a rehearsal, then remove its scratch server
+    #[command(hide = true)]
+    KeepScratch(keep_scratch::Args),
 }
 
 /// Reads the command line. Help and mistakes are printed here; the number is the exit code then.
@@ -111,6 +115,7 @@ pub async fn run(cli: Cli, shutdown: &Shutdown) -> Result<()> {
         Command::Restore(args) => restore::run(args, global, shutdown).await,
         Command::Repository(args) => repository::run(args, global, shutdown).await,
         Command::Completions(args) => completions::run(&args),
+        Command::KeepScratch(args) => keep_scratch::run(args).await,
     }
 }
 

@@ -6,6 +6,12 @@
 //! [`Coordinator::changed_table`] notices by the file the table is stored in. The check is repeated
 //! once every pg_dump holds its own locks, so that it also covers the case where the lock table has
 //! no room for the coordinator's.
+//!
+//! Waiting for a lock while holding others would make sessions queue behind us, or drive them into a
+//! deadlock that PostgreSQL resolves by ending somebody's migration. So a lock that is not to be had at
+//! once makes the coordinator let go of everything, and try again until its patience ends.
+
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use tokio_postgres::error::SqlState;
@@ -22,9 +28,17 @@ use crate::set::proof::Fingerprint;
 /// How often lists may change under our hands before we give up: a schema that changes this often
 /// within seconds is being migrated.
 pub const ATTEMPTS: u32 = 5;
-/// How long one LOCK may wait behind an ACCESS EXCLUSIVE lock, and with it how long a queue of
-/// others may form behind ours.
-pub const LOCK_TIMEOUT: &str = "60s";
+/// How long a pg_dump waits for a lock while the others and the coordinator hold theirs. Whoever wants
+/// ACCESS EXCLUSIVE meanwhile waits as long behind us; then all is let go, and the snapshot taken anew.
+pub const LOCK_TIMEOUT: &str = "5s";
+/// The same for the coordinator: below PostgreSQL's `deadlock_timeout`, which is a second.
+const OWN_LOCK_TIMEOUT: &str = "500ms";
+/// How long a table may stay locked, while we hold nothing, before the backup fails: a migration that
+/// rewrites a table takes minutes.
+const LOCK_PATIENCE: Duration = Duration::from_secs(600);
+const LOCK_PATIENCE_SETTING: &str = "600s";
+/// Between two attempts, so that whoever waits gets the turn.
+pub const LOCK_PAUSE: Duration = Duration::from_secs(1);
 /// What money is written in: every host has it, and nothing is lost. The manifest records what the
 /// coordinator's session says, and a restore reads under the same.
 pub const MONETARY: &str = "C";
@@ -65,7 +79,7 @@ pub async fn preview(
 
 /// No statement may wait for a lock without end: even a table's size is behind one.
 async fn connect_bounded(connection: &Connection, database: &str, application_name: &str) -> Result<Session> {
-    let settings = [("lock_timeout", LOCK_TIMEOUT), ("lc_monetary", MONETARY)];
+    let settings = [("lock_timeout", LOCK_PATIENCE_SETTING), ("lc_monetary", MONETARY)];
     connect_with(connection, Some(database), application_name, &settings).await?.without_conversion().await
 }
 
@@ -80,10 +94,23 @@ pub async fn start(
     let session = connect_bounded(connection, database, application_name).await?;
     keep_open(&session).await?;
     let version = session.server_version_num;
+    let begun = Instant::now();
     let mut attempt = 1;
     let (snapshot, inventory, properties, plan) = loop {
         match attempt_snapshot(&session, database, in_recovery, job, version).await? {
             Attempt::Taken(taken) => break *taken,
+            Attempt::Locked if begun.elapsed() < LOCK_PATIENCE => {
+                tracing::info!("{database}: {}; waiting for it", locker(&session).await);
+                tokio::time::sleep(LOCK_PAUSE).await;
+            }
+            Attempt::Locked => {
+                let patience = LOCK_PATIENCE.as_secs();
+                return Err(Error::new(format!(
+                    "a table was locked by others for {patience} s: {}",
+                    locker(&session).await
+                ))
+                .with_hint("run the backup when no migration is running, or end that session"));
+            }
             Attempt::Changed(what) if attempt < ATTEMPTS => {
                 tracing::info!(
                     "{database}: {what} while the snapshot was taken; starting over ({attempt}/{ATTEMPTS})"
@@ -116,6 +143,8 @@ pub async fn keep_open(session: &Session) -> Result<()> {
 enum Attempt {
     Taken(Box<(String, Inventory, Properties, Plan)>),
     Changed(String),
+    /// Another session holds a table, or waits for it.
+    Locked,
 }
 
 async fn attempt_snapshot(
@@ -132,16 +161,25 @@ async fn attempt_snapshot(
 
     client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY").await.map_err(error)?;
     if lock_first {
+        let set = format!("SET LOCAL lock_timeout = '{OWN_LOCK_TIMEOUT}'");
+        client.batch_execute(&set).await.map_err(error)?;
         let tables: Vec<&Table> = before.tables.iter().collect();
-        if let Some(changed) = lock(session, &tables).await? {
-            return Ok(Attempt::Changed(changed));
+        if let Some(instead) = lock(session, &tables).await? {
+            return Ok(instead);
         }
     }
     let row = client.query_one("SELECT pg_export_snapshot()", &[]).await.map_err(error);
     let snapshot: String = row.context("cannot export a snapshot")?.get(0);
-    let inventory = inventory::read(client).await?;
-    if lock_first && let Some(changed) = lock(session, &inventory::newcomers(&before, &inventory)).await? {
-        return Ok(Attempt::Changed(changed));
+    let inventory = match inventory::read(client).await {
+        // Even a table's size is behind its lock.
+        Err(failure) if lock_first && failure.to_string().contains(LOCK_NOT_AVAILABLE) => {
+            client.batch_execute("ROLLBACK").await.map_err(error)?;
+            return Ok(Attempt::Locked);
+        }
+        other => other?,
+    };
+    if lock_first && let Some(instead) = lock(session, &inventory::newcomers(&before, &inventory)).await? {
+        return Ok(instead);
     }
     if let Some(table) = inventory::rewritten(client).await?.first() {
         client.batch_execute("ROLLBACK").await.map_err(error)?;
@@ -152,30 +190,50 @@ async fn attempt_snapshot(
     Ok(Attempt::Taken(Box::new((snapshot, inventory, properties, plan))))
 }
 
-/// Locks tables ACCESS SHARE; says what changed where one of them is gone.
-async fn lock(session: &Session, tables: &[&Table]) -> Result<Option<String>> {
+/// As errors of [`connect`](crate::postgres::connect) write it.
+const LOCK_NOT_AVAILABLE: &str = "SQLSTATE 55P03";
+
+/// Locks tables ACCESS SHARE; where that does not work, the transaction is over, and this says why.
+async fn lock(session: &Session, tables: &[&Table]) -> Result<Option<Attempt>> {
     // What cannot be named cannot be locked; the files that tables are stored in are watched anyway.
     let tables: Vec<&&Table> = tables.iter().filter(|t| !is_replaced(&t.display())).collect();
     for batch in tables.chunks(LOCK_BATCH) {
         let names: Vec<String> = batch.iter().map(|t| format!("ONLY {}", t.quoted())).collect();
         let sql = format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", "));
         let Err(failure) = session.client.batch_execute(&sql).await else { continue };
-        let code = failure.code().cloned();
-        session.client.batch_execute("ROLLBACK").await.map_err(error)?;
-        let gone = [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME, SqlState::WRONG_OBJECT_TYPE];
-        if code.as_ref().is_some_and(|c| gone.contains(c)) {
-            return Ok(Some("a table was dropped".into()));
+        if session.client.is_closed() {
+            return Err(error(failure).context("cannot lock the tables to dump"));
         }
-        let failure = error(failure).context("cannot lock the tables to dump");
-        return Err(if code == Some(SqlState::LOCK_NOT_AVAILABLE) {
-            failure.with_hint(format!(
-                "another session holds ACCESS EXCLUSIVE on one of them for longer than {LOCK_TIMEOUT}; see pg_locks"
-            ))
-        } else {
-            failure
-        });
+        session.client.batch_execute("ROLLBACK").await.map_err(error)?;
+        let code = failure.code().unwrap_or(&SqlState::SUCCESSFUL_COMPLETION);
+        let gone = [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME, SqlState::WRONG_OBJECT_TYPE];
+        if gone.contains(code) {
+            return Ok(Some(Attempt::Changed("a table was dropped".into())));
+        }
+        if [SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED].contains(code) {
+            return Ok(Some(Attempt::Locked));
+        }
+        return Err(error(failure).context("cannot lock the tables to dump"));
     }
     Ok(None)
+}
+
+/// Who holds a table of this database, or waits for it, in the way that keeps everybody else out.
+/// Best effort: the lock may be gone by now.
+async fn locker(session: &Session) -> String {
+    let found = session
+        .client
+        .query_opt(
+            "SELECT format('table %s is locked by pid %s%s%s', l.relation::regclass, l.pid,
+                           ', role ' || a.usename, ', ' || nullif(a.application_name, ''))
+               FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid)
+              WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.relation >= 16384
+                AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+              ORDER BY l.granted DESC LIMIT 1",
+            &[],
+        )
+        .await;
+    found.ok().flatten().map_or_else(|| "a table is locked by another session".to_owned(), |row| row.get(0))
 }
 
 impl Coordinator {

@@ -121,6 +121,8 @@ pub struct Inventory {
     pub unusable_schemas: Vec<String>,
     /// Foreign keys: the table that has one, and the table it points to.
     pub foreign_keys: Vec<(u32, u32)>,
+    /// What pg_dump leaves out because our role is no superuser, a sentence each.
+    pub superusers_only: Vec<String>,
 }
 
 /// What a database is, apart from its content.
@@ -237,6 +239,7 @@ pub async fn read(client: &Client) -> Result<Inventory> {
         .map_err(error)
         .context("cannot list foreign keys")?;
     Ok(Inventory {
+        superusers_only: superusers_only(client).await?,
         foreign_keys: foreign_keys.iter().map(|row| (row.get(0), row.get(1))).collect(),
         encoding: encoding.get(0),
         tables,
@@ -245,6 +248,35 @@ pub async fn read(client: &Client) -> Result<Inventory> {
         unreadable_large_objects: u64::try_from(large_objects.get::<_, i64>(1)).unwrap_or(0),
         unusable_schemas: unusable.iter().map(|row| row.get::<_, Name>(0).0).collect(),
     })
+}
+
+/// pg_dump skips these with a warning, or without one; who plans should know before.
+async fn superusers_only(client: &Client) -> Result<Vec<String>> {
+    let row = client
+        .query_one(
+            "SELECT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),
+                    (SELECT count(*) FROM pg_subscription
+                      WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())),
+                    (SELECT count(*) FROM pg_user_mappings WHERE umoptions IS NULL)",
+            &[],
+        )
+        .await
+        .map_err(error)
+        .context("cannot look for what only superusers see")?;
+    let mut lost = Vec::new();
+    if !row.get::<_, bool>(0) {
+        let (subscriptions, mappings): (i64, i64) = (row.get(1), row.get(2));
+        if subscriptions > 0 {
+            lost.push(format!("{subscriptions} subscriptions are left out: only a superuser may read them"));
+        }
+        if mappings > 0 {
+            lost.push(format!(
+                "options of {mappings} user mappings (passwords) are left out where they have any: only their \
+                 owner or a superuser may read them"
+            ));
+        }
+    }
+    Ok(lost)
 }
 
 /// Tables whose rows pg_dump would not see as the snapshot does: rewritten or truncated (or renamed, or

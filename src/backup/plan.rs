@@ -76,7 +76,7 @@ pub fn plan(
             inventory.encoding
         )));
     }
-    let mut warnings = Vec::new();
+    let mut warnings = inventory.superusers_only.clone();
     let mut without_data: HashSet<u32> = excluded.iter().copied().collect();
     for table in &inventory.tables {
         if table.is_partitioned || (table.is_unlogged && in_recovery) {

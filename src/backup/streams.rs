@@ -179,7 +179,7 @@ fn explain(error: Error) -> Error {
     let said = error.to_string();
     if said.contains("LOCK TABLE") && said.contains("statement timeout") {
         error.with_hint(format!(
-            "another session held ACCESS EXCLUSIVE on a table for longer than {LOCK_TIMEOUT}"
+            "another session held or wanted ACCESS EXCLUSIVE on a table for longer than {LOCK_TIMEOUT}"
         ))
     } else if said.contains("out of shared memory") {
         error.with_hint("raise max_locks_per_transaction and restart PostgreSQL")
@@ -190,6 +190,29 @@ fn explain(error: Error) -> Error {
     } else {
         error
     }
+}
+
+/// What a pg_dump that has not written anything yet says when somebody changes or locks what it looks
+/// at, or ends the session whose snapshot it was to use. All of it starts over with another snapshot.
+pub fn may_start_over(error: &Error) -> bool {
+    let said = error.to_string();
+    let lock = said.contains("LOCK TABLE") && said.contains("statement timeout");
+    let gone = said.contains("query failed") && GONE.iter().any(|needle| said.contains(needle));
+    lock || gone || said.contains("deadlock detected") || said.contains("invalid snapshot identifier")
+}
+
+/// How the server says that an object vanished between two looks at the catalog.
+const GONE: [&str; 4] =
+    ["does not exist", "could not open relation with OID", "cache lookup failed", "was concurrently dropped"];
+
+/// A standby cancels or disconnects whoever is in the way of what its primary did.
+pub fn explain_conflict(error: Error) -> Error {
+    let said = error.to_string();
+    let signs = ["conflict with recovery", "terminating connection", "connection closed"];
+    if !signs.iter().any(|sign| said.contains(sign)) {
+        return error;
+    }
+    error.with_hint(format!("the source is a standby: {}", STANDBY_HINT))
 }
 
 fn copy(

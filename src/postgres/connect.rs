@@ -431,6 +431,10 @@ fn client_hint(e: &tokio_postgres::Error, target: &Target<'_>) -> Option<String>
     if let Some(tls) = rustls_cause(e) {
         return tls::hint(tls).map(str::to_owned);
     }
+    const HUNG_UP: &str = "the other end hung up: check that it is PostgreSQL, and its log";
+    if e.is_closed() {
+        return Some(HUNG_UP.to_owned());
+    }
     let cause = e.source()?;
     let text = cause.to_string();
     if text == "password missing" {
@@ -457,9 +461,7 @@ fn client_hint(e: &tokio_postgres::Error, target: &Target<'_>) -> Option<String>
         Io::TimedOut | Io::HostUnreachable | Io::NetworkUnreachable => {
             "check the host, the port and the firewall between"
         }
-        Io::UnexpectedEof | Io::ConnectionReset => {
-            "the other end hung up: check that it is PostgreSQL, and its log"
-        }
+        Io::UnexpectedEof | Io::ConnectionReset => HUNG_UP,
         _ if target.host.parse::<std::net::IpAddr>().is_err() && !target.is_socket() => {
             "check that the host's name resolves here"
         }

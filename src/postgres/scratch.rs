@@ -3,8 +3,9 @@
 //! What is restored is code that the dumped database's users wrote, and a restoring superuser runs
 //! it. So where opsd is root the server runs as a user with nothing to steal; it has an empty
 //! environment, one Unix socket, and lets in opsd's own user alone, as the kernel tells it. It and
-//! its directory go when the rehearsal ends, however it ends: a killed opsd leaves a directory whose
-//! lock is free, and the next run [`sweep`]s it.
+//! its directory go when the rehearsal ends, however it ends. If opsd is killed, a second process of
+//! its own, the [`keep`]er, ends the server and removes the directory; and if that was killed too,
+//! there is a directory whose lock is free, and the next run [`sweep`]s it.
 //!
 //! Deliberately absent: containers, namespaces, resource limits. A hostile dump can fill the disk of
 //! `scratch_dir` and use the network as the scratch user; the README says so.
@@ -57,6 +58,8 @@ pub struct ScratchOptions {
     pub objects: u64,
     /// Bytes of memory to plan with; absent means what is available.
     pub memory: Option<u64>,
+    /// A program that, given the server's directory, [`keep`]s it; absent means that nobody does.
+    pub keeper: Option<Vec<String>>,
 }
 
 /// A running scratch server. Dropping it ends and removes it; [`Scratch::stop`] also says whether
@@ -72,6 +75,7 @@ pub struct Scratch {
     // Before the process: dropping the place ends the server, then the process is reaped.
     place: Place,
     server: Child,
+    keeper: Option<Child>,
 }
 
 /// Starts a server and waits until it answers.
@@ -105,6 +109,7 @@ async fn start_server(options: ScratchOptions) -> Result<Scratch> {
         let (dir, user) = (options.scratch_dir.clone(), user.clone());
         blocking(move || Place::create(&dir, user.as_ref())).await?
     };
+    let keeper = options.keeper.map(|words| start_keeper(&words, &place)).transpose()?;
     let run_as = |program: &str| command(binaries, program, &place, user.as_ref());
 
     let mut initdb = run_as("initdb");
@@ -135,7 +140,7 @@ async fn start_server(options: ScratchOptions) -> Result<Scratch> {
     // SIGQUIT is immediate shutdown: nothing here is worth a checkpoint.
     let server = process::spawn_stopped_by("postgres", postgres, Input::Null, Output::Null, Signal::QUIT)?;
     let mut scratch =
-        Scratch { warnings, version: binaries.version.clone(), major: binaries.major, place, server };
+        Scratch { warnings, version: binaries.version.clone(), major: binaries.major, place, server, keeper };
     let session = scratch.ready().await?;
     let grant = match scratch.major {
         // A restore must grant by itself there.
@@ -194,9 +199,12 @@ impl Scratch {
 
     /// Ends the server and removes its directory.
     pub async fn stop(self) -> Result<()> {
-        let Scratch { place, mut server, .. } = self;
+        let Scratch { place, mut server, keeper, .. } = self;
         let cleared = blocking(move || place.clear()).await;
         server.wait().await?;
+        if let Some(keeper) = keeper {
+            keeper.stop().await?;
+        }
         cleared
     }
 
@@ -228,6 +236,25 @@ impl Scratch {
 pub async fn sweep(scratch_dir: &Path) -> Result<Vec<String>> {
     let dir = scratch_dir.to_owned();
     blocking(move || place::sweep(&dir)).await
+}
+
+/// Waits for the end of `owner`, a pipe whose other end the owner of a scratch server holds open, then
+/// removes what is left of that server. An owner that ended as it should has left nothing.
+pub fn keep(mut owner: impl std::io::Read, root: &Path) -> Result<()> {
+    std::io::copy(&mut owner, &mut std::io::sink()).context("cannot wait for the server's owner")?;
+    place::wait_until_free(root)?;
+    if let Some(done) = place::sweep_one(root) {
+        tracing::info!("{done}");
+    }
+    Ok(())
+}
+
+/// The keeper has a process group of its own, and needs no environment. It may be killed at any time.
+fn start_keeper(words: &[String], place: &Place) -> Result<Child> {
+    let (program, arguments) = words.split_first().ok_or_else(|| Error::new("the keeper has no program"))?;
+    let mut command = Command::new(program);
+    command.env_clear().args(arguments).arg(place.root()).current_dir("/");
+    process::spawn_stopped_by("scratch keeper", command, Input::Pipe, Output::Null, Signal::KILL)
 }
 
 /// Bytes that an unprivileged user can still write at `path`, or where it would be created.

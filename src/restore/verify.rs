@@ -35,6 +35,8 @@ use crate::store::{self, Store};
 const SCRATCH_OVERHEAD: u64 = 256 << 20;
 /// Databases that every server has; sets of them are restored under another name.
 const RESERVED: [&str; 3] = ["postgres", "template0", "template1"];
+/// This program again, to outlive the rehearsal if it is killed; `cli::keep_scratch` is the other side.
+const KEEPER: [&str; 2] = ["/proc/self/exe", "keep-scratch"];
 /// Bound on one assertion.
 const ASSERT_TIMEOUT: &str = "300s";
 
@@ -383,6 +385,7 @@ async fn start_scratch(job: &BackupJob, manifest: &Manifest, binaries: ServerBin
         // A table comes with indexes, sequences and a TOAST table.
         objects: tables.saturating_mul(5).saturating_add(1_000),
         memory: None,
+        keeper: Some(KEEPER.map(str::to_owned).to_vec()),
     })
     .await
 }

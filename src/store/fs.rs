@@ -5,12 +5,13 @@
 //! Temporary files live in a folder of their own that is never listed; what a killed run left
 //! there is removed by a later one.
 //!
-//! Deliberately absent: locking (names are the only shared state, and they change atomically) and
-//! following of symbolic links below the root.
+//! Deliberately absent: locking of objects (names are the only shared state, and they change atomically;
+//! a lock on a temporary file only tells that its writer lives) and following of symbolic links below
+//! the root.
 
 mod coordinate;
 
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::fs::{self, DirBuilder, File, Permissions, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, PermissionsExt};
@@ -253,11 +254,22 @@ fn walk(root: &Path, folder: &str, found: &mut Vec<ObjectMeta>) -> Result<(), St
 fn temporary_file(root: &Path, key: &str) -> Result<NamedTempFile, StoreError> {
     let folder = root.join(TEMPORARY);
     make_directories(root, &folder).map_err(|e| explain(e, "create", &folder))?;
-    tempfile::Builder::new()
+    let file = tempfile::Builder::new()
         .prefix(&coordinate::temporary_prefix(key))
         .permissions(Permissions::from_mode(0o600))
         .tempfile_in(&folder)
-        .map_err(|e| explain(e, "create a file in", &folder))
+        .map_err(|e| explain(e, "create a file in", &folder))?;
+    // Some file systems have no locks; the file's age alone tells then.
+    if let Err(error) = file.as_file().try_lock() {
+        tracing::debug!(file = ?file.path(), %error, "an upload's file cannot be locked");
+    }
+    Ok(file)
+}
+
+/// Whether a writer that lives holds the file: clocks jump, and a file may look old that is not.
+fn is_held(path: &Path) -> bool {
+    let lock = File::open(path).map(|file| file.try_lock());
+    matches!(lock, Ok(Err(TryLockError::WouldBlock)))
 }
 
 /// Best effort: what cannot be removed now is in nobody's way.
@@ -268,7 +280,7 @@ fn sweep(folder: &Path) {
         }
         let modified = entry.metadata().and_then(|m| m.modified());
         let age = modified.ok().and_then(|m| SystemTime::now().duration_since(m).ok());
-        if age.is_some_and(|age| age > ABANDONED_AFTER) {
+        if age.is_some_and(|age| age > ABANDONED_AFTER) && !is_held(&entry.path()) {
             match fs::remove_file(entry.path()) {
                 Ok(()) => tracing::debug!(file = ?entry.path(), "removed an abandoned upload"),
                 Err(error) => tracing::debug!(file = ?entry.path(), %error, "abandoned upload stays"),
@@ -407,6 +419,22 @@ mod tests {
         File::create(&young).unwrap();
         drop(store.begin("a", false).await.unwrap());
         assert!(!old.exists() && young.exists());
+    }
+
+    /// The clock went a day ahead in the middle of a backup.
+    #[tokio::test]
+    async fn an_upload_under_way_is_kept_however_old_it_looks() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = FsStore::open(directory.path()).unwrap();
+        let mut upload = store.begin("a", false).await.unwrap();
+        upload.put_part(Bytes::from_static(b"x")).await.unwrap();
+        let mut files = fs::read_dir(directory.path().join(TEMPORARY)).unwrap();
+        let file = files.next().unwrap().unwrap().path();
+        let long_ago = SystemTime::now() - ABANDONED_AFTER - Duration::from_secs(60);
+        File::options().append(true).open(&file).unwrap().set_modified(long_ago).unwrap();
+        drop(store.begin("b", false).await.unwrap());
+        upload.commit(1).await.unwrap();
+        assert_eq!(store.head("a").await.unwrap().size, 1);
     }
 
     #[tokio::test]

@@ -4,6 +4,7 @@ pub mod compare;
 pub mod fixtures;
 pub mod opsd;
 pub mod postgres;
+pub mod postgres_proxy;
 pub mod processes;
 pub mod s3;
 pub mod s3_proxy;

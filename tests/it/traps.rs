@@ -50,27 +50,27 @@ impl<'s> Psql<'s> {
         Self { server, name, child, stdin }
     }
 
-    fn send(&mut self, sql: &str) {
+    pub fn send(&mut self, sql: &str) {
         let stdin = self.stdin.as_mut().expect("psql's stdin");
         writeln!(stdin, "{sql}").and_then(|()| stdin.flush()).expect("write to psql");
     }
 
     /// Sends what leaves a transaction open, and waits until it is done.
-    fn send_within(&mut self, sql: &str) {
+    pub fn send_within(&mut self, sql: &str) {
         self.send(sql);
         self.send("SAVEPOINT done;");
         wait_for(sql, || self.is("state = 'idle in transaction' AND query = 'SAVEPOINT done;'"));
     }
 
     /// Whether this session's row of pg_stat_activity is like that.
-    fn is(&self, condition: &str) -> bool {
+    pub fn is(&self, condition: &str) -> bool {
         let name = literal(&self.name);
         let sql =
             format!("SELECT count(*) FROM pg_stat_activity WHERE application_name = {name} AND {condition}");
         self.server.psql("postgres", &sql) == "1"
     }
 
-    fn end(mut self, sql: &str) {
+    pub fn end(mut self, sql: &str) {
         self.send(sql);
         drop(self.stdin.take());
         assert!(self.child.wait().expect("wait").success(), "psql failed at {sql}");
@@ -88,11 +88,11 @@ impl Drop for Psql<'_> {
 pub struct Background(Option<Child>);
 
 impl Background {
-    fn start(opsd: &Opsd) -> Self {
+    pub fn start(opsd: &Opsd) -> Self {
         Self(Some(opsd.command(&["backup", "--json"]).spawn().expect("start opsd")))
     }
 
-    fn child(&mut self) -> &mut Child {
+    pub fn child(&mut self) -> &mut Child {
         self.0.as_mut().expect("a running opsd")
     }
 
@@ -100,7 +100,7 @@ impl Background {
         kill_process(Pid::from_child(self.child()), signal).expect("kill");
     }
 
-    fn has_ended(&mut self) -> bool {
+    pub fn has_ended(&mut self) -> bool {
         self.child().try_wait().expect("wait").is_some()
     }
 

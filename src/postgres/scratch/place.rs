@@ -208,30 +208,44 @@ pub(super) fn sweep(scratch_dir: &Path) -> Result<Vec<String>> {
     let mut report = Vec::new();
     for entry in entries {
         let entry = entry.with_context(on)?;
-        let name = entry.file_name();
-        let Some(name) = name.to_str() else { continue };
-        let root = scratch_dir.join(name);
-        let Ok(meta) = root.symlink_metadata() else { continue };
-        if !meta.is_dir() || meta.uid() != geteuid().as_raw() {
-            continue;
-        }
-        let finished = name.starts_with(PREFIX);
-        let stale = name.starts_with(NEW_PREFIX)
-            && meta.modified().ok().and_then(|t| t.elapsed().ok()).is_some_and(|age| age > NEW_BOUND);
-        if !finished && !stale {
-            continue;
-        }
-        // Without a lock file it was half removed. With one, whoever gets the lock owns it.
-        let lock = open_lock(&root, false).ok();
-        if let Some(Err(TryLockError::WouldBlock)) = lock.as_ref().map(File::try_lock) {
-            continue;
-        }
-        match clear(&root) {
-            Ok(()) => report.push(format!("removed an abandoned scratch server, {}", root.display())),
-            Err(e) => report.push(format!("cannot remove an abandoned scratch server: {e}")),
+        if let Some(root) = entry.file_name().to_str().map(|name| scratch_dir.join(name)) {
+            report.extend(sweep_one(&root));
         }
     }
     Ok(report)
+}
+
+/// Returns when nobody holds the lock of a directory. A killed process lets go of its files one after the
+/// other.
+pub(super) fn wait_until_free(root: &Path) -> Result<()> {
+    match open_lock(root, false) {
+        Ok(lock) => lock.lock().context("cannot wait for its lock"),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Removes one directory if it is a scratch server's, ours, and nobody's any more. Says what was done.
+pub(super) fn sweep_one(root: &Path) -> Option<String> {
+    let name = root.file_name()?.to_str()?;
+    let meta = root.symlink_metadata().ok()?;
+    if !meta.is_dir() || meta.uid() != geteuid().as_raw() {
+        return None;
+    }
+    let finished = name.starts_with(PREFIX);
+    let stale = name.starts_with(NEW_PREFIX)
+        && meta.modified().ok().and_then(|t| t.elapsed().ok()).is_some_and(|age| age > NEW_BOUND);
+    if !finished && !stale {
+        return None;
+    }
+    // Without a lock file it was half removed. With one, whoever gets the lock owns it.
+    let lock = open_lock(root, false).ok();
+    if let Some(Err(TryLockError::WouldBlock)) = lock.as_ref().map(File::try_lock) {
+        return None;
+    }
+    Some(match clear(root) {
+        Ok(()) => format!("removed an abandoned scratch server, {}", root.display()),
+        Err(e) => format!("cannot remove an abandoned scratch server: {e}"),
+    })
 }
 
 /// The scratch directory, created where missing, as a real path.
@@ -325,7 +339,8 @@ fn postmaster(root: &Path) -> Option<Pid> {
     let mut text = String::new();
     let file = options.open(root.join("data/postmaster.pid")).ok()?;
     std::io::Read::read_to_string(&mut std::io::Read::take(file, 4096), &mut text).ok()?;
-    Pid::from_raw(text.lines().next()?.trim().parse().ok()?)
+    // While initdb runs it is negative, and it is not to be believed anyway.
+    text.lines().next()?.trim().parse().ok().filter(|pid| *pid > 0).and_then(Pid::from_raw)
 }
 
 fn processes(root: &Path) -> Vec<Pid> {
@@ -383,6 +398,20 @@ mod tests {
         drop(one);
         two.clear().unwrap();
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_postmaster_s_file_may_say_anything() {
+        let tmp = tempfile::tempdir().unwrap();
+        let place = place(tmp.path());
+        let own = std::process::id();
+        let said = ["", "-1", "0", "-2147483648", "99999999999", "x", &format!("-{own}"), &format!("{own}\nmore")];
+        for text in said {
+            std::fs::write(place.data().join("postmaster.pid"), text).unwrap();
+            assert_eq!(postmaster(place.root()).is_some(), text.ends_with("more"), "{text}");
+        }
+        // Our own process does not belong to it, and survives.
+        place.clear().unwrap();
     }
 
     #[test]

@@ -40,6 +40,7 @@ impl Ground {
             jobs: 2,
             objects: 1000,
             memory: Some(512 << 20),
+            keeper: None,
         }
     }
 

@@ -269,6 +269,22 @@ impl std::fmt::Display for Run {
     }
 }
 
+/// The same command behind a program that changes its surroundings: `prlimit`, `faketime`, `unshare`.
+pub fn behind<S: AsRef<OsStr>>(wrapper: &[S], command: &Command) -> Command {
+    let mut wrapped = Command::new(wrapper[0].as_ref());
+    wrapped.args(&wrapper[1..]).arg(command.get_program()).args(command.get_args()).env_clear();
+    for (name, value) in command.get_envs() {
+        if let Some(value) = value {
+            wrapped.env(name, value);
+        }
+    }
+    if let Some(directory) = command.get_current_dir() {
+        wrapped.current_dir(directory);
+    }
+    wrapped.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    wrapped
+}
+
 /// Runs a command to its end, but no longer than the patience of the tests.
 pub fn finish(mut command: Command) -> Run {
     let words: Vec<_> = std::iter::once(command.get_program()).chain(command.get_args()).collect();

@@ -197,6 +197,47 @@ impl Server {
         super::processes::until("the replica catches up", || self.psql("postgres", &sql) == "t");
     }
 
+    /// The postmaster's process id.
+    pub fn postmaster(&self) -> rustix::process::Pid {
+        let text = std::fs::read_to_string(self.data_dir().join("postmaster.pid")).expect("postmaster.pid");
+        let pid = text.lines().next().and_then(|line| line.trim().parse().ok());
+        rustix::process::Pid::from_raw(pid.expect("a process id")).expect("a process id")
+    }
+
+    /// Ends the postmaster by a signal: QUIT for an immediate shutdown, KILL for a crash. Returns when its
+    /// children are gone, too.
+    pub fn crash(&mut self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(self.postmaster(), signal).expect("kill");
+        let data = self.data_dir();
+        let works_there = |entry: std::fs::DirEntry| {
+            std::fs::read_link(entry.path().join("cwd")).is_ok_and(|directory| directory == data)
+        };
+        let deadline = Instant::now() + PATIENCE;
+        while std::fs::read_dir("/proc").expect("read /proc").flatten().any(works_there) {
+            assert!(Instant::now() < deadline, "the server does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // A killed one leaves it, and it says `ready`.
+        let _ = std::fs::remove_file(data.join("postmaster.pid"));
+    }
+
+    /// Starts it again on its port.
+    pub fn restart(&mut self) {
+        let postgres = bin_dir(self.major).join("postgres");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let _ = std::fs::remove_file(self.directory.join("log"));
+            let stdin = self.keeper.stdin.as_mut().expect("the keeper's stdin");
+            writeln!(stdin, "{} {}", postgres.display(), self.port).expect("write to the keeper");
+            match wait_until_ready(&self.directory, self.port) {
+                Ok(()) => return,
+                // Backends of the one before hold its shared memory for a moment.
+                Err(log) => assert!(Instant::now() < deadline, "does not start again:\n{log}"),
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Directory of the Unix socket.
     pub fn socket_dir(&self) -> &Path {
         &self.directory

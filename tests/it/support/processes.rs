@@ -68,7 +68,11 @@ pub fn descendants(of: u32) -> Vec<Process> {
 
 /// Processes that were started by a scratch server below `scratch_dir`, whoever is their parent now.
 pub fn of_scratch(scratch_dir: &Path) -> Vec<Process> {
-    let mark = format!("OPSD_SCRATCH={}", scratch_dir.display());
+    with_environment(&format!("OPSD_SCRATCH={}", scratch_dir.display()))
+}
+
+/// Processes whose environment holds this text.
+pub fn with_environment(mark: &str) -> Vec<Process> {
     let is_marked = |process: &Process| {
         let environment = std::fs::read(format!("/proc/{}/environ", process.pid)).unwrap_or_default();
         environment.windows(mark.len()).any(|window| window == mark.as_bytes())

@@ -1,0 +1,152 @@
+#!/usr/bin/env python3
+"""Writes a small corpus for each fuzz target: seeds.py DIRECTORY.
+
+What is valid is made here, piece by piece, so that no large file needs to be kept; libFuzzer's
+mutations do the rest.
+"""
+
+import itertools
+import json
+import pathlib
+import struct
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+HASH = "0" * 64
+ID = "20261121T030000Z-7f3a"
+
+
+def integer(value):
+    return bytes([value < 0]) + struct.pack("<I", abs(value))
+
+
+def string(text):
+    return integer(-1) if text is None else integer(len(text.encode())) + text.encode()
+
+
+def archive(minor, entries):
+    """An uncompressed custom archive: entries are (id, description, tag, chunks or None)."""
+    out = b"PGDMP" + bytes([1, minor, 0, 4, 8, 1])
+    out += b"\0" if minor >= 15 else integer(0)
+    out += b"".join(integer(part) for part in (1, 2, 3, 4, 10, 126, 0))
+    out += string("shop") + string("17.11") + string("17.11") + integer(len(entries))
+    for number, description, tag, body in entries:
+        has_data = body is not None
+        copy = f"COPY public.{tag} (a) FROM stdin;\n" if description == "TABLE DATA" else None
+        out += integer(number) + integer(has_data) + string("0") + string("16384")
+        out += string(tag) + string(description) + integer(3) + string("CREATE SOMETHING;\n") + string(None)
+        out += string(copy) + string("public") + string(None) + string("heap")
+        out += integer(114) if minor >= 16 else b""
+        out += string("owner") + string("false") + string("7") + string(None) + b"\1" + bytes(8)
+    for number, description, _, body in entries:
+        if description == "TABLE DATA":
+            out += b"\1" + integer(number)
+            out += b"".join(integer(len(chunk)) + chunk for chunk in body) + integer(0)
+        elif body is not None:
+            out += b"\3" + integer(number)
+            for oid, content in body:
+                out += integer(oid) + integer(len(content)) + content + integer(0)
+            out += integer(0)
+    return out
+
+
+def archives():
+    rows = [b"1\n", b"a longer row\n", b"\\N\n", b"\\.\n\n\n"]
+    table = (2, "TABLE DATA", "t", rows)
+    plain = [(1, "TABLE", "t", None), table, (5, "SEQUENCE SET", "s", None)]
+    blobs = [(9, "BLOBS", "BLOBS", [(70001, b"large"), (70002, b"")])]
+    for minor, entries in itertools.product((14, 15, 16), (plain, plain + blobs, [])):
+        for piece in (1, 7, 255):
+            yield bytes([piece]) + archive(minor, entries)
+    yield b"\1" + archive(99, plain)
+    yield b"\1SELECT pg_catalog.setval('public.s', 17, true);\n"
+    yield b'\1COPY public."o""dd.Name" (a, "b c") FROM stdin;\n'
+    yield b"\1SET client_encoding = 'UTF8';\n"
+
+
+def manifests():
+    def thing(key):
+        return {"key": key, "size": 100, "sha256": HASH}
+
+    def stream(name, key):
+        return {"name": name, "plain_size": 1000, "objects": [thing(key)], "seconds": 1.5}
+
+    locale = dict(encoding="UTF8", collate="C", ctype="C", provider="libc", locale=None, icu_rules=None, monetary="C")
+    database = dict(
+        name="app", locale=locale, snapshot_lsn="0/1", snapshot_time="2026-11-21T03:00:00Z",
+        extensions=[{"name": "plpgsql", "version": "1.0"}], excluded=["public.sessions"],
+        streams=[stream("schema", "app/schema.pgdump.zst.age"), stream("data-rest", "app/data-rest.pgdump.zst.age")],
+        proof_object=stream("proof", "app/proof.json.zst.age"), proof="complete", tables=3, rows=40, bytes=900,
+    )
+    yield json.dumps(dict(
+        format=1, site="example", job="db", id=ID, started="2026-11-21T03:00:00Z", finished="2026-11-21T03:01:00Z",
+        previous=None, opsd_version="0.1.0", server=dict(version_num=170011, version="17.11", in_recovery=False),
+        pg_dump_version="17.11", recipients=["age1x"], globals=stream("globals", "globals.sql.zst.age"),
+        databases=[database], restore_md=thing("RESTORE.md"), warnings=["a warning"],
+    ), indent=2)
+    yield json.dumps(dict(
+        format=1, site="example", job="db", id=ID, manifest_sha256=HASH, verdict="proven",
+        started="2026-11-21T03:00:00Z", finished="2026-11-21T03:01:00Z", seconds={"check": 0.5, "data": 2.0},
+        databases=[dict(name="app", tables_total=3, tables_proven=3, rows=40, differences=[])],
+        warnings=[], server_version="17.11", opsd_version="0.1.0",
+    ))
+    fingerprint = dict(rows=3, bytes=30, sum="f" * 32)
+    yield json.dumps(dict(
+        format=1, secret="A" * 256, encoding="UTF8",
+        tables=[dict(schema="public", name="t", copy="COPY public.t (a) FROM stdin;", entries=1, fingerprint=fingerprint)],
+        large_objects=fingerprint, sequences=[dict(schema="public", name="s", last_value=-5, is_called=True)],
+        settings=[dict(role=None, setting="timezone=UTC")], owner="app", acl=None, comment=None,
+        connection_limit=-1, excluded=[],
+    ))
+    yield (
+        'CREATE ROLE app;\nALTER ROLE app WITH SUPERUSER INHERIT LOGIN PASSWORD \'SCRAM-SHA-256$x\';\n'
+        'CREATE ROLE "odd "" name";\nALTER ROLE "odd "" name" WITH NOSUPERUSER;\n'
+        'GRANT app TO "odd "" name" WITH ADMIN OPTION GRANTED BY app;\n'
+        "COMMENT ON ROLE app IS E'a\\\\''; -- comment\n/* block; */\n"
+    )
+
+
+def configurations():
+    starter = (HERE.parent / "src/cli/config/starter.toml").read_text()
+    yield starter
+    yield starter.replace("#", "").replace("CHANGE-ME", "example")
+    yield """site = "x"
+[repository]
+url = "file:///r"
+[encryption]
+recipients = ["age1qyqszqgpqyqszqgpqyqszqgpqyqszqgpqyqszqgpqyqszqgpqyqs3290gq"]
+[postgres.main]
+url = "postgres://u:${SECRET}@h:5432,[::1]/db?sslmode=require&connect_timeout=5"
+[backup.db]
+source = { postgres = "main", databases = ["a", "b"] }
+part_size = "8MiB"
+"""
+    yield "postgres://user:p%40ss@host:5432,other:1/db?options=-c%20work_mem%3D1MB&password=x"
+    yield "host='a b' port=5432 user=u password='it\\'s' dbname=db sslmode=verify-full"
+    yield from ("8MiB", "24h", "1.5 GB", "7d12h", "18446744073709551615", "service=nothing")
+
+
+def keys():
+    yield "age1qyqszqgpqyqszqgpqyqszqgpqyqszqgpqyqszqgpqyqszqgpqyqs3290gq"
+    yield "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHsKLqeplhpW+uObz5dvMgjz1OxfM/XXUB+VHtZ6isGN comment"
+    yield "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3"
+    yield (
+        "untrusted comment: signature\n"
+        "RWQf6LRCGA9i59SLOFxz6NxvASXDJeRtuZykwQepbDEGt87ig1BNpWaVWuNrm73YiIiJbq71Wi+dP9eKL8OC351vwIasSSbXxwA=\n"
+        "trusted comment: timestamp:1555779966\tfile:test\n"
+        "QtKMXWyYcwdpZAlPF7tE2ENJkRd1ujvKjlj1m9RtHTBnZPa5WKU5uWRs5GoP5M/VqE81QFuMKI5k/SfNQUaOAA==\n\0test"
+    )
+
+
+def main():
+    root = pathlib.Path(sys.argv[1])
+    for target, seeds in dict(archive=archives, manifest=manifests, config=configurations, keys=keys).items():
+        directory = root / target
+        directory.mkdir(parents=True, exist_ok=True)
+        for number, seed in enumerate(seeds()):
+            content = seed if isinstance(seed, bytes) else seed.encode()
+            (directory / f"seed-{number:02}").write_bytes(content)
+
+
+if __name__ == "__main__":
+    main()
