@@ -6,9 +6,10 @@
 //! who was away for a year comes back to the sets that were there.
 //!
 //! Kept whatever the rules say: the newest complete set, the newest proven one, and sets dated in
-//! the future. Those last take no rule's place, or one wrong clock would push good sets out.
+//! the future. Those last take no rule's place, or one wrong clock would push good sets out, and
+//! neither freeze the plan nor hide what does.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use chrono::{DateTime, Datelike, NaiveDate, Utc};
@@ -36,13 +37,20 @@ pub enum Standing {
     Complete {
         /// The last conclusive rehearsal said `proven`.
         proven: bool,
-        /// Bytes before compression.
-        bytes: u64,
-        /// Rows, where they are known.
-        rows: Option<u64>,
+        /// How much of each database.
+        databases: BTreeMap<String, Amount>,
     },
     /// Incomplete, failed, unreadable or not trusted: never counted, never removed. The text says which.
     NotCounted(String),
+}
+
+/// How much a set holds of one database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Amount {
+    /// Bytes before compression.
+    pub bytes: u64,
+    /// Rows, where they are known.
+    pub rows: Option<u64>,
 }
 
 /// What becomes of every set, newest first.
@@ -113,28 +121,34 @@ impl fmt::Display for Reason {
 }
 
 impl Plan {
+    /// Sets dated in the future, newest first.
+    pub fn ahead(&self) -> impl Iterator<Item = &Decision> {
+        self.decisions.iter().filter(|d| d.reasons.contains(&Reason::Future))
+    }
+
     /// The sets that go, oldest first: that is the order to remove them in.
     pub fn removed(&self) -> impl Iterator<Item = &Decision> {
         self.decisions.iter().rev().filter(|d| !d.keep)
     }
 }
 
-/// Decides about every set of one job. With `accept_shrink` a newest set that is much smaller than
-/// usual does not freeze the plan.
+/// Decides about every set of one job. With `accept_shrink` a newest set that lacks a database, or has
+/// much less of one than is usual, does not freeze the plan.
 pub fn plan(sets: &[Candidate], rules: &Retention, now: DateTime<Utc>, accept_shrink: bool) -> Plan {
     let mut ordered: Vec<&Candidate> = sets.iter().collect();
     // Two sets of one instant: the id decides, so that the same sets always give the same plan.
     ordered.sort_by(|a, b| (b.time, &b.id).cmp(&(a.time, &a.id)));
 
+    let past: Vec<&Candidate> = ordered.iter().copied().filter(|set| set.time <= now).collect();
     let mut frozen = None;
     if *rules == Retention::default() {
         frozen = Some("the retention has no rule".to_owned());
-    } else if let Some(newest) = ordered.first()
+    } else if let Some(newest) = past.first()
         && let Standing::NotCounted(why) = &newest.standing
     {
         frozen = Some(format!("the newest set, {}, does not count: {why}", newest.id));
     } else if !accept_shrink {
-        frozen = shrunk(&ordered);
+        frozen = shrunk(&past);
     }
 
     let mut seen = Seen::default();
@@ -142,6 +156,9 @@ pub fn plan(sets: &[Candidate], rules: &Retention, now: DateTime<Utc>, accept_sh
         .iter()
         .map(|set| {
             let reasons = match &set.standing {
+                Standing::NotCounted(why) if set.time > now => {
+                    vec![Reason::NotCounted(why.clone()), Reason::Future]
+                }
                 Standing::NotCounted(why) => vec![Reason::NotCounted(why.clone())],
                 Standing::Complete { .. } if set.time > now => vec![Reason::Future],
                 Standing::Complete { proven, .. } => seen.reasons(set.time, *proven, rules),
@@ -208,31 +225,49 @@ fn first_of<T: Ord>(seen: &mut BTreeSet<T>, period: T, limit: u32) -> bool {
     (seen.len() as u64) < u64::from(limit) && seen.insert(period)
 }
 
-/// Says so where the newest set has less than half of the bytes or rows that the sets before it
-/// usually had. A dump that lost most of its content must not push the whole ones out. The median
-/// follows a change that lasts, so the freeze ends by itself after a few more sets.
+/// Says so where the newest set lacks a database that most of the sets before it have, or has less
+/// than half of the bytes or rows that they usually have of it. A dump that lost most of its content
+/// must not push the whole ones out, and a small database must not vanish beside a large one. The
+/// median follows a change that lasts, so the freeze ends by itself after a few more sets.
 fn shrunk(ordered: &[&Candidate]) -> Option<String> {
-    let mut complete = ordered.iter().filter_map(|set| match set.standing {
-        Standing::Complete { bytes, rows, .. } => Some((&set.id, bytes, rows)),
+    let mut complete = ordered.iter().filter_map(|set| match &set.standing {
+        Standing::Complete { databases, .. } => Some((&set.id, databases)),
         Standing::NotCounted(_) => None,
     });
-    let (id, bytes, rows) = complete.next()?;
-    let before: Vec<_> = complete.take(HISTORY).collect();
-    let usual_bytes = median(before.iter().map(|(_, bytes, _)| *bytes).collect())?;
-    if bytes < usual_bytes / 2 {
+    let (id, newest) = complete.next()?;
+    let before: Vec<_> = complete.take(HISTORY).map(|(_, databases)| databases).collect();
+    let names: BTreeSet<&String> = before.iter().flat_map(|databases| databases.keys()).collect();
+    names.into_iter().find_map(|name| {
+        let amounts: Vec<Amount> =
+            before.iter().filter_map(|databases| databases.get(name)).copied().collect();
+        let what = match newest.get(name) {
+            None if amounts.len() * 2 > before.len() => {
+                format!(
+                    "lacks database {name:?}, which {} of the {} before it have",
+                    amounts.len(),
+                    before.len()
+                )
+            }
+            None => return None,
+            Some(now) => lost(name, *now, &amounts)?,
+        };
+        Some(format!("the newest set, {id}, {what} (--accept-shrink, once you know that this is right)"))
+    })
+}
+
+/// What is less than half of what is usual.
+fn lost(name: &str, now: Amount, before: &[Amount]) -> Option<String> {
+    let usual_bytes = median(before.iter().map(|a| a.bytes).collect())?;
+    if now.bytes < usual_bytes / 2 {
         return Some(format!(
-            "the newest set, {id}, has {bytes} bytes before compression where {usual_bytes} are usual \
-             (--accept-shrink, once you know that this is right)"
+            "has {} bytes of database {name:?} before compression where {usual_bytes} are usual",
+            now.bytes
         ));
     }
-    let usual_rows = median(before.iter().filter_map(|(_, _, rows)| *rows).collect())?;
-    match rows {
-        Some(rows) if rows < usual_rows / 2 => Some(format!(
-            "the newest set, {id}, has {rows} rows where {usual_rows} are usual \
-                 (--accept-shrink, once you know that this is right)"
-        )),
-        _ => None,
-    }
+    // Rows that nobody counted are unknown, not zero.
+    let (rows, usual_rows) = (now.rows?, median(before.iter().filter_map(|a| a.rows).collect())?);
+    (rows < usual_rows / 2)
+        .then(|| format!("has {rows} rows of database {name:?} where {usual_rows} are usual"))
 }
 
 fn median(mut values: Vec<u64>) -> Option<u64> {
@@ -254,7 +289,14 @@ mod tests {
     }
 
     fn complete(proven: bool) -> Standing {
-        Standing::Complete { proven, bytes: 1000, rows: Some(100) }
+        holding(proven, &[("app", 1000, Some(100))])
+    }
+
+    fn holding(proven: bool, databases: &[(&str, u64, Option<u64>)]) -> Standing {
+        let amounts = databases
+            .iter()
+            .map(|(name, bytes, rows)| ((*name).to_owned(), Amount { bytes: *bytes, rows: *rows }));
+        Standing::Complete { proven, databases: amounts.collect() }
     }
 
     fn rules(last: u32, daily: u32, weekly: u32, monthly: u32, yearly: u32) -> Retention {
@@ -414,7 +456,7 @@ mod tests {
     fn a_set_that_shrank_freezes_until_it_is_accepted_or_usual() {
         let sized = |day: u32, bytes: u64, rows: Option<u64>| {
             let mut c = set(&format!("2026-11-{day:02}T03:00:00Z"));
-            c.standing = Standing::Complete { proven: false, bytes, rows };
+            c.standing = holding(false, &[("app", bytes, rows)]);
             c
         };
         let mut sets: Vec<_> = (1..=9).map(|day| sized(day, 1000, Some(100))).collect();
@@ -433,6 +475,47 @@ mod tests {
         sets[9] = sized(10, 400, Some(100));
         sets.extend((11..=14).map(|day| sized(day, 400, Some(100))));
         assert_eq!(run(&sets, rules(1, 0, 0, 0, 0)).frozen, None, "the change lasted");
+    }
+
+    #[test]
+    fn a_small_database_that_shrank_or_vanished_beside_a_large_one_freezes() {
+        const LARGE: (&str, u64, Option<u64>) = ("warehouse", 1_000_000, Some(100_000));
+        let of = |day: u32, databases: &[(&str, u64, Option<u64>)]| {
+            let mut c = set(&format!("2026-11-{day:02}T03:00:00Z"));
+            c.standing = holding(false, databases);
+            c
+        };
+        let mut sets: Vec<_> = (1..=9).map(|day| of(day, &[LARGE, ("app", 1000, Some(100))])).collect();
+        let says = |sets: &[Candidate]| run(sets, rules(1, 0, 0, 0, 0)).frozen.unwrap_or_default();
+        sets.push(of(10, &[LARGE]));
+        assert!(says(&sets).contains("lacks database \"app\", which 7 of the 7 before it have"));
+        assert_eq!(plan(&sets, &rules(1, 0, 0, 0, 0), at(NOW), true).frozen, None, "accepted");
+        sets[9] = of(10, &[LARGE, ("app", 400, Some(100))]);
+        assert!(says(&sets).contains("400 bytes of database \"app\""));
+        sets[9] = of(10, &[LARGE, ("app", 1000, Some(10))]);
+        assert!(says(&sets).contains("10 rows of database \"app\""));
+        sets[9] = of(10, &[LARGE, ("app", 1000, None), ("new", 1, Some(0))]);
+        assert_eq!(says(&sets), "");
+        // One that was there once or twice, a copy that somebody looked at, is not missed.
+        sets[8] = of(9, &[LARGE, ("app", 1000, Some(100)), ("copy", 5, None)]);
+        assert_eq!(says(&sets), "");
+    }
+
+    #[test]
+    fn what_is_dated_in_the_future_neither_freezes_nor_hides_what_does() {
+        let mut sets =
+            vec![set("2026-11-01T03:00:00Z"), set("2026-11-02T03:00:00Z"), set("2099-11-03T03:00:00Z")];
+        sets[2].standing = Standing::NotCounted("failed".to_owned());
+        let plan = run(&sets, rules(1, 0, 0, 0, 0));
+        assert_eq!(plan.frozen, None);
+        assert_eq!(kept(&plan), ["2099-11-03T03:00:00Z", "2026-11-02T03:00:00Z"]);
+        assert_eq!(plan.ahead().map(|d| d.id.as_str()).collect::<Vec<_>>(), ["2099-11-03T03:00:00Z"]);
+        // A newest set that shrank, and a failed run, are found behind it.
+        sets[2].standing = complete(false);
+        sets[1].standing = holding(false, &[("app", 1, Some(1))]);
+        assert!(run(&sets, rules(1, 0, 0, 0, 0)).frozen.is_some_and(|why| why.contains("2026-11-02")));
+        sets[1].standing = Standing::NotCounted("failed".to_owned());
+        assert!(run(&sets, rules(1, 0, 0, 0, 0)).frozen.is_some_and(|why| why.contains("2026-11-02")));
     }
 
     #[test]
@@ -496,7 +579,7 @@ mod tests {
         fn agrees_with_the_naive_model(sets in candidates(), rules in any_rules()) {
             let plan = run(&sets, rules);
             prop_assert_eq!(plan.decisions.len(), sets.len());
-            let newest = sets.iter().max_by_key(|c| (c.time, c.id.clone()));
+            let newest = sets.iter().filter(|c| c.time <= at(NOW)).max_by_key(|c| (c.time, c.id.clone()));
             let freezes = rules == Retention::default()
                 || newest.is_some_and(|c| matches!(c.standing, Standing::NotCounted(_)));
             prop_assert_eq!(plan.frozen.is_some(), freezes);
@@ -536,6 +619,35 @@ mod tests {
             for set in kinds.into_iter().filter_map(newest) {
                 prop_assert!(plan.decisions.iter().any(|d| d.id == set.id && d.keep), "{}", set.id);
             }
+        }
+
+        /// Whatever the others do: what one database lost, or the whole of it, is noticed.
+        #[test]
+        fn no_database_goes_unnoticed(
+            amounts in proptest::collection::btree_map("[a-d]", (2u64..1_000_000, 2u64..1000), 1..5),
+            history in 1usize..12, victim in any::<prop::sample::Index>(), how in 0..3,
+        ) {
+            let full: BTreeMap<String, Amount> =
+                amounts.iter().map(|(n, (bytes, rows))| (n.clone(), Amount { bytes: *bytes, rows: Some(*rows) })).collect();
+            let victim = victim.get(&full.keys().cloned().collect::<Vec<_>>()).clone();
+            let candidate = |index: usize, databases: &BTreeMap<String, Amount>| Candidate {
+                id: format!("{index:04}"),
+                time: at(NOW) - chrono::TimeDelta::hours(24 * (20 - index as i64)),
+                standing: Standing::Complete { proven: false, databases: databases.clone() },
+            };
+            let mut sets: Vec<Candidate> = (0..history).map(|index| candidate(index, &full)).collect();
+            let mut newest = full.clone();
+            sets.push(candidate(history, &newest));
+            prop_assert_eq!(run(&sets, rules(1, 0, 0, 0, 0)).frozen, None);
+            match how {
+                0 => drop(newest.remove(&victim)),
+                1 => newest.get_mut(&victim).unwrap().bytes = full[&victim].bytes / 2 - 1,
+                _ => newest.get_mut(&victim).unwrap().rows = Some(full[&victim].rows.unwrap() / 2 - 1),
+            }
+            sets[history] = candidate(history, &newest);
+            let frozen = run(&sets, rules(1, 0, 0, 0, 0)).frozen;
+            prop_assert!(frozen.as_ref().is_some_and(|why| why.contains(&format!("{victim:?}"))), "{:?}", frozen);
+            prop_assert_eq!(plan(&sets, &rules(1, 0, 0, 0, 0), at(NOW), true).frozen, None);
         }
 
         #[test]

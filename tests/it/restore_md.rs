@@ -39,7 +39,7 @@ fn tools(opsd: &Opsd, major: u32) -> PathBuf {
     for name in ["psql", "createdb", "pg_restore"] {
         symlink(bin_dir(major).join(name), directory.join(name)).expect("link");
     }
-    for name in ["age", "zstd", "minisign", "sha256sum", "rm", "cat"] {
+    for name in ["age", "zstd", "minisign", "sha256sum", "rm", "cat", "grep"] {
         let path = Path::new("/usr/bin").join(name);
         assert!(path.exists(), "{} is missing: run make setup", path.display());
         symlink(path, directory.join(name)).expect("link");

@@ -405,7 +405,8 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let place = place(tmp.path());
         let own = std::process::id();
-        let said = ["", "-1", "0", "-2147483648", "99999999999", "x", &format!("-{own}"), &format!("{own}\nmore")];
+        let said =
+            ["", "-1", "0", "-2147483648", "99999999999", "x", &format!("-{own}"), &format!("{own}\nmore")];
         for text in said {
             std::fs::write(place.data().join("postmaster.pid"), text).unwrap();
             assert_eq!(postmaster(place.root()).is_some(), text.ends_with("more"), "{text}");
