@@ -73,7 +73,8 @@ pub fn render(manifest: &Manifest) -> String {
         line("");
         line("```sh");
         line(&format!("{} |", unseal(globals)));
-        line("  LC_ALL=C PGOPTIONS='-c lc_messages=C' psql -X -d postgres 2> roles.txt");
+        line("  LC_ALL=C PGOPTIONS='-c lc_messages=C' psql -X -d postgres 2> roles.txt ||");
+        line("  { cat roles.txt; false; }");
         line("errors=$(grep -E 'ERROR|FATAL' roles.txt | grep -v ' already exists$') || true");
         line("rm roles.txt");
         line("test -z \"$errors\" || { echo \"$errors\"; false; }");

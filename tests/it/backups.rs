@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use futures_util::StreamExt;
 use opsd::backup::prune;
 use opsd::backup::retention::Reason;
 use opsd::config::Retention;
@@ -270,6 +271,27 @@ async fn the_latest_is_by_the_manifests_time_not_by_name() {
     let old = "20291231T000000Z-0000";
     repository.set_as(old, &manifest("2026-11-01T03:00:00Z", old)).await;
     assert_eq!(find(&repository, &[], "latest").await.unwrap(), "20261102T030000Z-0000");
+}
+
+/// The clock of the host was once ahead: that set was the latest for ever.
+#[tokio::test]
+async fn a_set_from_the_future_is_the_latest_only_where_there_is_no_other() {
+    let repository = Repository::memory();
+    let started = |time: DateTime<Utc>| time.format("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let later = repository.set(&started(Utc::now() + TimeDelta::days(90))).await;
+    assert_eq!(find(&repository, &[], "latest").await.unwrap(), later);
+    let real = repository.set(&started(Utc::now() - TimeDelta::hours(3))).await;
+    assert_eq!(find(&repository, &[], "latest").await.unwrap(), real);
+    assert_eq!(find(&repository, &[], &later).await.unwrap(), later);
+    let newest = catalog::newest_complete(&*repository.store, SITE, JOB, Utc::now()).await.unwrap();
+    assert_eq!((newest.id, newest.ahead), (Some(real.clone()), vec![later]));
+    // Refused, and dated like that: it does not stand in the way of the others either.
+    let id = format!("{}-0000", (Utc::now() + TimeDelta::days(91)).format("%Y%m%dT%H%M%SZ"));
+    repository.put(&format!("{SITE}/{JOB}/{id}/manifest.json"), "{}").await;
+    assert_eq!(find(&repository, &[], "latest").await.unwrap(), real);
+    // Clocks differ by a little: that is no future.
+    let young = repository.set(&started(Utc::now() + TimeDelta::minutes(2))).await;
+    assert_eq!(find(&repository, &[], "latest").await.unwrap(), young);
 }
 
 #[tokio::test]
