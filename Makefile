@@ -40,6 +40,7 @@ FUZZ_TARGETS := archive manifest config keys
 FUZZ := RUSTC_BOOTSTRAP=1 $(CARGO) fuzz
 
 fuzz: ## Fuzz what reads foreign bytes, each target for a minute
+	@command -v c++ >/dev/null || { echo "make fuzz needs a C++ compiler: apt-get install g++" >&2; exit 1; }
 	@command -v cargo-fuzz >/dev/null || $(CARGO) install cargo-fuzz --locked
 	python3 fuzz/seeds.py fuzz/corpus
 	cd fuzz && $(FUZZ) build --dev --sanitizer none

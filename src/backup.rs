@@ -389,8 +389,11 @@ impl Run<'_> {
             let archives = &coordinator.plan.archives;
             let started = streams::start(source.dump(name), &coordinator.snapshot, archives).await;
             let started = match started {
-                Err(error) if attempt < coordinator::ATTEMPTS && streams::may_start_over(&error) => {
-                    tracing::info!("{name}: {error}; starting over ({attempt}/{})", coordinator::ATTEMPTS);
+                Err(error) if attempt < coordinator::START_ATTEMPTS && streams::may_start_over(&error) => {
+                    tracing::info!(
+                        "{name}: {error}; starting over ({attempt}/{})",
+                        coordinator::START_ATTEMPTS
+                    );
                     attempt += 1;
                     // Whoever waits behind the locks gets them now.
                     coordinator.close().await;
@@ -401,7 +404,7 @@ impl Run<'_> {
             };
             match coordinator.changed_table().await? {
                 None => return Ok((coordinator, started)),
-                Some(table) if attempt < coordinator::ATTEMPTS => {
+                Some(table) if attempt < coordinator::START_ATTEMPTS => {
                     tracing::info!("{name}: table {table} changed while the dump started; starting over");
                     attempt += 1;
                     // Two attempts at once would take twice the connections and locks.

@@ -27,10 +27,14 @@ use crate::set::proof::Fingerprint;
 
 /// How often lists may change under our hands before we give up: a schema that changes this often
 /// within seconds is being migrated.
-pub const ATTEMPTS: u32 = 5;
+const ATTEMPTS: u32 = 5;
+/// How often all is let go and begun anew because something changed, or was locked, after the snapshot
+/// was taken and before every pg_dump held its locks. A migration that goes through the schema table by
+/// table is in the way of several in a row.
+pub const START_ATTEMPTS: u32 = 20;
 /// How long a pg_dump waits for a lock while the others and the coordinator hold theirs. Whoever wants
 /// ACCESS EXCLUSIVE meanwhile waits as long behind us; then all is let go, and the snapshot taken anew.
-pub const LOCK_TIMEOUT: &str = "5s";
+pub const LOCK_TIMEOUT: &str = "2s";
 /// The same for the coordinator: below PostgreSQL's `deadlock_timeout`, which is a second.
 const OWN_LOCK_TIMEOUT: &str = "500ms";
 /// How long a table may stay locked, while we hold nothing, before the backup fails: a migration that

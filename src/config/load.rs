@@ -121,6 +121,12 @@ fn read_found(found: Found, env: Env<'_>) -> Result<(PathBuf, Parsed)> {
         let hint = format!("chmod go-w {}", path.display());
         parsed.warnings.insert(0, whole_file(why, hint));
     }
+    if meta.is_file() && meta.mode() & 0o044 != 0 {
+        for warning in parsed.warnings.iter_mut().filter(|w| w.message == raw::PASSWORD_STANDS_HERE) {
+            let mode = meta.mode() & 0o7777;
+            warning.message.push_str(&format!(", and mode {mode:04o} lets others read it"));
+        }
+    }
     Ok((path, parsed))
 }
 
@@ -207,6 +213,21 @@ mod tests {
                 warned,
                 "{mode:o}"
             );
+        }
+    }
+
+    #[test]
+    fn a_password_that_others_may_read_is_warned_about() {
+        let place = Place::new();
+        for (mode, warned) in [(0o600, false), (0o640, true), (0o644, true), (0o604, true)] {
+            let path = place.write("c", mode);
+            let text = "site = \"c\"\n[postgres.main]\nurl = \"postgres://u:s3cret@h/d\"\n";
+            std::fs::write(&path, text).expect("write");
+            let file = File::open(&path).expect("open");
+            let (_, parsed) = read_found(Found { path, file }, &|_| None).expect("read");
+            let said: Vec<&str> = parsed.warnings.iter().map(|w| w.message.as_str()).collect();
+            assert_eq!(said.iter().filter(|m| m.contains("the password stands in this file")).count(), 1);
+            assert_eq!(said.iter().any(|m| m.contains("lets others read it")), warned, "{mode:o}: {said:?}");
         }
     }
 

@@ -22,8 +22,8 @@ const S3_PART_MIN: u64 = 5 * MIB;
 const PART_MAX: u64 = 5 * GIB;
 /// Streams that wait in parallel hold a connection and memory each.
 const STREAMS_MAX: i64 = 64;
-/// Parts that a stream holds at the same time: one filling, one queued, one handed over and two in flight.
-const PARTS_HELD: u64 = 5;
+/// Parts that a stream holds at the same time: one filling, two in flight.
+const PARTS_HELD: u64 = 3;
 /// Above this much buffer memory (part size × [`PARTS_HELD`] × streams) a warning is due.
 const MEMORY_WARNING: u64 = 2 * GIB;
 
@@ -37,6 +37,9 @@ pub struct Parsed {
     /// What the operator should know.
     pub warnings: Vec<Warning>,
 }
+
+/// The warning about a password that is written out; worse where others may read the file.
+pub const PASSWORD_STANDS_HERE: &str = "the password stands in this file";
 
 /// Reads a configuration. `env` is the environment; `path` is for messages and ends up in the
 /// result. Files that it names (recipients, password and service files) are read, secret keys not.
@@ -347,7 +350,7 @@ fn postgres(walk: &mut Walk<'_>, section: &Section<'_>, name: &str) -> Option<Po
             if resolved.password_in_dsn && url.literal {
                 walk.warn(
                     &url.place,
-                    "the password stands in this file",
+                    PASSWORD_STANDS_HERE,
                     Some("keep it in ~/.pgpass, PGPASSWORD or a ${VARIABLE}"),
                 );
             }

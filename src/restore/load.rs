@@ -158,6 +158,17 @@ struct Early {
     indexes: Vec<i32>,
 }
 
+impl Early {
+    /// What can go on once nothing locks the table any more; until then nothing.
+    fn when_readable(&mut self, table: &Entry, on_table: OnTable<'_>) -> Vec<Work> {
+        if !self.constraints.is_empty() {
+            return Vec::new();
+        }
+        on_table(&table.namespace, &table.tag);
+        self.indexes.drain(..).map(|id| Work::Build(id, None)).collect()
+    }
+}
+
 /// Entries that pg_restore counts among post-data: what has no section of its own (comments,
 /// privileges) belongs to what stands before it.
 fn after_rows(entries: &[Entry]) -> impl Iterator<Item = &Entry> {
@@ -179,8 +190,11 @@ fn early(entries: &[Entry]) -> HashMap<(String, String), Early> {
     let mut found: HashMap<(String, String), Early> = HashMap::new();
     for entry in entries.iter().filter(|e| e.section == Section::PostData) {
         let is_index = entry.desc == "INDEX";
-        let of: Vec<&&Entry> = entry.dependencies.iter().filter_map(|id| tables.get(id)).collect();
-        let [table] = of.as_slice() else { continue };
+        // pg_dump writes one dependency a column.
+        let of: HashSet<i32> =
+            entry.dependencies.iter().copied().filter(|id| tables.contains_key(id)).collect();
+        let mut of = of.iter().filter_map(|id| tables.get(id));
+        let (Some(table), None) = (of.next(), of.next()) else { continue };
         if !(is_index || entry.desc == "CONSTRAINT") || entry.dependencies.iter().any(|id| later.contains(id))
         {
             continue;
@@ -226,8 +240,8 @@ impl Rows<'_> {
         streams.sort_by_key(|s| std::cmp::Reverse(s.plain_size));
         let mut waiting: VecDeque<Work> = streams.into_iter().cloned().map(Work::Stream).collect();
         let mut running = tokio::task::JoinSet::new();
-        // Constraints still to come, by table. (Each archive has dump ids of its own.)
-        let mut locking: HashMap<(String, String), usize> = HashMap::new();
+        // What is still to be built, by table. (Each archive has dump ids of its own.)
+        let mut loaded_tables: HashMap<(String, String), Early> = HashMap::new();
         loop {
             while running.len() < self.target.jobs.max(1)
                 && let Some(work) = waiting.pop_front()
@@ -240,18 +254,14 @@ impl Rows<'_> {
                 Done::Stream(_, Ok((Some(table), said))) => {
                     loaded.add_warnings(said);
                     let name = (table.namespace.clone(), table.tag.clone());
-                    let early = self.early.remove(&name);
-                    let Early { constraints, indexes } = early.unwrap_or_default();
-                    // Rows first: they are what everything else waits for. But constraints lock
-                    // readers out, and somebody may be waiting to read the table.
-                    waiting.extend(indexes.into_iter().map(|id| Work::Build(id, None)));
-                    if constraints.is_empty() {
-                        on_table(&table.namespace, &table.tag);
+                    let mut early = self.early.remove(&name).unwrap_or_default();
+                    // Rows first: they are what everything else waits for. But what locks readers out
+                    // is in the way of all that follows on this table.
+                    for id in &early.constraints {
+                        waiting.push_front(Work::Build(*id, Some(table.clone())));
                     }
-                    locking.insert(name, constraints.len());
-                    for id in constraints {
-                        waiting.push_front(Work::Build(id, Some(table.clone())));
-                    }
+                    waiting.extend(early.when_readable(&table, on_table));
+                    loaded_tables.insert(name, early);
                 }
                 // Only a statement that failed was certainly rolled back, and may succeed later.
                 Done::Stream(stream, Err(error)) if self.may_run_again(&error) => {
@@ -271,12 +281,11 @@ impl Rows<'_> {
                         Err(error) => return Err(error),
                     }
                     if let Some(table) = table
-                        && let Some(left) = locking.get_mut(&(table.namespace.clone(), table.tag.clone()))
+                        && let Some(early) =
+                            loaded_tables.get_mut(&(table.namespace.clone(), table.tag.clone()))
                     {
-                        *left -= 1;
-                        if *left == 0 {
-                            on_table(&table.namespace, &table.tag);
-                        }
+                        early.constraints.retain(|other| *other != id);
+                        waiting.extend(early.when_readable(&table, on_table));
                     }
                 }
             }
@@ -347,4 +356,41 @@ async fn load_stream(
     }
     let (_, said) = run_stream(origin, database, stream, target, data_args, false).await?;
     Ok((None, said))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(dump_id: i32, section: Section, desc: &str, tag: &str, dependencies: &[i32]) -> Entry {
+        Entry {
+            dump_id,
+            section,
+            desc: desc.into(),
+            tag: tag.into(),
+            namespace: "public".into(),
+            dependencies: dependencies.to_vec(),
+            ..Entry::default()
+        }
+    }
+
+    #[test]
+    fn what_needs_one_table_alone_is_built_early() {
+        use Section::{PostData, PreData};
+        let entries = [
+            entry(1, PreData, "TABLE", "a", &[]),
+            entry(2, PreData, "TABLE", "b", &[]),
+            entry(3, PostData, "CONSTRAINT", "a_pkey", &[1]),
+            // One dependency a column.
+            entry(4, PostData, "INDEX", "a_x_y", &[1, 1]),
+            entry(5, PostData, "FK CONSTRAINT", "a_b", &[1, 2]),
+            entry(6, PostData, "INDEX", "odd", &[1, 2]),
+            entry(7, PostData, "INDEX", "after_a_constraint", &[1, 3]),
+            entry(8, PostData, "INDEX", "b_x", &[2]),
+        ];
+        let found = early(&entries);
+        let of = |name: &str| found[&("public".to_owned(), name.to_owned())].clone();
+        assert_eq!(of("a"), Early { constraints: vec![3], indexes: vec![4] });
+        assert_eq!(of("b"), Early { constraints: Vec::new(), indexes: vec![8] });
+    }
 }

@@ -6,16 +6,16 @@
 
 use std::collections::{HashMap, HashSet};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::StreamExt;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use super::large_objects;
 use crate::config::Connection;
 use crate::error::{Context, Error, Result};
-use crate::postgres::connect::{Session, connect, error};
+use crate::postgres::connect::{connect, error};
 use crate::postgres::ident::{Name, quote_ident, quote_literal};
 use crate::set::archive::copy::parse_copy;
 use crate::set::fingerprint::{RowHasher, RowSecret};
@@ -23,6 +23,10 @@ use crate::set::proof::{Fingerprint, Proof, Sequence, Table};
 
 /// Bytes of a large object that are asked for at once.
 const LARGE_OBJECT_CHUNK: i32 = 1 << 20;
+/// Bytes of a table that one session reads at a time: a large table is read by all of them.
+const PIECE: u64 = 64 << 20;
+/// The first server that finds pages without reading those before them.
+const TID_RANGE_SCAN: u32 = 140_000;
 /// Large objects or sequences asked for in one query.
 const BATCH: usize = 200;
 
@@ -37,72 +41,105 @@ pub struct Found {
     pub differences: Vec<String>,
 }
 
-/// Compares the restored database with its proof, `jobs` tables at a time.
-pub async fn prove(connection: &Connection, proof: &Proof, jobs: usize) -> Result<Found> {
+/// Compares the restored database with its proof, `jobs` pieces of tables at a time.
+pub async fn prove(connection: &Connection, proof: Arc<Proof>, jobs: usize) -> Result<Found> {
     let secret = RowSecret::from_base64(&proof.secret)?;
-    let mut sessions = Vec::new();
-    for _ in 0..jobs.max(1) {
-        sessions.push(connect(connection, None, "opsd verify").await?.without_conversion().await?);
-    }
-    let filters = Arc::new(extension_filters(&sessions[0].client).await?);
-    let direct: HashSet<(&str, &str)> =
-        proof.tables.iter().map(|t| (t.schema.as_str(), t.name.as_str())).collect();
-    let pool = Pool::new(sessions);
-    let checked: Vec<(u64, Fingerprint, Option<String>)> = stream::iter(&proof.tables)
-        .map(|table| {
-            let (pool, filters, direct, secret) = (&pool, filters.clone(), &direct, &secret);
-            async move {
-                let session = pool.take().await?;
-                let result =
-                    check_table(&session.client, table, &proof.encoding, &filters, direct, secret).await;
-                pool.give(session).await;
-                let (found, difference) =
-                    result.with_context(|| format!("table {}.{}", table.schema, table.name))?;
-                Ok::<_, Error>((table.entries, found, difference))
-            }
-        })
-        .buffer_unordered(jobs.max(1))
-        .try_collect()
-        .await?;
+    let session = connect(connection, None, "opsd verify").await?.without_conversion().await?;
+    let filters = extension_filters(&session.client).await?;
+    let relations = relations(&session.client).await?;
+    let is_divisible = session.server_version_num >= TID_RANGE_SCAN;
     let mut found = Found::default();
-    for (entries, fingerprint, difference) in checked {
-        found.rows += fingerprint.rows;
-        match difference {
-            None => found.tables_proven += entries,
+    let mut pieces = Vec::new();
+    for (index, table) in proof.tables.iter().enumerate() {
+        let key = (table.schema.clone(), table.name.clone());
+        match relations.get(&key) {
+            None => found.differences.push(format!("table {}.{} is missing", table.schema, table.name)),
+            Some(relation) => {
+                let plan = plan_table(relation, filters.get(&key), is_divisible);
+                pieces.extend(plan.into_iter().map(|piece| (index, piece)));
+            }
+        }
+    }
+    let mut read = read_all(connection, &proof, &secret, pieces, jobs).await?;
+    read.sort_by_key(|(index, _)| *index);
+    for of_table in read.chunk_by(|a, b| a.0 == b.0) {
+        let table = &proof.tables[of_table[0].0];
+        let what = format!("table {}.{}", table.schema, table.name);
+        let mut sum = Fingerprint::default();
+        let mut difference = None;
+        for (_, piece) in of_table {
+            match piece {
+                Ok(fingerprint) => sum.add(*fingerprint),
+                Err(why) => difference = Some(format!("{what}: {why}")),
+            }
+        }
+        found.rows += sum.rows;
+        match difference.or_else(|| compare(&what, "rows", table.fingerprint, sum)) {
+            None => found.tables_proven += table.entries,
             Some(difference) => found.differences.push(difference),
         }
     }
     found.differences.sort();
-    let session = pool.take().await?;
-    found.differences.extend(check_large_objects(&session.client, proof, &secret).await?);
-    found.differences.extend(large_objects::check_properties(&session.client, proof, &secret).await?);
+    found.differences.extend(check_large_objects(&session.client, &proof, &secret).await?);
+    found.differences.extend(large_objects::check_properties(&session.client, &proof, &secret).await?);
     found.differences.extend(check_sequences(&session.client, &proof.sequences).await?);
+    session.close().await;
     Ok(found)
 }
 
-/// Sessions that wait for work.
-struct Pool {
-    give: tokio::sync::mpsc::Sender<Session>,
-    take: tokio::sync::Mutex<tokio::sync::mpsc::Receiver<Session>>,
+/// What a piece of the table with this index in the proof came to.
+type Read = (usize, Result<Fingerprint, String>);
+
+/// Reads pieces on `jobs` threads. A session and whoever hashes its rows share one: rows come in
+/// messages of a few kilobytes, and waking another thread for each costs more than hashing it.
+async fn read_all(
+    connection: &Connection,
+    proof: &Arc<Proof>,
+    secret: &RowSecret,
+    mut pieces: Vec<(usize, Piece)>,
+    jobs: usize,
+) -> Result<Vec<Read>> {
+    // What takes longest is taken first, so that all threads end at about the same time.
+    pieces.sort_by_key(|(_, piece)| piece.bytes);
+    let threads = jobs.clamp(1, pieces.len().max(1));
+    let pieces = Arc::new(Mutex::new(pieces));
+    let mut running = tokio::task::JoinSet::new();
+    for _ in 0..threads {
+        let (connection, proof, secret, pieces) =
+            (connection.clone(), proof.clone(), secret.clone(), pieces.clone());
+        running.spawn_blocking(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.context("cannot start a thread")?;
+            runtime.block_on(read_some(&connection, &proof, &secret, &pieces))
+        });
+    }
+    let mut read = Vec::new();
+    while let Some(done) = running.join_next().await {
+        read.extend(done.map_err(|e| Error::new(format!("reading back stopped: {e}")))??);
+    }
+    Ok(read)
 }
 
-impl Pool {
-    fn new(sessions: Vec<Session>) -> Self {
-        let (give, take) = tokio::sync::mpsc::channel(sessions.len());
-        for session in sessions {
-            // The channel is as long as there are sessions.
-            let _ = give.try_send(session);
-        }
-        Self { give, take: tokio::sync::Mutex::new(take) }
+/// Reads pieces until none is left.
+async fn read_some(
+    connection: &Connection,
+    proof: &Proof,
+    secret: &RowSecret,
+    pieces: &Mutex<Vec<(usize, Piece)>>,
+) -> Result<Vec<Read>> {
+    let session = connect(connection, None, "opsd verify").await?.without_conversion().await?;
+    let direct: HashSet<(&str, &str)> =
+        proof.tables.iter().map(|t| (t.schema.as_str(), t.name.as_str())).collect();
+    let mut read = Vec::new();
+    loop {
+        let next = pieces.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let Some((index, piece)) = next else { break };
+        let table = &proof.tables[index];
+        let result = read_piece(&session.client, table, &piece, &proof.encoding, &direct, secret).await;
+        read.push((index, result.with_context(|| format!("table {}.{}", table.schema, table.name))?));
     }
-
-    async fn take(&self) -> Result<Session> {
-        self.take.lock().await.recv().await.ok_or_else(|| Error::new("no session is left"))
-    }
-
-    async fn give(&self, session: Session) {
-        let _ = self.give.send(session).await;
-    }
+    session.close().await;
+    Ok(read)
 }
 
 /// `WHERE` clauses of extensions' configuration tables, by table: pg_dump leaves out the rows that
@@ -128,48 +165,112 @@ fn qualified(row: &tokio_postgres::Row) -> (String, String) {
     (row.get::<_, Name>(0).0, row.get::<_, Name>(1).0)
 }
 
-async fn check_table(
-    client: &Client,
-    table: &Table,
-    encoding: &str,
-    filters: &HashMap<(String, String), String>,
-    direct: &HashSet<(&str, &str)>,
-    secret: &RowSecret,
-) -> Result<(Fingerprint, Option<String>)> {
-    let name = format!("{}.{}", table.schema, table.name);
-    let kind = client
-        .query_opt(
-            "SELECT c.relkind = 'p' FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-              WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')",
-            &[&table.schema, &table.name],
+/// A restored table, as the catalog has it.
+struct Relation {
+    is_partitioned: bool,
+    /// With what is stored beside it (TOAST), in bytes.
+    bytes: u64,
+    pages: u32,
+}
+
+/// Tables and partitioned tables by schema and name.
+async fn relations(client: &Client) -> Result<HashMap<(String, String), Relation>> {
+    let rows = client
+        .query(
+            "SELECT n.nspname::text, c.relname::text, c.relkind = 'p', pg_table_size(c.oid),
+                    pg_relation_size(c.oid) / current_setting('block_size')::int8
+               FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+              WHERE c.relkind IN ('r', 'p')",
+            &[],
         )
         .await
-        .map_err(error)?;
-    let Some(kind) = kind else {
-        return Ok((Fingerprint::default(), Some(format!("table {name} is missing"))));
+        .map_err(error)
+        .context("cannot list tables")?;
+    let relation = |row: &tokio_postgres::Row| Relation {
+        is_partitioned: row.get(2),
+        bytes: u64::try_from(row.get::<_, i64>(3)).unwrap_or(0),
+        // A table has at most 2^32 pages.
+        pages: u32::try_from(row.get::<_, i64>(4)).unwrap_or(u32::MAX),
     };
-    let is_partitioned: bool = kind.get(0);
+    Ok(rows.iter().map(|row| (qualified(row), relation(row))).collect())
+}
+
+/// What one COPY reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum What {
+    /// A table whole.
+    Table,
+    /// Its pages from the first to before the last; without a last to the end.
+    Pages(u32, Option<u32>),
+    /// The rows that a clause leaves.
+    Filtered(String),
+    /// A partitioned table through its root.
+    Root,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Piece {
+    what: What,
+    /// An estimate.
+    bytes: u64,
+}
+
+/// One table in pieces of about [`PIECE`] bytes, where it can be divided.
+fn plan_table(relation: &Relation, filter: Option<&String>, is_divisible: bool) -> Vec<Piece> {
+    let whole = |what| vec![Piece { what, bytes: relation.bytes }];
+    if relation.is_partitioned {
+        return whole(What::Root);
+    }
+    if let Some(filter) = filter {
+        return whole(What::Filtered(filter.clone()));
+    }
+    let count = u32::try_from(relation.bytes / PIECE).unwrap_or(u32::MAX).min(relation.pages);
+    if count < 2 || !is_divisible {
+        return whole(What::Table);
+    }
+    let at = |i: u32| u32::try_from(u64::from(relation.pages) * u64::from(i) / u64::from(count)).ok();
+    (0..count)
+        .map(|i| {
+            // The last one has no end: it reads whatever is there.
+            let end = if i + 1 == count { None } else { at(i + 1) };
+            Piece { what: What::Pages(at(i).unwrap_or(0), end), bytes: relation.bytes / u64::from(count) }
+        })
+        .collect()
+}
+
+/// Reads rows back and hashes them; or says why they cannot be those of the proof.
+async fn read_piece(
+    client: &Client,
+    table: &Table,
+    piece: &Piece,
+    encoding: &str,
+    direct: &HashSet<(&str, &str)>,
+    secret: &RowSecret,
+) -> Result<Result<Fingerprint, String>> {
     let statement = parse_copy(&table.copy)?;
-    let filter = filters.get(&(table.schema.clone(), table.name.clone()));
-    let beside = if is_partitioned { loaded_beside(client, table, direct).await? } else { Vec::new() };
-    let what = if is_partitioned || filter.is_some() {
-        // COPY reads neither a partitioned root nor some of the rows by itself.
-        let columns = statement.columns.trim_start_matches('(').trim_end_matches(')');
-        let only = if is_partitioned { "" } else { "ONLY " };
-        let filter = match beside.as_slice() {
-            [] => filter.cloned().unwrap_or_default(),
-            oids => format!("WHERE tableoid NOT IN ({})", oids.join(", ")),
-        };
-        format!("(SELECT {columns} FROM {only}{} {filter})", statement.relation)
-    } else {
-        format!("{} {}", statement.relation, statement.columns)
+    let (relation, listed) = (&statement.relation, &statement.columns);
+    let columns = listed.trim_start_matches('(').trim_end_matches(')');
+    // COPY by itself reads neither a partitioned root nor some of the rows.
+    let what = match &piece.what {
+        What::Table => format!("{relation} {listed}"),
+        What::Pages(from, None) => {
+            format!("(SELECT {columns} FROM ONLY {relation} WHERE ctid >= '({from},0)')")
+        }
+        What::Pages(from, Some(end)) => format!(
+            "(SELECT {columns} FROM ONLY {relation} WHERE ctid >= '({from},0)' AND ctid < '({end},0)')"
+        ),
+        What::Filtered(clause) => format!("(SELECT {columns} FROM ONLY {relation} {clause})"),
+        What::Root => match loaded_beside(client, table, direct).await?.as_slice() {
+            [] => format!("(SELECT {columns} FROM {relation})"),
+            oids => {
+                format!("(SELECT {columns} FROM {relation} WHERE tableoid NOT IN ({}))", oids.join(", "))
+            }
+        },
     };
     let sql = format!("COPY {what} TO STDOUT (ENCODING {})", quote_literal(encoding));
     let rows = match client.copy_out(&sql).await {
         Ok(rows) => rows,
-        Err(e) if e.code() == Some(&SqlState::UNDEFINED_COLUMN) => {
-            return Ok((Fingerprint::default(), Some(format!("table {name}: {}", error(e)))));
-        }
+        Err(e) if e.code() == Some(&SqlState::UNDEFINED_COLUMN) => return Ok(Err(error(e).to_string())),
         Err(e) => return Err(error(e)),
     };
     let mut rows = pin!(rows);
@@ -177,8 +278,7 @@ async fn check_table(
     while let Some(row) = rows.next().await {
         hasher.row(&row.map_err(error)?);
     }
-    let found = hasher.take();
-    Ok((found, compare(&format!("table {name}"), "rows", table.fingerprint, found)))
+    Ok(Ok(hasher.take()))
 }
 
 /// OIDs of partitions below a root that were dumped by themselves, not through it.
@@ -281,4 +381,41 @@ async fn check_sequences(client: &Client, sequences: &[Sequence]) -> Result<Vec<
         }
     }
     Ok(differences)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn pieces_cover_every_page_once(pages in any::<u32>(), bytes in 0..1u64 << 45) {
+            let relation = Relation { is_partitioned: false, bytes, pages };
+            let pieces = plan_table(&relation, None, true);
+            let mut next = 0;
+            for (i, piece) in pieces.iter().enumerate() {
+                match &piece.what {
+                    What::Table => prop_assert_eq!(pieces.len(), 1),
+                    What::Pages(from, end) => {
+                        prop_assert_eq!(*from, next);
+                        prop_assert_eq!(end.is_none(), i + 1 == pieces.len());
+                        next = end.unwrap_or(0);
+                        prop_assert!(end.is_none_or(|end| end > *from));
+                    }
+                    other => prop_assert!(false, "{:?}", other),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_divided_is_read_whole() {
+        let relation = |is_partitioned| Relation { is_partitioned, bytes: 1 << 40, pages: 1 << 27 };
+        assert_eq!(plan_table(&relation(false), None, false)[0].what, What::Table);
+        assert_eq!(plan_table(&relation(true), None, true)[0].what, What::Root);
+        let clause = "WHERE a".to_owned();
+        let pieces = plan_table(&relation(false), Some(&clause), true);
+        assert_eq!(pieces[0].what, What::Filtered(clause));
+    }
 }

@@ -32,7 +32,8 @@ pub fn statements(sql: &str) -> Vec<&str> {
     let mut statements = Vec::new();
     let (mut start, mut at) = (0, 0);
     while at < bytes.len() {
-        let at_line_start = sql[start..at].trim().is_empty();
+        // Bytes: `at` may be within a character. Where text is cut, there is an ASCII one.
+        let at_line_start = bytes[start..at].trim_ascii().is_empty();
         match bytes[at] {
             b'\\' | b'-' if at_line_start && (bytes[at] == b'\\' || bytes.get(at + 1) == Some(&b'-')) => {
                 at = sql[at..].find('\n').map_or(bytes.len(), |n| at + n + 1);
@@ -153,6 +154,19 @@ mod tests {
         assert_eq!(found.len(), 8);
         assert_eq!(found[2], "ALTER ROLE alice WITH NOSUPERUSER LOGIN PASSWORD 'SCRAM;x'");
         assert_eq!(found[6], "COMMENT ON ROLE alice IS E'it''s \\'; x'");
+    }
+
+    /// Found by fuzzing: letters beyond ASCII outside of quotes, and after a backslash in them.
+    #[test]
+    fn letters_beyond_ascii_stand_anywhere() {
+        let sql = "א;\nCREATE ROLE ключ;\nCOMMENT ON ROLE ключ IS E'\\ß\\';'; -- ü\nALTER ROLE ключ WITH SUPERUSER;\n'\\א";
+        let found = statements(sql);
+        assert_eq!(found.len(), 4, "{found:?}");
+        assert_eq!(found[2], "COMMENT ON ROLE ключ IS E'\\ß\\';'");
+        assert_eq!((roles(sql)[0].name.as_str(), roles(sql)[0].is_superuser), ("ключ", true));
+        for unfinished in ["E'\\", "'א", "\"א", "E'\\א", "\\א", "--א", "א"] {
+            assert_eq!(statements(unfinished), [""; 0], "{unfinished}");
+        }
     }
 
     #[test]

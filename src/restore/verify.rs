@@ -227,15 +227,15 @@ impl Run<'_> {
 
         self.clock = Instant::now();
         self.phase(&format!("{}: proving", database.name));
-        let proof = read_proof(self.origin, database).await?;
+        let proof = read_proof(self.origin, database).await?.map(Arc::new);
         let found = match &proof {
             None => prove::Found::default(),
-            Some(proof) => prove::prove(&target.connection, proof, target.jobs).await?,
+            Some(proof) => prove::prove(&target.connection, proof.clone(), target.jobs).await?,
         };
         let mut complete = true;
         let mut differences = found.differences;
         if database.proof == ProofState::Complete {
-            check_counts(database, proof.as_ref())?;
+            check_counts(database, proof.as_deref())?;
         }
         differences.extend(definitions::unpopulated(&target.connection, &loaded.schema).await?);
         let (changed, comparable) =

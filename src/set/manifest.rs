@@ -160,7 +160,7 @@ pub struct Stream {
     pub name: String,
     /// Bytes before compression.
     pub plain_size: u64,
-    /// Its objects, in order. Decrypted one by one and concatenated they are one zstd frame.
+    /// Its objects, in order. Decrypted one by one and concatenated they are zstd frames.
     pub objects: Vec<Object>,
     /// Seconds from its first byte to its last.
     pub seconds: f64,

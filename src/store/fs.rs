@@ -114,8 +114,13 @@ impl Store for FsStore {
         let root = self.root.clone();
         let name = key.to_owned();
         let file = blocking(move || {
-            sweep(&root.join(TEMPORARY));
-            temporary_file(&root, &name)
+            let file = temporary_file(&root, &name)?;
+            // By the clock that dates the files: ours may be a day ahead of it, and another upload's
+            // file is not locked in the moment when it appears.
+            if let Ok(now) = file.as_file().metadata().and_then(|m| m.modified()) {
+                sweep(&root.join(TEMPORARY), now);
+            }
+            Ok(file)
         })
         .await?;
         let root = self.root.clone();
@@ -293,13 +298,13 @@ fn is_held(path: &Path) -> bool {
 }
 
 /// Best effort: what cannot be removed now is in nobody's way.
-fn sweep(folder: &Path) {
+fn sweep(folder: &Path, now: SystemTime) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if !coordinate::is_temporary(&entry.file_name()) {
             continue;
         }
         let modified = entry.metadata().and_then(|m| m.modified());
-        let age = modified.ok().and_then(|m| SystemTime::now().duration_since(m).ok());
+        let age = modified.ok().and_then(|m| now.duration_since(m).ok());
         if age.is_some_and(|age| age > ABANDONED_AFTER) && !is_held(&entry.path()) {
             match fs::remove_file(entry.path()) {
                 Ok(()) => tracing::debug!(file = ?entry.path(), "removed an abandoned upload"),

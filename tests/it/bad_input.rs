@@ -246,6 +246,9 @@ fn an_identity_that_others_can_read_is_refused() {
 #[test]
 fn a_signing_key_that_is_none_is_refused_before_the_dump() {
     let (_, opsd, _) = site();
+    std::fs::set_permissions(opsd.path("sign.key"), PermissionsExt::from_mode(0o640)).unwrap();
+    refused(&opsd, 2, &["sign.key", "mode 0640 lets others read it", "chmod 600"]);
+    std::fs::set_permissions(opsd.path("sign.key"), PermissionsExt::from_mode(0o600)).unwrap();
     write_private(&opsd.path("sign.key"), "no key\n");
     refused(&opsd, 2, &["sign.key", "not a minisign secret key"]);
     std::fs::remove_file(opsd.path("sign.key")).unwrap();

@@ -1,15 +1,12 @@
 //! opsd is killed, terminated and interrupted at random moments of whatever it does: nothing that is
 //! left passes for a set, runs on, holds plaintext or blocks the next run.
 //!
-//! Moments are spread evenly over what an undisturbed run takes, so every phase is hit; the seed is
-//! printed. Sets are judged by reading the repository, not by asking opsd.
+//! Moments are spread evenly over what a run takes, so every phase is hit; the seed is printed. Sets are judged by reading the repository, not by asking opsd.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -20,7 +17,7 @@ use crate::support::postgres::{SUPERUSER, Server, bin_dir, default_major, defaul
 use crate::support::processes::{self, until};
 use crate::support::s3::SeaweedFs;
 use crate::support::sets::{self, back_up, complete, directory, forge};
-use crate::support::torture::{rounds, seed};
+use crate::support::torture::Moments;
 
 /// A site with a database in which every row holds a marker.
 struct Site {
@@ -57,15 +54,21 @@ impl Drop for Site {
     }
 }
 
-/// Runs `opsd args…` and sends a signal after a while. `None` where it had ended by itself.
-fn strike(opsd: &Opsd, args: &[&str], after: Duration, signal: Signal) -> (Run, bool) {
+/// Runs `opsd args…` and sends a signal after a while. Says whether it had not ended by itself, and how
+/// long it took.
+fn strike(opsd: &Opsd, args: &[&str], after: Duration, signal: Signal) -> (Run, bool, Duration) {
+    let begun = Instant::now();
     let mut child = opsd.command(args).spawn().unwrap();
-    std::thread::sleep(after);
-    let running = child.try_wait().unwrap().is_none();
-    if running {
+    let mut ended = None;
+    while ended.is_none() && begun.elapsed() < after {
+        std::thread::sleep(after.saturating_sub(begun.elapsed()).min(Duration::from_millis(2)));
+        ended = child.try_wait().unwrap();
+    }
+    let took = begun.elapsed();
+    if ended.is_none() {
         kill_process(Pid::from_child(&child), signal).unwrap();
     }
-    (finish_child(child, format!("{args:?}, {signal:?} after {after:?}")), running)
+    (finish_child(child, format!("{args:?}, {signal:?} after {after:?}")), ended.is_none(), took)
 }
 
 /// How long an undisturbed run takes. It must succeed.
@@ -73,11 +76,6 @@ fn measure(opsd: &Opsd, args: &[&str]) -> Duration {
     let begun = Instant::now();
     opsd.ok(args);
     begun.elapsed()
-}
-
-/// A moment of a run that takes about `of`; sometimes a little after its end.
-fn moment(random: &mut StdRng, of: Duration) -> Duration {
-    of.mul_f64(random.random_range(0.0..1.05))
 }
 
 /// Nothing that a run started is there any more: no session, no lock, no client program, no scratch
@@ -159,31 +157,42 @@ fn objects(value: &Value) -> Vec<(String, String)> {
 #[test]
 fn a_backup_killed_at_any_moment_leaves_nothing_that_passes_for_one() {
     let site = site();
-    let mut random = StdRng::seed_from_u64(seed("killed backup"));
     back_up(&site.opsd);
     let whole = measure(&site.opsd, &["backup"]);
-    let (mut struck, mut sets) = (0, complete(&site.opsd).len());
-    for round in 0..rounds(10, 70) {
-        let after = moment(&mut random, whole);
-        let (run, was_running) = strike(&site.opsd, &["backup"], after, Signal::KILL);
-        let what = format!("round {round}: {run}");
+    let mut moments = Moments::new("killed backup", whole, 9, 70);
+    let mut sets = complete(&site.opsd).len();
+    while let Some(after) = moments.next() {
+        let (run, was_running, took) = strike(&site.opsd, &["backup"], after, Signal::KILL);
+        let what = run.to_string();
         if !was_running {
             assert_eq!(run.code, Some(0), "{what}");
         }
-        struck += usize::from(was_running);
+        moments.tell(was_running, took);
         let listed = complete_sets_are_whole(&site.opsd, &what).len();
         assert!(listed - sets <= 1, "{what}");
         sets = listed;
         nothing_runs(&site, &[&site.database], &what);
         no_plaintext(&site, &what);
     }
-    assert!(struck >= 5, "only {struck} runs were struck");
     // At once after a kill, without waiting for anything to end.
-    let (killed, _) = strike(&site.opsd, &["backup"], whole / 2, Signal::KILL);
+    let (killed, ..) = strike(&site.opsd, &["backup"], whole / 2, Signal::KILL);
+    let sets = complete(&site.opsd).len();
     back_up(&site.opsd);
     assert_eq!(complete_sets_are_whole(&site.opsd, &killed.command).len(), sets + 1);
     let run = site.opsd.ok(&["restore", "--verify", "--json"]);
     assert_eq!(sets::result(&run)["verdict"], "proven", "{run}");
+    // What the killed ones left goes by itself, and nothing else does.
+    let files = || site.opsd.repository_files().into_iter().collect::<BTreeSet<String>>();
+    let before = files();
+    let sets = complete(&site.opsd);
+    let stays = |file: &String| {
+        sets.iter().any(|id| file.starts_with(&format!("test/db/{id}/"))) || file == ".opsd-tmp/replace.lock"
+    };
+    site.opsd.ok(&["backups", "sweep", "--older-than", "0s"]);
+    let expected: BTreeSet<String> = before.iter().filter(|file| stays(file)).cloned().collect();
+    assert!(expected.len() < before.len(), "nothing was left behind: {before:?}");
+    assert_eq!(files(), expected);
+    complete_sets_are_whole(&site.opsd, "sweep");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -192,15 +201,13 @@ async fn a_backup_to_s3_killed_at_any_moment_leaves_nothing_that_passes_for_one(
     let mut site = site();
     let keys = weed.admin.clone();
     site.opsd.use_s3(&format!("s3://{}/p", weed.bucket), &weed.endpoint, &keys.access_key, &keys.secret_key);
-    let mut random = StdRng::seed_from_u64(seed("killed backup to S3"));
     let whole = measure(&site.opsd, &["backup"]);
+    let mut moments = Moments::new("killed backup to S3", whole, 4, 30);
     let mut known: BTreeSet<String> = complete(&site.opsd).into_iter().collect();
-    let mut struck = 0;
-    for round in 0..rounds(4, 30) {
-        let after = moment(&mut random, whole);
-        let (run, was_running) = strike(&site.opsd, &["backup"], after, Signal::KILL);
-        struck += usize::from(was_running);
-        let what = format!("round {round}: {run}");
+    while let Some(after) = moments.next() {
+        let (run, was_running, took) = strike(&site.opsd, &["backup"], after, Signal::KILL);
+        moments.tell(was_running, took);
+        let what = run.to_string();
         nothing_runs(&site, &[&site.database], &what);
         // A set counts only with every object that its manifest names.
         for id in complete(&site.opsd).into_iter().filter(|id| known.insert(id.clone())) {
@@ -210,8 +217,12 @@ async fn a_backup_to_s3_killed_at_any_moment_leaves_nothing_that_passes_for_one(
             assert_eq!(missing, 0, "{what}: {shown}");
         }
     }
-    assert!(struck > 0);
     let id = back_up(&site.opsd);
+    let sets_before = complete(&site.opsd);
+    site.opsd.ok(&["backups", "sweep", "--older-than", "0s"]);
+    assert_eq!(complete(&site.opsd), sets_before);
+    let left = site.opsd.ok(&["backups", "sweep", "--older-than", "0s", "--json"]).json();
+    assert_eq!(left["items"].as_array().map(Vec::len), Some(0), "{left}");
     let run = site.opsd.ok(&["restore", "--verify", "--json"]);
     assert_eq!((&sets::result(&run)["verdict"], &sets::result(&run)["id"]), (&"proven".into(), &id.into()));
 }
@@ -219,15 +230,14 @@ async fn a_backup_to_s3_killed_at_any_moment_leaves_nothing_that_passes_for_one(
 #[test]
 fn a_rehearsal_killed_at_any_moment_leaves_no_server_and_no_rows() {
     let site = site();
-    let mut random = StdRng::seed_from_u64(seed("killed rehearsal"));
     let id = back_up(&site.opsd);
     let whole = measure(&site.opsd, &["restore", "--verify"]);
-    let (mut struck, mut recorded) = (0, records(&site.opsd, &id));
-    for round in 0..rounds(8, 50) {
-        let after = moment(&mut random, whole);
-        let (run, was_running) = strike(&site.opsd, &["restore", "--verify"], after, Signal::KILL);
-        let what = format!("round {round}: {run}");
-        struck += usize::from(was_running);
+    let mut moments = Moments::new("killed rehearsal", whole, 8, 50);
+    let mut recorded = records(&site.opsd, &id);
+    while let Some(after) = moments.next() {
+        let (run, was_running, took) = strike(&site.opsd, &["restore", "--verify"], after, Signal::KILL);
+        let what = run.to_string();
+        moments.tell(was_running, took);
         if !was_running {
             assert_eq!(run.code, Some(0), "{what}");
         }
@@ -239,7 +249,6 @@ fn a_rehearsal_killed_at_any_moment_leaves_no_server_and_no_rows() {
         recorded = now;
         complete_sets_are_whole(&site.opsd, &what);
     }
-    assert!(struck >= 4, "only {struck} runs were struck");
     let run = site.opsd.ok(&["restore", "--verify", "--json"]);
     assert_eq!(sets::result(&run)["verdict"], "proven", "{run}");
 }
@@ -262,7 +271,6 @@ fn records(opsd: &Opsd, id: &str) -> usize {
 fn a_restore_killed_at_any_moment_leaves_the_old_database_or_the_new_one() {
     let site = site();
     let server = site.server;
-    let mut random = StdRng::seed_from_u64(seed("killed restore"));
     back_up(&site.opsd);
     let target = unique("target");
     let to = server.socket_url(SUPERUSER, &target);
@@ -274,13 +282,12 @@ fn a_restore_killed_at_any_moment_leaves_the_old_database_or_the_new_one() {
     };
     make_old();
     let whole = measure(&site.opsd, &args);
-    let mut struck = 0;
-    for round in 0..rounds(6, 45) {
+    let mut moments = Moments::new("killed restore", whole, 6, 45);
+    while let Some(after) = moments.next() {
         make_old();
-        let after = moment(&mut random, whole);
-        let (run, was_running) = strike(&site.opsd, &args, after, Signal::KILL);
-        struck += usize::from(was_running);
-        let what = format!("round {round}: {run}");
+        let (run, was_running, took) = strike(&site.opsd, &args, after, Signal::KILL);
+        moments.tell(was_running, took);
+        let what = run.to_string();
         nothing_runs(&site, &[&target], &what);
         let what_is_there = server.psql(
             &target,
@@ -297,7 +304,6 @@ fn a_restore_killed_at_any_moment_leaves_the_old_database_or_the_new_one() {
             server.drop_database(name);
         }
     }
-    assert!(struck >= 3, "only {struck} runs were struck");
     make_old();
     site.opsd.ok(&args);
     assert_eq!(server.psql(&target, "SELECT count(*) FROM notes"), "500");
@@ -338,26 +344,23 @@ fn copy_directory(from: &Path, to: &Path) {
 fn a_prune_killed_at_any_moment_leaves_whole_sets_or_none() {
     let mut site = site();
     site.opsd.job.set("retention", "{ last = 1 }");
-    let mut random = StdRng::seed_from_u64(seed("killed prune"));
     let id = back_up(&site.opsd);
     let many = 12;
     old_sets(&site.opsd, &id, many);
     assert_eq!(complete(&site.opsd).len(), many as usize + 1);
     let whole = measure(&site.opsd, &["backups", "prune"]);
     assert_eq!(complete(&site.opsd), [id.as_str()]);
-    let mut struck = 0;
-    for round in 0..rounds(6, 35) {
+    let mut moments = Moments::new("killed prune", whole, 6, 35);
+    while let Some(after) = moments.next() {
         old_sets(&site.opsd, &id, many);
-        let after = moment(&mut random, whole);
-        let (run, was_running) = strike(&site.opsd, &["backups", "prune"], after, Signal::KILL);
-        struck += usize::from(was_running);
-        let what = format!("round {round}: {run}");
+        let (run, was_running, took) = strike(&site.opsd, &["backups", "prune"], after, Signal::KILL);
+        moments.tell(was_running, took);
+        let what = run.to_string();
         let left = complete_sets_are_whole(&site.opsd, &what);
         assert!(left.contains(&id), "{what}");
         site.opsd.ok(&["backups", "prune"]);
         assert_eq!(complete(&site.opsd), [id.as_str()], "{what}");
     }
-    assert!(struck >= 2, "only {struck} runs were struck");
     let run = site.opsd.ok(&["restore", "--verify", "--json"]);
     assert_eq!(sets::result(&run)["verdict"], "proven", "{run}");
 }
@@ -365,17 +368,18 @@ fn a_prune_killed_at_any_moment_leaves_whole_sets_or_none() {
 #[test]
 fn a_signal_at_any_moment_leaves_at_most_the_word_that_it_failed() {
     let site = site();
-    let mut random = StdRng::seed_from_u64(seed("signals"));
     let id = back_up(&site.opsd);
     let works: [&[&str]; 2] = [&["backup"], &["restore", "--verify"]];
     for args in works {
         let whole = measure(&site.opsd, args);
-        for round in 0..rounds(4, 30) {
+        let mut moments = Moments::new("signals", whole, 4, 30);
+        let mut signals = [(Signal::TERM, 143), (Signal::INT, 130)].into_iter().cycle();
+        while let Some(after) = moments.next() {
             let before: BTreeSet<String> = site.opsd.repository_files().into_iter().collect();
-            let (signal, code) = [(Signal::TERM, 143), (Signal::INT, 130)][round % 2];
-            let after = moment(&mut random, whole);
-            let (run, was_running) = strike(&site.opsd, args, after, signal);
-            let what = format!("round {round}: {run}");
+            let (signal, code) = signals.next().unwrap();
+            let (run, was_running, took) = strike(&site.opsd, args, after, signal);
+            moments.tell(was_running, took);
+            let what = run.to_string();
             let is_done = run.code == Some(0);
             // Before it listens for signals, a signal ends it as it ends any process.
             assert!(is_done || run.code.is_none_or(|c| c == code), "{what}");

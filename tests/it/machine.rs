@@ -78,7 +78,7 @@ fn too_few_file_descriptors_are_an_error_and_leave_no_set() {
     let (server, opsd, database) = site();
     back_up(&opsd);
     let mut refused = 0;
-    for limit in (10..).step_by(rounds(6, 1)).take_while(|limit| *limit < 64) {
+    for limit in (10..).step_by(rounds(12, 1)).take_while(|limit| *limit < 64) {
         let before = complete(&opsd).len();
         let nofile = format!("--nofile={limit}");
         for args in [&["backup"][..], &["restore", "--verify"]] {
@@ -161,7 +161,11 @@ fn no_home_and_a_home_that_cannot_be_written_are_no_hindrance() {
     std::fs::set_permissions(&read_only, std::os::unix::fs::PermissionsExt::from_mode(0o500)).unwrap();
     let homes = [Some("/nonexistent"), Some("/proc"), read_only.to_str(), Some(""), None];
     for (index, home) in homes.iter().enumerate() {
-        for args in [&["backup"][..], &["restore", "--verify"], &["config", "check"]] {
+        for args in [&["backup"][..], &["config", "check"], &["restore", "--verify"]] {
+            // One of each kind is enough for what takes long.
+            if args[0] == "restore" && index < 2 {
+                continue;
+            }
             let mut command = opsd.command(args);
             match home {
                 Some(home) => command.env("HOME", home),

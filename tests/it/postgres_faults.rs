@@ -1,8 +1,9 @@
 //! PostgreSQL fails, blocks, changes and dawdles while opsd works: a run either makes a set that proves
 //! itself, or fails with a reason and leaves nothing that is listed; and the next one works.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -12,12 +13,12 @@ use sha2::{Digest, Sha256};
 use crate::support::fixtures;
 use crate::support::opsd::{Opsd, Run, finish_child, quoted};
 use crate::support::postgres::{
-    Options, PASSWORD, SUPERUSER, Server, bin_dir, default_major, default_server, identifier, literal, unique,
+    Options, PASSWORD, SUPERUSER, Server, bin_dir, default_major, default_server, literal, unique,
 };
 use crate::support::postgres_proxy::PostgresProxy;
 use crate::support::processes::{self, until};
 use crate::support::sets::{self, back_up, complete};
-use crate::support::torture::{rounds, seed};
+use crate::support::torture::{Moments, rounds, seed};
 use crate::traps::{Background, Psql, paused, slow_database};
 
 /// A database that takes a moment to dump and to restore, and its site.
@@ -92,7 +93,9 @@ fn a_pg_dump_whose_session_is_ended_fails_the_set() {
     run.signal(Signal::CONT);
     let run = run.finish();
     failed_cleanly(&opsd, &run, 0);
-    assert!(run.stderr.contains("terminating connection due to administrator command"), "{run}");
+    // The server's word is lost where its connection had no room for it.
+    let said = ["terminating connection due to administrator command", "server closed the connection"];
+    assert!(said.iter().any(|text| run.stderr.contains(text)), "{run}");
     back_up(&opsd);
     is_proven(&opsd);
     server.drop_database(&database);
@@ -103,12 +106,15 @@ fn any_session_that_ends_at_any_moment_makes_no_wrong_set() {
     let server = default_server();
     let (mut opsd, database) = site(server);
     opsd.env("OPSD_LOG", "info");
-    let mut random = StdRng::seed_from_u64(seed("terminated sessions"));
     back_up(&opsd);
-    let (mut made, mut struck) = (1, 0);
-    for _ in 0..rounds(6, 60) {
+    let begun = Instant::now();
+    back_up(&opsd);
+    let mut made = 2;
+    let mut moments = Moments::new("terminated sessions", begun.elapsed(), 5, 60);
+    while let Some(after) = moments.next() {
+        let begun = Instant::now();
         let mut run = Background::start(&opsd);
-        std::thread::sleep(Duration::from_millis(random.random_range(0..700)));
+        std::thread::sleep(after);
         let mut ended = 0;
         while ended == 0 && !run.has_ended() {
             let any = "pid = (SELECT pid FROM pg_stat_activity WHERE datname = current_database()
@@ -116,8 +122,8 @@ fn any_session_that_ends_at_any_moment_makes_no_wrong_set() {
                 .replace("current_database()", &literal(&database));
             ended = terminate(server, &database, &any);
         }
-        struck += ended;
         let run = run.finish();
+        moments.tell(ended > 0, begun.elapsed());
         if run.code == Some(0) {
             made += 1;
             assert_eq!(complete(&opsd).len(), made, "{run}");
@@ -128,7 +134,6 @@ fn any_session_that_ends_at_any_moment_makes_no_wrong_set() {
             failed_cleanly(&opsd, &run, made);
         }
     }
-    assert!(struck >= 3, "only {struck} sessions were ended");
     back_up(&opsd);
     is_proven(&opsd);
     server.drop_database(&database);
@@ -139,16 +144,20 @@ fn a_restore_whose_sessions_end_leaves_no_database_that_looks_restored() {
     let server = default_server();
     let (opsd, database) = site(server);
     back_up(&opsd);
-    let mut random = StdRng::seed_from_u64(seed("terminated restores"));
     let target = unique("restored");
     let to = server.socket_url(SUPERUSER, &target);
     let args = ["restore", "db", "--to", &to, "--create"];
-    let mut failed = 0;
-    for _ in 0..rounds(3, 40) {
+    let begun = Instant::now();
+    opsd.ok(&args);
+    let mut moments = Moments::new("terminated restores", begun.elapsed(), 3, 40);
+    server.drop_database(&target);
+    while let Some(after) = moments.next() {
+        let begun = Instant::now();
         let mut child = opsd.command(&args).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(random.random_range(0..600)));
+        std::thread::sleep(after);
         while child.try_wait().unwrap().is_none() && terminate(server, &target, "true") == 0 {}
         let run = finish_child(child, args.join(" "));
+        moments.tell(run.code != Some(0), begun.elapsed());
         let is_there = server.databases().contains(&target);
         if run.code == Some(0) {
             assert_eq!(server.psql(&target, "SELECT count(*) FROM accounts"), "5000", "{run}");
@@ -156,11 +165,9 @@ fn a_restore_whose_sessions_end_leaves_no_database_that_looks_restored() {
         } else {
             assert_eq!(run.code, Some(1), "{run}");
             assert!(!is_there, "{run}");
-            failed += 1;
         }
         server.drop_database(&target);
     }
-    assert!(failed > 0, "no restore was struck");
     opsd.ok(&args);
     server.drop_database(&target);
     server.drop_database(&database);
@@ -173,9 +180,12 @@ fn a_scratch_server_that_dies_fails_the_rehearsal_and_accuses_nobody() {
     back_up(&opsd);
     let before = sets::contents(&opsd);
     let scratch = opsd.path("scratch");
-    let mut random = StdRng::seed_from_u64(seed("dying scratch servers"));
-    let mut struck = 0;
-    for _ in 0..rounds(2, 20) {
+    let begun = Instant::now();
+    is_proven(&opsd);
+    let mut moments = Moments::new("dying scratch servers", begun.elapsed(), 2, 20);
+    forget_records(&opsd, &before);
+    while let Some(after) = moments.next() {
+        let begun = Instant::now();
         let mut child = opsd.command(&["restore", "--verify", "--json"]).spawn().unwrap();
         let mut postmaster = None;
         until("the scratch server runs", || {
@@ -183,27 +193,33 @@ fn a_scratch_server_that_dies_fails_the_rehearsal_and_accuses_nobody() {
             postmaster = found.into_iter().find(|p| p.command_line().contains("config_file="));
             postmaster.is_some() || child.try_wait().unwrap().is_some()
         });
-        std::thread::sleep(Duration::from_millis(random.random_range(0..800)));
+        std::thread::sleep(after.saturating_sub(begun.elapsed()));
+        let mut was_struck = false;
         if let Some(process) = postmaster.filter(processes::Process::lives) {
             let pid = Pid::from_raw(process.pid.try_into().unwrap()).unwrap();
-            struck += usize::from(kill_process(pid, Signal::KILL).is_ok());
+            was_struck = kill_process(pid, Signal::KILL).is_ok();
         }
         let run = finish_child(child, "restore --verify".into());
+        moments.tell(was_struck, begun.elapsed());
         if run.code != Some(0) {
             assert_eq!((run.code, &sets::result(&run)["verdict"]), (Some(1), &"failed".into()), "{run}");
             assert_eq!(sets::contents(&opsd).len(), before.len(), "no record: {run}");
         } else {
             // It died when everything was proven; the record stays.
-            for (name, _) in sets::contents(&opsd).iter().filter(|(name, _)| !before.contains_key(*name)) {
-                std::fs::remove_file(opsd.path("repository").join(name)).unwrap();
-            }
+            forget_records(&opsd, &before);
         }
         assert_eq!(processes::of_scratch(&scratch), [], "{run}");
         assert!(scratch.read_dir().unwrap().next().is_none(), "{run}");
     }
-    assert!(struck > 0);
     is_proven(&opsd);
     server.drop_database(&database);
+}
+
+/// Removes what is in the repository now and was not before.
+fn forget_records(opsd: &Opsd, before: &BTreeMap<String, Vec<u8>>) {
+    for name in sets::contents(opsd).keys().filter(|name| !before.contains_key(*name)) {
+        std::fs::remove_file(opsd.path("repository").join(name)).unwrap();
+    }
 }
 
 #[test]
@@ -276,6 +292,24 @@ fn a_migration_between_the_snapshot_and_pg_dump_gets_its_turn_and_the_backup_is_
     }
 }
 
+/// The session whose snapshot every pg_dump is to use ends before the first of them asks for it.
+#[test]
+fn a_coordinator_that_is_ended_before_the_dumps_begin_takes_the_snapshot_anew() {
+    let server = default_server();
+    let (mut opsd, database) = site(server);
+    let held = held_pg_dump(&opsd);
+    opsd.postgres.set("bin_dir", quoted(held.to_str().unwrap()));
+    opsd.env("OPSD_LOG", "info");
+    let run = Background::start(&opsd);
+    until("pg_dump is started", || held.join("reached").exists());
+    assert_eq!(terminate(server, &database, "state = 'idle in transaction'"), 1);
+    std::fs::write(held.join("go"), "").unwrap();
+    let run = run.finish().expect_code(0);
+    assert!(run.stderr.contains("starting over (1/"), "the reason is in the log: {run}");
+    is_proven(&opsd);
+    server.drop_database(&database);
+}
+
 /// A migration holds one table and then wants another: it must not find opsd holding that one while
 /// opsd waits for the first.
 #[test]
@@ -311,7 +345,7 @@ fn a_schema_that_changes_all_the_time_makes_sets_that_prove_themselves_or_none()
     opsd.env("OPSD_LOG", "info");
     let mut random = StdRng::seed_from_u64(seed("changing schema"));
     let (stop, changes) = (AtomicBool::new(false), AtomicU32::new(0));
-    let wanted = rounds(4, 40);
+    let wanted = rounds(3, 40);
     let made = std::thread::scope(|scope| {
         let (stop, changes, database) = (&stop, &changes, &database);
         let chaos = scope.spawn(move || {
@@ -335,6 +369,7 @@ fn a_schema_that_changes_all_the_time_makes_sets_that_prove_themselves_or_none()
                 let statement = &statements[random.random_range(0..statements.len())];
                 // Some fail: the table is not there, or there already.
                 let done = server.try_psql(database, statement);
+                std::thread::sleep(Duration::from_millis(random.random_range(0..60)));
                 changes.fetch_add(u32::from(done.is_ok()), Ordering::Relaxed);
                 if let Err(error) = done {
                     assert!(!error.contains("deadlock"), "opsd was in the way of {statement}: {error}");
@@ -413,7 +448,8 @@ fn lock_key(site: &str, job: &str) -> i64 {
 
 #[test]
 fn a_squatter_on_the_lock_does_not_pass_for_another_run() {
-    let server = default_server();
+    // Of its own: others would find the role in their globals.
+    let server = &Server::start(default_major(), &Options::default());
     let (opsd, database) = site(server);
     let squatter = unique("squatter");
     server.psql("postgres", &format!("CREATE ROLE {squatter} LOGIN"));
@@ -461,6 +497,4 @@ fn a_squatter_on_the_lock_does_not_pass_for_another_run() {
         child.wait().unwrap();
     }
     back_up(&opsd);
-    server.drop_database(&database);
-    server.psql("postgres", &format!("DROP ROLE {}", identifier(&squatter)));
 }

@@ -443,7 +443,7 @@ fn warnings() {
         (
             r#"source = { postgres = "main" }"#,
             "source = { postgres = \"main\" }\npart_size = \"1GiB\"",
-            Some("10 backup.db.part_size: about 10 GiB of memory"),
+            Some("10 backup.db.part_size: about 6 GiB of memory"),
         ),
     ];
     for (from, to, expected) in table {

@@ -107,13 +107,11 @@ impl S3Upload {
         }
     }
 
-    /// Hands a part to a task of its own, once fewer than [`PARTS_IN_FLIGHT`] are on their way.
+    /// Hands a part to a task of its own, and returns once another could be sent: whoever waits for a turn
+    /// then holds no part meanwhile.
     async fn send(&mut self, part: Bytes) -> Result<(), StoreError> {
         let (store, key) = (self.store.clone(), self.key.clone());
         let multipart = self.multipart().await?;
-        while multipart.in_flight.len() >= PARTS_IN_FLIGHT {
-            multipart.collect_one().await?;
-        }
         let (id, number) = (multipart.id.clone(), multipart.next_number);
         if number > MAX_PARTS {
             return Err(StoreError::Other(format!(
@@ -122,6 +120,9 @@ impl S3Upload {
         }
         multipart.next_number += 1;
         multipart.in_flight.spawn(async move { store.put_part(&key, &id, number, part).await });
+        while multipart.in_flight.len() >= PARTS_IN_FLIGHT {
+            multipart.collect_one().await?;
+        }
         Ok(())
     }
 
@@ -451,6 +452,9 @@ impl S3Store {
                 .set_checksum_crc32(crc32.clone())
                 .body(ByteStream::from(part.clone()))
                 .customize();
+            // The signature covers the checksum, and the manifest holds the whole object's SHA-256: a
+            // second one of every part, for the signature alone, would guard nothing more.
+            let request = if crc32.is_some() { request.disable_payload_signing() } else { request };
             let (part, crc32) = (&part, crc32.as_deref());
             async move {
                 let answer = attempt.send_body(part, |metered| request.interceptor(metered).send()).await?;

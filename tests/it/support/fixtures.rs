@@ -138,6 +138,8 @@ pub fn huge_value(server: &Server, database: &str, bytes: u64) {
             "CREATE TABLE huge (id integer PRIMARY KEY, value text);
              ALTER TABLE huge ALTER value SET STORAGE EXTERNAL;
              INSERT INTO huge VALUES (1, 'small'), (3, NULL);
+             -- Pages enough to be read back in pieces.
+             INSERT INTO huge SELECT i, repeat('x', 300) FROM generate_series(4, 1000) i;
              WITH block AS MATERIALIZED (SELECT string_agg(md5(i::text), '') AS text FROM generate_series(1, 32768) i)
              INSERT INTO huge SELECT 2, left(string_agg(md5(i::text) || text, ''), {bytes}) FROM block, generate_series(0, {bytes} >> 20) i"
         ),

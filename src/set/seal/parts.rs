@@ -1,0 +1,131 @@
+//! Ciphertext in parts of equal size, in memory that goes round.
+//!
+//! Deliberately absent: any knowledge of where parts go.
+
+use std::io::{self, Write};
+use std::sync::mpsc as buffers;
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+
+use super::{Piece, hex};
+
+/// Parts of a stream that exist at the same time: one is filled while two are on their way. This is what
+/// a stream costs in memory; whoever fills waits until one comes back.
+pub(super) const PARTS: usize = 3;
+/// The memory of a stream's parts. It is used again and again: what an allocator gets back in pieces of
+/// megabytes from another thread it seldom gives to the system.
+struct Buffers {
+    size: usize,
+    /// Not made yet.
+    left: usize,
+    returned: buffers::Receiver<Vec<u8>>,
+    give_back: buffers::Sender<Vec<u8>>,
+}
+
+impl Buffers {
+    fn new(size: usize) -> Self {
+        let (give_back, returned) = buffers::channel();
+        Self { size, left: PARTS, returned, give_back }
+    }
+
+    /// An empty buffer; waits for one.
+    fn take(&mut self) -> Vec<u8> {
+        if let Ok(buffer) = self.returned.try_recv() {
+            return buffer;
+        }
+        if self.left == 0
+            && let Ok(buffer) = self.returned.recv()
+        {
+            return buffer;
+        }
+        self.left = self.left.saturating_sub(1);
+        Vec::with_capacity(self.size)
+    }
+}
+
+/// A filled part; its memory goes back to the stream's [`Buffers`] with the last reference to it.
+struct Part {
+    bytes: Vec<u8>,
+    give_back: buffers::Sender<Vec<u8>>,
+}
+
+impl AsRef<[u8]> for Part {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        let mut buffer = std::mem::take(&mut self.bytes);
+        buffer.clear();
+        // After the stream's end nobody wants it.
+        let _ = self.give_back.send(buffer);
+    }
+}
+
+/// Cuts ciphertext into parts and hashes it.
+pub(super) struct PartWriter {
+    sender: mpsc::Sender<Piece>,
+    buffers: Buffers,
+    part_size: usize,
+    part: Vec<u8>,
+    sha256: Sha256,
+    size: u64,
+}
+
+impl PartWriter {
+    pub(super) fn new(sender: mpsc::Sender<Piece>, part_size: usize) -> Self {
+        let buffers = Buffers::new(part_size);
+        Self { sender, buffers, part_size, part: Vec::new(), sha256: Sha256::new(), size: 0 }
+    }
+
+    pub(super) fn send(&self, piece: Piece) -> io::Result<()> {
+        // The receiver is gone only when the upload failed; its error is the one that is reported.
+        self.sender
+            .blocking_send(piece)
+            .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "upload stopped"))
+    }
+
+    fn send_part(&mut self) -> io::Result<()> {
+        let part = Part { bytes: std::mem::take(&mut self.part), give_back: self.buffers.give_back.clone() };
+        self.sha256.update(&part.bytes);
+        self.send(Piece::Part(Bytes::from_owner(part)))
+    }
+
+    pub(super) fn end_object(&mut self) -> io::Result<()> {
+        if !self.part.is_empty() {
+            self.send_part()?;
+        }
+        let sha256 = hex(&std::mem::take(&mut self.sha256).finalize());
+        let size = std::mem::take(&mut self.size);
+        self.send(Piece::End { size, sha256 })
+    }
+}
+
+impl Write for PartWriter {
+    /// Takes all of it, however many parts that makes: age writes its header by a writer that takes a
+    /// short write for an error.
+    fn write(&mut self, mut buf: &[u8]) -> io::Result<usize> {
+        let taken = buf.len();
+        while !buf.is_empty() {
+            if self.part.capacity() == 0 {
+                self.part = self.buffers.take();
+            }
+            let (now, later) = buf.split_at(buf.len().min(self.part_size - self.part.len()));
+            self.part.extend_from_slice(now);
+            self.size += now.len() as u64;
+            if self.part.len() == self.part_size {
+                self.send_part()?;
+            }
+            buf = later;
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
