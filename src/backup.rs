@@ -4,8 +4,11 @@
 //! anywhere before leaves objects that nothing lists. Deliberately absent: pruning (another command,
 //! perhaps another credential) and any knowledge of schedules.
 
+mod clock;
 pub mod coordinator;
+mod drain;
 pub mod evidence;
+mod globals;
 pub mod inventory;
 pub mod lock;
 pub mod plan;
@@ -15,7 +18,6 @@ pub mod retention;
 pub mod streams;
 pub mod sweep;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -24,13 +26,11 @@ use chrono::Utc;
 use serde::Serialize;
 
 use self::plan::Plan;
-use self::streams::{Destination, Dumped};
-use crate::config::libpq::dbname_argument;
+use self::streams::Destination;
 use crate::config::{BackupJob, Config, Connection, Databases, Postgres, keys};
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::{Session, connect, error};
 use crate::postgres::tools::{self, Tools};
-use crate::process;
 use crate::progress::{Event, Progress};
 use crate::set::archive::parser::Contents;
 use crate::set::fingerprint::RowSecret;
@@ -38,10 +38,8 @@ use crate::set::manifest::{Database, FORMAT, Manifest, Object, Server, Stream};
 use crate::set::seal::{Recipients, SealOptions, seal_bytes, sha256_hex};
 use crate::set::{self, catalog, signature};
 use crate::shutdown::Shutdown;
-use crate::store::{self, Store};
+use crate::store::{self, Store, StoreError};
 
-/// How often the coordinator's session shows that it is alive while streams are drained.
-const HEARTBEAT: Duration = Duration::from_secs(30);
 /// Parts in an object before the next begins: what the strictest known provider allows.
 const MAX_PARTS: u64 = 1_000;
 
@@ -49,11 +47,6 @@ const MAX_PARTS: u64 = 1_000;
 const CLEAN_UP_BOUND: Duration = Duration::from_secs(15);
 const CLEAN_UP_ROUNDS: usize = 5;
 const CLEAN_UP_PAUSE: Duration = Duration::from_millis(50);
-
-/// How long pg_dumpall may take for roles alone.
-const GLOBALS_TIMEOUT: Duration = Duration::from_secs(300);
-/// Bytes of role definitions that are held in memory; a hundred thousand roles fit.
-const MAX_GLOBALS: u64 = 64 << 20;
 
 /// What [`create`] made.
 #[derive(Debug)]
@@ -123,7 +116,8 @@ pub async fn preview(config: &Config, job: &BackupJob) -> Result<Preview> {
     })
 }
 
-/// Makes one set: lock → plan → dump every database → globals → RESTORE.md → signature → manifest.
+/// Makes one set: lock → plan → dump every database → globals → RESTORE.md → signature → all of it is
+/// there → manifest.
 pub async fn create(
     config: &Config,
     job: &BackupJob,
@@ -138,14 +132,15 @@ pub async fn create(
     progress(Event::Phase("connecting".into()));
     let prepared = async {
         let source = open_source(config, job).await?;
+        let clock_warning = clock::check(config, store.as_ref(), &source).await?;
         lock::acquire(&source.session, &config.site, &job.name).await?;
         progress(Event::Phase("planning".into()));
         for database in &source.databases {
             preview_database(&source, database, job).await?;
         }
-        Ok(source)
+        Ok((source, clock_warning))
     };
-    let source = shutdown.guard(prepared).await?;
+    let (source, clock_warning) = shutdown.guard(prepared).await?;
 
     let started = Utc::now();
     let id = set::new_id(started);
@@ -168,12 +163,17 @@ pub async fn create(
     // Without the lock another run may be under way, so this one ends.
     let work = async {
         tokio::select! {
-            created = run.dump(&source) => created,
+            ready = run.dump(&source, clock_warning.into_iter().collect()) => ready,
             why = source.session.lost() => Err(lock::lost(why)),
         }
     };
-    // A signal drops the work, which ends every pg_dump and aborts every upload.
-    match shutdown.guard(work).await {
+    // A signal drops the work, which ends every pg_dump and aborts every upload. The manifest alone is not
+    // dropped on its way: nobody could tell afterwards whether the set exists.
+    let created = match shutdown.guard(work).await {
+        Ok(ready) => run.publish(ready).await,
+        Err(error) => Err(error),
+    };
+    match created {
         Ok(created) => Ok(created),
         Err(error) => {
             let error = if source.server.in_recovery { streams::explain_conflict(error) } else { error };
@@ -257,6 +257,13 @@ async fn preview_database(source: &Source<'_>, database: &str, job: &BackupJob) 
         .with_context(|| format!("database {database:?}"))
 }
 
+/// A set that is stored but for its manifest.
+struct Ready {
+    manifest: Manifest,
+    bytes: Vec<u8>,
+    is_signed: bool,
+}
+
 /// One run of one job.
 struct Run<'a> {
     config: &'a Config,
@@ -272,17 +279,29 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    async fn dump(&self, source: &Source<'_>) -> Result<Created> {
-        let mut warnings = Vec::new();
-        let previous = self.previous().await;
+    /// All of a set but its manifest.
+    async fn dump(&self, source: &Source<'_>, mut warnings: Vec<String>) -> Result<Ready> {
+        let previous = self.previous(&mut warnings).await;
         let mut databases = Vec::new();
-        let mut globals = None;
-        for name in &source.databases {
+        let mut roles = Vec::new();
+        let last = source.databases.len().saturating_sub(1);
+        for (index, name) in source.databases.iter().enumerate() {
             (self.progress)(Event::Phase(format!("dumping {name}")));
-            let database = self.dump_database(source, name, &mut globals, &mut warnings).await;
+            let roles = (index == 0 || index == last).then_some(&mut roles);
+            let database = self.dump_database(source, name, roles, &mut warnings).await;
             databases.push(database.with_context(|| format!("database {name:?}"))?);
         }
         (self.progress)(Event::Phase("finishing".into()));
+        let globals = match roles.len() {
+            0 => None,
+            _ => {
+                let later = roles.pop().unwrap_or_default();
+                let sql = roles
+                    .pop()
+                    .map_or_else(|| later.clone(), |earlier| globals::merged(&earlier, later.clone()));
+                Some(self.seal_globals(sql).await?)
+            }
+        };
         if let Some(previous) = &previous {
             warnings.extend(shrunk(previous, &databases));
         }
@@ -308,12 +327,6 @@ impl Run<'_> {
         manifest.restore_md.sha256 = sha256_hex(&restore_md);
         self.put(set::RESTORE_MD, restore_md, false).await?;
         manifest.finished = Utc::now();
-        lock::check(&source.session).await?;
-        self.publish(manifest).await
-    }
-
-    /// Signature first, then the manifest that makes the set exist, if nobody else wrote one.
-    async fn publish(&self, manifest: Manifest) -> Result<Created> {
         let bytes = manifest.to_bytes()?;
         let sign_key = self.config.encryption.sign_key_file.as_deref();
         if let Some(path) = sign_key {
@@ -321,10 +334,43 @@ impl Run<'_> {
             let signature = signature::sign(path, &bytes, &comment)?;
             self.put(set::MANIFEST_SIGNATURE, signature.into_bytes(), false).await?;
         }
+        self.check_stored(&manifest).await?;
+        lock::check(&source.session).await?;
+        Ok(Ready { manifest, bytes, is_signed: sign_key.is_some() })
+    }
+
+    /// Whether everything that the manifest will name still lies there: somebody may have swept what he
+    /// took for the rest of a killed run. A credential that may only write cannot look.
+    async fn check_stored(&self, manifest: &Manifest) -> Result<()> {
+        let stored = match self.store.list(&self.prefix).await {
+            Ok(stored) => stored,
+            Err(StoreError::Denied(why) | StoreError::Unsupported(why)) => {
+                tracing::debug!("what is stored is not listed: {why}");
+                return Ok(());
+            }
+            Err(error) => return Err(Error::from(error).context("cannot list what was stored")),
+        };
+        let size = |key: &str| {
+            let key = format!("{}{key}", self.prefix);
+            stored.binary_search_by(|o| o.key.cmp(&key)).ok().map(|at| stored[at].size)
+        };
+        match manifest.objects().find(|o| size(&o.key) != Some(o.size)) {
+            None => Ok(()),
+            Some(gone) => Err(Error::new(format!(
+                "{}{} is missing or has another size than was stored, so there is no set",
+                self.prefix, gone.key
+            ))
+            .with_hint("see who removes objects there: a sweep, or a lifecycle rule of the bucket")),
+        }
+    }
+
+    /// The manifest makes the set exist, if nobody else wrote one.
+    async fn publish(&self, ready: Ready) -> Result<Created> {
+        let Ready { manifest, bytes, is_signed } = ready;
         // From here on the set may exist, whatever becomes of the answer.
         self.is_published.store(true, Ordering::Relaxed);
         self.put(set::MANIFEST, bytes, true).await?;
-        Ok(Created { manifest, is_signed: sign_key.is_some() })
+        Ok(Created { manifest, is_signed })
     }
 
     /// A snapshot, and a pg_dump for each archive that holds its locks under it. Without room for the
@@ -350,7 +396,7 @@ impl Run<'_> {
                     );
                     attempt += 1;
                     // Whoever waits behind the locks gets them now.
-                    drop(coordinator);
+                    coordinator.close().await;
                     tokio::time::sleep(coordinator::LOCK_PAUSE).await;
                     continue;
                 }
@@ -361,6 +407,9 @@ impl Run<'_> {
                 Some(table) if attempt < coordinator::START_ATTEMPTS => {
                     tracing::info!("{name}: table {table} changed while the dump started; starting over");
                     attempt += 1;
+                    // Two attempts at once would take twice the connections and locks.
+                    streams::stop(started).await;
+                    coordinator.close().await;
                 }
                 Some(table) => {
                     return Err(Error::new(format!("table {table} keeps changing while the dump starts"))
@@ -370,19 +419,19 @@ impl Run<'_> {
         }
     }
 
-    /// `globals` are dumped with the first database, as close to its snapshot as can be: a role that
-    /// the schema names should still be among them.
+    /// `roles` are dumped as close to the snapshot as can be: one that the schema names should still be
+    /// among them.
     async fn dump_database(
         &self,
         source: &Source<'_>,
         name: &str,
-        globals: &mut Option<Stream>,
+        roles: Option<&mut Vec<Vec<u8>>>,
         warnings: &mut Vec<String>,
     ) -> Result<Database> {
         let (coordinator, started) = self.take_snapshot(source, name).await?;
         let plan = &coordinator.plan;
-        if globals.is_none() {
-            *globals = Some(self.globals(source, warnings).await?);
+        if let Some(roles) = roles {
+            roles.push(globals::dump(source, warnings).await?);
         }
 
         let destination = Destination {
@@ -394,7 +443,8 @@ impl Run<'_> {
             progress: self.progress.clone(),
         };
         let large_objects = coordinator.large_object_properties(&destination.secret).await?;
-        let dumped = drain_all(started, &destination, self.job.streams, &coordinator, warnings).await?;
+        let dumped =
+            drain::drain_all(started, &destination, self.job.streams, &coordinator, warnings).await?;
 
         let mut streams: Vec<Stream> = Vec::new();
         let mut archives: Vec<(String, Contents)> = Vec::new();
@@ -430,33 +480,37 @@ impl Run<'_> {
         })
     }
 
-    /// Roles and their settings. A role that may not read passwords still saves the rest.
-    async fn globals(&self, source: &Source<'_>, warnings: &mut Vec<String>) -> Result<Stream> {
-        let dumped = match dump_globals(source, &[]).await {
-            Err(error) if error.to_string().contains("pg_authid") => {
-                warnings
-                    .push("roles are saved without their passwords: the role may not read pg_authid".into());
-                dump_globals(source, &["--no-role-passwords"]).await
-            }
-            other => other,
-        };
-        let (sql, said) = dumped.context("cannot dump roles")?;
-        warnings.extend(said);
+    async fn seal_globals(&self, sql: Vec<u8>) -> Result<Stream> {
         seal_bytes(self.store.as_ref(), &self.prefix, set::GLOBALS, "globals", sql, &self.seal).await
     }
 
-    /// The set before this one. A credential that may only write cannot know.
-    async fn previous(&self) -> Option<Manifest> {
+    /// The set before this one. A credential that may only write cannot know, and has no chain.
+    async fn previous(&self, warnings: &mut Vec<String>) -> Option<Manifest> {
         let (store, site, job) = (self.store.as_ref(), &self.config.site, &self.job.name);
+        let prefix = set::job_prefix(site, job);
+        if let Err(StoreError::Denied(why)) = store.list(&prefix).await {
+            tracing::debug!("the set before this one is not known: {why}");
+            return None;
+        }
         let found = async {
-            let Some(id) = catalog::newest_complete(store, site, job).await? else { return Ok(None) };
+            let newest = catalog::newest_complete(store, site, job, self.started).await?;
+            warnings.extend(catalog::ahead_warning(&newest.ahead));
+            let Some(id) = newest.id else { return Ok(None) };
+            let manifest = set::set_prefix(site, job, &id) + set::MANIFEST;
+            if let Err(StoreError::Denied(why)) = store.read(&manifest, 0..1).await {
+                tracing::debug!("the set before this one cannot be read: {why}");
+                return Ok(None);
+            }
             let set = catalog::load(store, &self.config.encryption.trusted_keys, site, job, &id).await?;
             Ok::<_, Error>(Some(set.manifest))
         };
-        found.await.unwrap_or_else(|error| {
-            tracing::debug!("cannot see the previous set: {error}");
-            None
-        })
+        match found.await {
+            Ok(manifest) => manifest,
+            Err(error) => {
+                warnings.push(format!("this set is compared with none before it: {error}"));
+                None
+            }
+        }
     }
 
     async fn put(&self, name: &str, bytes: Vec<u8>, if_absent: bool) -> Result<()> {
@@ -468,11 +522,12 @@ impl Run<'_> {
 
     /// Best effort, and bounded: whoever sent a signal waits for it.
     async fn clean_up(&self, error: &Error) {
+        if self.is_published.load(Ordering::Relaxed) {
+            return;
+        }
         let work = async {
             self.record_failure(error).await;
-            if !self.is_published.load(Ordering::Relaxed) {
-                self.remove_objects().await;
-            }
+            self.remove_objects().await;
         };
         if tokio::time::timeout(CLEAN_UP_BOUND, work).await.is_err() {
             tracing::debug!("the repository does not answer: what this run stored is left there");
@@ -540,57 +595,4 @@ fn shrunk(previous: &Manifest, now: &[Database]) -> Vec<String> {
         }
     }
     warnings
-}
-
-/// Drains as many at a time as the job allows, schema first and large tables by size, while the
-/// coordinator's session is kept alive.
-async fn drain_all(
-    started: Vec<streams::Started>,
-    destination: &Destination,
-    width: usize,
-    coordinator: &coordinator::Coordinator,
-    warnings: &mut Vec<String>,
-) -> Result<Vec<Dumped>> {
-    let mut waiting: VecDeque<_> = started.into_iter().enumerate().collect();
-    let mut running = tokio::task::JoinSet::new();
-    let mut done = Vec::new();
-    let mut heartbeat = tokio::time::interval(HEARTBEAT);
-    let mut is_alive = true;
-    loop {
-        while running.len() < width.max(1)
-            && let Some((i, next)) = waiting.pop_front()
-        {
-            let to = destination.clone();
-            running.spawn(async move { (i, streams::drain(next, to).await) });
-        }
-        tokio::select! {
-            finished = running.join_next() => match finished {
-                None => break,
-                Some(Err(error)) => return Err(Error::new(format!("a stream stopped: {error}"))),
-                Some(Ok((i, dumped))) => done.push((i, dumped?)),
-            },
-            _ = heartbeat.tick(), if is_alive => {
-                if let Err(error) = coordinator.heartbeat().await {
-                    // Every pg_dump has its snapshot and its locks already: the set is not harmed.
-                    warnings.push(format!("{}: {error}; the dumps went on without it", coordinator.plan.database));
-                    is_alive = false;
-                }
-            }
-        }
-    }
-    done.sort_by_key(|(i, _)| *i);
-    Ok(done.into_iter().map(|(_, dumped)| dumped).collect())
-}
-
-async fn dump_globals(source: &Source<'_>, more: &[&str]) -> Result<(Vec<u8>, Vec<String>)> {
-    let connection = &source.postgres.connection;
-    let mut command =
-        source.tools.command("pg_dumpall", connection, &connection.dbname, &source.application_name)?;
-    command.args(["--globals-only", "--no-password"]);
-    // pg_dumpall reads this as a connection string, so an odd name must be quoted within one.
-    command.arg(format!("--database={}", dbname_argument(&connection.dbname)));
-    command.args(more);
-    let (exit, sql) = process::output("pg_dumpall", command, GLOBALS_TIMEOUT, MAX_GLOBALS).await?;
-    exit.check()?;
-    Ok((sql, exit.stderr_lines()))
 }

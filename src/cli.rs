@@ -126,8 +126,9 @@ fn worst(failures: Vec<(&str, Error)>, what: &str) -> Result<()> {
         Kind::LockHeld => 0,
         Kind::Failed => 1,
         Kind::Usage => 2,
-        Kind::Differs => 3,
-        Kind::Interrupted | Kind::Terminated => 4,
+        Kind::InDoubt => 3,
+        Kind::Differs => 4,
+        Kind::Interrupted | Kind::Terminated => 5,
     };
     let Some(kind) = failures.iter().map(|(_, e)| e.kind()).max_by_key(|k| gravity(*k)) else {
         return Ok(());

@@ -21,6 +21,8 @@ pub enum Kind {
     Differs,
     /// Another run holds the lock (exit 5).
     LockHeld,
+    /// Nobody here can tell whether it was done (exit 6).
+    InDoubt,
     /// Ctrl-C (exit 130).
     Interrupted,
     /// SIGTERM (exit 143).

@@ -70,6 +70,7 @@ fn exit_code(kind: Kind) -> u8 {
         Kind::Usage => 2,
         Kind::Differs => 3,
         Kind::LockHeld => 5,
+        Kind::InDoubt => 6,
         Kind::Interrupted => 130,
         Kind::Terminated => 143,
     }

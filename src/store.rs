@@ -26,7 +26,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
 use crate::config::{Location, Repository};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
 
 /// Why a store refused. Callers branch on the variant; the text is for people.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -46,6 +46,9 @@ pub enum StoreError {
     /// What arrived is not what was sent.
     #[error("{0}")]
     Corrupt(String),
+    /// It may have been written: the answer was lost, and what is there cannot be read.
+    #[error("{0}")]
+    InDoubt(String),
     /// Everything else, after retries.
     #[error("{0}")]
     Other(String),
@@ -53,7 +56,8 @@ pub enum StoreError {
 
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
-        Error::new(error)
+        let kind = if matches!(error, StoreError::InDoubt(_)) { Kind::InDoubt } else { Kind::Failed };
+        Error::new(error).with_kind(kind)
     }
 }
 

@@ -54,9 +54,9 @@ pub struct Coordinator {
     session: Session,
     /// `pg_dump --snapshot`'s argument.
     pub snapshot: String,
-    /// WAL position at the snapshot.
+    /// A WAL position just before the snapshot: what was committed by then is in it.
     pub lsn: String,
-    /// The server's clock at the snapshot.
+    /// The server's clock at that position.
     pub time: DateTime<Utc>,
     /// Tables and sequences under the snapshot.
     pub inventory: Inventory,
@@ -100,7 +100,7 @@ pub async fn start(
     let version = session.server_version_num;
     let begun = Instant::now();
     let mut attempt = 1;
-    let (snapshot, inventory, properties, plan) = loop {
+    let Taken { snapshot, position: (lsn, time), inventory, properties, plan } = loop {
         match attempt_snapshot(&session, database, in_recovery, job, version).await? {
             Attempt::Taken(taken) => break *taken,
             Attempt::Locked if begun.elapsed() < LOCK_PATIENCE => {
@@ -127,7 +127,6 @@ pub async fn start(
             }
         }
     };
-    let (lsn, time) = inventory::position(&session.client).await?;
     Ok(Coordinator { session, snapshot, lsn, time, inventory, properties, plan })
 }
 
@@ -144,8 +143,16 @@ pub async fn keep_open(session: &Session) -> Result<()> {
     session.client.batch_execute(&sql.join("; ")).await.map_err(error).context("cannot keep the session open")
 }
 
+struct Taken {
+    snapshot: String,
+    position: (String, DateTime<Utc>),
+    inventory: Inventory,
+    properties: Properties,
+    plan: Plan,
+}
+
 enum Attempt {
-    Taken(Box<(String, Inventory, Properties, Plan)>),
+    Taken(Box<Taken>),
     Changed(String),
     /// Another session holds a table, or waits for it.
     Locked,
@@ -163,6 +170,9 @@ async fn attempt_snapshot(
     let capacity: Capacity = inventory::capacity(client).await?;
     let lock_first = plan(database, &before, capacity, in_recovery, job)?.lock_first;
 
+    // Within the transaction the query would itself take the snapshot, and what is committed between that
+    // and the answer would be promised and not there.
+    let position = inventory::position(client).await?;
     client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY").await.map_err(error)?;
     if lock_first {
         let set = format!("SET LOCAL lock_timeout = '{OWN_LOCK_TIMEOUT}'");
@@ -191,7 +201,7 @@ async fn attempt_snapshot(
     }
     let plan = plan(database, &inventory, capacity, in_recovery, job)?;
     let properties = inventory::properties(client, version).await?;
-    Ok(Attempt::Taken(Box::new((snapshot, inventory, properties, plan))))
+    Ok(Attempt::Taken(Box::new(Taken { snapshot, position, inventory, properties, plan })))
 }
 
 /// As errors of [`connect`](crate::postgres::connect) write it.
@@ -200,7 +210,10 @@ const LOCK_NOT_AVAILABLE: &str = "SQLSTATE 55P03";
 /// Locks tables ACCESS SHARE; where that does not work, the transaction is over, and this says why.
 async fn lock(session: &Session, tables: &[&Table]) -> Result<Option<Attempt>> {
     // What cannot be named cannot be locked; the files that tables are stored in are watched anyway.
-    let tables: Vec<&&Table> = tables.iter().filter(|t| !is_replaced(&t.display())).collect();
+    // Nor what may not be read: an extension's tables, which it makes again itself (the plan has refused
+    // others).
+    let is_lockable = |t: &&&Table| !is_replaced(&t.display()) && (t.is_readable || !t.is_extension_member);
+    let tables: Vec<&&Table> = tables.iter().filter(is_lockable).collect();
     for batch in tables.chunks(LOCK_BATCH) {
         let names: Vec<String> = batch.iter().map(|t| format!("ONLY {}", t.quoted())).collect();
         let sql = format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", "));
@@ -255,6 +268,11 @@ impl Coordinator {
         let mut hasher = RowHasher::new(secret);
         large_objects::properties(&self.session.client, |line| hasher.row(line)).await?;
         Ok(Some(hasher.take()))
+    }
+
+    /// Lets go of the snapshot and the locks, and returns when the server has.
+    pub async fn close(self) {
+        self.session.close().await;
     }
 
     /// Keeps the session from looking dead.

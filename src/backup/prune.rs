@@ -9,12 +9,13 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
+use futures_util::StreamExt;
 
-use super::retention::{self, Candidate, Plan, Standing};
+use super::retention::{self, Amount, Candidate, Plan, Standing};
 use crate::config::Retention;
 use crate::error::{Context, Result};
 use crate::set::catalog::{self, Loaded, State};
-use crate::set::manifest::ProofState;
+use crate::set::manifest::{Database, ProofState};
 use crate::set::verification::Verdict;
 use crate::set::{MANIFEST, MANIFEST_SIGNATURE, set_prefix};
 use crate::store::{ObjectMeta, Store};
@@ -56,9 +57,10 @@ pub async fn plan(
 ) -> Result<JobPlan> {
     let entries = catalog::sets(store, site, job).await?;
     let mut candidates = Vec::new();
-    let mut loaded_sets = BTreeMap::new();
+    let mut removable = BTreeMap::new();
     let mut refused = Vec::new();
-    for (entry, loaded) in catalog::load_all(store, trusted_keys, entries).await {
+    let mut sets = std::pin::pin!(catalog::load_each(store, trusted_keys, entries));
+    while let Some((entry, loaded)) = sets.next().await {
         let (id, time) = (entry.id.clone(), entry.id_time());
         match loaded {
             Ok(set) if !set.missing().is_empty() => {
@@ -71,15 +73,13 @@ pub async fn plan(
                 });
             }
             Ok(set) => {
-                let rows = set.manifest.databases.iter().map(|d| d.rows).sum();
                 let standing = Standing::Complete {
                     proven: set.is_proven(),
                     once_proven: set.verifications.iter().any(|v| v.verdict == Verdict::Proven),
-                    bytes: set.manifest.plain_bytes(),
-                    rows: (set.manifest.proof() != ProofState::None).then_some(rows),
+                    databases: amounts(&set),
                 };
                 candidates.push(Candidate { id: id.clone(), time: set.manifest.started, standing });
-                loaded_sets.insert(id, set);
+                removable.insert(id, removal(&set));
             }
             Err(error) => {
                 let why = match entry.state {
@@ -93,12 +93,18 @@ pub async fn plan(
             }
         }
     }
-    let plan = retention::plan(&candidates, rules, now, accept_shrink);
-    let removals = plan
-        .removed()
-        .filter_map(|d| loaded_sets.get(&d.id).map(|set| (d.id.clone(), removal(set))))
-        .collect();
-    Ok(JobPlan { job: job.to_owned(), plan, removals, refused })
+    let plan = retention::plan(&candidates, rules, now + catalog::CLOCK_TOLERANCE, accept_shrink);
+    removable.retain(|id, _| plan.removed().any(|d| d.id == *id));
+    Ok(JobPlan { job: job.to_owned(), plan, removals: removable, refused })
+}
+
+/// How much of each database a set holds.
+fn amounts(set: &Loaded) -> BTreeMap<String, Amount> {
+    let amount = |d: &Database| Amount {
+        bytes: d.streams.iter().map(|s| s.plain_size).sum(),
+        rows: (d.proof != ProofState::None).then_some(d.rows),
+    };
+    set.manifest.databases.iter().map(|d| (d.name.clone(), amount(d))).collect()
 }
 
 /// Sorts what is stored of a set into ours and not ours.

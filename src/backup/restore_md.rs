@@ -2,7 +2,7 @@
 //!
 //! It is stored in plain text beside the set, so it names objects and databases and nothing else.
 
-use crate::set::manifest::{Manifest, Object, Stream};
+use crate::set::manifest::{Locale, Manifest, Object, Stream};
 
 /// Databases that initdb makes.
 const EVERYWHERE: [&str; 2] = ["postgres", "template1"];
@@ -22,7 +22,7 @@ pub fn render(manifest: &Manifest) -> String {
         manifest.server.version,
         manifest.pg_dump_version
     ));
-    line("You need `age`, `zstd`, `psql` and `pg_restore` of that version or newer, this folder");
+    line("You need `age`, `zstd`, `grep`, `psql` and `pg_restore` of that version or newer, this folder");
     line("downloaded whole, and an age identity (here `identity.txt`) for one of these recipients:");
     line("");
     for recipient in &manifest.recipients {
@@ -62,12 +62,22 @@ pub fn render(manifest: &Manifest) -> String {
         line("");
         line("## 2. Roles");
         line("");
-        line("On a new server. Roles that exist already are reported as errors, and then get the attributes");
-        line("and passwords of the backup, the superuser's too: on a server that is in use, look first (put");
-        line("`less` in the place of `psql`) and take only what is missing.");
+        line("On a new server. Roles that exist already get the attributes and passwords of the backup, the");
+        line(
+            "superuser's too: on a server that is in use, look first (put `less` in the place of `psql`) and",
+        );
+        line(
+            "take only what is missing. Every other error is shown, and is one: a tablespace, for instance,",
+        );
+        line("whose directory is missing.");
         line("");
         line("```sh");
-        line(&format!("{} | psql -X -d postgres", unseal(globals)));
+        line(&format!("{} |", unseal(globals)));
+        line("  LC_ALL=C PGOPTIONS='-c lc_messages=C' psql -X -d postgres 2> roles.txt ||");
+        line("  { cat roles.txt; false; }");
+        line("errors=$(grep -E 'ERROR|FATAL' roles.txt | grep -v ' already exists$') || true");
+        line("rm roles.txt");
+        line("test -z \"$errors\" || { echo \"$errors\"; false; }");
         line("```");
     }
     for database in &manifest.databases {
@@ -84,10 +94,11 @@ pub fn render(manifest: &Manifest) -> String {
             line("");
             line("```sh");
             line(&format!(
-                "createdb -T template0 -E {} --lc-collate={} --lc-ctype={} -- {}",
+                "createdb -T template0 -E {} --lc-collate={} --lc-ctype={}{} -- {}",
                 shell(&locale.encoding),
                 shell(&locale.collate),
                 shell(&locale.ctype),
+                provider(locale, manifest.server.version_num),
                 shell(&database.name)
             ));
         }
@@ -100,7 +111,7 @@ pub fn render(manifest: &Manifest) -> String {
         }
         line("```");
         line("");
-        if locale.provider != "libc" {
+        if locale.provider != "libc" && EVERYWHERE.contains(&database.name.as_str()) {
             line(&format!(
                 "(The original used the {} locale {}.)",
                 locale.provider,
@@ -177,6 +188,29 @@ pub fn render(manifest: &Manifest) -> String {
         }
     }
     text
+}
+
+/// createdb's options for what sorts a database's text, as far as the server's major has a choice. Without
+/// them the new database has whatever the new server's template has.
+fn provider(locale: &Locale, version_num: u32) -> String {
+    if version_num < 150_000 {
+        return String::new();
+    }
+    let mut options = format!(" --locale-provider={}", shell(&locale.provider));
+    let mut add = |name: &str, value: &Option<String>| {
+        if let Some(value) = value {
+            options.push_str(&format!(" --{name}={}", shell(value)));
+        }
+    };
+    match locale.provider.as_str() {
+        "icu" => {
+            add("icu-locale", &locale.locale);
+            add("icu-rules", &locale.icu_rules);
+        }
+        "builtin" => add("builtin-locale", &locale.locale),
+        _ => {}
+    }
+    options
 }
 
 /// Whether pg_dump's major sends a setting that the source's own major does not know, and with which
@@ -325,7 +359,7 @@ mod tests {
             let folder = path(&crate::set::database_component(name));
             let to = format!("<dbname='{}'>", conninfo(name));
             let expected = format!(
-                "createdb <{name}> -T template0 -E UTF8 --lc-collate=C.UTF-8 --lc-ctype=C.UTF-8 -- \n\
+                "createdb <{name}> -T template0 -E UTF8 --lc-collate=C.UTF-8 --lc-ctype=C.UTF-8 --locale-provider=libc -- \n\
                  pg_restore {to} <--section=pre-data schema.pgdump>\n\
                  age {folder}/schema.pgdump.zst.age\n\
                  pg_restore {to} <--single-transaction>\n\
@@ -338,6 +372,27 @@ mod tests {
             );
             assert_eq!(said, expected);
         }
+    }
+
+    #[test]
+    fn a_database_is_made_with_what_sorts_its_text() {
+        let locale = |provider: &str, locale: Option<&str>, rules: Option<&str>| Locale {
+            provider: provider.into(),
+            locale: locale.map(str::to_owned),
+            icu_rules: rules.map(str::to_owned),
+            ..manifest().databases[0].locale.clone()
+        };
+        let icu = locale("icu", Some("de-DE"), None);
+        assert_eq!(provider(&icu, 140_000), "");
+        assert_eq!(provider(&icu, 150_000), " --locale-provider=icu --icu-locale=de-DE");
+        let rules = locale("icu", Some("und"), Some("&a < 'b'"));
+        assert_eq!(
+            provider(&rules, 160_000),
+            format!(" --locale-provider=icu --icu-locale=und --icu-rules={}", shell("&a < 'b'"))
+        );
+        let builtin = locale("builtin", Some("C.UTF-8"), None);
+        assert_eq!(provider(&builtin, 170_000), " --locale-provider=builtin --builtin-locale=C.UTF-8");
+        assert_eq!(provider(&locale("libc", None, None), 180_000), " --locale-provider=libc");
     }
 
     #[test]

@@ -6,9 +6,10 @@
 //! who was away for a year comes back to the sets that were there.
 //!
 //! Kept whatever the rules say: the newest complete set, the newest proven one, the newest that ever
-//! was proven, and sets dated in the future. Those last take no rule's place, or one wrong clock would push good sets out.
+//! was proven, and sets dated in the future. Those last take no rule's place, or one wrong clock would
+//! push good sets out, and neither freeze the plan nor hide what does.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use chrono::{DateTime, Datelike, NaiveDate, Utc};
@@ -38,13 +39,20 @@ pub enum Standing {
         proven: bool,
         /// Some rehearsal did: what a later one met may have been no fault of the set.
         once_proven: bool,
-        /// Bytes before compression.
-        bytes: u64,
-        /// Rows, where they are known.
-        rows: Option<u64>,
+        /// How much of each database.
+        databases: BTreeMap<String, Amount>,
     },
     /// Incomplete, failed, unreadable or not trusted: never counted, never removed. The text says which.
     NotCounted(String),
+}
+
+/// How much a set holds of one database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Amount {
+    /// Bytes before compression.
+    pub bytes: u64,
+    /// Rows, where they are known.
+    pub rows: Option<u64>,
 }
 
 /// What becomes of every set, newest first.
@@ -115,28 +123,34 @@ impl fmt::Display for Reason {
 }
 
 impl Plan {
+    /// Sets dated in the future, newest first.
+    pub fn ahead(&self) -> impl Iterator<Item = &Decision> {
+        self.decisions.iter().filter(|d| d.reasons.contains(&Reason::Future))
+    }
+
     /// The sets that go, oldest first: that is the order to remove them in.
     pub fn removed(&self) -> impl Iterator<Item = &Decision> {
         self.decisions.iter().rev().filter(|d| !d.keep)
     }
 }
 
-/// Decides about every set of one job. With `accept_shrink` a newest set that is much smaller than
-/// usual does not freeze the plan.
+/// Decides about every set of one job. With `accept_shrink` a newest set that lacks a database, or has
+/// much less of one than is usual, does not freeze the plan.
 pub fn plan(sets: &[Candidate], rules: &Retention, now: DateTime<Utc>, accept_shrink: bool) -> Plan {
     let mut ordered: Vec<&Candidate> = sets.iter().collect();
     // Two sets of one instant: the id decides, so that the same sets always give the same plan.
     ordered.sort_by(|a, b| (b.time, &b.id).cmp(&(a.time, &a.id)));
 
+    let past: Vec<&Candidate> = ordered.iter().copied().filter(|set| set.time <= now).collect();
     let mut frozen = None;
     if *rules == Retention::default() {
         frozen = Some("the retention has no rule".to_owned());
-    } else if let Some(newest) = ordered.first()
+    } else if let Some(newest) = past.first()
         && let Standing::NotCounted(why) = &newest.standing
     {
         frozen = Some(format!("the newest set, {}, does not count: {why}", newest.id));
     } else if !accept_shrink {
-        frozen = shrunk(&ordered);
+        frozen = shrunk(&past);
     }
 
     let mut seen = Seen::default();
@@ -144,6 +158,9 @@ pub fn plan(sets: &[Candidate], rules: &Retention, now: DateTime<Utc>, accept_sh
         .iter()
         .map(|set| {
             let reasons = match &set.standing {
+                Standing::NotCounted(why) if set.time > now => {
+                    vec![Reason::NotCounted(why.clone()), Reason::Future]
+                }
                 Standing::NotCounted(why) => vec![Reason::NotCounted(why.clone())],
                 Standing::Complete { .. } if set.time > now => vec![Reason::Future],
                 Standing::Complete { proven, once_proven, .. } => {
@@ -220,31 +237,49 @@ fn first_of<T: Ord>(seen: &mut BTreeSet<T>, period: T, limit: u32) -> bool {
     (seen.len() as u64) < u64::from(limit) && seen.insert(period)
 }
 
-/// Says so where the newest set has less than half of the bytes or rows that the sets before it
-/// usually had. A dump that lost most of its content must not push the whole ones out. The median
-/// follows a change that lasts, so the freeze ends by itself after a few more sets.
+/// Says so where the newest set lacks a database that most of the sets before it have, or has less
+/// than half of the bytes or rows that they usually have of it. A dump that lost most of its content
+/// must not push the whole ones out, and a small database must not vanish beside a large one. The
+/// median follows a change that lasts, so the freeze ends by itself after a few more sets.
 fn shrunk(ordered: &[&Candidate]) -> Option<String> {
-    let mut complete = ordered.iter().filter_map(|set| match set.standing {
-        Standing::Complete { bytes, rows, .. } => Some((&set.id, bytes, rows)),
+    let mut complete = ordered.iter().filter_map(|set| match &set.standing {
+        Standing::Complete { databases, .. } => Some((&set.id, databases)),
         Standing::NotCounted(_) => None,
     });
-    let (id, bytes, rows) = complete.next()?;
-    let before: Vec<_> = complete.take(HISTORY).collect();
-    let usual_bytes = median(before.iter().map(|(_, bytes, _)| *bytes).collect())?;
-    if bytes < usual_bytes / 2 {
+    let (id, newest) = complete.next()?;
+    let before: Vec<_> = complete.take(HISTORY).map(|(_, databases)| databases).collect();
+    let names: BTreeSet<&String> = before.iter().flat_map(|databases| databases.keys()).collect();
+    names.into_iter().find_map(|name| {
+        let amounts: Vec<Amount> =
+            before.iter().filter_map(|databases| databases.get(name)).copied().collect();
+        let what = match newest.get(name) {
+            None if amounts.len() * 2 > before.len() => {
+                format!(
+                    "lacks database {name:?}, which {} of the {} before it have",
+                    amounts.len(),
+                    before.len()
+                )
+            }
+            None => return None,
+            Some(now) => lost(name, *now, &amounts)?,
+        };
+        Some(format!("the newest set, {id}, {what} (--accept-shrink, once you know that this is right)"))
+    })
+}
+
+/// What is less than half of what is usual.
+fn lost(name: &str, now: Amount, before: &[Amount]) -> Option<String> {
+    let usual_bytes = median(before.iter().map(|a| a.bytes).collect())?;
+    if now.bytes < usual_bytes / 2 {
         return Some(format!(
-            "the newest set, {id}, has {bytes} bytes before compression where {usual_bytes} are usual \
-             (--accept-shrink, once you know that this is right)"
+            "has {} bytes of database {name:?} before compression where {usual_bytes} are usual",
+            now.bytes
         ));
     }
-    let usual_rows = median(before.iter().filter_map(|(_, _, rows)| *rows).collect())?;
-    match rows {
-        Some(rows) if rows < usual_rows / 2 => Some(format!(
-            "the newest set, {id}, has {rows} rows where {usual_rows} are usual \
-                 (--accept-shrink, once you know that this is right)"
-        )),
-        _ => None,
-    }
+    // Rows that nobody counted are unknown, not zero.
+    let (rows, usual_rows) = (now.rows?, median(before.iter().filter_map(|a| a.rows).collect())?);
+    (rows < usual_rows / 2)
+        .then(|| format!("has {rows} rows of database {name:?} where {usual_rows} are usual"))
 }
 
 fn median(mut values: Vec<u64>) -> Option<u64> {
@@ -253,330 +288,4 @@ fn median(mut values: Vec<u64>) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn at(text: &str) -> DateTime<Utc> {
-        text.parse().unwrap()
-    }
-
-    fn set(time: &str) -> Candidate {
-        Candidate { id: time.to_owned(), time: at(time), standing: complete(false) }
-    }
-
-    fn complete(proven: bool) -> Standing {
-        Standing::Complete { proven, once_proven: proven, bytes: 1000, rows: Some(100) }
-    }
-
-    fn rules(last: u32, daily: u32, weekly: u32, monthly: u32, yearly: u32) -> Retention {
-        Retention { last, daily, weekly, monthly, yearly }
-    }
-
-    fn kept(plan: &Plan) -> Vec<&str> {
-        plan.decisions.iter().filter(|d| d.keep).map(|d| d.id.as_str()).collect()
-    }
-
-    const NOW: &str = "2026-11-21T12:00:00Z";
-
-    fn run(sets: &[Candidate], rules: Retention) -> Plan {
-        plan(sets, &rules, at(NOW), false)
-    }
-
-    #[test]
-    fn last_counts_sets() {
-        let sets = [set("2026-11-01T03:00:00Z"), set("2026-11-02T03:00:00Z"), set("2026-11-03T03:00:00Z")];
-        let plan = run(&sets, rules(2, 0, 0, 0, 0));
-        assert_eq!(kept(&plan), ["2026-11-03T03:00:00Z", "2026-11-02T03:00:00Z"]);
-        assert_eq!(plan.decisions[0].reasons, [Reason::NewestComplete, Reason::Last]);
-        assert_eq!(plan.decisions[2].reasons, [Reason::Unneeded]);
-        assert_eq!(plan.removed().map(|d| d.id.as_str()).collect::<Vec<_>>(), ["2026-11-01T03:00:00Z"]);
-    }
-
-    /// A later rehearsal may have been wrong, or right: neither costs a set that may be the last good one.
-    #[test]
-    fn the_newest_set_that_ever_was_proven_stays_beside_the_newest_that_is() {
-        let standing = |proven, once_proven| {
-            let standing = Standing::Complete { proven, once_proven, bytes: 1000, rows: Some(100) };
-            move |time: &str| Candidate { standing: standing.clone(), ..set(time) }
-        };
-        let (never, once, still) = (standing(false, false), standing(false, true), standing(true, true));
-        let sets = [
-            once("2026-11-01T03:00:00Z"),
-            still("2026-11-02T03:00:00Z"),
-            still("2026-11-03T03:00:00Z"),
-            once("2026-11-04T03:00:00Z"),
-            once("2026-11-05T03:00:00Z"),
-            never("2026-11-06T03:00:00Z"),
-            never("2026-11-07T03:00:00Z"),
-        ];
-        let plan = run(&sets, rules(1, 0, 0, 0, 0));
-        assert_eq!(kept(&plan), ["2026-11-07T03:00:00Z", "2026-11-05T03:00:00Z", "2026-11-03T03:00:00Z"]);
-    }
-
-    #[test]
-    fn daily_keeps_the_newest_of_each_day() {
-        let sets = [
-            set("2026-11-01T03:00:00Z"),
-            set("2026-11-01T23:59:59Z"),
-            set("2026-11-02T00:00:00Z"),
-            set("2026-11-02T01:00:00Z"),
-        ];
-        assert_eq!(kept(&run(&sets, rules(0, 5, 0, 0, 0))), ["2026-11-02T01:00:00Z", "2026-11-01T23:59:59Z"]);
-    }
-
-    #[test]
-    fn gaps_do_not_use_up_days_and_an_owner_who_was_away_loses_nothing() {
-        let sets = [set("2021-01-01T03:00:00Z"), set("2023-06-01T03:00:00Z"), set("2024-02-29T03:00:00Z")];
-        assert_eq!(kept(&run(&sets, rules(0, 3, 0, 0, 0))).len(), 3);
-    }
-
-    #[test]
-    fn days_are_utc_days_on_the_night_the_clocks_change() {
-        // Local clocks in Europe went back at 01:00 UTC; both sets were "02:30" there.
-        let sets = [
-            set("2026-10-24T23:59:00Z"),
-            set("2026-10-25T00:30:00Z"),
-            set("2026-10-25T01:30:00Z"),
-            set("2026-10-26T00:30:00Z"),
-        ];
-        assert_eq!(
-            kept(&run(&sets, rules(0, 9, 0, 0, 0))),
-            ["2026-10-26T00:30:00Z", "2026-10-25T01:30:00Z", "2026-10-24T23:59:00Z"]
-        );
-    }
-
-    #[test]
-    fn weeks_are_iso_weeks_across_new_year() {
-        // 2021-01-03 (Sunday) still belongs to 2020-W53; 2021-01-04 opens 2021-W01.
-        let sets = [
-            set("2020-12-28T03:00:00Z"),
-            set("2020-12-31T03:00:00Z"),
-            set("2021-01-03T03:00:00Z"),
-            set("2021-01-04T03:00:00Z"),
-        ];
-        let plan = run(&sets, rules(0, 0, 9, 0, 0));
-        assert_eq!(kept(&plan), ["2021-01-04T03:00:00Z", "2021-01-03T03:00:00Z"]);
-        assert_eq!(plan.decisions[1].reasons, [Reason::Weekly(2020, 53)]);
-        assert_eq!(plan.decisions[1].reasons[0].to_string(), "newest of week 2020-W53");
-    }
-
-    #[test]
-    fn months_and_years() {
-        let sets = [set("2024-12-31T03:00:00Z"), set("2025-01-01T03:00:00Z"), set("2025-01-31T03:00:00Z")];
-        assert_eq!(kept(&run(&sets, rules(0, 0, 0, 2, 0))), ["2025-01-31T03:00:00Z", "2024-12-31T03:00:00Z"]);
-        assert_eq!(kept(&run(&sets, rules(0, 0, 0, 0, 1))), ["2025-01-31T03:00:00Z"]);
-    }
-
-    #[test]
-    fn the_newest_proven_set_survives_every_rule() {
-        let mut sets =
-            vec![set("2020-01-01T03:00:00Z"), set("2020-01-02T03:00:00Z"), set("2026-11-20T03:00:00Z")];
-        sets[0].standing = complete(true);
-        sets[1].standing = complete(true);
-        let plan = run(&sets, rules(1, 0, 0, 0, 0));
-        assert_eq!(kept(&plan), ["2026-11-20T03:00:00Z", "2020-01-02T03:00:00Z"]);
-        assert_eq!(plan.decisions[1].reasons, [Reason::NewestProven]);
-    }
-
-    #[test]
-    fn only_complete_sets_count() {
-        let mut sets =
-            vec![set("2026-11-01T03:00:00Z"), set("2026-11-02T03:00:00Z"), set("2026-11-03T03:00:00Z")];
-        sets[1].standing = Standing::NotCounted("failed".to_owned());
-        let plan = run(&sets, rules(2, 0, 0, 0, 0));
-        assert_eq!(plan.frozen, None);
-        assert_eq!(kept(&plan).len(), 3);
-        assert_eq!(plan.decisions[1].reasons, [Reason::NotCounted("failed".to_owned())]);
-    }
-
-    #[test]
-    fn freezes_when_the_newest_is_not_complete() {
-        let mut sets =
-            vec![set("2026-11-01T03:00:00Z"), set("2026-11-02T03:00:00Z"), set("2026-11-03T03:00:00Z")];
-        sets[2].standing = Standing::NotCounted("incomplete".to_owned());
-        let plan = run(&sets, rules(1, 0, 0, 0, 0));
-        assert!(plan.frozen.as_deref().unwrap().contains("2026-11-03T03:00:00Z"), "{plan:?}");
-        assert_eq!(kept(&plan).len(), 3);
-        assert_eq!(plan.decisions[2].reasons, [Reason::Frozen]);
-    }
-
-    #[test]
-    fn no_rule_removes_nothing() {
-        let sets = [set("2026-11-01T03:00:00Z"), set("2026-11-02T03:00:00Z")];
-        let plan = run(&sets, Retention::default());
-        assert_eq!(kept(&plan).len(), 2);
-        assert!(plan.frozen.unwrap().contains("no rule"));
-    }
-
-    #[test]
-    fn sets_of_the_future_are_kept_and_take_nobodys_place() {
-        let sets = [
-            set("2026-11-01T03:00:00Z"),
-            set("2026-11-20T03:00:00Z"),
-            set("2099-01-01T03:00:00Z"),
-            set("2099-01-02T03:00:00Z"),
-        ];
-        let plan = run(&sets, rules(1, 0, 0, 0, 0));
-        assert_eq!(kept(&plan), ["2099-01-02T03:00:00Z", "2099-01-01T03:00:00Z", "2026-11-20T03:00:00Z"]);
-        assert_eq!(plan.decisions[0].reasons, [Reason::Future]);
-    }
-
-    #[test]
-    fn ties_are_decided_by_the_id_whatever_the_order_of_listing() {
-        let mut a = set("2026-11-01T03:00:00Z");
-        let mut b = a.clone();
-        a.id = "20261101T030000Z-aaaa".to_owned();
-        b.id = "20261101T030000Z-bbbb".to_owned();
-        let one = run(&[a.clone(), b.clone()], rules(1, 0, 0, 0, 0));
-        assert_eq!(one, run(&[b, a], rules(1, 0, 0, 0, 0)));
-        assert_eq!(kept(&one), ["20261101T030000Z-bbbb"]);
-    }
-
-    #[test]
-    fn order_is_by_time_not_by_name() {
-        // The clock went back between the two runs that these ids were made from.
-        let mut older = set("2026-11-01T03:00:00Z");
-        older.id = "20261231T000000Z-0000".to_owned();
-        let mut newer = set("2026-11-02T03:00:00Z");
-        newer.id = "20261102T030000Z-0000".to_owned();
-        assert_eq!(kept(&run(&[older, newer], rules(1, 0, 0, 0, 0))), ["20261102T030000Z-0000"]);
-    }
-
-    #[test]
-    fn a_set_that_shrank_freezes_until_it_is_accepted_or_usual() {
-        let sized = |day: u32, bytes: u64, rows: Option<u64>| {
-            let mut c = set(&format!("2026-11-{day:02}T03:00:00Z"));
-            c.standing = Standing::Complete { proven: false, once_proven: false, bytes, rows };
-            c
-        };
-        let mut sets: Vec<_> = (1..=9).map(|day| sized(day, 1000, Some(100))).collect();
-        sets.push(sized(10, 400, Some(100)));
-        let frozen = run(&sets, rules(1, 0, 0, 0, 0));
-        assert!(frozen.frozen.as_deref().unwrap().contains("400 bytes"), "{frozen:?}");
-        assert_eq!(kept(&frozen).len(), 10);
-        assert_eq!(kept(&plan(&sets, &rules(1, 0, 0, 0, 0), at(NOW), true)).len(), 1);
-
-        sets[9] = sized(10, 900, Some(10));
-        assert!(run(&sets, rules(1, 0, 0, 0, 0)).frozen.unwrap().contains("10 rows"));
-        // Rows that nobody counted are unknown, not zero.
-        sets[9] = sized(10, 900, None);
-        assert_eq!(run(&sets, rules(1, 0, 0, 0, 0)).frozen, None);
-
-        sets[9] = sized(10, 400, Some(100));
-        sets.extend((11..=14).map(|day| sized(day, 400, Some(100))));
-        assert_eq!(run(&sets, rules(1, 0, 0, 0, 0)).frozen, None, "the change lasted");
-    }
-
-    #[test]
-    fn nothing_to_decide() {
-        assert_eq!(run(&[], rules(1, 1, 1, 1, 1)), Plan { frozen: None, decisions: vec![] });
-    }
-
-    /// The rules once more, said in the plainest way: quadratic, with periods as formatted text.
-    fn naive_keeps(sets: &[Candidate], index: usize, rules: &Retention, now: DateTime<Utc>) -> bool {
-        let counts = |c: &Candidate| matches!(c.standing, Standing::Complete { .. }) && c.time <= now;
-        let me = &sets[index];
-        if !counts(me) {
-            return true;
-        }
-        let newer: Vec<&Candidate> =
-            sets.iter().filter(|c| counts(c) && (c.time, &c.id) > (me.time, &me.id)).collect();
-        let proven = |c: &Candidate| matches!(c.standing, Standing::Complete { proven: true, .. });
-        if newer.is_empty() || (proven(me) && !newer.iter().any(|c| proven(c))) {
-            return true;
-        }
-        let period = |format: &str, limit: u32| {
-            let name = |c: &Candidate| c.time.format(format).to_string();
-            let periods: std::collections::HashSet<String> = newer.iter().map(|c| name(c)).collect();
-            !periods.contains(&name(me)) && periods.len() < limit as usize
-        };
-        newer.len() < rules.last as usize
-            || period("%Y-%m-%d", rules.daily)
-            || period("%G-W%V", rules.weekly)
-            || period("%Y-%m", rules.monthly)
-            || period("%Y", rules.yearly)
-    }
-
-    fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
-        // Hours over about four years around now, dense enough for ties and crowded days.
-        let hours = prop_oneof![-80i64..20, -30_000i64..2_000];
-        let standing = prop_oneof![
-            6 => Just(complete(false)),
-            2 => Just(complete(true)),
-            1 => Just(Standing::NotCounted("incomplete".to_owned())),
-        ];
-        proptest::collection::vec((hours, 0u16..4, standing), 0..60).prop_map(|sets| {
-            let mut seen = std::collections::HashSet::new();
-            sets.into_iter()
-                .map(|(hours, tail, standing)| {
-                    let time = at(NOW) + chrono::TimeDelta::hours(hours);
-                    Candidate { id: format!("{}-{tail:04x}", time.format("%Y%m%dT%H%M%SZ")), time, standing }
-                })
-                .filter(|c| seen.insert(c.id.clone()))
-                .collect()
-        })
-    }
-
-    fn any_rules() -> impl Strategy<Value = Retention> {
-        (0u32..6, 0u32..40, 0u32..10, 0u32..14, 0u32..4).prop_map(|(a, b, c, d, e)| rules(a, b, c, d, e))
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(512))]
-
-        #[test]
-        fn agrees_with_the_naive_model(sets in candidates(), rules in any_rules()) {
-            let plan = run(&sets, rules);
-            prop_assert_eq!(plan.decisions.len(), sets.len());
-            let newest = sets.iter().max_by_key(|c| (c.time, c.id.clone()));
-            let freezes = rules == Retention::default()
-                || newest.is_some_and(|c| matches!(c.standing, Standing::NotCounted(_)));
-            prop_assert_eq!(plan.frozen.is_some(), freezes);
-            for (index, set) in sets.iter().enumerate() {
-                let decision = plan.decisions.iter().find(|d| d.id == set.id).unwrap();
-                prop_assert!(!decision.reasons.is_empty());
-                prop_assert_eq!(
-                    decision.keep,
-                    freezes || naive_keeps(&sets, index, &rules, at(NOW)),
-                    "{:?}", decision
-                );
-            }
-        }
-
-        #[test]
-        fn the_order_of_listing_changes_nothing(sets in candidates(), rules in any_rules(), by in 0usize..60) {
-            let mut turned = sets.clone();
-            if !turned.is_empty() {
-                let by = by % turned.len();
-                turned.rotate_left(by);
-            }
-            prop_assert_eq!(run(&sets, rules), run(&turned, rules));
-        }
-
-        #[test]
-        fn the_newest_complete_and_the_newest_proven_set_always_stay(
-            sets in candidates(), rules in any_rules(), accept_shrink in any::<bool>(),
-        ) {
-            let plan = plan(&sets, &rules, at(NOW), accept_shrink);
-            let newest = |is: fn(&Standing) -> bool| {
-                sets.iter().filter(|c| is(&c.standing)).max_by_key(|c| (c.time, c.id.clone()))
-            };
-            let kinds: [fn(&Standing) -> bool; 2] = [
-                |s| matches!(s, Standing::Complete { .. }),
-                |s| matches!(s, Standing::Complete { proven: true, .. }),
-            ];
-            for set in kinds.into_iter().filter_map(newest) {
-                prop_assert!(plan.decisions.iter().any(|d| d.id == set.id && d.keep), "{}", set.id);
-            }
-        }
-
-        #[test]
-        fn pruning_twice_removes_nothing_more(sets in candidates(), rules in any_rules()) {
-            let first = run(&sets, rules);
-            let left: Vec<Candidate> =
-                sets.into_iter().filter(|c| first.decisions.iter().any(|d| d.keep && d.id == c.id)).collect();
-            prop_assert_eq!(run(&left, rules).removed().count(), 0);
-        }
-    }
-}
+mod tests;

@@ -13,7 +13,7 @@ use super::coordinator::{LOCK_TIMEOUT, MONETARY};
 use super::plan::Archive;
 use crate::config::Connection;
 use crate::error::{Context, Error, Result};
-use crate::postgres::tools::Tools;
+use crate::postgres::tools::{KEEPALIVES, Tools};
 use crate::process::{self, Child, Exit, Input, Output};
 use crate::progress::{Event, Progress};
 use crate::set::archive::parser::{Contents, Parser};
@@ -72,6 +72,8 @@ pub async fn start(dump: Dump<'_>, snapshot: &str, archives: &[Archive]) -> Resu
     for archive in archives {
         let mut command = tools.command("pg_dump", &connection, database, application_name)?;
         command.args(["--format=custom", "--compress=0", "--no-password"]);
+        // The database's name stays in the environment.
+        command.arg(format!("--dbname={KEEPALIVES}"));
         command.arg(format!("--snapshot={snapshot}"));
         command.arg(format!("--lock-wait-timeout={LOCK_TIMEOUT}"));
         if tools.major >= 18 {
@@ -83,27 +85,46 @@ pub async fn start(dump: Dump<'_>, snapshot: &str, archives: &[Archive]) -> Resu
         let stdout = child.stdout.take().ok_or_else(|| Error::new("pg_dump has no stdout"))?;
         children.push((archive.clone(), child, stdout));
     }
-    let mut started = Vec::new();
-    for (archive, mut child, stdout) in children {
-        let ready = tokio::time::timeout(FIRST_BYTE_TIMEOUT, process::first_byte(&stdout)).await;
-        let what = format!("pg_dump of {database:?} ({})", archive.name);
-        match ready {
-            Ok(Ok(true)) => started.push(Started { archive, child, stdout }),
-            Ok(Ok(false)) => {
-                let exit = child.wait().await?;
-                exit.check().map_err(explain).context(what)?;
-                return Err(Error::new("pg_dump wrote nothing"));
-            }
-            Ok(Err(error)) => return Err(error.context(what)),
-            Err(_) => {
-                return Err(Error::new(format!(
-                    "{what} produced nothing for {} s",
-                    FIRST_BYTE_TIMEOUT.as_secs()
-                )));
-            }
+    let mut started: Vec<Started> =
+        children.into_iter().map(|(archive, child, stdout)| Started { archive, child, stdout }).collect();
+    for next in &mut started {
+        if let Err(error) = holds_locks(next, database).await {
+            stop(started).await;
+            return Err(error);
         }
     }
     Ok(started)
+}
+
+/// Returns when a pg_dump has written its first byte.
+async fn holds_locks(started: &mut Started, database: &str) -> Result<()> {
+    let Started { archive, child, stdout } = started;
+    let ready = tokio::time::timeout(FIRST_BYTE_TIMEOUT, process::first_byte(stdout)).await;
+    let what = format!("pg_dump of {database:?} ({})", archive.name);
+    match ready {
+        Ok(Ok(true)) => Ok(()),
+        Ok(Ok(false)) => {
+            let exit = child.wait().await?;
+            exit.check().map_err(explain).context(what)?;
+            Err(Error::new("pg_dump wrote nothing"))
+        }
+        Ok(Err(error)) => Err(error.context(what)),
+        Err(_) => Err(Error::new(format!("{what} produced nothing for {} s", FIRST_BYTE_TIMEOUT.as_secs()))),
+    }
+}
+
+/// Ends pg_dumps that nobody will read, and returns when all of them are gone: their connections and
+/// locks are needed for the next attempt.
+pub async fn stop(started: Vec<Started>) {
+    let ends = started.into_iter().map(|Started { child, stdout, .. }| {
+        drop(stdout);
+        child.stop()
+    });
+    for end in futures_util::future::join_all(ends).await {
+        if let Err(error) = end {
+            tracing::debug!("a pg_dump that was to be stopped: {error}");
+        }
+    }
 }
 
 /// Everything a stream needs beside its pg_dump.

@@ -7,7 +7,11 @@
 //! it was written for the limit, by the store's clock. A set in progress writes all the time, so the
 //! limit is to be longer than a store may be down, not than a backup takes.
 //!
-//! `failed.json` of the newest run stays: it is what freezes pruning until a backup succeeds.
+//! Where unfinished uploads cannot be listed, a run that is sending a long part looks like one that
+//! was killed; then objects go only of runs that said themselves that they failed.
+//!
+//! `failed.json` of the newest run stays: it is what freezes pruning until a backup succeeds. A run
+//! that is dated in the future freezes nothing and is not the newest.
 //!
 //! Deliberately absent: anything in a complete set (that is `prune`), and the lease (the caller's).
 
@@ -87,7 +91,7 @@ pub async fn find(store: &dyn Store, site: &str) -> Result<Found> {
 
 /// Decides about everything in a site that belongs to no complete set; with `jobs`, only theirs.
 pub fn plan(found: &Found, site: &str, jobs: &[String], older_than: Duration) -> Vec<Item> {
-    let limit = Limit { now: found.now, older_than };
+    let limit = Limit { now: found.now, older_than, sees_uploads: found.uploads_unknown.is_none() };
     let mut sets: BTreeMap<String, BTreeMap<String, Left>> = BTreeMap::new();
     let of_site: Vec<ObjectMeta> =
         found.objects.iter().filter(|o| catalog::split(&o.key, site).is_some()).cloned().collect();
@@ -126,6 +130,8 @@ struct Left {
 struct Limit {
     now: DateTime<Utc>,
     older_than: Duration,
+    /// Whether unfinished uploads could be listed.
+    sees_uploads: bool,
 }
 
 impl Limit {
@@ -147,16 +153,18 @@ fn plan_job(site: &str, job: &str, sets: BTreeMap<String, Left>, limit: &Limit) 
         let prefix = set::set_prefix(site, job, &id);
         let place = format!("{job}/{id}");
         let state = left.entry.as_ref().map_or(State::Incomplete, |e| e.state);
+        let is_ahead = set::id_time(&id).is_some_and(|time| catalog::is_from_future(time, limit.now));
         if state == State::Complete {
-            newer_stays = true;
+            newer_stays |= !is_ahead;
             items.extend(stale_uploads(&place, &prefix, left.uploads, limit));
             continue;
         }
         let objects = left.entry.map(|e| e.objects).unwrap_or_default();
-        let item = plan_set(place, prefix, state, objects, left.uploads, !newer_stays, limit);
-        let keeps_failed = state == State::Failed && !newer_stays;
+        let is_newest = !newer_stays && !is_ahead;
+        let item = plan_set(place, prefix, state, objects, left.uploads, is_newest, limit);
+        let keeps_failed = state == State::Failed && is_newest;
         let goes_whole = item.goes() && item.foreign.is_empty() && !keeps_failed;
-        newer_stays |= !goes_whole;
+        newer_stays |= !goes_whole && !is_ahead;
         items.push(item);
     }
     items.reverse();
@@ -200,6 +208,11 @@ fn plan_set(
         _ if times.is_empty() => "nothing in it was written by opsd".to_owned(),
         None if !is_dated => "the store does not say when it was written".to_owned(),
         None => format!("written to {} ago: may be in progress", short(ago)),
+        Some(ago) if state != State::Failed && !limit.sees_uploads => format!(
+            "no manifest, and nothing stored for {}: may be in progress, because unfinished uploads cannot \
+             be listed",
+            short(ago)
+        ),
         Some(ago) => {
             let goes: Vec<&ObjectMeta> = ours.iter().filter(|o| !(keeps_failed && o.key == FAILED)).collect();
             item.keys = goes.iter().map(|o| format!("{}{}", item.prefix, o.key)).collect();
@@ -377,6 +390,26 @@ mod tests {
         })
     }
 
+    /// Its clock was ahead once: it must neither stay for ever nor take the newest run's place.
+    #[test]
+    fn a_failed_run_of_the_future_goes_and_the_newest_one_stays() {
+        let meta = |id: &str| ObjectMeta {
+            key: format!("site/db/{id}/{FAILED}"),
+            size: 1,
+            modified: now() - TimeDelta::days(9),
+        };
+        let newest = "20261110T030000Z-aaaa";
+        let found = Found {
+            objects: vec![meta(newest), meta("20991101T030000Z-aaaa")],
+            uploads: Vec::new(),
+            uploads_unknown: None,
+            now: now(),
+        };
+        let plan = plan(&found, "site", &[], Duration::from_secs(3600));
+        let gone: Vec<&String> = plan.iter().flat_map(|i| &i.keys).collect();
+        assert_eq!(gone, ["site/db/20991101T030000Z-aaaa/failed.json"], "{plan:?}");
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(512))]
 
@@ -402,6 +435,20 @@ mod tests {
                     prop_assert!(found.objects.iter().all(|o| !ours(&o.key) || o.modified <= limit));
                     prop_assert!(found.uploads.iter().all(|u| !ours(&u.key) || u.started <= limit));
                 }
+            }
+        }
+
+        /// A part that takes hours is seen in no listing but that of uploads.
+        #[test]
+        fn without_a_look_at_uploads_only_what_failed_goes(mut found in found()) {
+            found.uploads = Vec::new();
+            found.uploads_unknown = Some("denied".to_owned());
+            for item in plan(&found, "site", &[], Duration::ZERO) {
+                let failed = format!("{}{FAILED}", item.prefix);
+                prop_assert!(
+                    !item.goes() || item.prefix.starts_with("probe-") || found.objects.iter().any(|o| o.key == failed),
+                    "{:?}", item
+                );
             }
         }
 

@@ -180,7 +180,7 @@ impl Summary {
                 seconds: v.total_seconds(),
             }),
             signature: Some(set.signature.as_str()),
-            warnings: warnings(set),
+            warnings: some_warnings(set),
         }
     }
 }
@@ -188,6 +188,29 @@ impl Summary {
 /// Without a fingerprint nobody counted the rows.
 fn rows_known(manifest: &Manifest) -> bool {
     manifest.proof() != ProofState::None
+}
+
+/// Warnings of one set in a list, and characters of one: a list holds many sets in memory, and a
+/// manifest may be large. `backups show` has all of them.
+const MOST_WARNINGS: usize = 50;
+const LONGEST_WARNING: usize = 500;
+
+/// The same, as far as a list has room.
+fn some_warnings(set: &Loaded) -> Vec<String> {
+    let all = warnings(set);
+    let more = all.len().saturating_sub(MOST_WARNINGS);
+    let mut some: Vec<String> = all.into_iter().take(MOST_WARNINGS).map(shortened).collect();
+    if more > 0 {
+        some.push(format!("and {more} more: `opsd backups show {}`", set.entry.id));
+    }
+    some
+}
+
+fn shortened(text: String) -> String {
+    match text.char_indices().nth(LONGEST_WARNING) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text,
+    }
 }
 
 /// The manifest's warnings, and what the repository itself gives reason to warn of.

@@ -17,6 +17,8 @@ use crate::set::signature;
 
 mod show;
 
+pub(super) use show::exact_duration;
+
 /// A commented configuration to start from; `CHANGE-ME` stands wherever nobody can guess.
 const STARTER: &str = include_str!("config/starter.toml");
 

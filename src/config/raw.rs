@@ -22,7 +22,9 @@ const S3_PART_MIN: u64 = 5 * MIB;
 const PART_MAX: u64 = 5 * GIB;
 /// Streams that wait in parallel hold a connection and memory each.
 const STREAMS_MAX: i64 = 64;
-/// Above this much buffer memory (part size × 3 × streams) a warning is due.
+/// Parts that a stream holds at the same time: one filling, two in flight.
+const PARTS_HELD: u64 = 3;
+/// Above this much buffer memory (part size × [`PARTS_HELD`] × streams) a warning is due.
 const MEMORY_WARNING: u64 = 2 * GIB;
 
 /// What reading a file found. There is a configuration exactly when there are no mistakes.
@@ -421,12 +423,12 @@ fn job(
             walk.mistake(&place, "is below 5MiB, the least that S3 takes", "as in \"8MiB\"");
         } else if size > PART_MAX {
             walk.mistake(&place, "is above 5GiB, the most that S3 takes", "as in \"8MiB\"");
-        } else if size.saturating_mul(3).saturating_mul(streams.unsigned_abs()) > MEMORY_WARNING {
+        } else if size.saturating_mul(PARTS_HELD).saturating_mul(streams.unsigned_abs()) > MEMORY_WARNING {
             walk.warn(
                 &place,
                 format!(
-                    "about {} GiB of memory for buffers (3 parts a stream)",
-                    size.saturating_mul(3).saturating_mul(streams.unsigned_abs()) / GIB
+                    "about {} GiB of memory for buffers ({PARTS_HELD} parts a stream)",
+                    size.saturating_mul(PARTS_HELD).saturating_mul(streams.unsigned_abs()) / GIB
                 ),
                 None,
             );

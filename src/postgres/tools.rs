@@ -228,6 +228,12 @@ fn container_exec(first: &str, rest: &[String]) -> Option<usize> {
     rest.iter().position(|word| word == "exec")
 }
 
+/// Without these a client waits for about two hours for a server whose host died without a word. libpq
+/// has no variables for them, so they go into the argument that names a database; nothing in them is
+/// secret. About two minutes, as for opsd's own sessions.
+pub const KEEPALIVES: &str =
+    "keepalives_idle=60 keepalives_interval=10 keepalives_count=6 tcp_user_timeout=120000";
+
 /// The connection as libpq's environment variables. An odd database name is safe here: PGDATABASE
 /// is never read as a connection string, unlike an argument.
 pub fn child_env(connection: &Connection, dbname: &str, application_name: &str) -> Vec<(String, String)> {

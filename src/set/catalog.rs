@@ -5,12 +5,18 @@
 //! trusted, a manifest is parsed only after its signature was checked, and a rehearsal's record
 //! counts only when it is signed.
 //!
+//! A clock that was once ahead leaves a set dated in the future, which would be the newest one for
+//! ever. So the newest is chosen among those that are not from the future ([`is_from_future`]); one that
+//! is can still be named by its id.
+//!
 //! Deliberately absent: any cache, and any writing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
-use futures_util::{StreamExt, stream};
+use chrono::{DateTime, TimeDelta, Utc};
+use futures_util::{Stream, StreamExt, stream};
+use tokio::sync::Semaphore;
 
 use super::manifest::Manifest;
 use super::verification::{Verdict, Verification};
@@ -21,9 +27,20 @@ use crate::error::{Context, Error, Result};
 use crate::store::{self, ObjectMeta, Store};
 
 /// Sets that are read at the same time: a repository of a thousand sets lists in a second or two
-/// at 10 ms a request, and a hostile one cannot make this process hold more than this many
-/// documents of [`DOCUMENT_LIMIT`].
+/// at 10 ms a request.
 const LOADING: usize = 32;
+
+/// KiB of documents that are read at the same time, by the sizes that the listing tells: one of
+/// [`DOCUMENT_LIMIT`] is read alone. What has been read is the caller's to reduce before the next comes.
+const LOADING_KIB: u32 = (DOCUMENT_LIMIT >> 10) as u32;
+
+/// How much clocks may differ before a set counts as one from the future.
+pub const CLOCK_TOLERANCE: TimeDelta = TimeDelta::minutes(5);
+
+/// Whether a set that started then was dated by a clock that was ahead.
+pub fn is_from_future(started: DateTime<Utc>, now: DateTime<Utc>) -> bool {
+    started > now + CLOCK_TOLERANCE
+}
 
 /// Largest manifest or verification record that is read; a thousand times what one usually needs.
 const DOCUMENT_LIMIT: u64 = 16 * 1024 * 1024;
@@ -82,6 +99,13 @@ impl Entry {
     /// Names of its verification records, relative to its folder.
     pub fn records(&self) -> impl Iterator<Item = &str> {
         self.objects.iter().map(|o| o.key.as_str()).filter(|key| verification::is_name(key))
+    }
+
+    /// KiB that reading its documents takes at the most.
+    fn documents_kib(&self) -> u32 {
+        let is_document = |o: &&ObjectMeta| o.key == MANIFEST || verification::is_name(&o.key);
+        let bytes: u64 = self.objects.iter().filter(is_document).map(|o| o.size.min(DOCUMENT_LIMIT)).sum();
+        u32::try_from(bytes >> 10).unwrap_or(u32::MAX).clamp(1, LOADING_KIB)
     }
 
     /// Whether this object is stored.
@@ -246,17 +270,26 @@ pub async fn load(
 }
 
 /// Reads the sets that have a manifest, several at a time, in the order given; the others, and
-/// those that are refused, come back with the reason.
-pub async fn load_all(
-    store: &dyn Store,
-    trusted_keys: &[String],
+/// those that are refused, come out with the reason. Each is the caller's as it comes: to hold all of
+/// them would take as much memory as whoever wrote the manifests pleases.
+pub fn load_each<'a>(
+    store: &'a dyn Store,
+    trusted_keys: &'a [String],
     entries: Vec<Entry>,
-) -> Vec<(Entry, Result<Loaded>)> {
+) -> impl Stream<Item = (Entry, Result<Loaded>)> + 'a {
+    let room = Arc::new(Semaphore::new(LOADING_KIB as usize));
     stream::iter(entries)
-        .map(|entry| async move { (entry.clone(), load_entry(store, trusted_keys, entry).await) })
+        // In order, so that the one that is waited for never waits for those behind it.
+        .then(move |entry| {
+            let room = room.clone();
+            async move { (room.acquire_many_owned(entry.documents_kib()).await.ok(), entry) }
+        })
+        .map(move |(held, entry)| async move {
+            let loaded = load_entry(store, trusted_keys, entry.clone()).await;
+            (held, entry, loaded)
+        })
         .buffered(LOADING)
-        .collect()
-        .await
+        .map(|(_held, entry, loaded)| (entry, loaded))
 }
 
 /// Reads one set that a listing named.
@@ -381,17 +414,38 @@ pub fn parse_time(text: &str) -> Result<DateTime<Utc>> {
         })
 }
 
-/// The id of the newest complete set, by the listing alone.
-pub async fn newest_complete(store: &dyn Store, site: &str, job: &str) -> Result<Option<String>> {
-    let entries = sets(store, site, job).await?;
-    Ok(entries.into_iter().filter(|e| e.state == State::Complete).map(|e| e.id).max())
+/// What the listing alone tells of a job's newest complete set.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Newest {
+    /// Its id, those from the future left out.
+    pub id: Option<String>,
+    /// Complete sets from the future.
+    pub ahead: Vec<String>,
+}
+
+/// The newest complete set as of `now`, by the listing alone.
+pub async fn newest_complete(store: &dyn Store, site: &str, job: &str, now: DateTime<Utc>) -> Result<Newest> {
+    let complete = sets(store, site, job).await?.into_iter().filter(|e| e.state == State::Complete);
+    let (ahead, past): (Vec<Entry>, Vec<Entry>) = complete.partition(|e| is_from_future(e.id_time(), now));
+    Ok(Newest { id: past.into_iter().map(|e| e.id).max(), ahead: ahead.into_iter().map(|e| e.id).collect() })
+}
+
+/// What is said of sets from the future.
+pub fn ahead_warning(ids: &[String]) -> Option<String> {
+    let (first, more) = ids.split_first()?;
+    let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+    Some(format!(
+        "{first}{more} is dated in the future and does not count as the newest: a clock was ahead, or this \
+         one is behind"
+    ))
 }
 
 /// Finds the set of a job that is meant.
 ///
 /// For the latest, and for a time, a set that is refused (damaged, not trusted, too new) is not
 /// passed over in silence where it could have been the one: that is an error, and naming an older
-/// set by its id is the operator's decision.
+/// set by its id is the operator's decision. Sets from the future are passed over with a warning,
+/// unless there is nothing else: then it is rather this clock that is wrong.
 pub async fn find(
     store: &dyn Store,
     trusted_keys: &[String],
@@ -399,6 +453,7 @@ pub async fn find(
     job: &str,
     selector: &Selector,
 ) -> Result<Loaded> {
+    let now = Utc::now();
     let entries = sets(store, site, job).await?;
     if entries.is_empty() {
         return Err(Error::new(format!("no set of job {job:?} of site {site:?} in {}", store.describe()))
@@ -415,20 +470,32 @@ pub async fn find(
     let ids = some_ids(&entries);
     let complete = entries.into_iter().filter(|e| e.state == State::Complete).collect();
     let mut chosen: Option<Loaded> = None;
+    let mut from_future: Option<Loaded> = None;
     let mut refused: Option<(Entry, Error)> = None;
-    for (entry, loaded) in load_all(store, trusted_keys, complete).await {
+    let mut ahead = Vec::new();
+    let mut sets = std::pin::pin!(load_each(store, trusted_keys, complete));
+    while let Some((entry, loaded)) = sets.next().await {
         match loaded {
-            Ok(set) => {
+            Ok(set) if until.is_none_or(|time| set.as_of() <= time) => {
                 let order = |s: &Loaded| (s.manifest.started, s.entry.id.clone());
-                let young_enough = until.is_none_or(|time| set.as_of() <= time);
-                if young_enough && chosen.as_ref().is_none_or(|c| order(c) < order(&set)) {
-                    chosen = Some(set);
+                let is_ahead = is_from_future(set.manifest.started, now);
+                if is_ahead {
+                    ahead.push(entry.id);
+                }
+                let best = if is_ahead { &mut from_future } else { &mut chosen };
+                if best.as_ref().is_none_or(|b| order(b) < order(&set)) {
+                    *best = Some(set);
                 }
             }
+            Ok(_) => {}
+            Err(_) if is_from_future(entry.id_time(), now) => ahead.push(entry.id),
             // Only its id tells when it started; the latest of the refused ones is named.
             Err(error) if until.is_none_or(|time| entry.id_time() <= time) => refused = Some((entry, error)),
             Err(_) => {}
         }
+    }
+    if let Some(warning) = ahead_warning(&ahead) {
+        tracing::warn!("job {job}: {warning}");
     }
     if let Some((entry, error)) = refused
         && chosen.as_ref().is_none_or(|c| entry.id_time() >= c.manifest.started)
@@ -440,7 +507,7 @@ pub async fn find(
             None => error,
         });
     }
-    chosen.ok_or_else(|| match until {
+    chosen.or(from_future).ok_or_else(|| match until {
         None => Error::new(format!("job {job:?} has no complete set: {ids}")),
         Some(time) => Error::new(format!("job {job:?} has no complete set from {time} or earlier: {ids}")),
     })

@@ -1,13 +1,14 @@
 //! A store in a directory: one file an object, the key its path.
 //!
 //! An object is written to a temporary file beside the others, synced, and only then renamed to
-//! its name (linked, where the name must be free), after which the directory is synced too.
+//! its name (linked, where the name must be free, or on a file system without links renamed so that
+//! nothing is replaced), after which the directory is synced too.
 //! Temporary files live in a folder of their own that is never listed; what a killed run left
 //! there is removed by a later one.
 //!
 //! Deliberately absent: locking of objects (names are the only shared state, and they change atomically;
 //! a lock on a temporary file only tells that its writer lives) and following of symbolic links below
-//! the root.
+//! the root: what is behind one is not there, and nothing is written or removed through one.
 
 mod coordinate;
 
@@ -21,6 +22,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use tempfile::NamedTempFile;
 
 use super::{ObjectMeta, Store, StoreError, Unfinished, Upload, Version, check_key, size_mismatch};
@@ -63,6 +65,12 @@ impl FsStore {
             return Err(StoreError::Other(format!("key {key:?} is reserved for unfinished uploads")));
         }
         Ok(self.root.join(key))
+    }
+
+    /// Whether a symbolic link stands anywhere in the path of a key.
+    fn is_behind_link(&self, path: &Path) -> bool {
+        let is_link = |p: &Path| fs::symlink_metadata(p).is_ok_and(|m| m.file_type().is_symlink());
+        path.ancestors().take_while(|p| *p != self.root).any(is_link)
     }
 
     fn no_object(&self, key: &str) -> StoreError {
@@ -124,6 +132,9 @@ impl Store for FsStore {
         let (store, key) = (self.clone(), key.to_owned());
         blocking(move || {
             let failed = |e| store.absent_or(e, "read", &key, &path);
+            if store.is_behind_link(&path) {
+                return Err(store.no_object(&key));
+            }
             let file = File::open(&path).map_err(failed)?;
             let metadata = file.metadata().map_err(failed)?;
             if metadata.is_dir() {
@@ -143,6 +154,9 @@ impl Store for FsStore {
         let path = self.path(key)?;
         let (store, key) = (self.clone(), key.to_owned());
         blocking(move || {
+            if store.is_behind_link(&path) {
+                return Err(store.no_object(&key));
+            }
             let metadata =
                 fs::symlink_metadata(&path).map_err(|e| store.absent_or(e, "look at", &key, &path))?;
             if metadata.is_file() { Ok(object_meta(key, &metadata)) } else { Err(store.no_object(&key)) }
@@ -159,7 +173,9 @@ impl Store for FsStore {
         let (store, prefix) = (self.clone(), prefix.to_owned());
         blocking(move || {
             let mut found = Vec::new();
-            walk(&store.root, &folder, &mut found)?;
+            if !store.is_behind_link(&store.root.join(&folder)) {
+                walk(&store.root, &folder, &mut found)?;
+            }
             found.retain(|object| object.key.starts_with(&prefix));
             found.sort_by(|a, b| a.key.cmp(&b.key));
             Ok(found)
@@ -169,8 +185,12 @@ impl Store for FsStore {
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         let path = self.path(key)?;
-        let root = self.root.clone();
+        let store = self.clone();
         blocking(move || {
+            let root = &store.root;
+            if store.is_behind_link(&path) {
+                return Ok(());
+            }
             match fs::remove_file(&path) {
                 Ok(()) => {}
                 Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(()),
@@ -178,13 +198,13 @@ impl Store for FsStore {
             }
             // Folders are no objects: those that became empty go too, the rest refuses by itself.
             let mut folder = path.parent();
-            while let Some(parent) = folder.filter(|f| *f != root) {
+            while let Some(parent) = folder.filter(|f| f != root) {
                 if fs::remove_dir(parent).is_err() {
                     break;
                 }
                 folder = parent.parent();
             }
-            let folder = folder.unwrap_or(&root);
+            let folder = folder.unwrap_or(root);
             sync_directory(folder).map_err(|e| explain(e, "sync", folder))
         })
         .await
@@ -296,8 +316,18 @@ fn sweep(folder: &Path, now: SystemTime) {
 
 /// Creates `folder` and what is missing between it and `root`, each synced into its parent.
 fn make_directories(root: &Path, folder: &Path) -> io::Result<()> {
-    if folder == root || folder.is_dir() {
+    if folder == root {
         return Ok(());
+    }
+    match fs::symlink_metadata(folder) {
+        Ok(metadata) if metadata.file_type().is_symlink() => {
+            return Err(io::Error::other("a symbolic link is in the way"));
+        }
+        // What it lies in is only looked at.
+        Ok(metadata) if metadata.is_dir() => {
+            return folder.parent().map_or(Ok(()), |parent| make_directories(root, parent));
+        }
+        Ok(_) | Err(_) => {}
     }
     if let Some(parent) = folder.parent() {
         make_directories(root, parent)?;
@@ -381,9 +411,11 @@ fn place(root: &Path, folder: &Path, file: &NamedTempFile, target: &Path, if_abs
     loop {
         attempt += 1;
         make_directories(root, folder)?;
-        // A rename replaces; a link refuses a name that is taken.
-        let placed =
-            if if_absent { fs::hard_link(file.path(), target) } else { fs::rename(file.path(), target) };
+        let placed = if if_absent {
+            place_new(root, file.path(), target, |from, to| fs::hard_link(from, to))
+        } else {
+            fs::rename(file.path(), target)
+        };
         match placed {
             Err(e) if e.kind() == ErrorKind::NotFound && attempt < PLACE_ATTEMPTS => {}
             other => return other,
@@ -391,10 +423,81 @@ fn place(root: &Path, folder: &Path, file: &NamedTempFile, target: &Path, if_abs
     }
 }
 
+/// Gives a file a name that must be free. A link refuses one that is taken. Where the file system has
+/// no links (FAT, some network and FUSE file systems) a rename that replaces nothing does the same, and
+/// where it has not even that, the lock that [`coordinate::replace`] takes keeps other opsds out.
+fn place_new(
+    root: &Path,
+    from: &Path,
+    target: &Path,
+    link: impl Fn(&Path, &Path) -> io::Result<()>,
+) -> io::Result<()> {
+    let cannot = |e: &io::Error| {
+        use rustix::io::Errno;
+        let no = [Errno::PERM, Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP, Errno::NOTTY];
+        Errno::from_io_error(e).is_some_and(|errno| no.contains(&errno))
+    };
+    match link(from, target) {
+        Err(e) if cannot(&e) => {}
+        other => return other,
+    }
+    match renameat_with(CWD, from, CWD, target, RenameFlags::NOREPLACE).map_err(io::Error::from) {
+        Err(e) if cannot(&e) => {}
+        other => return other,
+    }
+    let _lock = coordinate::lock(root).map_err(io::Error::other)?;
+    match fs::symlink_metadata(target) {
+        Ok(_) => Err(ErrorKind::AlreadyExists.into()),
+        Err(e) if e.kind() == ErrorKind::NotFound => fs::rename(from, target),
+        Err(e) => Err(e),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::store::put;
+
+    #[test]
+    fn without_hard_links_a_name_that_is_taken_is_still_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        let file = |name: &str| {
+            fs::write(root.join(name), name).unwrap();
+            root.join(name)
+        };
+        let target = root.join("manifest.json");
+        let refuse = |_: &Path, _: &Path| Err(io::Error::from(rustix::io::Errno::PERM));
+        place_new(root, &file("first"), &target, refuse).unwrap();
+        let error = place_new(root, &file("second"), &target, refuse).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+        assert_eq!(fs::read_to_string(&target).unwrap(), "first");
+        // What a link refuses for another reason stays refused.
+        let full = |_: &Path, _: &Path| Err(io::Error::from(rustix::io::Errno::NOSPC));
+        let error = place_new(root, &file("third"), &root.join("free"), full).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::StorageFull);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_read_written_or_removed_through_a_symbolic_link() {
+        use std::os::unix::fs::symlink;
+        let (outside, directory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::write(outside.path().join("secret"), "secret").unwrap();
+        let store = FsStore::open(directory.path()).unwrap();
+        fs::create_dir(directory.path().join("site")).unwrap();
+        symlink(outside.path(), directory.path().join("site/db")).unwrap();
+        symlink(outside.path().join("secret"), directory.path().join("site/file")).unwrap();
+        for key in ["site/db/secret", "site/file"] {
+            assert!(matches!(store.read(key, 0..9).await, Err(StoreError::NotFound(_))), "{key}");
+            assert!(matches!(store.head(key).await, Err(StoreError::NotFound(_))), "{key}");
+            store.delete(key).await.unwrap();
+        }
+        assert!(store.list("site/db/").await.unwrap().is_empty());
+        assert!(put(&store, "site/db/new", "x", false).await.is_err());
+        assert!(put(&store, "site/db/sub/new", "x", true).await.is_err());
+        let left: Vec<_> = fs::read_dir(outside.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["secret"]);
+    }
 
     #[tokio::test]
     async fn files_are_private_and_temporary_ones_disappear() {

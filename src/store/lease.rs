@@ -6,8 +6,11 @@
 //! expired replaces it by the next generation; of several that do, the store lets one through.
 //!
 //! Where a store cannot replace on condition, an expired lease is deleted and created anew, which two
-//! could do in the same instant; the loser finds out when it looks at what it wrote. Where it cannot
-//! even create on condition there is no lease, and the caller says so.
+//! could do in the same instant: the slower one then deletes what the faster one has just made. So who
+//! makes one that way looks again after a pause, and does nothing before. Where a store cannot even
+//! create on condition there is no lease, and the caller says so.
+//!
+//! A lease that was lost is not removed at the end, and neither is one that another write has replaced.
 //!
 //! Deliberately absent: waiting for a lease, and leases on anything that is not worth minutes.
 
@@ -35,6 +38,10 @@ const LONGEST: Duration = Duration::from_secs(3600);
 
 /// How often an expired lease is tried for while others win it.
 const ATTEMPTS: usize = 5;
+
+/// How long after an expired lease was deleted and made anew it is looked at again: longer than anybody
+/// takes from looking at the expired one to deleting it.
+const SECOND_LOOK: Duration = Duration::from_secs(3);
 
 /// A lease is a few hundred bytes.
 const LIMIT: u64 = 64 * 1024;
@@ -95,6 +102,8 @@ pub struct Lease<'s> {
     version: Version,
     /// When the last renewal that succeeded was sent.
     written: Instant,
+    /// Somebody else has it.
+    lost: bool,
 }
 
 /// A lease, or why this store has none.
@@ -120,6 +129,7 @@ pub async fn acquire<'s>(
     };
     for _ in 0..ATTEMPTS {
         let written = Instant::now();
+        let is_recreated = means == Means::Recreate;
         let (taken, document) = match store.version(key).await {
             Err(StoreError::NotFound(_)) => {
                 let document = new_document(1, command, duration);
@@ -138,6 +148,11 @@ pub async fn acquire<'s>(
             Err(StoreError::Exists(_)) => continue,
             Err(error) => return Err(Error::from(error).context(format!("cannot take the lease {key}"))),
         }
+        // Also where there was none: somebody may have deleted an expired one just now, and another may
+        // be about to.
+        if is_recreated {
+            tokio::time::sleep(SECOND_LOOK.min(duration / 4)).await;
+        }
         // What is there now is ours, or that of whoever took it for expired as well.
         let looked = async {
             let version = store.version(key).await?;
@@ -150,7 +165,7 @@ pub async fn acquire<'s>(
         if parse(&found).is_some_and(|found| found.token == document.token) {
             let key = key.to_owned();
             let document = Box::new(document);
-            return Ok(Acquired::Held(Lease { store, means, key, document, version, written }));
+            return Ok(Acquired::Held(Lease { store, means, key, document, version, written, lost: false }));
         }
     }
     Err(Error::new(format!("others keep taking the lease {key} in {}", store.describe()))
@@ -278,6 +293,7 @@ impl Lease<'_> {
                     () = tokio::time::sleep(every) => {}
                 }
                 if !self.renew().await {
+                    self.lost = true;
                     lost.cancel();
                     return;
                 }
@@ -332,13 +348,20 @@ impl Lease<'_> {
         (self.duration() * 9 / 10).saturating_sub(self.written.elapsed())
     }
 
-    /// Ends it. One that may be somebody else's by now is left alone.
+    /// Ends it. One that is or may be somebody else's by now is left alone.
     pub async fn release(self) {
-        if !self.is_ours() {
+        if self.lost || !self.is_ours() {
             return;
         }
+        let delete = async {
+            match self.store.version(&self.key).await {
+                Ok(found) if found == self.version => self.store.delete(&self.key).await,
+                Ok(_) | Err(StoreError::NotFound(_)) => Ok(()),
+                Err(error) => Err(error),
+            }
+        };
         // Not later than it holds: a deletion that arrives afterwards would hit the next holder's.
-        let deleted = tokio::time::timeout(self.left(), self.store.delete(&self.key)).await;
+        let deleted = tokio::time::timeout(self.left(), delete).await;
         if let Ok(Err(error)) = deleted {
             tracing::warn!(key = self.key, %error, "the lease could not be removed; it expires by itself");
         }
@@ -506,6 +529,41 @@ mod tests {
         let work = std::future::pending::<Result<()>>();
         let error = lease.hold(work).await.unwrap_err();
         assert!(error.to_string().contains("was lost"), "{error}");
+        // Whoever has it keeps it.
+        lease.release().await;
+        assert_eq!(get(&store, KEY, LIMIT).await.unwrap(), "{}");
+    }
+
+    #[tokio::test]
+    async fn the_lease_that_replaced_ours_is_not_removed() {
+        let store = MemoryStore::new();
+        let lease = held(&store, "backups prune").await;
+        store.overwrite(KEY, "the winner's");
+        lease.release().await;
+        assert_eq!(get(&store, KEY, LIMIT).await.unwrap(), "the winner's");
+    }
+
+    /// The slower of two that found it expired deletes what the faster one has made by then.
+    #[tokio::test]
+    async fn without_conditional_replacement_the_faster_one_finds_out_that_it_lost() {
+        let memory = MemoryStore::new();
+        leave(&memory, 301).await;
+        let fault = Fault::Fail(StoreError::Unsupported("not here".into()));
+        let store = FaultyStore::new(Arc::new(memory.clone()), vec![Rule::new(Operation::Replace, 0, fault)]);
+        let slower = async {
+            let made = async || {
+                let found = get(&memory, KEY, LIMIT).await.ok().and_then(|bytes| parse(&bytes));
+                found.filter(|found| found.command == "backups prune" && found.generation == 2)
+            };
+            while made().await.is_none() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let winner = new_document(2, "backups sweep", LONG);
+            memory.overwrite(KEY, winner.to_bytes().unwrap());
+        };
+        let (faster, ()) = tokio::join!(acquire(&store, KEY, "backups prune", LONG), slower);
+        let error = faster.unwrap_err();
+        assert!(error.kind() == Kind::LockHeld && error.to_string().contains("backups sweep"), "{error}");
     }
 
     #[tokio::test]

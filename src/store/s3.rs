@@ -208,6 +208,21 @@ fn parse_content_range(header: &str) -> Option<(u64, u64)> {
     Some((range.split_once('-')?.0.parse().ok()?, total.parse().ok()?))
 }
 
+/// Where a listing goes on. The same token again would go on for ever, and a listing that ends in the
+/// middle would be believed: sets that it lacks do not exist.
+fn next_page(
+    is_truncated: Option<bool>,
+    next: Option<&str>,
+    last: Option<&str>,
+) -> Result<Option<String>, &'static str> {
+    match next {
+        _ if is_truncated == Some(false) => Ok(None),
+        Some(next) if !next.is_empty() && last != Some(next) => Ok(Some(next.to_owned())),
+        _ if is_truncated == Some(true) => Err("says that there are more objects, but not from where"),
+        _ => Ok(None),
+    }
+}
+
 fn time(sdk: Option<&SdkDateTime>) -> DateTime<Utc> {
     sdk.and_then(|t| DateTime::from_timestamp(t.secs(), t.subsec_nanos())).unwrap_or_default()
 }
@@ -277,10 +292,10 @@ impl Store for S3Store {
                     });
                 }
             }
-            // The same token again would go on for ever.
-            match page.next_continuation_token() {
-                Some(next) if token.as_deref() != Some(next) => token = Some(next.to_owned()),
-                _ => break,
+            let next = next_page(page.is_truncated(), page.next_continuation_token(), token.as_deref());
+            match next.map_err(|why| StoreError::Other(format!("cannot {doing}: {} {why}", self.endpoint)))? {
+                Some(next) => token = Some(next),
+                None => break,
             }
         }
         found.sort_by(|a, b| a.key.cmp(&b.key));
@@ -336,6 +351,18 @@ impl Learned {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_listing_that_is_cut_off_is_an_error_not_an_end() {
+        let go_on = |token: &str| Ok(Some(token.to_owned()));
+        assert_eq!(next_page(Some(true), Some("b"), Some("a")), go_on("b"));
+        assert_eq!(next_page(None, Some("a"), None), go_on("a"));
+        assert_eq!(next_page(Some(false), None, Some("a")), Ok(None));
+        assert_eq!(next_page(None, None, None), Ok(None));
+        for token in [None, Some(""), Some("a")] {
+            assert!(next_page(Some(true), token, Some("a")).is_err(), "{token:?}");
+        }
+    }
 
     #[test]
     fn content_ranges() {

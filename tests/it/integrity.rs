@@ -280,8 +280,11 @@ fn a_run_that_fails_freezes_pruning_until_one_succeeds() {
     let run = opsd.ok(&["backups", "prune"]);
     assert!(run.stdout.contains(&format!("{}, does not count: failed", failed.id)), "{run}");
     assert_eq!(sets::complete(&opsd), [first.clone(), second]);
-    // However young: sweeping keeps what freezes.
-    opsd.ok(&["backups", "sweep", "--older-than", "0s"]);
+    // However old: sweeping keeps what freezes.
+    let word = sets::directory(&opsd, &failed.id).join("failed.json");
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(7200);
+    std::fs::File::options().append(true).open(word).unwrap().set_modified(long_ago).unwrap();
+    opsd.ok(&["backups", "sweep", "--older-than", "1h"]);
     assert!(opsd.ok(&["backups", "prune"]).stdout.contains("nothing is removed"));
     sets::next_second();
     let newest = back_up(&opsd);
@@ -289,7 +292,7 @@ fn a_run_that_fails_freezes_pruning_until_one_succeeds() {
     assert!(run.stdout.contains("2 go"), "{run}");
     assert_eq!(sets::complete(&opsd), [newest]);
     // Now it is no longer the newest.
-    opsd.ok(&["backups", "sweep", "--older-than", "0s"]);
+    opsd.ok(&["backups", "sweep", "--older-than", "1h"]);
     assert!(!opsd.repository_files().iter().any(|f| f.contains(&failed.id)));
 }
 

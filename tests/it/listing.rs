@@ -5,8 +5,10 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, TimeDelta, Utc};
+use opsd::set::{self, signature};
 use opsd::store::{Store, open_s3};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::many_sets;
 use crate::support::opsd::Opsd;
@@ -59,4 +61,30 @@ async fn many_sets_are_listed_in_little_memory() {
         assert_eq!(proven, sets.div_ceil(7));
         assert!(peak > 0 && peak < MEMORY, "{peak} KiB");
     }
+}
+
+/// What a manifest holds is up to whoever writes it: only what a list shows is kept of it.
+#[test]
+fn large_manifests_are_listed_in_little_memory() {
+    let opsd = Opsd::without_server();
+    let first: DateTime<Utc> = "2024-01-01T03:00:00Z".parse().unwrap();
+    for n in 0..12 {
+        let started = first + TimeDelta::days(n);
+        let id = format!("{}-0000", started.format("%Y%m%dT%H%M%SZ"));
+        let mut document: Value = serde_json::from_slice(&many_sets::manifest(&id, started, None)).unwrap();
+        document["warnings"] = json!(vec!["a table was left out ".repeat(50); 6000]);
+        let bytes = serde_json::to_vec(&document).unwrap();
+        let set = opsd.path("repository").join(set::set_prefix("test", "db", &id));
+        std::fs::create_dir_all(&set).unwrap();
+        let signature = signature::sign(&opsd.path("sign.key"), &bytes, "test").unwrap();
+        std::fs::write(set.join("manifest.json.minisig"), signature).unwrap();
+        std::fs::write(set.join("manifest.json"), bytes).unwrap();
+    }
+    let (document, peak) = measured(opsd.command(&["backups", "list", "--json"]));
+    eprintln!("listing 12 manifests of 6 MiB: {} MiB", peak >> 10);
+    let listed = document["sets"].as_array().unwrap();
+    assert!(listed.len() == 12 && listed.iter().all(|s| s["state"] == "complete"), "{}", listed.len());
+    let warnings = listed[0]["warnings"].as_array().unwrap();
+    assert!(warnings.iter().any(|w| w.as_str().is_some_and(|w| w.contains("more: `opsd backups show"))));
+    assert!(peak > 0 && peak < 2 * MEMORY, "{peak} KiB");
 }

@@ -21,7 +21,7 @@ fn distribution() -> (u32, PathBuf) {
 }
 
 /// A site of one database on a server with ICU.
-fn icu() -> (Server, Opsd, PathBuf) {
+pub fn icu() -> (Server, Opsd, PathBuf) {
     let (major, bin) = distribution();
     let server = Server::start(major, &Options { bin_dir: Some(bin.clone()), ..Options::default() });
     let provider = if major >= 15 { "LOCALE_PROVIDER icu ICU_LOCALE 'de-DE'" } else { "" };

@@ -39,7 +39,7 @@ fn tools(opsd: &Opsd, major: u32) -> PathBuf {
     for name in ["psql", "createdb", "pg_restore"] {
         symlink(bin_dir(major).join(name), directory.join(name)).expect("link");
     }
-    for name in ["age", "zstd", "minisign", "sha256sum", "rm", "cat"] {
+    for name in ["age", "zstd", "minisign", "sha256sum", "rm", "cat", "grep"] {
         let path = Path::new("/usr/bin").join(name);
         assert!(path.exists(), "{} is missing: run make setup", path.display());
         symlink(path, directory.join(name)).expect("link");
@@ -134,6 +134,55 @@ fn a_set_with_several_databases_and_an_odd_name() {
     for name in names {
         is_the_same(&source, &target, name);
     }
+}
+
+/// What sorts the text of the original sorts that of the copy.
+#[test]
+fn a_set_of_a_database_with_an_icu_locale() {
+    let (source, opsd, bin) = crate::locales::icu();
+    let target = Server::start(source.major, &Options { bin_dir: Some(bin), ..Options::default() });
+    let id = back_up(&opsd);
+    follow(&opsd, &id, &target);
+    let locale = "SELECT to_jsonb(d) ->> 'datlocprovider', coalesce(to_jsonb(d) ->> 'daticulocale', to_jsonb(d) ->> 'datlocale')
+                    FROM pg_database d WHERE datname = 'named'";
+    assert_eq!(target.psql("postgres", locale), source.psql("postgres", locale));
+    assert!(source.major < 15 || target.psql("postgres", locale).starts_with('i'));
+    is_the_same(&source, &target, "named");
+}
+
+/// psql goes on after errors, and ends with 0.
+#[test]
+fn roles_that_cannot_be_made_stop_whoever_follows_the_document() {
+    let (source, target) = (fresh(), fresh());
+    source.create_database("t");
+    source.psql("postgres", "CREATE ROLE there; CREATE ROLE member IN ROLE there");
+    target.psql("postgres", "CREATE ROLE there");
+    let opsd = Opsd::new(&source, &["t"]);
+    let id = back_up(&opsd);
+    let document = std::fs::read_to_string(directory(&opsd, &id).join("RESTORE.md")).unwrap();
+    let roles = code_blocks(&document).into_iter().find(|b| b.contains("roles.txt")).expect("a block");
+    let work = opsd.path("work");
+    std::fs::create_dir(&work).unwrap();
+    for name in ["globals.sql.zst.age", "identity.txt"] {
+        let from = if name == "identity.txt" { opsd.path(name) } else { directory(&opsd, &id).join(name) };
+        std::fs::copy(from, work.join(name)).unwrap();
+    }
+    let path = tools(&opsd, target.major);
+    let run = || {
+        let mut bash = Command::new("/bin/bash");
+        bash.args(["-e", "-u", "-o", "pipefail", "-c", &roles]).current_dir(&work).env_clear();
+        bash.env("PATH", &path).env("PGHOST", target.socket_dir()).env("PGPORT", target.port.to_string());
+        bash.env("PGUSER", SUPERUSER);
+        bash.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        finish(bash)
+    };
+    // One that is there is no news, nor is a second time.
+    for _ in 0..2 {
+        assert_eq!(run().code, Some(0));
+    }
+    target.psql("postgres", "REVOKE there FROM member; GRANT member TO there");
+    let refused = run();
+    assert!(refused.code == Some(1) && refused.stdout.contains("is a member of role"), "{refused}");
 }
 
 /// Where the lock table has no room for two processes that lock every table.

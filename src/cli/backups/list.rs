@@ -1,11 +1,14 @@
 //! `opsd backups list`.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use futures_util::StreamExt;
 use serde::Serialize;
 
 use super::{Summary, age, entries, short_count};
+use crate::cli::config::exact_duration;
 use crate::cli::output::{self, clean, wrapped};
 use crate::config::Config;
 use crate::error::Result;
@@ -26,21 +29,61 @@ pub struct Args {
 #[derive(Debug, Serialize)]
 struct Document {
     site: String,
+    /// Configured jobs that promise how old their newest set may be.
+    jobs: Vec<Freshness>,
     sets: Vec<Summary>,
+}
+
+/// Whether a job keeps what its `rpo` promises.
+#[derive(Debug, Serialize)]
+struct Freshness {
+    job: String,
+    rpo_seconds: u64,
+    /// When its newest complete set was started, those from the future left out.
+    newest: Option<DateTime<Utc>>,
+    /// There is no such set, or it is older than that.
+    overdue: bool,
+}
+
+impl Freshness {
+    fn new(job: &str, rpo: Duration, sets: &[Summary], now: DateTime<Utc>) -> Self {
+        let counts = |s: &&Summary| s.state == "complete" && !catalog::is_from_future(s.started, now);
+        let newest = sets.iter().filter(counts).map(|s| s.started).max();
+        let overdue = newest.is_none_or(|time| (now - time).to_std().is_ok_and(|age| age > rpo));
+        Self { job: job.to_owned(), rpo_seconds: rpo.as_secs(), newest, overdue }
+    }
+
+    fn warning(&self, now: DateTime<Utc>) -> Option<String> {
+        let rpo = exact_duration(self.rpo_seconds);
+        match self.newest {
+            _ if !self.overdue => None,
+            None => Some(format!("its rpo is {rpo}, and it has no complete set")),
+            Some(newest) => {
+                Some(format!("its newest complete set is {} old; its rpo is {rpo}", age(newest, now)))
+            }
+        }
+    }
 }
 
 /// Lists sets by job, oldest first: the newest is where the eye is, above the prompt.
 pub async fn run(args: &Args, config: &Config, store: &dyn Store, now: DateTime<Utc>) -> Result<()> {
-    let mut document = Document { site: config.site.clone(), sets: Vec::new() };
+    let mut document = Document { site: config.site.clone(), jobs: Vec::new(), sets: Vec::new() };
     let mut text = String::new();
     for (job, entries) in entries(config, store, &args.jobs).await? {
-        let loaded = catalog::load_all(store, &config.encryption.trusted_keys, entries).await;
-        let mut sets: Vec<Summary> = loaded.iter().map(|(e, l)| Summary::new(e, l)).collect();
+        let loaded = catalog::load_each(store, &config.encryption.trusted_keys, entries);
+        let mut sets: Vec<Summary> = loaded.map(|(e, l)| Summary::new(&e, &l)).collect().await;
         sets.sort_by(|a, b| (a.started, &a.id).cmp(&(b.started, &b.id)));
         if !text.is_empty() {
             text.push('\n');
         }
         table(&mut text, &job, &sets, now);
+        if let Some(rpo) = config.backup.get(&job).and_then(|j| j.rpo) {
+            let freshness = Freshness::new(&job, rpo, &sets, now);
+            if let Some(warning) = freshness.warning(now) {
+                text.push_str(&wrapped("  ! ", &warning));
+            }
+            document.jobs.push(freshness);
+        }
         document.sets.extend(sets);
     }
     if args.json {
@@ -79,8 +122,13 @@ fn table(out: &mut String, job: &str, sets: &[Summary], now: DateTime<Utc>) {
             out.push_str(&wrapped("  ! ", &format!("{} is refused: {error}", set.id)));
         }
     }
+    let is_ahead = |s: &&Summary| catalog::is_from_future(s.started, now);
+    let ahead: Vec<String> = sets.iter().filter(is_ahead).map(|s| s.id.clone()).collect();
+    if let Some(warning) = catalog::ahead_warning(&ahead) {
+        out.push_str(&wrapped("  ! ", &warning));
+    }
     // Warnings of old sets are old news.
-    if let Some(newest) = sets.iter().rev().find(|s| s.state == "complete") {
+    if let Some(newest) = sets.iter().rev().find(|s| s.state == "complete" && !is_ahead(s)) {
         for warning in &newest.warnings {
             out.push_str(&wrapped("  ! ", &format!("{}: {warning}", newest.id)));
         }
@@ -186,6 +234,25 @@ mod tests {
         }
         assert!(out.starts_with("job db: 2 sets, 1 refused\n"), "{out}");
         assert!(out.contains("1000.0 MiB  unproven 730d\n"), "{out}");
+    }
+
+    /// A configured promise that nobody compares with what is there is none.
+    #[test]
+    fn a_job_whose_newest_set_is_older_than_its_rpo_is_marked() {
+        let hours = |n: u64| Duration::from_secs(n * 3600);
+        let says = |sets: &[Summary], rpo| Freshness::new("db", rpo, sets, now()).warning(now());
+        // Nine hours old.
+        assert_eq!(says(&[summary(&[])], hours(10)), None);
+        assert_eq!(
+            says(&[summary(&[])], hours(8)).as_deref(),
+            Some("its newest complete set is 9h old; its rpo is 8h")
+        );
+        assert_eq!(says(&[], hours(8)).as_deref(), Some("its rpo is 8h, and it has no complete set"));
+        // A run that failed and a clock that was ahead make no backup young.
+        let (mut failed, mut ahead) = (summary(&[]), summary(&[]));
+        (failed.state, failed.started) = ("failed", now());
+        ahead.started = now() + chrono::TimeDelta::days(300);
+        assert!(says(&[summary(&[]), failed, ahead], hours(8)).is_some());
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::cli::Global;
 use crate::cli::output::{self, wrapped};
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::set::catalog::ahead_warning;
 use crate::shutdown::Shutdown;
 use crate::store::Store;
 
@@ -23,7 +24,7 @@ pub struct Args {
     /// Print the plan and remove nothing
     #[arg(long)]
     dry_run: bool,
-    /// Prune although the newest set is much smaller than usual
+    /// Prune although the newest set lacks a database, or has much less of one than usual
     #[arg(long)]
     accept_shrink: bool,
     /// Print one JSON document
@@ -99,7 +100,7 @@ async fn planned_and_followed(
         let mut job = planned(plan);
         say(text(&job, args.dry_run))?;
         if global.quiet {
-            needs_a_person(&job).iter().for_each(output::say);
+            needs_a_person(&job, plan).iter().for_each(output::say);
         }
         if !args.dry_run {
             follow(plan, &mut job, store, shutdown).await;
@@ -202,11 +203,13 @@ fn planned(plan: &JobPlan) -> Job {
 }
 
 /// What is said even when nothing but errors is wanted: a plan that stays frozen fills the store.
-fn needs_a_person(job: &Job) -> Vec<String> {
+fn needs_a_person(job: &Job, plan: &JobPlan) -> Vec<String> {
+    let ahead: Vec<String> = plan.plan.ahead().map(|d| d.id.clone()).collect();
+    let ahead = ahead_warning(&ahead).map(|warning| format!("job {}: {warning}", job.job));
     let frozen = job.frozen.iter().map(|why| format!("job {}: nothing is removed: {why}", job.job));
     let refused =
         job.refused.iter().map(|r| format!("job {}: {} does not count: {}", job.job, r.id, r.error));
-    frozen.chain(refused).collect()
+    frozen.chain(refused).chain(ahead).collect()
 }
 
 fn text(job: &Job, dry_run: bool) -> String {

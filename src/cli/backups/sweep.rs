@@ -22,8 +22,8 @@ pub struct Args {
     /// has, and what interrupted probes left]
     #[arg(value_name = "JOB")]
     jobs: Vec<String>,
-    /// Only what nothing was written to for so long, by the store's clock
-    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = parse_duration)]
+    /// Only what nothing was written to for so long, by the store's clock; at least 1h
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = parse_age)]
     older_than: Duration,
     /// Print the plan and remove nothing
     #[arg(long)]
@@ -31,6 +31,18 @@ pub struct Args {
     /// Print one JSON document
     #[arg(long)]
     json: bool,
+}
+
+/// A run under way writes nothing that is seen while it plans, waits for locks, or sends a large part.
+const LEAST_AGE: Duration = Duration::from_secs(3600);
+
+fn parse_age(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        age if age < LEAST_AGE => {
+            Err("at least 1h: a run that is under way may write nothing for that long".into())
+        }
+        age => Ok(age),
+    }
 }
 
 #[derive(Debug, Serialize)]

@@ -115,7 +115,7 @@ fn exact_size(bytes: u64) -> String {
 }
 
 /// The same for durations.
-fn exact_duration(seconds: u64) -> String {
+pub fn exact_duration(seconds: u64) -> String {
     match seconds {
         s if s.is_multiple_of(3600) => format!("{}h", s / 3600),
         s if s.is_multiple_of(60) => format!("{}m", s / 60),

@@ -26,7 +26,7 @@ pub struct Contents {
     pub header: Option<Header>,
     /// Version found, known or not.
     pub version: (u8, u8),
-    /// The table of contents, without definitions other than those a proof needs.
+    /// The table of contents; without definitions, only the entries that a proof needs.
     pub entries: Vec<Entry>,
     /// Fingerprints of data blocks by dump id.
     pub data: HashMap<i32, Fingerprint>,
@@ -76,8 +76,10 @@ pub struct Parser {
 }
 
 impl Parser {
-    /// A parser whose row hashes are keyed by `secret`. Definitions are megabytes in a large schema;
-    /// without `keep_definitions` only those that a proof needs stay in memory.
+    /// A parser whose row hashes are keyed by `secret`. Definitions are megabytes in a large schema, and
+    /// up to pg_dump 16 each large object is an entry; without `keep_definitions` only entries that a
+    /// proof, or the choice of tablespaces, needs stay in memory: those with data or in a tablespace,
+    /// sequences' values and the encoding.
     pub fn new(secret: &RowSecret, keep_definitions: bool) -> Self {
         Self {
             state: State::Header,
@@ -299,12 +301,14 @@ impl Parser {
         if entry.has_data && self.promised.insert(entry.dump_id, promise).is_some() {
             return Err(format!("two entries with dump id {}", entry.dump_id));
         }
-        if !self.keep_definitions
-            && !matches!(entry.desc.as_str(), "SEQUENCE SET" | "TABLE DATA" | "ENCODING")
-        {
-            entry.defn = String::new();
-        }
         if !self.keep_definitions {
+            let has_value = matches!(entry.desc.as_str(), "SEQUENCE SET" | "ENCODING");
+            if !has_value && !entry.has_data && entry.tablespace.is_empty() {
+                return Ok(());
+            }
+            if !has_value {
+                entry.defn = String::new();
+            }
             entry.dependencies = Vec::new();
         }
         self.contents.entries.push(entry);

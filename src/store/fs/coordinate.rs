@@ -137,7 +137,7 @@ pub(super) fn replace(
     sync_directory(folder).map_err(|e| explain(e, "sync", folder))
 }
 
-fn lock(root: &Path) -> Result<File, StoreError> {
+pub(super) fn lock(root: &Path) -> Result<File, StoreError> {
     let folder = root.join(TEMPORARY);
     make_directories(root, &folder).map_err(|e| explain(e, "create", &folder))?;
     let path = folder.join(LOCK);

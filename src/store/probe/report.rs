@@ -165,7 +165,11 @@ pub(super) fn warnings(found: &[Capability]) -> Vec<String> {
         );
     }
     if is(Name::List) == State::Denied {
-        warn("this credential may not list: `backups list`, restores and `backups prune` need another one");
+        warn(
+            "this credential may not list: `backups list`, restores and `backups prune` need another one, and a \
+             backup knows no set before it: it names none, is compared with none, and nobody looks whether \
+             its objects are still there before the manifest is written",
+        );
     }
     if is(Name::Delete) == State::Denied {
         warn(

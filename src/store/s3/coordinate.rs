@@ -82,9 +82,15 @@ impl S3Store {
                 page.next_key_marker().map(str::to_owned).filter(|m| !m.is_empty()),
                 page.next_upload_id_marker().map(str::to_owned).filter(|m| !m.is_empty()),
             );
-            // A store that says that there is more, but not from where, would answer the same for ever.
-            if page.is_truncated() != Some(true) || next.0.is_none() || next == after {
+            if page.is_truncated() != Some(true) {
                 break;
+            }
+            // It would answer the same for ever; half a list is not taken for a whole one.
+            if next.0.is_none() || next == after {
+                return Err(StoreError::Unsupported(format!(
+                    "cannot {doing}: {} says that there are more, but not from where",
+                    self.endpoint
+                )));
             }
             after = next;
         }
@@ -127,7 +133,7 @@ impl S3Store {
                 if failure.condition_failed()
                     || (failure.is_not_found() && failure.code != "NoSuchBucket") =>
             {
-                if self.holds(key, &body).await {
+                if self.holds(key, &body).await == Some(true) {
                     return Ok(());
                 }
                 Err(StoreError::Exists(format!("{key} is not what it was in {}", self.place())))

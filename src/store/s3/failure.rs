@@ -73,13 +73,16 @@ impl Failure {
         failure
     }
 
-    /// Whether the condition `If-None-Match: *` was not met.
+    /// Whether the condition of a write was not met.
     pub(super) fn condition_failed(&self) -> bool {
-        matches!(self.status, Some(409 | 412))
-            && matches!(
-                self.code.as_str(),
-                "" | "PreconditionFailed" | "ConditionalRequestConflict" | "OperationAborted"
-            )
+        matches!((self.status, self.code.as_str()), (Some(412), "" | "PreconditionFailed"))
+    }
+
+    /// Whether another write of the same key was under way, so that the condition was not decided: it
+    /// is to be tried again.
+    pub(super) fn is_conflict(&self) -> bool {
+        self.status == Some(409)
+            && matches!(self.code.as_str(), "" | "ConditionalRequestConflict" | "OperationAborted")
     }
 
     /// Whether the store does not know what it was asked.

@@ -89,6 +89,9 @@ impl Failure {
         if self.is_broken() {
             return Verdict::Patiently;
         }
+        if self.is_conflict() {
+            return Verdict::AFewTimes;
+        }
         match self.status {
             Some(501 | 505) => Verdict::Final,
             Some(408 | 429 | 500..) => Verdict::Patiently,
@@ -225,6 +228,9 @@ mod tests {
             (400, "XAmzContentSHA256Mismatch"),
             (400, "IncompleteBody"),
             (403, "RequestTimeTooSkewed"),
+            // "A conflicting operation occurred": nobody has decided anything yet.
+            (409, "ConditionalRequestConflict"),
+            (409, "OperationAborted"),
         ] {
             assert_eq!(answered(status, code), Verdict::AFewTimes, "{status} {code}");
         }

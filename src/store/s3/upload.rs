@@ -259,10 +259,14 @@ impl S3Store {
                 }
                 Err(failure) if condition.is_some() && failure.condition_failed() => {
                     // Only a retry can have met an object of our own; the body is at hand to compare.
-                    if failure.was_retried() && self.holds(key, &body).await {
-                        return Ok(());
+                    if !failure.was_retried() {
+                        return Err(self.exists(key));
                     }
-                    return Err(self.exists(key));
+                    return match self.holds(key, &body).await {
+                        Some(true) => Ok(()),
+                        Some(false) => Err(self.exists(key)),
+                        None => Err(self.in_doubt(key)),
+                    };
                 }
                 Err(failure) => return Err(failure.explain(self, &doing)),
             }
@@ -302,23 +306,23 @@ impl S3Store {
                 }
                 Err(failure) if condition.is_some() && failure.condition_failed() => {
                     // Another writer's object can have the same size: only its content tells.
-                    let ours = failure.was_retried()
-                        && matches!(
-                            self.compare(key, &expected).await?,
-                            Comparison::Same { by_content: true }
-                        );
-                    return if ours { Ok(()) } else { Err(self.exists(key)) };
+                    if !failure.was_retried() {
+                        return Err(self.exists(key));
+                    }
+                    return match self.compare(key, &expected).await? {
+                        Comparison::Same { by_content: true } => Ok(()),
+                        Comparison::Same { by_content: false } | Comparison::Unreadable => {
+                            Err(self.in_doubt(key))
+                        }
+                        Comparison::Different(_) => Err(self.exists(key)),
+                    };
                 }
                 // The upload is gone: the first attempt completed it, or somebody aborted it.
                 Err(failure) if failure.code == "NoSuchUpload" && failure.was_retried() => {
                     return match self.compare(key, &expected).await? {
                         Comparison::Same { .. } => Ok(()),
                         Comparison::Different(_) => Err(failure.explain(self, &doing)),
-                        Comparison::Unreadable => Err(StoreError::Other(format!(
-                            "cannot tell whether {key} was written: the answer of {} was lost, and the \
-                             credential may not read it back",
-                            self.endpoint
-                        ))),
+                        Comparison::Unreadable => Err(self.in_doubt(key)),
                     };
                 }
                 Err(failure) => return Err(failure.explain(self, &doing)),
@@ -330,11 +334,23 @@ impl S3Store {
         StoreError::Exists(format!("{key} exists already in {}", self.place()))
     }
 
-    /// Whether a key holds exactly these bytes; no, where it cannot be read.
-    pub(super) async fn holds(&self, key: &str, body: &Bytes) -> bool {
+    fn in_doubt(&self, key: &str) -> StoreError {
+        StoreError::InDoubt(format!(
+            "cannot tell whether {key} was written: the answer of {} was lost, there is an object now, and \
+             whether it is this one cannot be read back",
+            self.endpoint
+        ))
+    }
+
+    /// Whether a key holds exactly these bytes; unknown, where it cannot be read.
+    pub(super) async fn holds(&self, key: &str, body: &Bytes) -> Option<bool> {
         use crate::store::Store as _;
         // One byte more than ours, so that a longer object is noticed.
-        matches!(self.read(key, 0..body.len() as u64 + 1).await, Ok(found) if found == *body)
+        match self.read(key, 0..body.len() as u64 + 1).await {
+            Ok(found) => Some(found == *body),
+            Err(StoreError::NotFound(_)) => Some(false),
+            Err(_) => None,
+        }
     }
 
     /// After the store said yes: does it hold what was sent, as far as the credential may look?

@@ -1,6 +1,7 @@
 //! What the catalog finds, believes and refuses.
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
+use futures_util::StreamExt;
 use opsd::error::Kind;
 use opsd::set::catalog::{self, Selector, Signature, State};
 use opsd::set::verification::Verdict;
@@ -70,6 +71,27 @@ async fn the_latest_is_by_the_manifests_time_not_by_name() {
     let old = "20291231T000000Z-0000";
     repository.set_as(old, &manifest("2026-11-01T03:00:00Z", old)).await;
     assert_eq!(find(&repository, &[], "latest").await.unwrap(), "20261102T030000Z-0000");
+}
+
+/// The clock of the host was once ahead: that set was the latest for ever.
+#[tokio::test]
+async fn a_set_from_the_future_is_the_latest_only_where_there_is_no_other() {
+    let repository = Repository::memory();
+    let started = |time: DateTime<Utc>| time.format("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let later = repository.set(&started(Utc::now() + TimeDelta::days(90))).await;
+    assert_eq!(find(&repository, &[], "latest").await.unwrap(), later);
+    let real = repository.set(&started(Utc::now() - TimeDelta::hours(3))).await;
+    assert_eq!(find(&repository, &[], "latest").await.unwrap(), real);
+    assert_eq!(find(&repository, &[], &later).await.unwrap(), later);
+    let newest = catalog::newest_complete(&*repository.store, SITE, JOB, Utc::now()).await.unwrap();
+    assert_eq!((newest.id, newest.ahead), (Some(real.clone()), vec![later]));
+    // Refused, and dated like that: it does not stand in the way of the others either.
+    let id = format!("{}-0000", (Utc::now() + TimeDelta::days(91)).format("%Y%m%dT%H%M%SZ"));
+    repository.put(&format!("{SITE}/{JOB}/{id}/manifest.json"), "{}").await;
+    assert_eq!(find(&repository, &[], "latest").await.unwrap(), real);
+    // Clocks differ by a little: that is no future.
+    let young = repository.set(&started(Utc::now() + TimeDelta::minutes(2))).await;
+    assert_eq!(find(&repository, &[], "latest").await.unwrap(), young);
 }
 
 #[tokio::test]
@@ -284,7 +306,7 @@ async fn a_thousand_sets_are_one_listing_and_what_they_say_of_themselves() {
         [Operation::List, Operation::Read, Operation::Head].map(never).to_vec(),
     );
     let entries = catalog::sets(&store, SITE, JOB).await.unwrap();
-    let sets = catalog::load_all(&store, &[], entries).await;
+    let sets: Vec<_> = catalog::load_each(&store, &[], entries).collect().await;
     assert_eq!(sets.len(), 1000);
     // A manifest and a record each, and nothing of the other objects.
     assert_eq!(store.calls(), [1, 2000, 0]);

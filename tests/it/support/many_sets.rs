@@ -11,7 +11,7 @@ use serde_json::json;
 use super::opsd::Opsd;
 
 /// A manifest as a nightly backup of two databases writes it.
-fn manifest(id: &str, started: DateTime<Utc>, previous: Option<&str>) -> Vec<u8> {
+pub fn manifest(id: &str, started: DateTime<Utc>, previous: Option<&str>) -> Vec<u8> {
     let object = |key: &str| json!({ "key": key, "size": 64, "sha256": seal::sha256_hex(key.as_bytes()) });
     let stream = |name: &str, key: String| json!({ "name": name, "plain_size": 1_000_000, "objects": [object(&key)], "seconds": 1.5 });
     let database = |name: &str| {

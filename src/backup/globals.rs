@@ -1,0 +1,105 @@
+//! Roles, their memberships and settings: dumped beside the first database's snapshot, and where there
+//! are several databases once more beside the last one's.
+//!
+//! Databases are dumped one after another, over hours, and each may name a role that was made or dropped
+//! meanwhile. The later dump is kept; roles that only the earlier one has are added to it, because the
+//! first database may need them.
+//!
+//! Deliberately absent: a parser of SQL. pg_dumpall writes a statement a line; a role whose name holds a
+//! newline and that vanishes in these hours is not found.
+
+use std::time::Duration;
+
+use super::Source;
+use crate::config::libpq::dbname_argument;
+use crate::error::{Context, Result};
+use crate::process;
+
+/// How long pg_dumpall may take for roles alone.
+const TIMEOUT: Duration = Duration::from_secs(300);
+/// Bytes of role definitions that are held in memory; a hundred thousand roles fit.
+const LIMIT: u64 = 64 << 20;
+
+/// Roles and their settings. A role that may not read passwords still saves the rest.
+pub(super) async fn dump(source: &Source<'_>, warnings: &mut Vec<String>) -> Result<Vec<u8>> {
+    let dumped = match pg_dumpall(source, &[]).await {
+        Err(error) if error.to_string().contains("pg_authid") => {
+            let warning = "roles are saved without their passwords: the role may not read pg_authid";
+            add(warnings, warning.to_owned());
+            pg_dumpall(source, &["--no-role-passwords"]).await
+        }
+        other => other,
+    };
+    let (sql, said) = dumped.context("cannot dump roles")?;
+    said.into_iter().for_each(|warning| add(warnings, warning));
+    Ok(sql)
+}
+
+/// Dumped twice, warned once.
+fn add(warnings: &mut Vec<String>, warning: String) {
+    if !warnings.contains(&warning) {
+        warnings.push(warning);
+    }
+}
+
+async fn pg_dumpall(source: &Source<'_>, more: &[&str]) -> Result<(Vec<u8>, Vec<String>)> {
+    let connection = &source.postgres.connection;
+    let mut command =
+        source.tools.command("pg_dumpall", connection, &connection.dbname, &source.application_name)?;
+    command.args(["--globals-only", "--no-password"]);
+    // pg_dumpall reads this as a connection string, so an odd name must be quoted within one.
+    command.arg(format!("--database={}", dbname_argument(&connection.dbname)));
+    command.args(more);
+    let (exit, sql) = process::output("pg_dumpall", command, TIMEOUT, LIMIT).await?;
+    exit.check()?;
+    Ok((sql, exit.stderr_lines()))
+}
+
+/// The later dump, and what the earlier one says of roles that are gone since.
+pub(super) fn merged(earlier: &[u8], later: Vec<u8>) -> Vec<u8> {
+    let lines = |sql| String::from_utf8_lossy(sql).lines().map(str::to_owned).collect::<Vec<_>>();
+    let (before, after) = (lines(earlier), lines(&later));
+    let role = |line: &str, verb: &str| {
+        let rest = line.strip_prefix(verb)?.strip_prefix(" ROLE ")?;
+        let end = match rest.strip_prefix('"') {
+            // A quote within a name is doubled.
+            Some(quoted) => quoted.replace("\"\"", "__").find('"')? + 2,
+            None => rest.find([' ', ';'])?,
+        };
+        rest.get(..end).map(str::to_owned)
+    };
+    let created = |lines: &[String]| lines.iter().filter_map(|l| role(l, "CREATE")).collect::<Vec<String>>();
+    let still = created(&after);
+    let gone: Vec<String> = created(&before).into_iter().filter(|name| !still.contains(name)).collect();
+    if gone.is_empty() {
+        return later;
+    }
+    let is_gone = |line: &&String| {
+        role(line, "CREATE").or_else(|| role(line, "ALTER")).is_some_and(|name| gone.contains(&name))
+    };
+    let mut sql = later;
+    sql.extend_from_slice(b"\n-- Dropped while the backup was made, after the first database's snapshot:\n");
+    for line in before.iter().filter(is_gone) {
+        sql.extend_from_slice(line.as_bytes());
+        sql.push(b'\n');
+    }
+    sql
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_role_made_or_dropped_between_two_databases_is_saved() {
+        let earlier = "\\restrict a\nCREATE ROLE app;\nALTER ROLE app WITH LOGIN;\nCREATE ROLE \"o\"\"ld one\";\n\
+                       ALTER ROLE \"o\"\"ld one\" WITH NOLOGIN;\n\\unrestrict a\n";
+        let later = "\\restrict b\nCREATE ROLE app;\nALTER ROLE app WITH NOLOGIN;\nCREATE ROLE new;\n\\unrestrict b\n";
+        let both = String::from_utf8(merged(earlier.as_bytes(), later.into())).unwrap();
+        let added = both.strip_prefix(later).unwrap();
+        let statements: Vec<&str> = added.lines().filter(|l| !l.is_empty() && !l.starts_with("--")).collect();
+        assert_eq!(statements, ["CREATE ROLE \"o\"\"ld one\";", "ALTER ROLE \"o\"\"ld one\" WITH NOLOGIN;"]);
+        // Nothing vanished: the later one as it is.
+        assert_eq!(merged(b"CREATE ROLE app;\n", later.into()), later.as_bytes());
+    }
+}
