@@ -134,7 +134,8 @@ fn documents_have_these_keys_and_values_that_others_count() {
 
     let run = opsd.ok(&["backups", "list", "--json"]);
     let document = run.json();
-    assert_eq!(keys(&document), ["sets", "site"]);
+    assert_eq!(keys(&document), ["jobs", "sets", "site"]);
+    assert_eq!(keys(&document["jobs"][0]), ["job", "newest", "overdue", "rpo_seconds"]);
     let listed = &document["sets"][0];
     // Here it is what the set takes in the store, its records included.
     let taken: u64 = opsd.repository_files().iter().map(size).sum();
