@@ -31,6 +31,7 @@ fn site() -> (&'static Server, Opsd, String) {
     );
     let mut opsd = Opsd::new(server, &[&database]);
     opsd.job.set("large_table", quoted("64KiB")).set("exclude_table_data", quoted_list(&["public.sessions"]));
+    opsd.job.set("rpo", quoted("24h"));
     opsd.verify.set("assert", quoted_list(&["select count(*) = 600 from big"]));
     (server, opsd, database)
 }

@@ -64,9 +64,11 @@ fn a_full_disk_at_any_write_is_an_error_and_leaves_no_set() {
             assert_eq!(run.code, Some(1), "{kib} KiB: {run}");
             assert!(run.stderr.contains("No space left on device"), "{kib} KiB: {run}");
             assert!(!has_set, "{kib} KiB: {run}");
-            // What there is room for again is used for nothing but to say so.
+            // What there is room for again is used for nothing but to say so. Once the manifest was on its
+            // way, though, nothing is touched: `opsd backups sweep` takes it.
             let left: Vec<&str> = run.stdout.lines().filter(|l| !l.ends_with("/failed.json")).collect();
-            assert!(left.is_empty(), "{kib} KiB: {left:?} in {run}");
+            let was_publishing = left.iter().any(|l| l.ends_with("/manifest.json.minisig"));
+            assert!(left.is_empty() || was_publishing, "{kib} KiB: {left:?} in {run}");
         }
     }
     assert!(full > 1 && made > 0, "{full} of {steps} were full");
