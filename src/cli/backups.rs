@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::set::catalog::{Entry, Loaded};
 use crate::set::manifest::{Manifest, ProofState};
+use crate::set::verification::Verdict;
 use crate::shutdown::Shutdown;
 use crate::store::lease::{self, Acquired};
 use crate::store::{self, Store};
@@ -106,6 +107,9 @@ struct Summary {
     verified: Option<SummaryVerified>,
     signature: Option<&'static str>,
     warnings: Vec<String>,
+    /// Everything it names is there, and no rehearsal said that it differs.
+    #[serde(skip)]
+    is_usable: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -150,6 +154,7 @@ impl Summary {
             verified: None,
             signature: None,
             warnings: Vec::new(),
+            is_usable: false,
         }
     }
 
@@ -181,6 +186,8 @@ impl Summary {
             }),
             signature: Some(set.signature.as_str()),
             warnings: some_warnings(set),
+            is_usable: set.missing().is_empty()
+                && set.verified().is_none_or(|v| v.verdict != Verdict::Differs),
         }
     }
 }

@@ -453,7 +453,15 @@ pub async fn find(
     job: &str,
     selector: &Selector,
 ) -> Result<Loaded> {
-    let now = Utc::now();
+    // The clock of the host where one restores may be behind, and sets must not look as if they came from
+    // the future for that.
+    let now = match store.now().await {
+        Ok(theirs) => theirs.max(Utc::now()),
+        Err(error) => {
+            tracing::debug!("{} does not tell its time: {error}", store.describe());
+            Utc::now()
+        }
+    };
     let entries = sets(store, site, job).await?;
     if entries.is_empty() {
         return Err(Error::new(format!("no set of job {job:?} of site {site:?} in {}", store.describe()))

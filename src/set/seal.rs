@@ -91,7 +91,7 @@ fn block_size(level: i32) -> usize {
 
 /// A writer and the channel its pieces come out of.
 pub fn seal(options: &SealOptions) -> Result<(SealWriter, mpsc::Receiver<Piece>)> {
-    let (sender, receiver) = mpsc::channel(parts::PARTS);
+    let (sender, receiver) = mpsc::channel(1);
     let parts = PartWriter::new(sender, options.part_size);
     let segments = Segments {
         recipients: options.recipients.clone(),

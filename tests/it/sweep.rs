@@ -35,9 +35,15 @@ async fn unfinished(opsd: &Opsd, key: &str) -> String {
     let before = files(opsd);
     let mut upload = store.begin(key, false).await.unwrap();
     upload.put_part(Bytes::from_static(b"half")).await.unwrap();
-    std::mem::forget(upload);
     let made: Vec<String> = files(opsd).difference(&before).cloned().collect();
     assert_eq!(made.len(), 1, "{made:?}");
+    // Its writer lives: however old it looks, nobody takes it.
+    let path = opsd.path("repository").join(&made[0]);
+    let listed = store.unfinished("").await.unwrap();
+    assert!(listed.iter().all(|upload| !made[0].ends_with(&upload.id)), "{listed:?}");
+    // A killed writer's has no lock any more.
+    drop(upload);
+    std::fs::write(&path, "half").unwrap();
     made[0].clone()
 }
 

@@ -47,7 +47,8 @@ struct Freshness {
 
 impl Freshness {
     fn new(job: &str, rpo: Duration, sets: &[Summary], now: DateTime<Utc>) -> Self {
-        let counts = |s: &&Summary| s.state == "complete" && !catalog::is_from_future(s.started, now);
+        let counts =
+            |s: &&Summary| s.state == "complete" && s.is_usable && !catalog::is_from_future(s.started, now);
         let newest = sets.iter().filter(counts).map(|s| s.started).max();
         let overdue = newest.is_none_or(|time| (now - time).to_std().is_ok_and(|age| age > rpo));
         Self { job: job.to_owned(), rpo_seconds: rpo.as_secs(), newest, overdue }
@@ -219,6 +220,7 @@ mod tests {
             }),
             signature: Some("trusted"),
             warnings: vec!["pg_dump: warning: ".repeat(12)],
+            is_usable: true,
         }
     }
 
@@ -252,7 +254,10 @@ mod tests {
         let (mut failed, mut ahead) = (summary(&[]), summary(&[]));
         (failed.state, failed.started) = ("failed", now());
         ahead.started = now() + chrono::TimeDelta::days(300);
-        assert!(says(&[summary(&[]), failed, ahead], hours(8)).is_some());
+        // Nor does one of which an object is gone.
+        let mut broken = summary(&[]);
+        (broken.is_usable, broken.started) = (false, now());
+        assert!(says(&[summary(&[]), failed, ahead, broken], hours(8)).is_some());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use std::io::{self, Write};
 use std::sync::mpsc as buffers;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -13,7 +14,13 @@ use super::{Piece, hex};
 
 /// Parts of a stream that exist at the same time: one is filled while two are on their way. This is what
 /// a stream costs in memory; whoever fills waits until one comes back.
-pub(super) const PARTS: usize = 3;
+const PARTS: usize = 3;
+/// How long to wait for a part's memory. An attempt that was given up, on a connection that nobody closes,
+/// keeps its part; then there is one more.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How often to look whether anybody still wants parts.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// The memory of a stream's parts. It is used again and again: what an allocator gets back in pieces of
 /// megabytes from another thread it seldom gives to the system.
 struct Buffers {
@@ -30,15 +37,16 @@ impl Buffers {
         Self { size, left: PARTS, returned, give_back }
     }
 
-    /// An empty buffer; waits for one.
-    fn take(&mut self) -> Vec<u8> {
+    /// An empty buffer; waits for one, but neither for ever nor for nobody.
+    fn take(&mut self, patience: Duration, is_wanted: impl Fn() -> bool) -> Vec<u8> {
         if let Ok(buffer) = self.returned.try_recv() {
             return buffer;
         }
-        if self.left == 0
-            && let Ok(buffer) = self.returned.recv()
-        {
-            return buffer;
+        let begun = Instant::now();
+        while self.left == 0 && begun.elapsed() < patience && is_wanted() {
+            if let Ok(buffer) = self.returned.recv_timeout(LOOK.min(patience)) {
+                return buffer;
+            }
         }
         self.left = self.left.saturating_sub(1);
         Vec::with_capacity(self.size)
@@ -112,7 +120,7 @@ impl Write for PartWriter {
         let taken = buf.len();
         while !buf.is_empty() {
             if self.part.capacity() == 0 {
-                self.part = self.buffers.take();
+                self.part = self.buffers.take(PATIENCE, || !self.sender.is_closed());
             }
             let (now, later) = buf.split_at(buf.len().min(self.part_size - self.part.len()));
             self.part.extend_from_slice(now);
@@ -127,5 +135,23 @@ impl Write for PartWriter {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A connection that is neither read nor closed keeps what it was given: three of them, and a backup
+    /// waited for ever.
+    #[test]
+    fn memory_that_does_not_come_back_is_not_waited_for_without_end() {
+        let mut buffers = Buffers::new(10);
+        let kept: Vec<Vec<u8>> = (0..PARTS).map(|_| buffers.take(PATIENCE, || true)).collect();
+        assert_eq!(buffers.take(Duration::from_millis(1), || true).capacity(), 10);
+        assert_eq!(buffers.take(PATIENCE, || false).capacity(), 10, "the upload has failed");
+        let part = Part { bytes: kept[0].clone(), give_back: buffers.give_back.clone() };
+        drop(part);
+        assert!(buffers.take(PATIENCE, || true).is_empty());
     }
 }

@@ -82,6 +82,10 @@ pub(super) fn unfinished(root: &Path, prefix: &str) -> Result<Vec<Unfinished>, S
         let Some(key) = key_of(&id).filter(|key| !key.is_empty() && key.starts_with(prefix)) else {
             continue;
         };
+        // Its writer lives, whatever the clocks say.
+        if super::is_held(&entry.path()) {
+            continue;
+        }
         // One that was finished meanwhile has no time any more.
         let Ok(modified) = entry.metadata().and_then(|m| m.modified()) else { continue };
         found.push(Unfinished { key, id, started: modified.into() });

@@ -452,9 +452,6 @@ impl S3Store {
                 .set_checksum_crc32(crc32.clone())
                 .body(ByteStream::from(part.clone()))
                 .customize();
-            // The signature covers the checksum, and the manifest holds the whole object's SHA-256: a
-            // second one of every part, for the signature alone, would guard nothing more.
-            let request = if crc32.is_some() { request.disable_payload_signing() } else { request };
             let (part, crc32) = (&part, crc32.as_deref());
             async move {
                 let answer = attempt.send_body(part, |metered| request.interceptor(metered).send()).await?;
