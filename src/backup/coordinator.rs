@@ -76,14 +76,15 @@ pub async fn preview(
 ) -> Result<Plan> {
     let session = connect_bounded(connection, database, application_name).await?;
     keep_open(&session).await?;
-    let inventory = inventory::read(&session.client).await?;
+    let inventory = inventory::read(&session.client, None).await?;
     let capacity = inventory::capacity(&session.client).await?;
     plan(database, &inventory, capacity, in_recovery, job)
 }
 
 /// No statement may wait for a lock without end: even a table's size is behind one.
 async fn connect_bounded(connection: &Connection, database: &str, application_name: &str) -> Result<Session> {
-    let settings = [("lock_timeout", LOCK_PATIENCE_SETTING), ("lc_monetary", MONETARY)];
+    // A list of many tables looks expensive enough to be compiled, which takes longer than it.
+    let settings = [("lock_timeout", LOCK_PATIENCE_SETTING), ("lc_monetary", MONETARY), ("jit", "off")];
     connect_with(connection, Some(database), application_name, &settings).await?.without_conversion().await
 }
 
@@ -166,7 +167,7 @@ async fn attempt_snapshot(
     version: u32,
 ) -> Result<Attempt> {
     let client = &session.client;
-    let before = inventory::read(client).await?;
+    let before = inventory::read(client, None).await?;
     let capacity: Capacity = inventory::capacity(client).await?;
     let lock_first = plan(database, &before, capacity, in_recovery, job)?.lock_first;
 
@@ -184,7 +185,7 @@ async fn attempt_snapshot(
     }
     let row = client.query_one("SELECT pg_export_snapshot()", &[]).await.map_err(error);
     let snapshot: String = row.context("cannot export a snapshot")?.get(0);
-    let inventory = match inventory::read(client).await {
+    let inventory = match inventory::read(client, Some(&before)).await {
         // Even a table's size is behind its lock.
         Err(failure) if lock_first && failure.to_string().contains(LOCK_NOT_AVAILABLE) => {
             client.batch_execute("ROLLBACK").await.map_err(error)?;

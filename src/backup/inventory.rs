@@ -3,7 +3,7 @@
 //!
 //! Every query is schema-qualified by an empty search_path and works from PostgreSQL 13 on.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use tokio_postgres::Client;
@@ -138,20 +138,23 @@ pub struct Properties {
     pub own: properties::Properties,
 }
 
-/// Tables and sequences, as the session's snapshot (or, outside a transaction, now) has them.
-pub async fn read(client: &Client) -> Result<Inventory> {
+/// Tables and sequences, as the session's snapshot (or, outside a transaction, now) has them. Sizes of
+/// tables that are known already are not asked for again: the server looks at several files for each.
+pub async fn read(client: &Client, known: Option<&Inventory>) -> Result<Inventory> {
+    let sizes: HashMap<u32, u64> =
+        known.into_iter().flat_map(|k| &k.tables).map(|table| (table.oid, table.size)).collect();
     let tables = client
         .query(
             "SELECT c.oid, n.nspname, c.relname, c.relkind = 'p', c.relpersistence = 'u',
                     EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
                             AND d.objid = c.oid AND d.deptype = 'e'),
                     (SELECT i.inhparent FROM pg_inherits i WHERE i.inhrelid = c.oid AND c.relispartition),
-                    coalesce(pg_table_size(c.oid), 0),
+                    CASE WHEN $1 THEN coalesce(pg_table_size(c.oid), 0) ELSE 0 END,
                     has_table_privilege(c.oid, 'SELECT'), row_security_active(c.oid)
                FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
               WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
               ORDER BY n.nspname, c.relname",
-            &[],
+            &[&known.is_none()],
         )
         .await
         .map_err(error)
@@ -166,7 +169,11 @@ pub async fn read(client: &Client) -> Result<Inventory> {
             is_unlogged: row.get(4),
             is_extension_member: row.get(5),
             partition_of: row.get(6),
-            size: u64::try_from(row.get::<_, i64>(7)).unwrap_or(0),
+            // What was made since then is small.
+            size: sizes
+                .get(&row.get::<_, u32>(0))
+                .copied()
+                .unwrap_or_else(|| u64::try_from(row.get::<_, i64>(7)).unwrap_or(0)),
             // A table dropped meanwhile has neither privileges nor policies; the lists are compared later.
             is_readable: row.get::<_, Option<bool>>(8).unwrap_or(true),
             has_active_row_security: row.get::<_, Option<bool>>(9).unwrap_or(false),

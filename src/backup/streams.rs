@@ -67,7 +67,8 @@ pub async fn start(dump: Dump<'_>, snapshot: &str, archives: &[Archive]) -> Resu
     let Dump { tools, connection, database, application_name } = dump;
     let mut connection = connection.clone();
     let own = connection.options.take().map(|own| format!("{own} ")).unwrap_or_default();
-    connection.options = Some(format!("{own}-c lc_monetary={MONETARY}"));
+    // pg_dump's questions about many tables look worth compiling, and are not.
+    connection.options = Some(format!("{own}-c lc_monetary={MONETARY} -c jit=off"));
     let mut children = Vec::new();
     for archive in archives {
         let mut command = tools.command("pg_dump", &connection, database, application_name)?;
