@@ -69,6 +69,7 @@ fn is_elsewhere(message: &str) -> bool {
         || message.split_once("could not open ").is_some_and(|(_, what)| what.contains("file"))
 }
 
+const QUERY: &str = "could not execute query: ";
 const REFUSED: &str = "could not execute query: ERROR:";
 const ROWS_REFUSED: &str = "COPY failed for table";
 
@@ -157,13 +158,58 @@ pub fn masked(message: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
+/// What may be said of a message that is of somebody's own choosing.
+const RAISED: &str = "raised by a function of the database";
+
+/// What a server's context begins with where none but its own words are in the message: any other line
+/// (`PL/pgSQL function …`, a traceback, another language's word for the same) tells of code of the
+/// database's.
+const PLAIN: [&str; 8] = [
+    "COPY ",
+    "JSON data, line ",
+    "SQL function \"",
+    "SQL statement \"",
+    "line ",
+    "parallel worker",
+    "portal \"",
+    "while ",
+];
+
 /// The same for a message whose context is known: what a function raises is of its author's choosing,
 /// and usually has values in it.
 pub fn masked_in(message: &str, context: &str) -> String {
-    if context.lines().any(|line| line.trim_end().ends_with(" at RAISE")) {
-        return "raised by a function of the database".to_owned();
+    let is_plain = |line: &str| line.is_empty() || PLAIN.iter().any(|begin| line.starts_with(begin));
+    if context.lines().all(|line| is_plain(line.trim_end())) { masked(message) } else { RAISED.to_owned() }
+}
+
+/// The same for what pg_restore quotes, with the lines that follow. A server that does not speak English
+/// is not understood, and not repeated.
+fn masked_text(text: &str, details: &str) -> String {
+    let said = if let Some(said) = text.strip_prefix(QUERY) {
+        Some((QUERY.len(), said))
+    } else if text.starts_with(ROWS_REFUSED) {
+        text.split_once("\": ").map(|(before, said)| (before.len() + 3, said))
+    } else {
+        text.split_once("ERROR:  ").map(|(before, _)| (before.len(), &text[before.len()..]))
+    };
+    let Some((at, said)) = said else { return masked(text) };
+    let before = masked(&text[..at]);
+    match said.split_once(":  ") {
+        Some((severity @ ("ERROR" | "FATAL" | "PANIC"), said)) => {
+            // What it says of rows comes first, and may hold any line.
+            let begin = details.lines().position(|line| line.starts_with("CONTEXT:  "));
+            let context = begin.map_or_else(String::new, |begin| {
+                let lines = details.lines().skip(begin);
+                let lines = lines.map(|line| line.strip_prefix("CONTEXT:  ").unwrap_or(line));
+                lines.collect::<Vec<_>>().join("\n")
+            });
+            let is_cut = details.lines().any(|l| l.starts_with("… ") && l.ends_with(" bytes left out …"));
+            let said = if is_cut { RAISED.to_owned() } else { masked_in(said, &context) };
+            format!("{before}{severity}:  {said}")
+        }
+        Some(_) => format!("{before}an error in another language than English"),
+        None => format!("{before}{}", masked(said)),
     }
-    masked(message)
 }
 
 /// Every error in what pg_restore wrote, in order. What follows an error's own line belongs to it until
@@ -182,12 +228,12 @@ pub fn complaints(stderr: &str, entries: &[Entry]) -> Vec<Complaint> {
         if HARMLESS.iter().any(|(error, command)| *error == line && *command == rest.trim()) {
             continue;
         }
-        let (context, command) = rest.split_once("Command was: ").unwrap_or((&rest, ""));
-        let message = match text.split_once("ERROR:  ") {
-            // The command's own text was raised by nobody.
-            Some((before, said)) => format!("{}ERROR:  {}", masked(before), masked_in(said, context)),
-            None => masked(text),
-        };
+        // The last one: what a function raises may have such a line, too. A COPY has none.
+        let at =
+            if text.starts_with(ROWS_REFUSED) { None } else { format!("\n{rest}").rfind("\nCommand was: ") };
+        let (details, command) = rest.split_at(at.unwrap_or(rest.len()));
+        let command = command.strip_prefix("Command was: ").unwrap_or_default();
+        let message = masked_text(text, details);
         let is_refused = text.starts_with(REFUSED) || text.starts_with(ROWS_REFUSED);
         let fault = if !is_refused || ENVIRONMENT.iter().any(|needle| text.contains(needle)) {
             Fault::Trouble
@@ -477,6 +523,44 @@ pg_restore: warning: errors ignored on restore: 3
         ] {
             assert_eq!(masked(message), expected);
         }
+    }
+
+    /// As PostgreSQL 15 says it of functions in each language, of a server in German, and cut.
+    #[test]
+    fn what_a_function_says_is_never_repeated() {
+        const ASSERT: &str = "PL/pgSQL function public.f(text) line 1 at ASSERT";
+        let query = "could not execute query: ";
+        for (message, details) in [
+            ("ERROR:  bad email c4nary", format!("CONTEXT:  {ASSERT}")),
+            ("ERROR:  bad email c4nary", format!("CONTEXT:  SQL function \"g\" statement 1\n{ASSERT}")),
+            ("ERROR:  bad email c4nary", format!("DETAIL:  x\nCommand was: JOHN C4NARY\nCONTEXT:  {ASSERT}")),
+            ("ERROR:  bad email c4nary", format!("DETAIL:  x\nCONTEXT:  COPY t\nCONTEXT:  {ASSERT}")),
+            (
+                "ERROR:  ValueError: bad email c4nary",
+                "CONTEXT:  Traceback (most recent call last):\n  PL/Python function \"f\", line 1, in <module>\n\
+                    raise ValueError(c4nary)\nPL/Python function \"f\"".into(),
+            ),
+            ("ERROR:  bad email c4nary at line 1.", "CONTEXT:  PL/Perl function \"f\"".into()),
+            ("ERROR:  c4nary", "CONTEXT:  c4nary\n    while executing\n\"error c4nary\"".into()),
+            ("FEHLER:  c4nary", "CONTEXT:  PL/pgSQL-Funktion public.f(text) Zeile 1 bei RAISE".into()),
+            ("FEHLER:  c4nary ERROR:  c4nary", "ZUSAMMENHANG:  PL/pgSQL-Funktion f() Zeile 1".into()),
+            ("ERROR:  bad email c4nary", "DETAIL:  x\n… 100 bytes left out …".into()),
+        ] {
+            for (before, after) in [(query, "\nCommand was: CREATE INDEX i ON public.t;\n"), ("COPY failed for table \"t\": ", "\n")] {
+                let stderr = format!("pg_restore: error: {before}{message}\n{details}{after}");
+                let found = complaints(&stderr, &[]);
+                assert_eq!(found.len(), 1, "{stderr}");
+                let said = found[0].to_string();
+                assert!(!said.to_lowercase().contains("c4nary"), "{said}: {stderr}");
+                assert_eq!(said.starts_with("CREATE INDEX"), before == query, "{said}");
+            }
+        }
+        let plain = "CONTEXT:  COPY t, line 1, column a: \"c4nary\"\nSQL function \"f\" during startup";
+        let stderr =
+            format!("pg_restore: error: COPY failed for table \"t\": ERROR:  value too long\n{plain}\n");
+        assert!(complaints(&stderr, &[])[0].message.ends_with("ERROR:  value too long"));
+        let lost = "pg_restore: error: could not execute query: server closed the connection unexpectedly\n";
+        assert!(complaints(lost, &[])[0].message.ends_with("server closed the connection unexpectedly"));
     }
 
     #[test]
