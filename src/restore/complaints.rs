@@ -215,6 +215,12 @@ fn masked_text(text: &str, details: &str) -> String {
 /// Every error in what pg_restore wrote, in order. What follows an error's own line belongs to it until
 /// pg_restore speaks again, and none of that is kept; but the statement tells which of `entries` it was.
 pub fn complaints(stderr: &str, entries: &[Entry]) -> Vec<Complaint> {
+    taken_apart(stderr, entries).1
+}
+
+/// The same, behind what it complained of and is harmless.
+fn taken_apart(stderr: &str, entries: &[Entry]) -> (Vec<String>, Vec<Complaint>) {
+    let mut warnings = Vec::new();
     const ERROR: &str = "pg_restore: error: ";
     let mut found = Vec::new();
     let mut lines = stderr.lines().peekable();
@@ -226,6 +232,7 @@ pub fn complaints(stderr: &str, entries: &[Entry]) -> Vec<Complaint> {
             rest.push('\n');
         }
         if HARMLESS.iter().any(|(error, command)| *error == line && *command == rest.trim()) {
+            warnings.push(line.to_owned());
             continue;
         }
         // The last one: what a function raises may have such a line, too. A COPY has none.
@@ -251,7 +258,7 @@ pub fn complaints(stderr: &str, entries: &[Entry]) -> Vec<Complaint> {
             complaint.fault = Fault::Elsewhere;
         }
     }
-    found
+    (warnings, found)
 }
 
 /// The entry that a statement makes, else the statement's first words, which are SQL's.
@@ -327,9 +334,9 @@ pub fn judge_all(
         Ok(warnings) => return Ok((warnings, Vec::new())),
         Err(error) => error,
     };
-    let found = complaints(&exit.stderr, entries);
+    let (warnings, found) = taken_apart(&exit.stderr, entries);
     if exit.status.code() == Some(1) && !found.is_empty() && may_fail(&found) {
-        return Ok((Vec::new(), found));
+        return Ok((warnings, found));
     }
     Err(error)
 }
@@ -579,6 +586,14 @@ pg_restore: warning: errors ignored on restore: 3
             "{one}could not connect to server \"far\"\n{one}materialized view \"a\" has not been populated\n"
         );
         assert!(complaints(&both, &[]).iter().all(|c| c.fault == Fault::Elsewhere));
+    }
+
+    #[test]
+    fn what_is_harmless_is_told_beside_what_is_forgiven() {
+        let one = "pg_restore: error: could not execute query: ERROR:  could not open stop-word file \"/x.stop\": No such file\nCommand was: CREATE TEXT SEARCH DICTIONARY public.d;\n\n\n";
+        let stderr = format!("{TIMEOUT}{one}{}", ignored(2));
+        let (warnings, failed) = judge_all(&exit(1, &stderr), &[], |_| true).unwrap();
+        assert_eq!((warnings.as_slice(), failed.len()), (&[HARMLESS_TIMEOUT.to_owned()][..], 1));
     }
 
     #[test]
