@@ -49,24 +49,44 @@ impl std::fmt::Display for Complaint {
 }
 
 /// What a server says when it is in trouble itself.
-const ENVIRONMENT: [&str; 9] = [
+const ENVIRONMENT: [&str; 10] = [
     "No space left on device",
+    "Too many open files",
     "could not extend file",
     "could not open extension control file",
-    "could not open file \"base/",
     "could not access file",
     "could not load library",
     "out of memory",
     "out of shared memory",
+    "temporary file",
     "terminating connection",
 ];
 
+/// Whether the server is in trouble itself; a file that it cannot open and that a set does not need is
+/// one of its own.
+fn is_environment(message: &str) -> bool {
+    ENVIRONMENT.iter().any(|needle| message.contains(needle))
+        || (unopened(message).is_some() && !is_elsewhere(message))
+}
+
 /// What it says where something is missing that is not part of a database.
 fn is_elsewhere(message: &str) -> bool {
+    const DICTIONARIES: [&str; 6] = ["affix", "dictionary", "stop-word", "synonym", "thesaurus", "unaccent"];
     ["could not connect to server", "could not establish connection", "password is required"]
         .iter()
         .any(|needle| message.contains(needle))
-        || message.split_once("could not open ").is_some_and(|(_, what)| what.contains("file"))
+        || unopened(message).is_some_and(|(kind, path)| {
+            DICTIONARIES.contains(&kind)
+                || path.contains("/tsearch_data/")
+                // As file_fdw says it.
+                || (kind.is_empty() && path.starts_with('/') && path.contains("\" for reading: "))
+        })
+}
+
+/// The kind of a file that cannot be opened, and its path with what follows.
+fn unopened(message: &str) -> Option<(&str, &str)> {
+    let (what, path) = message.split_once("could not open ")?.1.split_once('"')?;
+    Some((what.trim_end().strip_suffix("file")?.trim_end(), path))
 }
 
 const QUERY: &str = "could not execute query: ";
@@ -79,7 +99,7 @@ pub fn is_sql_error(error: &Error) -> bool {
     error.kind() == Kind::Failed
         && (said.contains(REFUSED) || said.contains(ROWS_REFUSED))
         && !is_elsewhere(&said)
-        && !ENVIRONMENT.iter().any(|needle| said.contains(needle))
+        && !is_environment(&said)
 }
 
 /// For a rehearsal: a statement of the set that a sound server refuses is a difference.
@@ -242,7 +262,7 @@ fn taken_apart(stderr: &str, entries: &[Entry]) -> (Vec<String>, Vec<Complaint>)
         let command = command.strip_prefix("Command was: ").unwrap_or_default();
         let message = masked_text(text, details);
         let is_refused = text.starts_with(REFUSED) || text.starts_with(ROWS_REFUSED);
-        let fault = if !is_refused || ENVIRONMENT.iter().any(|needle| text.contains(needle)) {
+        let fault = if !is_refused || is_environment(text) {
             Fault::Trouble
         } else if is_elsewhere(text) {
             Fault::Elsewhere
@@ -578,6 +598,9 @@ pg_restore: warning: errors ignored on restore: 3
         assert_eq!(sql("could not open stop-word file \"/x.stop\": No such file"), Fault::Elsewhere);
         assert_eq!(sql("could not open extension control file \"/x\": No such file"), Fault::Trouble);
         assert_eq!(sql("could not extend file \"base/1\": No space left on device"), Fault::Trouble);
+        let reading = "\" for reading: No such file or directory";
+        assert_eq!(sql(&format!("could not open file \"/far/rows.csv{reading}")), Fault::Elsewhere);
+        assert_eq!(sql("could not open file \"/usr/tsearch_data/x.rules\": No such file"), Fault::Elsewhere);
         assert_eq!(sql("relation \"x\" does not exist"), Fault::Refused);
         assert_eq!(fault("could not execute query: server closed the connection"), Fault::Trouble);
         assert_eq!(sql("materialized view \"a\" has not been populated"), Fault::Refused);
@@ -586,6 +609,28 @@ pg_restore: warning: errors ignored on restore: 3
             "{one}could not connect to server \"far\"\n{one}materialized view \"a\" has not been populated\n"
         );
         assert!(complaints(&both, &[]).iter().all(|c| c.fault == Fault::Elsewhere));
+    }
+
+    #[test]
+    fn a_host_in_trouble_is_not_what_a_dump_lacks() {
+        for said in [
+            "could not open file \"base/1/2\": Input/output error",
+            "could not open file \"pg_wal/0001\": Permission denied",
+            "could not open file \"pg_tblspc/1/PG_15/1\" for reading: No such file or directory",
+            "could not open file \"global/1\": No such file or directory",
+            "could not open temporary file \"i1of2.p0.0\" from BufFile \"x\": No such file or directory",
+            "could not open file \"/far/rows.csv\" for reading: Too many open files",
+            "could not open stop-word file \"/x.stop\": Too many open files in system",
+        ] {
+            let line = format!("could not execute query: ERROR:  {said}");
+            let found = complaints(&format!("pg_restore: error: {line}\n"), &[]);
+            assert_eq!(found[0].fault, Fault::Trouble, "{said}");
+            assert_eq!(blame(Error::new(line)).kind(), Kind::Failed, "{said}");
+        }
+        assert_eq!(
+            blame(Error::new(format!("{REFUSED}  could not open relation \"file\""))).kind(),
+            Kind::Differs
+        );
     }
 
     #[test]
