@@ -97,9 +97,23 @@ const ROWS_REFUSED: &str = "COPY failed for table";
 pub fn is_sql_error(error: &Error) -> bool {
     let said = error.to_string();
     error.kind() == Kind::Failed
+        && !said.contains(LACKING)
         && (said.contains(REFUSED) || said.contains(ROWS_REFUSED))
         && !is_elsewhere(&said)
         && !is_environment(&said)
+}
+
+const LACKING: &str = "rows need what cannot be restored here";
+
+/// A failure of rows where something before them was forgiven: that may be why, so it says nothing of
+/// the set.
+pub fn lacking(error: Error, forgiven: &[Complaint]) -> Error {
+    match forgiven.first() {
+        Some(first) if is_sql_error(&error) => {
+            Error::new(error).context(first).context(LACKING).with_hint(HINT)
+        }
+        _ => error,
+    }
 }
 
 /// For a rehearsal: a statement of the set that a sound server refuses is a difference.
@@ -639,6 +653,17 @@ pg_restore: warning: errors ignored on restore: 3
         let stderr = format!("{TIMEOUT}{one}{}", ignored(2));
         let (warnings, failed) = judge_all(&exit(1, &stderr), &[], |_| true).unwrap();
         assert_eq!((warnings.as_slice(), failed.len()), (&[HARMLESS_TIMEOUT.to_owned()][..], 1));
+    }
+
+    #[test]
+    fn rows_that_need_what_was_forgiven_are_no_difference() {
+        let forgiven = complaints(FAILED, &[]);
+        let refused = || Error::new(format!("{REFUSED}  relation \"public.docs\" does not exist"));
+        assert_eq!(blame(lacking(refused(), &[])).kind(), Kind::Differs);
+        let error = blame(lacking(refused(), &forgiven));
+        assert_eq!(error.kind(), Kind::Failed);
+        assert!(error.to_string().contains(&forgiven[0].to_string()), "{error}");
+        assert_eq!(lacking(Error::new("x"), &forgiven).to_string(), "x");
     }
 
     #[test]
