@@ -368,7 +368,11 @@ pub fn judge_all(
         Ok(warnings) => return Ok((warnings, Vec::new())),
         Err(error) => error,
     };
-    let (warnings, found) = taken_apart(&exit.stderr, entries);
+    let (warnings, mut found) = taken_apart(&exit.stderr, entries);
+    if exit.is_cut {
+        let message = "pg_restore complained of more than is kept, and rows may be among it".to_owned();
+        found.push(Complaint { id: None, object: String::new(), message, fault: Fault::Trouble });
+    }
     if exit.status.code() == Some(1) && !found.is_empty() && may_fail(&found) {
         return Ok((warnings, found));
     }
@@ -421,6 +425,7 @@ mod tests {
             name: "pg_restore".into(),
             status: std::process::ExitStatus::from_raw(code << 8),
             stderr: stderr.into(),
+            is_cut: false,
         }
     }
 
@@ -664,6 +669,15 @@ pg_restore: warning: errors ignored on restore: 3
         assert_eq!(error.kind(), Kind::Failed);
         assert!(error.to_string().contains(&forgiven[0].to_string()), "{error}");
         assert_eq!(lacking(Error::new("x"), &forgiven).to_string(), "x");
+    }
+
+    #[test]
+    fn what_was_cut_is_trouble() {
+        let cut = Exit { is_cut: true, ..exit(1, FAILED) };
+        let is_trouble = |found: &[Complaint]| found.iter().any(|c| c.fault == Fault::Trouble);
+        assert!(!is_trouble(&judge_after_rows(&exit(1, FAILED), &[]).1));
+        assert!(is_trouble(&judge_after_rows(&cut, &[]).1));
+        assert!(judge_all(&cut, &[], |found| !is_trouble(found)).is_err());
     }
 
     #[test]
