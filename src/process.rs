@@ -90,6 +90,8 @@ pub struct Exit {
     pub status: ExitStatus,
     /// What it wrote to stderr, cut in the middle where it was long.
     pub stderr: String,
+    /// Whether it was long.
+    pub is_cut: bool,
 }
 
 impl Exit {
@@ -312,8 +314,9 @@ impl Inner {
             }
             self.ended = true;
         }
-        let stderr = lock(&self.stderr).text();
-        Ok(Exit { name: self.name.clone(), status, stderr })
+        let kept = lock(&self.stderr);
+        let (stderr, is_cut) = (kept.text(), kept.dropped > 0);
+        Ok(Exit { name: self.name.clone(), status, stderr, is_cut })
     }
 
     async fn stop(&mut self) -> Result<Exit> {
@@ -466,7 +469,7 @@ mod tests {
         let exit = child.wait().await.unwrap();
         assert!(exit.stderr.starts_with("first\n"), "{}", &exit.stderr[..20]);
         assert!(exit.stderr.ends_with("last\n"));
-        assert!(exit.stderr.contains("bytes left out"));
+        assert!(exit.is_cut && exit.stderr.contains("bytes left out"));
         assert!(exit.stderr.len() <= STDERR_HEAD + STDERR_TAIL + 64);
         let noise = |l: &&str| l.starts_with("line ") && l.ends_with(" of noise");
         let mut rest = exit.stderr.lines().filter(|l| *l != "first" && !l.contains("left out"));

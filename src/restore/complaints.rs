@@ -49,26 +49,47 @@ impl std::fmt::Display for Complaint {
 }
 
 /// What a server says when it is in trouble itself.
-const ENVIRONMENT: [&str; 9] = [
+const ENVIRONMENT: [&str; 10] = [
     "No space left on device",
+    "Too many open files",
     "could not extend file",
     "could not open extension control file",
-    "could not open file \"base/",
     "could not access file",
     "could not load library",
     "out of memory",
     "out of shared memory",
+    "temporary file",
     "terminating connection",
 ];
 
+/// Whether the server is in trouble itself; a file that it cannot open and that a set does not need is
+/// one of its own.
+fn is_environment(message: &str) -> bool {
+    ENVIRONMENT.iter().any(|needle| message.contains(needle))
+        || (unopened(message).is_some() && !is_elsewhere(message))
+}
+
 /// What it says where something is missing that is not part of a database.
 fn is_elsewhere(message: &str) -> bool {
+    const DICTIONARIES: [&str; 6] = ["affix", "dictionary", "stop-word", "synonym", "thesaurus", "unaccent"];
     ["could not connect to server", "could not establish connection", "password is required"]
         .iter()
         .any(|needle| message.contains(needle))
-        || message.split_once("could not open ").is_some_and(|(_, what)| what.contains("file"))
+        || unopened(message).is_some_and(|(kind, path)| {
+            DICTIONARIES.contains(&kind)
+                || path.contains("/tsearch_data/")
+                // As file_fdw says it.
+                || (kind.is_empty() && path.starts_with('/') && path.contains("\" for reading: "))
+        })
 }
 
+/// The kind of a file that cannot be opened, and its path with what follows.
+fn unopened(message: &str) -> Option<(&str, &str)> {
+    let (what, path) = message.split_once("could not open ")?.1.split_once('"')?;
+    Some((what.trim_end().strip_suffix("file")?.trim_end(), path))
+}
+
+const QUERY: &str = "could not execute query: ";
 const REFUSED: &str = "could not execute query: ERROR:";
 const ROWS_REFUSED: &str = "COPY failed for table";
 
@@ -76,9 +97,23 @@ const ROWS_REFUSED: &str = "COPY failed for table";
 pub fn is_sql_error(error: &Error) -> bool {
     let said = error.to_string();
     error.kind() == Kind::Failed
+        && !said.contains(LACKING)
         && (said.contains(REFUSED) || said.contains(ROWS_REFUSED))
         && !is_elsewhere(&said)
-        && !ENVIRONMENT.iter().any(|needle| said.contains(needle))
+        && !is_environment(&said)
+}
+
+const LACKING: &str = "rows need what cannot be restored here";
+
+/// A failure of rows where something before them was forgiven: that may be why, so it says nothing of
+/// the set.
+pub fn lacking(error: Error, forgiven: &[Complaint]) -> Error {
+    match forgiven.first() {
+        Some(first) if is_sql_error(&error) => {
+            Error::new(error).context(first).context(LACKING).with_hint(HINT)
+        }
+        _ => error,
+    }
 }
 
 /// For a rehearsal: a statement of the set that a sound server refuses is a difference.
@@ -157,18 +192,69 @@ pub fn masked(message: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
+/// What may be said of a message that is of somebody's own choosing.
+const RAISED: &str = "raised by a function of the database";
+
+/// What a server's context begins with where none but its own words are in the message: any other line
+/// (`PL/pgSQL function …`, a traceback, another language's word for the same) tells of code of the
+/// database's.
+const PLAIN: [&str; 8] = [
+    "COPY ",
+    "JSON data, line ",
+    "SQL function \"",
+    "SQL statement \"",
+    "line ",
+    "parallel worker",
+    "portal \"",
+    "while ",
+];
+
 /// The same for a message whose context is known: what a function raises is of its author's choosing,
 /// and usually has values in it.
 pub fn masked_in(message: &str, context: &str) -> String {
-    if context.lines().any(|line| line.trim_end().ends_with(" at RAISE")) {
-        return "raised by a function of the database".to_owned();
+    let is_plain = |line: &str| line.is_empty() || PLAIN.iter().any(|begin| line.starts_with(begin));
+    if context.lines().all(|line| is_plain(line.trim_end())) { masked(message) } else { RAISED.to_owned() }
+}
+
+/// The same for what pg_restore quotes, with the lines that follow. A server that does not speak English
+/// is not understood, and not repeated.
+fn masked_text(text: &str, details: &str) -> String {
+    let said = if let Some(said) = text.strip_prefix(QUERY) {
+        Some((QUERY.len(), said))
+    } else if text.starts_with(ROWS_REFUSED) {
+        text.split_once("\": ").map(|(before, said)| (before.len() + 3, said))
+    } else {
+        text.split_once("ERROR:  ").map(|(before, _)| (before.len(), &text[before.len()..]))
+    };
+    let Some((at, said)) = said else { return masked(text) };
+    let before = masked(&text[..at]);
+    match said.split_once(":  ") {
+        Some((severity @ ("ERROR" | "FATAL" | "PANIC"), said)) => {
+            // What it says of rows comes first, and may hold any line.
+            let begin = details.lines().position(|line| line.starts_with("CONTEXT:  "));
+            let context = begin.map_or_else(String::new, |begin| {
+                let lines = details.lines().skip(begin);
+                let lines = lines.map(|line| line.strip_prefix("CONTEXT:  ").unwrap_or(line));
+                lines.collect::<Vec<_>>().join("\n")
+            });
+            let is_cut = details.lines().any(|l| l.starts_with("… ") && l.ends_with(" bytes left out …"));
+            let said = if is_cut { RAISED.to_owned() } else { masked_in(said, &context) };
+            format!("{before}{severity}:  {said}")
+        }
+        Some(_) => format!("{before}an error in another language than English"),
+        None => format!("{before}{}", masked(said)),
     }
-    masked(message)
 }
 
 /// Every error in what pg_restore wrote, in order. What follows an error's own line belongs to it until
 /// pg_restore speaks again, and none of that is kept; but the statement tells which of `entries` it was.
 pub fn complaints(stderr: &str, entries: &[Entry]) -> Vec<Complaint> {
+    taken_apart(stderr, entries).1
+}
+
+/// The same, behind what it complained of and is harmless.
+fn taken_apart(stderr: &str, entries: &[Entry]) -> (Vec<String>, Vec<Complaint>) {
+    let mut warnings = Vec::new();
     const ERROR: &str = "pg_restore: error: ";
     let mut found = Vec::new();
     let mut lines = stderr.lines().peekable();
@@ -180,16 +266,17 @@ pub fn complaints(stderr: &str, entries: &[Entry]) -> Vec<Complaint> {
             rest.push('\n');
         }
         if HARMLESS.iter().any(|(error, command)| *error == line && *command == rest.trim()) {
+            warnings.push(line.to_owned());
             continue;
         }
-        let (context, command) = rest.split_once("Command was: ").unwrap_or((&rest, ""));
-        let message = match text.split_once("ERROR:  ") {
-            // The command's own text was raised by nobody.
-            Some((before, said)) => format!("{}ERROR:  {}", masked(before), masked_in(said, context)),
-            None => masked(text),
-        };
+        // The last one: what a function raises may have such a line, too. A COPY has none.
+        let at =
+            if text.starts_with(ROWS_REFUSED) { None } else { format!("\n{rest}").rfind("\nCommand was: ") };
+        let (details, command) = rest.split_at(at.unwrap_or(rest.len()));
+        let command = command.strip_prefix("Command was: ").unwrap_or_default();
+        let message = masked_text(text, details);
         let is_refused = text.starts_with(REFUSED) || text.starts_with(ROWS_REFUSED);
-        let fault = if !is_refused || ENVIRONMENT.iter().any(|needle| text.contains(needle)) {
+        let fault = if !is_refused || is_environment(text) {
             Fault::Trouble
         } else if is_elsewhere(text) {
             Fault::Elsewhere
@@ -205,7 +292,7 @@ pub fn complaints(stderr: &str, entries: &[Entry]) -> Vec<Complaint> {
             complaint.fault = Fault::Elsewhere;
         }
     }
-    found
+    (warnings, found)
 }
 
 /// The entry that a statement makes, else the statement's first words, which are SQL's.
@@ -281,9 +368,13 @@ pub fn judge_all(
         Ok(warnings) => return Ok((warnings, Vec::new())),
         Err(error) => error,
     };
-    let found = complaints(&exit.stderr, entries);
+    let (warnings, mut found) = taken_apart(&exit.stderr, entries);
+    if exit.is_cut {
+        let message = "pg_restore complained of more than is kept, and rows may be among it".to_owned();
+        found.push(Complaint { id: None, object: String::new(), message, fault: Fault::Trouble });
+    }
     if exit.status.code() == Some(1) && !found.is_empty() && may_fail(&found) {
-        return Ok((Vec::new(), found));
+        return Ok((warnings, found));
     }
     Err(error)
 }
@@ -334,6 +425,7 @@ mod tests {
             name: "pg_restore".into(),
             status: std::process::ExitStatus::from_raw(code << 8),
             stderr: stderr.into(),
+            is_cut: false,
         }
     }
 
@@ -479,6 +571,44 @@ pg_restore: warning: errors ignored on restore: 3
         }
     }
 
+    /// As PostgreSQL 15 says it of functions in each language, of a server in German, and cut.
+    #[test]
+    fn what_a_function_says_is_never_repeated() {
+        const ASSERT: &str = "PL/pgSQL function public.f(text) line 1 at ASSERT";
+        let query = "could not execute query: ";
+        for (message, details) in [
+            ("ERROR:  bad email c4nary", format!("CONTEXT:  {ASSERT}")),
+            ("ERROR:  bad email c4nary", format!("CONTEXT:  SQL function \"g\" statement 1\n{ASSERT}")),
+            ("ERROR:  bad email c4nary", format!("DETAIL:  x\nCommand was: JOHN C4NARY\nCONTEXT:  {ASSERT}")),
+            ("ERROR:  bad email c4nary", format!("DETAIL:  x\nCONTEXT:  COPY t\nCONTEXT:  {ASSERT}")),
+            (
+                "ERROR:  ValueError: bad email c4nary",
+                "CONTEXT:  Traceback (most recent call last):\n  PL/Python function \"f\", line 1, in <module>\n\
+                    raise ValueError(c4nary)\nPL/Python function \"f\"".into(),
+            ),
+            ("ERROR:  bad email c4nary at line 1.", "CONTEXT:  PL/Perl function \"f\"".into()),
+            ("ERROR:  c4nary", "CONTEXT:  c4nary\n    while executing\n\"error c4nary\"".into()),
+            ("FEHLER:  c4nary", "CONTEXT:  PL/pgSQL-Funktion public.f(text) Zeile 1 bei RAISE".into()),
+            ("FEHLER:  c4nary ERROR:  c4nary", "ZUSAMMENHANG:  PL/pgSQL-Funktion f() Zeile 1".into()),
+            ("ERROR:  bad email c4nary", "DETAIL:  x\n… 100 bytes left out …".into()),
+        ] {
+            for (before, after) in [(query, "\nCommand was: CREATE INDEX i ON public.t;\n"), ("COPY failed for table \"t\": ", "\n")] {
+                let stderr = format!("pg_restore: error: {before}{message}\n{details}{after}");
+                let found = complaints(&stderr, &[]);
+                assert_eq!(found.len(), 1, "{stderr}");
+                let said = found[0].to_string();
+                assert!(!said.to_lowercase().contains("c4nary"), "{said}: {stderr}");
+                assert_eq!(said.starts_with("CREATE INDEX"), before == query, "{said}");
+            }
+        }
+        let plain = "CONTEXT:  COPY t, line 1, column a: \"c4nary\"\nSQL function \"f\" during startup";
+        let stderr =
+            format!("pg_restore: error: COPY failed for table \"t\": ERROR:  value too long\n{plain}\n");
+        assert!(complaints(&stderr, &[])[0].message.ends_with("ERROR:  value too long"));
+        let lost = "pg_restore: error: could not execute query: server closed the connection unexpectedly\n";
+        assert!(complaints(lost, &[])[0].message.ends_with("server closed the connection unexpectedly"));
+    }
+
     #[test]
     fn what_no_dump_holds_is_nobodys_fault() {
         let fault = |message: &str| complaints(&format!("pg_restore: error: {message}\n"), &[])[0].fault;
@@ -487,6 +617,9 @@ pg_restore: warning: errors ignored on restore: 3
         assert_eq!(sql("could not open stop-word file \"/x.stop\": No such file"), Fault::Elsewhere);
         assert_eq!(sql("could not open extension control file \"/x\": No such file"), Fault::Trouble);
         assert_eq!(sql("could not extend file \"base/1\": No space left on device"), Fault::Trouble);
+        let reading = "\" for reading: No such file or directory";
+        assert_eq!(sql(&format!("could not open file \"/far/rows.csv{reading}")), Fault::Elsewhere);
+        assert_eq!(sql("could not open file \"/usr/tsearch_data/x.rules\": No such file"), Fault::Elsewhere);
         assert_eq!(sql("relation \"x\" does not exist"), Fault::Refused);
         assert_eq!(fault("could not execute query: server closed the connection"), Fault::Trouble);
         assert_eq!(sql("materialized view \"a\" has not been populated"), Fault::Refused);
@@ -495,6 +628,56 @@ pg_restore: warning: errors ignored on restore: 3
             "{one}could not connect to server \"far\"\n{one}materialized view \"a\" has not been populated\n"
         );
         assert!(complaints(&both, &[]).iter().all(|c| c.fault == Fault::Elsewhere));
+    }
+
+    #[test]
+    fn a_host_in_trouble_is_not_what_a_dump_lacks() {
+        for said in [
+            "could not open file \"base/1/2\": Input/output error",
+            "could not open file \"pg_wal/0001\": Permission denied",
+            "could not open file \"pg_tblspc/1/PG_15/1\" for reading: No such file or directory",
+            "could not open file \"global/1\": No such file or directory",
+            "could not open temporary file \"i1of2.p0.0\" from BufFile \"x\": No such file or directory",
+            "could not open file \"/far/rows.csv\" for reading: Too many open files",
+            "could not open stop-word file \"/x.stop\": Too many open files in system",
+        ] {
+            let line = format!("could not execute query: ERROR:  {said}");
+            let found = complaints(&format!("pg_restore: error: {line}\n"), &[]);
+            assert_eq!(found[0].fault, Fault::Trouble, "{said}");
+            assert_eq!(blame(Error::new(line)).kind(), Kind::Failed, "{said}");
+        }
+        assert_eq!(
+            blame(Error::new(format!("{REFUSED}  could not open relation \"file\""))).kind(),
+            Kind::Differs
+        );
+    }
+
+    #[test]
+    fn what_is_harmless_is_told_beside_what_is_forgiven() {
+        let one = "pg_restore: error: could not execute query: ERROR:  could not open stop-word file \"/x.stop\": No such file\nCommand was: CREATE TEXT SEARCH DICTIONARY public.d;\n\n\n";
+        let stderr = format!("{TIMEOUT}{one}{}", ignored(2));
+        let (warnings, failed) = judge_all(&exit(1, &stderr), &[], |_| true).unwrap();
+        assert_eq!((warnings.as_slice(), failed.len()), (&[HARMLESS_TIMEOUT.to_owned()][..], 1));
+    }
+
+    #[test]
+    fn rows_that_need_what_was_forgiven_are_no_difference() {
+        let forgiven = complaints(FAILED, &[]);
+        let refused = || Error::new(format!("{REFUSED}  relation \"public.docs\" does not exist"));
+        assert_eq!(blame(lacking(refused(), &[])).kind(), Kind::Differs);
+        let error = blame(lacking(refused(), &forgiven));
+        assert_eq!(error.kind(), Kind::Failed);
+        assert!(error.to_string().contains(&forgiven[0].to_string()), "{error}");
+        assert_eq!(lacking(Error::new("x"), &forgiven).to_string(), "x");
+    }
+
+    #[test]
+    fn what_was_cut_is_trouble() {
+        let cut = Exit { is_cut: true, ..exit(1, FAILED) };
+        let is_trouble = |found: &[Complaint]| found.iter().any(|c| c.fault == Fault::Trouble);
+        assert!(!is_trouble(&judge_after_rows(&exit(1, FAILED), &[]).1));
+        assert!(is_trouble(&judge_after_rows(&cut, &[]).1));
+        assert!(judge_all(&cut, &[], |found| !is_trouble(found)).is_err());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::complaints::{Complaint, Fault, HARMLESS_TIMEOUT, is_sql_error};
+use super::complaints::{Complaint, Fault, HARMLESS_TIMEOUT, is_sql_error, lacking};
 use super::copy::copy_table;
 use super::pg_restore::{
     Part, Restored, after_rows, fetch_contents, fetch_schema, run_after_rows, run_before_rows, run_schema,
@@ -100,7 +100,7 @@ pub async fn load(
         built: HashSet::new(),
         again: Vec::new(),
     };
-    rows.load(&mut loaded, on_table).await?;
+    rows.load(&mut loaded, on_table).await.map_err(|error| lacking(error, &loaded.failed))?;
     let (archive, built) = (rows.archive, rows.built);
     lap(&mut loaded, "data");
 

@@ -53,8 +53,8 @@ fn rows_and_passwords_stay_out_of_records_and_messages() {
     let cases = [
         (row.to_owned(), "failing", "violates check constraint \"failing_note_check\""),
         (password.to_owned(), "USER MAPPING", "raised"),
-        (literal.replace("$rows", "3"), "failing", "invalid input syntax for type integer: \"…\""),
-        (literal.replace("$rows", "3000"), "failing", "invalid input syntax for type integer: \"…\""),
+        (literal.replace("$rows", "3"), "failing", "raised"),
+        (literal.replace("$rows", "3000"), "failing", "raised"),
     ];
     for (sql, object, message) in cases {
         let (server, opsd, database) = site(&sql);
