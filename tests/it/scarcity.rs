@@ -3,6 +3,7 @@
 //! opsd runs in a mount namespace of its own, in which a small file system, or an empty one, covers
 //! what it would find. The namespace ends with it.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -42,7 +43,10 @@ fn site(sql: &str) -> (Opsd, String, String) {
     server.psql(&database, sql);
     let opsd = Opsd::new(server, &[&database]);
     let id = back_up(&opsd);
-    std::fs::create_dir(opsd.path("scratch")).unwrap();
+    let scratch = opsd.path("scratch");
+    std::fs::create_dir(&scratch).unwrap();
+    // Whatever the mask: some distributions let a user's group write.
+    std::fs::set_permissions(&scratch, PermissionsExt::from_mode(0o755)).unwrap();
     (opsd, id, database)
 }
 
