@@ -82,13 +82,11 @@ pub(super) fn unfinished(root: &Path, prefix: &str) -> Result<Vec<Unfinished>, S
         let Some(key) = key_of(&id).filter(|key| !key.is_empty() && key.starts_with(prefix)) else {
             continue;
         };
-        // Its writer lives, whatever the clocks say.
-        if super::is_held(&entry.path()) {
-            continue;
-        }
         // One that was finished meanwhile has no time any more.
         let Ok(modified) = entry.metadata().and_then(|m| m.modified()) else { continue };
-        found.push(Unfinished { key, id, started: modified.into() });
+        // While its writer lives it is young, whatever the clocks say.
+        let started = if super::is_held(&entry.path()) { now(root)? } else { modified.into() };
+        found.push(Unfinished { key, id, started });
     }
     found.sort_by(|a, b| (&a.key, &a.id).cmp(&(&b.key, &b.id)));
     Ok(found)
