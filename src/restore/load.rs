@@ -40,17 +40,8 @@ pub struct Loaded {
     pub failed: Vec<Complaint>,
 }
 
-/// Who is told a table's schema and name once its rows are in, and nothing that locks readers out is
-/// in the way.
-pub type OnTable<'a> = &'a (dyn Fn(&str, &str) + Send + Sync);
-
 /// Restores one database of a set.
-pub async fn load(
-    origin: &Origin,
-    database: &Database,
-    target: &Target,
-    on_table: OnTable<'_>,
-) -> Result<Loaded> {
+pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Result<Loaded> {
     let mut loaded = Loaded::default();
     let stream = |name: &str| database.streams.iter().find(|s| s.name == name);
     if let Some(full) = stream("full") {
@@ -100,7 +91,7 @@ pub async fn load(
         built: HashSet::new(),
         again: Vec::new(),
     };
-    rows.load(&mut loaded, on_table).await.map_err(|error| lacking(error, &loaded.failed))?;
+    rows.load(&mut loaded).await.map_err(|error| lacking(error, &loaded.failed))?;
     let (archive, built) = (rows.archive, rows.built);
     lap(&mut loaded, "data");
 
@@ -176,11 +167,10 @@ struct Early {
 
 impl Early {
     /// What can go on once nothing locks the table any more; until then nothing.
-    fn when_readable(&mut self, table: &Entry, on_table: OnTable<'_>) -> Vec<Work> {
+    fn when_unlocked(&mut self) -> Vec<Work> {
         if !self.constraints.is_empty() {
             return Vec::new();
         }
-        on_table(&table.namespace, &table.tag);
         self.indexes.drain(..).map(|id| Work::Build(id, None)).collect()
     }
 }
@@ -239,7 +229,7 @@ enum Done {
 }
 
 impl Rows<'_> {
-    async fn load(&mut self, loaded: &mut Loaded, on_table: OnTable<'_>) -> Result<()> {
+    async fn load(&mut self, loaded: &mut Loaded) -> Result<()> {
         let mut streams: Vec<&Stream> = self.database.streams.iter().filter(|s| s.name != "schema").collect();
         streams.sort_by_key(|s| std::cmp::Reverse(s.plain_size));
         let mut waiting: VecDeque<Work> = streams.into_iter().cloned().map(Work::Stream).collect();
@@ -264,7 +254,7 @@ impl Rows<'_> {
                     for id in &early.constraints {
                         waiting.push_front(Work::Build(*id, Some(table.clone())));
                     }
-                    waiting.extend(early.when_readable(&table, on_table));
+                    waiting.extend(early.when_unlocked());
                     loaded_tables.insert(name, early);
                 }
                 // Only a statement that failed was certainly rolled back, and may succeed later.
@@ -286,7 +276,7 @@ impl Rows<'_> {
                             loaded_tables.get_mut(&(table.namespace.clone(), table.tag.clone()))
                     {
                         early.constraints.retain(|other| *other != id);
-                        waiting.extend(early.when_readable(&table, on_table));
+                        waiting.extend(early.when_unlocked());
                     }
                 }
             }

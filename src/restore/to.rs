@@ -242,7 +242,7 @@ async fn fill(
         tablespaces: row.get(2),
     };
     collations::check(&session.client, database).await?;
-    let loaded = load::load(origin, database, &target, &|_, _| ()).await?;
+    let loaded = load::load(origin, database, &target).await?;
     report.warnings.extend(loaded.warnings);
     report.failed.extend(loaded.failed.iter().map(Complaint::to_string));
     report.seconds.extend(loaded.seconds.iter().map(|(p, s)| ((*p).to_owned(), *s)));

@@ -236,8 +236,7 @@ impl Run<'_> {
         let session = connect(&target.connection, None, "opsd verify").await?;
         collations::check(&session.client, database).await?;
         session.close().await;
-        let loaded =
-            load::load(self.origin, database, &target, &|_, _| ()).await.map_err(complaints::blame)?;
+        let loaded = load::load(self.origin, database, &target).await.map_err(complaints::blame)?;
         for (phase, seconds) in &loaded.seconds {
             add_seconds(self.record, phase, *seconds);
         }
