@@ -185,14 +185,7 @@ async fn attempt_snapshot(
     }
     let row = client.query_one("SELECT pg_export_snapshot()", &[]).await.map_err(error);
     let snapshot: String = row.context("cannot export a snapshot")?.get(0);
-    let inventory = match inventory::read(client, Some(&before)).await {
-        // Even a table's size is behind its lock.
-        Err(failure) if lock_first && failure.to_string().contains(LOCK_NOT_AVAILABLE) => {
-            client.batch_execute("ROLLBACK").await.map_err(error)?;
-            return Ok(Attempt::Locked);
-        }
-        other => other?,
-    };
+    let inventory = inventory::read(client, Some(&before)).await?;
     if lock_first && let Some(instead) = lock(session, &inventory::newcomers(&before, &inventory)).await? {
         return Ok(instead);
     }
@@ -204,9 +197,6 @@ async fn attempt_snapshot(
     let properties = inventory::properties(client, version).await?;
     Ok(Attempt::Taken(Box::new(Taken { snapshot, position, inventory, properties, plan })))
 }
-
-/// As errors of [`connect`](crate::postgres::connect) write it.
-const LOCK_NOT_AVAILABLE: &str = "SQLSTATE 55P03";
 
 /// Locks tables ACCESS SHARE; where that does not work, the transaction is over, and this says why.
 async fn lock(session: &Session, tables: &[&Table]) -> Result<Option<Attempt>> {
