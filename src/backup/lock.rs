@@ -65,7 +65,10 @@ pub async fn acquire(session: &Session, site: &str, job: &str) -> Result<()> {
         return Err(Error::new(running).with_kind(Kind::LockHeld));
     }
     Err(Error::new(format!("the lock of job {job:?} is held by a session that is no run of it: {holder}"))
-        .with_hint(format!("find out what it is, and end it: SELECT pg_terminate_backend({pid})")))
+        .with_hint(format!(
+            "find out what it is: a run of this job by another role looks like this, too; if it is none, \
+             SELECT pg_terminate_backend({pid})"
+        )))
 }
 
 /// Asks whether the session that holds the lock is still there.
