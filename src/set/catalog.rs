@@ -453,16 +453,16 @@ pub async fn find(
     job: &str,
     selector: &Selector,
 ) -> Result<Loaded> {
-    // The clock of the host where one restores may be behind, and sets must not look as if they came from
-    // the future for that.
-    let now = match store.now().await {
-        Ok(theirs) => theirs.max(Utc::now()),
-        Err(error) => {
-            tracing::debug!("{} does not tell its time: {error}", store.describe());
-            Utc::now()
-        }
-    };
     let entries = sets(store, site, job).await?;
+    let mut now = Utc::now();
+    // The clock of the host where one restores may be behind, and sets must not look as if they came from
+    // the future for that. It is only asked then: telling the time makes a directory write.
+    if entries.iter().any(|entry| is_from_future(entry.id_time(), now)) {
+        match store.now().await {
+            Ok(theirs) => now = now.max(theirs),
+            Err(error) => tracing::debug!("{} does not tell its time: {error}", store.describe()),
+        }
+    }
     if entries.is_empty() {
         return Err(Error::new(format!("no set of job {job:?} of site {site:?} in {}", store.describe()))
             .with_hint("`opsd backups list` shows what is there"));
