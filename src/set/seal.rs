@@ -8,7 +8,7 @@
 //! Past `segment_limit` a stream goes on in another object. Each object is a complete age file, and
 //! what they decrypt to, put together, are zstd frames, as `zstd -d` takes them. Each frame holds a block
 //! that was compressed at once: feeding zstd piece by piece makes it copy all of them and look for
-//! matches in two places, which costs a tenth more at the fast levels. Dropping a [`SealWriter`] means abort: the
+//! matches in two places, which costs up to a tenth more at the fast levels. Dropping a [`SealWriter`] means abort: the
 //! end of the stream is only ever sent by [`SealWriter::finish`].
 
 mod parts;
