@@ -42,8 +42,12 @@ pub enum Fault {
 impl std::fmt::Display for Complaint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.object.as_str() {
-            "" => f.write_str(&self.message),
-            object => write!(f, "{object}: {}", self.message),
+            "" => f.write_str(&self.message)?,
+            object => write!(f, "{object}: {}", self.message)?,
+        }
+        match self.fault {
+            Fault::Trouble => f.write_str(" (what was to follow may be missing, too)"),
+            Fault::Refused | Fault::Elsewhere => Ok(()),
         }
     }
 }
