@@ -102,7 +102,9 @@ pub async fn preview(config: &Config, job: &BackupJob) -> Result<Preview> {
     let source = open_source(config, job).await?;
     let mut plans = Vec::new();
     for database in &source.databases {
-        plans.push(preview_database(&source, database, job).await?);
+        let (plan, session) = preview_database(&source, database, job).await?;
+        session.close().await;
+        plans.push(plan);
     }
     Ok(Preview {
         server: source.server,
@@ -135,12 +137,17 @@ pub async fn create(
         let clock_warning = clock::check(config, store.as_ref(), &source).await?;
         lock::acquire(&source.session, &config.site, &job.name).await?;
         progress(Event::Phase("planning".into()));
+        let mut first = None;
         for database in &source.databases {
-            preview_database(&source, database, job).await?;
+            let (_, session) = preview_database(&source, database, job).await?;
+            match first {
+                None => first = Some(session),
+                Some(_) => session.close().await,
+            }
         }
-        Ok((source, clock_warning))
+        Ok((source, first, clock_warning))
     };
-    let (source, clock_warning) = shutdown.guard(prepared).await?;
+    let (source, first, clock_warning) = shutdown.guard(prepared).await?;
 
     let started = Utc::now();
     let id = set::new_id(started);
@@ -163,7 +170,7 @@ pub async fn create(
     // Without the lock another run may be under way, so this one ends.
     let work = async {
         tokio::select! {
-            ready = run.dump(&source, clock_warning.into_iter().collect()) => ready,
+            ready = run.dump(&source, first, clock_warning.into_iter().collect()) => ready,
             why = source.session.lost() => Err(lock::lost(why)),
         }
     };
@@ -193,6 +200,10 @@ fn recipients(config: &Config) -> Result<Recipients> {
 }
 
 impl Source<'_> {
+    async fn open(&self, database: &str) -> Result<Session> {
+        coordinator::open(&self.postgres.connection, database, &self.application_name).await
+    }
+
     fn dump<'s>(&'s self, database: &'s str) -> streams::Dump<'s> {
         let (connection, application_name) = (&self.postgres.connection, self.application_name.as_str());
         streams::Dump { tools: &self.tools, connection, database, application_name }
@@ -250,11 +261,14 @@ async fn resolve_databases(
     }
 }
 
-async fn preview_database(source: &Source<'_>, database: &str, job: &BackupJob) -> Result<Plan> {
-    let connection = &source.postgres.connection;
-    coordinator::preview(connection, database, source.server.in_recovery, job, &source.application_name)
-        .await
-        .with_context(|| format!("database {database:?}"))
+/// The plan, and the session that has looked.
+async fn preview_database(source: &Source<'_>, database: &str, job: &BackupJob) -> Result<(Plan, Session)> {
+    let look = async {
+        let session = source.open(database).await?;
+        let plan = coordinator::preview(&session, database, source.server.in_recovery, job).await?;
+        Ok::<_, Error>((plan, session))
+    };
+    look.await.with_context(|| format!("database {database:?}"))
 }
 
 /// A set that is stored but for its manifest.
@@ -279,8 +293,13 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// All of a set but its manifest.
-    async fn dump(&self, source: &Source<'_>, mut warnings: Vec<String>) -> Result<Ready> {
+    /// All of a set but its manifest. `looked` is a session with the first database.
+    async fn dump(
+        &self,
+        source: &Source<'_>,
+        mut looked: Option<Session>,
+        mut warnings: Vec<String>,
+    ) -> Result<Ready> {
         let previous = self.previous(&mut warnings).await;
         let mut databases = Vec::new();
         let mut roles = Vec::new();
@@ -288,7 +307,7 @@ impl Run<'_> {
         for (index, name) in source.databases.iter().enumerate() {
             (self.progress)(Event::Phase(format!("dumping {name}")));
             let roles = (index == 0 || index == last).then_some(&mut roles);
-            let database = self.dump_database(source, name, roles, &mut warnings).await;
+            let database = self.dump_database(source, name, looked.take(), roles, &mut warnings).await;
             databases.push(database.with_context(|| format!("database {name:?}"))?);
         }
         (self.progress)(Event::Phase("finishing".into()));
@@ -379,13 +398,16 @@ impl Run<'_> {
         &self,
         source: &Source<'_>,
         name: &str,
+        mut looked: Option<Session>,
     ) -> Result<(coordinator::Coordinator, Vec<streams::Started>)> {
-        let connection = &source.postgres.connection;
         let in_recovery = source.server.in_recovery;
         let mut attempt = 1;
         loop {
-            let taken = coordinator::start(connection, name, in_recovery, self.job, &source.application_name);
-            let coordinator = taken.await?;
+            let session = match looked.take() {
+                Some(session) => session,
+                None => source.open(name).await?,
+            };
+            let coordinator = coordinator::start(session, name, in_recovery, self.job).await?;
             let archives = &coordinator.plan.archives;
             let started = streams::start(source.dump(name), &coordinator.snapshot, archives).await;
             let started = match started {
@@ -425,10 +447,11 @@ impl Run<'_> {
         &self,
         source: &Source<'_>,
         name: &str,
+        looked: Option<Session>,
         roles: Option<&mut Vec<Vec<u8>>>,
         warnings: &mut Vec<String>,
     ) -> Result<Database> {
-        let (coordinator, started) = self.take_snapshot(source, name).await?;
+        let (coordinator, started) = self.take_snapshot(source, name, looked).await?;
         let plan = &coordinator.plan;
         if let Some(roles) = roles {
             roles.push(globals::dump(source, warnings).await?);
