@@ -20,6 +20,7 @@ test: setup ## Every test, against real servers
 	$(CARGO) test --no-fail-fast
 
 torture: setup ## Every integration test with more rounds and longer faults, then the fuzz targets: an hour, not minutes
+	$(CARGO) build --example demo
 	OPSD_TORTURE=1 $(CARGO) test --no-fail-fast --test it
 	$(MAKE) fuzz
 
