@@ -15,6 +15,7 @@ pub mod repository;
 pub mod restore;
 
 use std::path::PathBuf;
+use std::pin::Pin;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
@@ -62,15 +63,47 @@ pub struct Global {
 }
 
 impl Global {
-    /// Reads the configuration and says its warnings to whoever watches; `opsd config check` says them
-    /// to everybody.
-    pub fn load_config(&self) -> Result<Config> {
-        let (config, warnings) = crate::config::load(self.config.as_deref())?;
-        for warning in warnings.iter().filter(|_| !self.quiet && output::is_terminal()) {
-            output::note("warning: ", warning.to_string());
-        }
-        Ok(config)
+    /// Whether somebody wants to hear how it went, and not only that it went wrong.
+    pub fn is_watched(&self) -> bool {
+        !self.quiet && (output::is_terminal() || self.verbose > 0)
     }
+
+    /// Reads the configuration and does the work with it. `opsd config check` says all warnings, to
+    /// everybody; the one about keys is said besides where sets are made.
+    async fn with_config(&self, keys: KeyAdvice, work: impl AsyncFnOnce(Config) -> Result<()>) -> Result<()> {
+        let (config, mut warnings) = crate::config::load(self.config.as_deref())?;
+        warnings.retain(|w| keys == KeyAdvice::Said || w.message != crate::config::raw::ONE_RECIPIENT);
+        let warnings = warnings.iter().map(ToString::to_string).collect();
+        // Boxed, because a command's future is large, and deep for the compiler.
+        let work: Pin<Box<dyn Future<Output = Result<()>>>> = Box::pin(work(config));
+        self.with_warnings(warnings, work).await
+    }
+
+    /// Does work about which there are warnings. Whoever watches hears them at once. Nobody else does,
+    /// unless it fails: then they may be why.
+    async fn with_warnings(
+        &self,
+        warnings: Vec<String>,
+        work: impl Future<Output = Result<()>>,
+    ) -> Result<()> {
+        let say = || warnings.iter().for_each(|warning| output::note("warning: ", warning));
+        if self.is_watched() {
+            say();
+            return work.await;
+        }
+        let result = work.await;
+        if result.is_err() {
+            say();
+        }
+        result
+    }
+}
+
+/// Whether a command is the place to say that one key is easily lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum KeyAdvice {
+    Said,
+    LeftOut,
 }
 
 /// What opsd can do.
@@ -108,12 +141,24 @@ pub fn parse() -> Result<Cli, u8> {
 pub async fn run(cli: Cli, shutdown: &Shutdown) -> Result<()> {
     let global = &cli.global;
     match cli.command {
-        Command::Backup(args) => backup::run(args, global, shutdown).await,
-        Command::Config(args) => config::run(args, global),
-        Command::Backups(args) => backups::run(args, global, shutdown).await,
-        Command::Keygen(args) => keygen::run(args),
-        Command::Restore(args) => restore::run(args, global, shutdown).await,
-        Command::Repository(args) => repository::run(args, global, shutdown).await,
+        Command::Backup(args) => {
+            let work = async |config| backup::run(args, &config, global, shutdown).await;
+            global.with_config(KeyAdvice::Said, work).await
+        }
+        Command::Config(args) => config::run(args, global).await,
+        Command::Backups(args) => {
+            let work = async |config| backups::run(args, &config, global, shutdown).await;
+            global.with_config(KeyAdvice::LeftOut, work).await
+        }
+        Command::Keygen(args) => keygen::run(args, global),
+        Command::Restore(args) => {
+            let work = async |config| restore::run(args, &config, global, shutdown).await;
+            global.with_config(KeyAdvice::LeftOut, work).await
+        }
+        Command::Repository(args) => {
+            let work = async |config| repository::run(args, &config, shutdown).await;
+            global.with_config(KeyAdvice::Said, work).await
+        }
         Command::Completions(args) => completions::run(&args),
         Command::KeepScratch(args) => keep_scratch::run(args).await,
     }

@@ -9,6 +9,7 @@
 pub mod collations;
 pub mod complaints;
 pub mod copy;
+pub mod databases;
 pub mod definitions;
 pub mod large_objects;
 pub mod load;

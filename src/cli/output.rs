@@ -87,6 +87,11 @@ pub fn is_terminal() -> bool {
     io::stderr().is_terminal()
 }
 
+/// Whether stdout is one, where nothing binary belongs.
+pub fn is_stdout_terminal() -> bool {
+    io::stdout().is_terminal()
+}
+
 /// `1.2 GiB`.
 pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -121,6 +126,11 @@ pub fn duration(duration: Duration) -> String {
 /// The same for seconds as they are recorded.
 pub fn seconds(seconds: f64) -> String {
     duration(Duration::try_from_secs_f64(seconds).unwrap_or_default())
+}
+
+/// `1 set`, `2 sets`.
+pub fn counted(number: usize, one: &str) -> String {
+    format!("{} {one}{}", count(number as u64), if number == 1 { "" } else { "s" })
 }
 
 /// `1,234,567`.

@@ -13,14 +13,14 @@ use tokio_postgres::error::SqlState;
 
 use super::complaints::{Complaint, masked_in};
 use super::{
-    Origin, Target, check_extensions, collations, existing_roles, load, locale_of, own_properties,
+    Origin, Target, check_extensions, collations, databases, existing_roles, load, locale_of, own_properties,
     read_globals, read_proof, roles,
 };
 use crate::config::Connection;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::postgres::connect::{Session, connect, error};
 use crate::postgres::ident::{quote_ident, quote_literal};
-use crate::postgres::locale::{self, Fallback};
+use crate::postgres::locale;
 use crate::postgres::properties::{self, Properties};
 use crate::postgres::tools::Tools;
 use crate::progress::Event;
@@ -105,16 +105,19 @@ pub async fn restore(
     };
     let replaces = made != name;
     // What this did not make, it does not drop: until here somebody else's database is in the way.
-    let created = locale::create_database(&admin, &made, &locale_of(database), Fallback::Refused).await;
-    created.map_err(who_may_restore)?;
+    let server = databases::Server {
+        admin: &admin,
+        connection: &options.connection,
+        shutdown,
+        bound: databases::BOUND,
+    };
+    server.create(&made, &locale_of(database)).await.map_err(who_may_restore)?;
     let filled = shutdown.guard(fill(origin, database, options, &made, &mut report)).await;
     if let Err(failure) = filled {
-        return Err(match (replaces, drop_database(&admin, &made).await) {
+        return Err(match (replaces, server.drop(&made).await) {
             (true, Ok(())) => failure.context(format!("database {name:?} is as it was")),
             (false, Ok(())) => failure,
-            (_, Err(e)) => {
-                failure.context(format!("database {made:?} is incomplete and could not be dropped ({e})"))
-            }
+            (_, Err(e)) => not_dropped(failure, &e, &made),
         });
     }
     if let Some(properties) = properties {
@@ -327,7 +330,7 @@ async fn analyze(session: &Session) -> Result<Vec<String>> {
 
 /// A session in another database of the same server: a database cannot be renamed or made from
 /// within.
-async fn connect_admin(connection: &Connection) -> Result<Session> {
+pub(super) async fn connect_admin(connection: &Connection) -> Result<Session> {
     let mut failure = None;
     for database in ["postgres", "template1"].into_iter().filter(|name| *name != connection.dbname) {
         match connect(connection, Some(database), "opsd restore").await {
@@ -387,8 +390,7 @@ async fn swap(admin: Session, connection: &Connection, name: &str, beside: &str)
     let what = || {
         format!("the restored database is complete as {beside:?}, but could not take the place of {name:?}")
     };
-    let backend = client.query_one("SELECT pg_backend_pid()", &[]).await.map_err(error).with_context(what)?;
-    let backend: i32 = backend.get(0);
+    let backend = admin.backend;
     let sql = format!(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = {} AND pid <> pg_backend_pid();
          BEGIN; ALTER DATABASE {name_sql} RENAME TO {old_sql};
@@ -460,9 +462,21 @@ const LOST_PAUSE: Duration = Duration::from_millis(500);
 /// beaten by more attempts.
 const RENAME_ATTEMPTS: u32 = 6;
 
-async fn drop_database(admin: &Session, name: &str) -> Result<()> {
-    let sql = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", quote_ident(name));
-    admin.client.batch_execute(&sql).await.map_err(error)
+/// A failure, after which what was made could not be taken away either. A signal in the meantime is what
+/// the process ends with.
+fn not_dropped(failure: Error, why: &Error, made: &str) -> Error {
+    let kind = match why.kind() {
+        signal @ (Kind::Interrupted | Kind::Terminated) => signal,
+        _ => failure.kind(),
+    };
+    let hint = match why.hint() {
+        Some(hint) => hint.to_owned(),
+        None => format!("DROP DATABASE IF EXISTS {}, once nothing is in its way", quote_ident(made)),
+    };
+    failure
+        .context(format!("database {made:?} is incomplete and could not be dropped ({why})"))
+        .with_kind(kind)
+        .with_hint(hint)
 }
 
 /// `<name>_<what>_<time>`, to the millisecond, so that one restore after another finds it free, and

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{entries, under_lease};
 use crate::backup::sweep::{self, Found, Item};
 use crate::cli::Global;
-use crate::cli::output::{self, wrapped};
+use crate::cli::output::{self, counted, wrapped};
 use crate::config::Config;
 use crate::config::units::parse_duration;
 use crate::error::{Error, Result};
@@ -172,7 +172,6 @@ fn text(document: &Document) -> String {
     let objects: usize = goes.iter().map(|l| l.objects.len()).sum();
     let uploads: usize = goes.iter().map(|l| l.uploads.len()).sum();
     let would = if document.dry_run { "would go" } else { "go" };
-    let counted = |n: usize, one: &str| format!("{n} {one}{}", if n == 1 { "" } else { "s" });
     let mut out = match goes.len() {
         0 => format!("site {}: nothing to sweep\n", document.site),
         _ => format!(
