@@ -15,6 +15,7 @@ pub mod plan;
 pub mod prune;
 pub mod restore_md;
 pub mod retention;
+mod source;
 pub mod streams;
 pub mod sweep;
 
@@ -26,11 +27,11 @@ use chrono::Utc;
 use serde::Serialize;
 
 use self::plan::Plan;
+use self::source::Source;
 use self::streams::Destination;
-use crate::config::{BackupJob, Config, Connection, Databases, Postgres, keys};
+use crate::config::{BackupJob, Config, keys};
 use crate::error::{Context, Error, Result};
-use crate::postgres::connect::{Session, connect, error};
-use crate::postgres::tools::{self, Tools};
+use crate::postgres::connect::Session;
 use crate::progress::{Event, Progress};
 use crate::set::archive::parser::Contents;
 use crate::set::fingerprint::RowSecret;
@@ -83,26 +84,16 @@ struct Failed<'a> {
     error: String,
 }
 
-/// What a run needs to know about its server.
-struct Source<'a> {
-    postgres: &'a Postgres,
-    session: Session,
-    server: Server,
-    tools: Tools,
-    databases: Vec<String>,
-    application_name: String,
-}
-
 /// Plans a backup: connects, looks, dumps nothing.
 pub async fn preview(config: &Config, job: &BackupJob) -> Result<Preview> {
     recipients(config)?;
     if let Some(path) = &config.encryption.sign_key_file {
         signature::public_key(path)?;
     }
-    let source = open_source(config, job).await?;
+    let source = source::open(config, job).await?;
     let mut plans = Vec::new();
     for database in &source.databases {
-        let (plan, session) = preview_database(&source, database, job).await?;
+        let (plan, session) = source::preview(&source, database, job).await?;
         session.close().await;
         plans.push(plan);
     }
@@ -133,13 +124,13 @@ pub async fn create(
     }
     progress(Event::Phase("connecting".into()));
     let prepared = async {
-        let source = open_source(config, job).await?;
+        let source = source::open(config, job).await?;
         let clock_warning = clock::check(config, store.as_ref(), &source).await?;
         lock::acquire(&source.session, &config.site, &job.name).await?;
         progress(Event::Phase("planning".into()));
         let mut first = None;
         for database in &source.databases {
-            let (_, session) = preview_database(&source, database, job).await?;
+            let (_, session) = source::preview(&source, database, job).await?;
             match first {
                 None => first = Some(session),
                 Some(_) => session.close().await,
@@ -197,78 +188,6 @@ fn recipients(config: &Config) -> Result<Recipients> {
             .with_hint("recipients = [\"age1…\"]; `opsd keygen` makes a key"));
     }
     Ok(Arc::new(keys::recipients(&config.encryption.recipients)?))
-}
-
-impl Source<'_> {
-    async fn open(&self, database: &str) -> Result<Session> {
-        coordinator::open(&self.postgres.connection, database, &self.application_name).await
-    }
-
-    fn dump<'s>(&'s self, database: &'s str) -> streams::Dump<'s> {
-        let (connection, application_name) = (&self.postgres.connection, self.application_name.as_str());
-        streams::Dump { tools: &self.tools, connection, database, application_name }
-    }
-}
-
-async fn open_source<'a>(config: &'a Config, job: &BackupJob) -> Result<Source<'a>> {
-    let postgres = config
-        .postgres
-        .get(&job.postgres)
-        .ok_or_else(|| Error::usage(format!("backup.{}: no [postgres.{}]", job.name, job.postgres)))?;
-    let application_name = lock::application_name(&job.name);
-    let session = connect(&postgres.connection, None, &application_name).await?;
-    coordinator::keep_open(&session).await?;
-    let row = session
-        .client
-        .query_one("SELECT current_setting('server_version'), pg_is_in_recovery()", &[])
-        .await
-        .map_err(error)?;
-    let version_num = session.server_version_num;
-    let server = Server { version_num, version: row.get(0), in_recovery: row.get(1) };
-    let tools = tools::find(session.major(), postgres.bin_dir.as_deref(), &postgres.tool_prefix).await?;
-    let databases = resolve_databases(&session, &postgres.connection, &job.databases).await?;
-    Ok(Source { postgres, session, server, tools, databases, application_name })
-}
-
-async fn resolve_databases(
-    session: &Session,
-    connection: &Connection,
-    wanted: &Databases,
-) -> Result<Vec<String>> {
-    let rows = session
-        .client
-        .query(
-            "SELECT datname::text FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY datname",
-            &[],
-        )
-        .await
-        .map_err(error)
-        .context("cannot list databases")?;
-    let existing: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
-    if existing.is_empty() {
-        return Err(Error::new(format!("no database on {} lets anybody in", connection.describe())));
-    }
-    match wanted {
-        Databases::Url => Ok(vec![connection.dbname.clone()]),
-        Databases::All => Ok(existing),
-        Databases::Named(names) => match names.iter().find(|n| !existing.contains(n)) {
-            None => Ok(names.clone()),
-            Some(missing) => {
-                Err(Error::new(format!("database {missing:?} does not exist on {}", connection.describe()))
-                    .with_hint(format!("databases there: {}", existing.join(", "))))
-            }
-        },
-    }
-}
-
-/// The plan, and the session that has looked.
-async fn preview_database(source: &Source<'_>, database: &str, job: &BackupJob) -> Result<(Plan, Session)> {
-    let look = async {
-        let session = source.open(database).await?;
-        let plan = coordinator::preview(&session, database, source.server.in_recovery, job).await?;
-        Ok::<_, Error>((plan, session))
-    };
-    look.await.with_context(|| format!("database {database:?}"))
 }
 
 /// A set that is stored but for its manifest.
