@@ -5,18 +5,22 @@
 
 pub mod backup;
 pub mod backups;
+pub mod check;
 pub mod completions;
 pub mod config;
+pub mod exporter;
 pub mod keep_scratch;
 pub mod keygen;
+pub mod metrics;
 pub mod output;
 mod progress;
 pub mod repository;
 pub mod restore;
+pub mod status;
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
@@ -88,6 +92,14 @@ pub enum Command {
     Restore(restore::Args),
     /// Find out what the repository's store can do
     Repository(repository::Args),
+    /// Watch everything and serve the figures to Prometheus
+    Exporter(exporter::Args),
+    /// Collect once and judge, with the exit codes of monitoring plugins
+    Check(check::Args),
+    /// Show each target, its verdict and the figure that matters
+    Status(status::Args),
+    /// List every metric that is exported
+    Metrics(metrics::Args),
     /// Print completions for a shell
     Completions(completions::Args),
     /// Wait for the end of a rehearsal, then remove its scratch server
@@ -100,14 +112,25 @@ pub fn parse() -> Result<Cli, u8> {
     Cli::try_parse().map_err(|help_or_usage| {
         // Nobody is left to tell if the terminal is gone.
         let _ = help_or_usage.print();
-        if help_or_usage.use_stderr() { 2 } else { 0 }
+        match help_or_usage.use_stderr() {
+            true if is_check() => check::USAGE,
+            true => 2,
+            false => 0,
+        }
     })
 }
 
-/// Runs the command.
-pub async fn run(cli: Cli, shutdown: &Shutdown) -> Result<()> {
+/// Whether a command line with mistakes was for `opsd check`, whose exit codes are other programs'.
+fn is_check() -> bool {
+    let matches = Cli::command().ignore_errors(true).try_get_matches();
+    matches.is_ok_and(|matches| matches.subcommand_name() == Some("check"))
+}
+
+/// Runs the command; the number is the exit code of one that was done.
+pub async fn run(cli: Cli, shutdown: &Shutdown) -> Result<u8> {
     let global = &cli.global;
-    match cli.command {
+    let done = match cli.command {
+        Command::Check(args) => return check::run(args, global, shutdown).await,
         Command::Backup(args) => backup::run(args, global, shutdown).await,
         Command::Config(args) => config::run(args, global),
         Command::Backups(args) => backups::run(args, global, shutdown).await,
@@ -116,7 +139,11 @@ pub async fn run(cli: Cli, shutdown: &Shutdown) -> Result<()> {
         Command::Repository(args) => repository::run(args, global, shutdown).await,
         Command::Completions(args) => completions::run(&args),
         Command::KeepScratch(args) => keep_scratch::run(args).await,
-    }
+        Command::Exporter(args) => exporter::run(args, global, shutdown).await,
+        Command::Status(args) => status::run(args, global, shutdown).await,
+        Command::Metrics(args) => metrics::run(&args),
+    };
+    done.map(|()| 0)
 }
 
 /// What several jobs end with: all failures but the last are reported here, the last by `main`, and
@@ -142,7 +169,6 @@ fn worst(failures: Vec<(&str, Error)>, what: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -20,7 +20,7 @@ fn main() -> ExitCode {
         Err(code) => return ExitCode::from(code),
     };
     match start(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             output::error(&error);
             ExitCode::from(exit_code(error.kind()))
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(cli: Cli) -> Result<()> {
+fn start(cli: Cli) -> Result<u8> {
     tracing_to_stderr(&cli.global)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {

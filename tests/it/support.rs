@@ -1,6 +1,7 @@
 //! What the integration tests stand on: servers, the binary, fixtures, comparison.
 
 pub mod compare;
+pub mod exporter;
 pub mod fixtures;
 pub mod many_sets;
 pub mod opsd;

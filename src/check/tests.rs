@@ -1,0 +1,1 @@
+//! Thresholds and the line that plugins write.

@@ -1,0 +1,1 @@
+//! A PostgreSQL monitor on real servers of every major.
