@@ -40,7 +40,7 @@ use crate::shutdown::Shutdown;
     arg_required_else_help = true,
     after_help = "Start here:\n  opsd keygen -o identity.txt\n  opsd config init opsd.toml\n\n\
                   Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 a verification\n\
-                  found a difference, 5 another run holds the lock."
+                  found a difference, 5 another run holds the lock. `opsd check` has its own."
 )]
 pub struct Cli {
     /// What holds for every command.
@@ -49,6 +49,13 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Whether it runs until it is stopped, so that its log is all that it says.
+    pub fn is_service(&self) -> bool {
+        matches!(self.command, Command::Exporter(_))
+    }
 }
 
 /// Options of every command.
