@@ -5,19 +5,23 @@
 
 pub mod backup;
 pub mod backups;
+pub mod check;
 pub mod completions;
 pub mod config;
+pub mod exporter;
 pub mod keep_scratch;
 pub mod keygen;
+pub mod metrics;
 pub mod output;
 mod progress;
 pub mod repository;
 pub mod restore;
+pub mod status;
 
 use std::path::PathBuf;
 use std::pin::Pin;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
@@ -37,7 +41,7 @@ use crate::shutdown::Shutdown;
     arg_required_else_help = true,
     after_help = "Start here:\n  opsd keygen -o identity.txt\n  opsd config init opsd.toml\n\n\
                   Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 a verification\n\
-                  found a difference, 5 another run holds the lock."
+                  found a difference, 5 another run holds the lock. `opsd check` has its own."
 )]
 pub struct Cli {
     /// What holds for every command.
@@ -46,6 +50,13 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Whether it runs until it is stopped, so that its log is all that it says.
+    pub fn is_service(&self) -> bool {
+        matches!(self.command, Command::Exporter(_))
+    }
 }
 
 /// Options of every command.
@@ -70,22 +81,31 @@ impl Global {
 
     /// Reads the configuration and does the work with it. `opsd config check` says all warnings, to
     /// everybody; the one about keys is said besides where sets are made.
-    async fn with_config(&self, keys: KeyAdvice, work: impl AsyncFnOnce(Config) -> Result<()>) -> Result<()> {
+    async fn with_config<T>(
+        &self,
+        keys: KeyAdvice,
+        work: impl AsyncFnOnce(Config) -> Result<T>,
+    ) -> Result<T> {
+        let (config, warnings) = self.load_config(keys)?;
+        // Boxed, because a command's future is large, and deep for the compiler.
+        let work: Pin<Box<dyn Future<Output = Result<T>>>> = Box::pin(work(config));
+        self.with_warnings(warnings, work).await
+    }
+
+    /// The configuration, and what there is to say about it.
+    fn load_config(&self, keys: KeyAdvice) -> Result<(Config, Vec<String>)> {
         let (config, mut warnings) = crate::config::load(self.config.as_deref())?;
         warnings.retain(|w| keys == KeyAdvice::Said || w.message != crate::config::raw::ONE_RECIPIENT);
-        let warnings = warnings.iter().map(ToString::to_string).collect();
-        // Boxed, because a command's future is large, and deep for the compiler.
-        let work: Pin<Box<dyn Future<Output = Result<()>>>> = Box::pin(work(config));
-        self.with_warnings(warnings, work).await
+        Ok((config, warnings.iter().map(ToString::to_string).collect()))
     }
 
     /// Does work about which there are warnings. Whoever watches hears them at once. Nobody else does,
     /// unless it fails: then they may be why.
-    async fn with_warnings(
+    async fn with_warnings<T>(
         &self,
         warnings: Vec<String>,
-        work: impl Future<Output = Result<()>>,
-    ) -> Result<()> {
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         let say = || warnings.iter().for_each(|warning| output::note("warning: ", warning));
         if self.is_watched() {
             say();
@@ -121,6 +141,14 @@ pub enum Command {
     Restore(restore::Args),
     /// Find out what the repository's store can do
     Repository(repository::Args),
+    /// Watch everything and serve the figures to Prometheus
+    Exporter(exporter::Args),
+    /// Collect once and judge, with the exit codes of monitoring plugins
+    Check(check::Args),
+    /// Show each target, its verdict and the figure that matters
+    Status(status::Args),
+    /// List every metric that is exported
+    Metrics(metrics::Args),
     /// Print completions for a shell
     Completions(completions::Args),
     /// Wait for the end of a rehearsal, then remove its scratch server
@@ -133,14 +161,25 @@ pub fn parse() -> Result<Cli, u8> {
     Cli::try_parse().map_err(|help_or_usage| {
         // Nobody is left to tell if the terminal is gone.
         let _ = help_or_usage.print();
-        if help_or_usage.use_stderr() { 2 } else { 0 }
+        match help_or_usage.use_stderr() {
+            true if is_check() => check::USAGE,
+            true => 2,
+            false => 0,
+        }
     })
 }
 
-/// Runs the command.
-pub async fn run(cli: Cli, shutdown: &Shutdown) -> Result<()> {
+/// Whether a command line with mistakes was for `opsd check`, whose exit codes are other programs'.
+fn is_check() -> bool {
+    let matches = Cli::command().ignore_errors(true).try_get_matches();
+    matches.is_ok_and(|matches| matches.subcommand_name() == Some("check"))
+}
+
+/// Runs the command; the number is the exit code of one that was done.
+pub async fn run(cli: Cli, shutdown: &Shutdown) -> Result<u8> {
     let global = &cli.global;
-    match cli.command {
+    let done = match cli.command {
+        Command::Check(args) => return check::run(args, global, shutdown).await,
         Command::Backup(args) => {
             let work = async |config| backup::run(args, &config, global, shutdown).await;
             global.with_config(KeyAdvice::Said, work).await
@@ -161,7 +200,14 @@ pub async fn run(cli: Cli, shutdown: &Shutdown) -> Result<()> {
         }
         Command::Completions(args) => completions::run(&args),
         Command::KeepScratch(args) => keep_scratch::run(args).await,
-    }
+        Command::Exporter(args) => exporter::run(args, global, shutdown).await,
+        Command::Status(args) => {
+            let work = async |config| status::run(args, &config, shutdown).await;
+            global.with_config(KeyAdvice::LeftOut, work).await
+        }
+        Command::Metrics(args) => metrics::run(&args),
+    };
+    done.map(|()| 0)
 }
 
 /// What several jobs end with: all failures but the last are reported here, the last by `main`, and
@@ -187,7 +233,6 @@ fn worst(failures: Vec<(&str, Error)>, what: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -13,6 +13,7 @@ pub mod finding;
 pub mod keys;
 pub mod libpq;
 pub mod load;
+pub mod monitoring;
 pub mod path;
 pub mod raw;
 pub mod secret;
@@ -21,6 +22,7 @@ mod walk;
 
 pub use finding::{Finding, Mistake, Warning};
 pub use load::{environment, load};
+pub use monitoring::{Exporter, Monitor, MonitorKind, Redis, Threshold};
 
 use secret::Secret;
 
@@ -39,6 +41,12 @@ pub struct Config {
     pub postgres: BTreeMap<String, Postgres>,
     /// Backup jobs by name.
     pub backup: BTreeMap<String, BackupJob>,
+    /// Redis servers by name.
+    pub redis: BTreeMap<String, Redis>,
+    /// How figures are served.
+    pub exporter: Exporter,
+    /// What is watched, by name.
+    pub monitor: BTreeMap<String, Monitor>,
 }
 
 /// A store and a prefix.

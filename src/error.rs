@@ -72,6 +72,11 @@ impl Error {
         self
     }
 
+    /// The innermost fragment: why, without on what.
+    pub fn message(&self) -> &str {
+        self.chain.last().map_or("", String::as_str)
+    }
+
     /// What it means to the process.
     pub fn kind(&self) -> Kind {
         self.kind

@@ -4,18 +4,25 @@
 //!
 //! - `main` parses, starts the runtime and maps errors to exit codes;
 //! - [`cli`]: one file a command, the only code that knows clap; `cli::output` alone prints;
-//! - [`backup`], [`restore`]: the work;
+//! - [`exporter`]: serves what was collected;
+//! - [`check`]: thresholds, from figures to a verdict;
+//! - [`backup`], [`restore`], [`monitor`]: the work;
 //! - [`set`], [`postgres`]: what a set is; how to talk to PostgreSQL and its tools;
 //! - [`store`]: bytes under keys;
-//! - [`config`], [`process`], [`progress`], [`shutdown`], and [`error`] below all: what the rest
-//!   stands on.
+//! - [`config`], [`process`], [`progress`], [`shutdown`]: what the rest stands on;
+//! - [`metrics`]: the catalogue of what is measured, which the configuration's thresholds name, too;
+//! - [`error`] below all.
 //!
 //! `tests/architecture.rs` holds the code to this list. `ARCHITECTURE.md` says why.
 
 pub mod backup;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod error;
+pub mod exporter;
+pub mod metrics;
+pub mod monitor;
 pub mod postgres;
 pub mod process;
 pub mod progress;

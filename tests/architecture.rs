@@ -12,10 +12,13 @@ use std::path::{Path, PathBuf};
 const TIERS: &[&[&str]] = &[
     &["main"],
     &["cli"],
-    &["backup", "restore"],
+    &["exporter"],
+    &["check"],
+    &["backup", "restore", "monitor"],
     &["set", "postgres"],
     &["store"],
     &["config", "process", "progress", "shutdown"],
+    &["metrics"],
     &["error"],
 ];
 

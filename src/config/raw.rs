@@ -8,6 +8,7 @@ use toml_edit::Document;
 use super::finding::{Finding, Mistake, Warning};
 use super::keys;
 use super::libpq;
+use super::monitoring::{self, Known, named};
 use super::units::{GIB, MIB};
 use super::walk::{Env, Place, Section, Text, Walk};
 use super::{BackupJob, Config, Databases, Encryption, Location, Postgres, Repository, Retention, Verify};
@@ -74,7 +75,10 @@ pub fn parse(text: &str, path: &Path, env: Env<'_>) -> Parsed {
 
 fn site(walk: &mut Walk<'_>, table: &toml_edit::Table, path: &Path) -> Option<Config> {
     let root = walk.root(table);
-    walk.only(&root, &["site", "repository", "encryption", "postgres", "backup"]);
+    walk.only(
+        &root,
+        &["site", "repository", "encryption", "postgres", "backup", "redis", "exporter", "monitor"],
+    );
 
     let site = match walk.string(&root, "site") {
         Some(text) => name(walk, &text.place, &text.value).then_some(text.value),
@@ -113,31 +117,15 @@ fn site(walk: &mut Walk<'_>, table: &toml_edit::Table, path: &Path) -> Option<Co
         }
     };
 
-    let mut servers = BTreeMap::new();
-    let mut server_names = Vec::new();
-    if let Some(section) = walk.section(&root, "postgres") {
-        server_names = section.names();
-        for key in &server_names {
-            let place = walk.place(&section, key);
-            name(walk, &place, key);
-            if let Some(server) = walk.section(&section, key).and_then(|s| postgres(walk, &s, key)) {
-                servers.insert(key.clone(), server);
-            }
-        }
-    }
+    let (server_names, servers) = named(walk, &root, "postgres", postgres);
     let s3 = matches!(&repository, Some(Repository { location: Location::S3 { .. }, .. }));
-    let mut jobs = BTreeMap::new();
-    if let Some(section) = walk.section(&root, "backup") {
-        for key in section.names() {
-            let place = walk.place(&section, &key);
-            name(walk, &place, &key);
-            if let Some(job) =
-                walk.section(&section, &key).and_then(|s| job(walk, &s, &key, &server_names, s3))
-            {
-                jobs.insert(key, job);
-            }
-        }
-    }
+    let (_, jobs) =
+        named(walk, &root, "backup", |walk, section, key| job(walk, section, key, &server_names, s3));
+    let (_, redis) = named(walk, &root, "redis", monitoring::redis);
+    let exporter = walk.section(&root, "exporter").map(|section| monitoring::exporter(walk, &section));
+    let known = Known { postgres: &server_names };
+    let (_, monitors) =
+        named(walk, &root, "monitor", |walk, section, key| monitoring::monitor(walk, section, key, &known));
     Some(Config {
         path: path.to_path_buf(),
         site: site?,
@@ -145,11 +133,14 @@ fn site(walk: &mut Walk<'_>, table: &toml_edit::Table, path: &Path) -> Option<Co
         encryption: encryption?,
         postgres: servers,
         backup: jobs,
+        redis,
+        exporter: exporter.unwrap_or_default(),
+        monitor: monitors,
     })
 }
 
 /// Sites and jobs become folders in the repository, so their names are narrow.
-fn name(walk: &mut Walk<'_>, place: &Place, name: &str) -> bool {
+pub(super) fn name(walk: &mut Walk<'_>, place: &Place, name: &str) -> bool {
     let message = if name.is_empty() {
         "is empty"
     } else if !name.starts_with(|c: char| c.is_ascii_alphanumeric())
@@ -488,20 +479,10 @@ fn source(walk: &mut Walk<'_>, section: &Section<'_>, servers: &[String]) -> Opt
         }
         return None;
     };
-    if servers.contains(&server.value) {
-        return Some((server.value, databases));
-    }
-    let near = super::units::nearest(&server.value, servers.iter().map(String::as_str));
-    let hint = match (near, servers) {
-        (Some(near), _) => format!("did you mean {near}?"),
-        (None, []) => "add [postgres.NAME] with its url".into(),
-        (None, _) => format!("known are: {}", servers.join(", ")),
-    };
-    walk.mistake(&server.place, "there is no such [postgres.…]", &hint);
-    None
+    Some((monitoring::reference(walk, server, servers, "postgres")?, databases))
 }
 
-fn databases(walk: &mut Walk<'_>, place: &Place, names: Vec<Text>) -> Databases {
+pub(super) fn databases(walk: &mut Walk<'_>, place: &Place, names: Vec<Text>) -> Databases {
     if names.is_empty() {
         walk.mistake(place, "is an empty list", "leave it out for the URL's database, or [\"*\"] for all");
     }

@@ -64,6 +64,11 @@ impl Section<'_> {
         self.table.contains_key(key)
     }
 
+    /// Whether the value is a string, for keys that take numbers, too.
+    pub(super) fn is_text(&self, key: &str) -> bool {
+        self.table.get(key).is_some_and(Item::is_str)
+    }
+
     fn key_path(&self, key: &str) -> String {
         let bare =
             !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
@@ -162,7 +167,7 @@ impl<'a> Walk<'a> {
             "a table" => "write it as [NAME] with its keys below, or as { key = value }",
             "a string" => "put it in quotes",
             "a list of strings" => "write it as [\"one\", \"two\"]",
-            "a whole number" => "write digits, without quotes",
+            "a whole number" | "a number" => "write digits, without quotes",
             "true or false" => "write it without quotes",
             _ => "put it in quotes, with its unit",
         };
@@ -241,6 +246,17 @@ impl<'a> Walk<'a> {
         let hint = if number < *range.start() { "write a larger number" } else { "write a smaller number" };
         self.mistake(&place, format!("must be from {} to {}", range.start(), range.end()), hint);
         None
+    }
+
+    /// A whole number or one with a point.
+    pub(super) fn number(&mut self, section: &Section<'_>, key: &str) -> Option<(Place, f64)> {
+        let read = |item: &Item| item.as_float().or_else(|| item.as_integer().map(|n| n as f64));
+        let (place, number) = self.value(section, key, "a number", read)?;
+        if !number.is_finite() {
+            self.mistake(&place, "is no finite number", "write digits, without quotes");
+            return None;
+        }
+        Some((place, number))
     }
 
     pub(super) fn boolean(&mut self, section: &Section<'_>, key: &str) -> Option<bool> {

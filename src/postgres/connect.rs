@@ -116,6 +116,9 @@ impl Drop for Driver {
     }
 }
 
+/// What a server that does not answer is said to have done.
+const NO_ANSWER: &str = "no answer within";
+
 /// Connects under the pinned settings.
 pub async fn connect(
     connection: &Connection,
@@ -310,7 +313,7 @@ impl Target<'_> {
             Attempt::Setup(error) => Failure { answered: true, error: error.context(what) },
             Attempt::Late(bound) => Failure {
                 answered: false,
-                error: Error::new(format!("no answer within {} s", bound.as_secs_f64()))
+                error: Error::new(format!("{NO_ANSWER} {} s", bound.as_secs_f64()))
                     .context(what)
                     .with_hint("check the host, the port and the firewall between"),
             },
@@ -510,6 +513,18 @@ fn message(e: &tokio_postgres::Error) -> String {
         cause = inner.source();
     }
     message
+}
+
+/// The SQLSTATE that an error of this module's names.
+pub fn sqlstate(error: &Error) -> Option<&str> {
+    let text = error.message();
+    let code = text.rsplit_once("(SQLSTATE ")?.1.get(..5)?;
+    code.bytes().all(|b| b.is_ascii_alphanumeric()).then_some(code)
+}
+
+/// Whether an error says that a server did not answer in time.
+pub fn is_late(error: &Error) -> bool {
+    error.message().starts_with(NO_ANSWER)
 }
 
 /// Data exceptions and violated constraints quote the row in their detail.

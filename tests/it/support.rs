@@ -1,12 +1,14 @@
 //! What the integration tests stand on: servers, the binary, fixtures, comparison.
 
 pub mod compare;
+pub mod exporter;
 pub mod fixtures;
 pub mod many_sets;
 pub mod opsd;
 pub mod postgres;
 pub mod postgres_proxy;
 pub mod processes;
+pub mod prometheus;
 pub mod s3;
 pub mod s3_proxy;
 pub mod sets;

@@ -1,0 +1,268 @@
+//! From figures to a verdict, by thresholds. Pure: nothing is read, and the time is an argument.
+
+use std::time::SystemTime;
+
+use crate::config::monitoring::Bound;
+use crate::config::{self, Threshold};
+use crate::metrics::{Kind, Metric, Sample, Unit};
+use crate::monitor::{self, Reason, View};
+
+/// How bad it is; the greater the worse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// As it should be.
+    Ok,
+    /// Something could not be found out.
+    Unknown,
+    /// Somebody should look.
+    Warning,
+    /// Somebody must act.
+    Critical,
+}
+
+impl Verdict {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Verdict::Ok => "ok",
+            Verdict::Unknown => "unknown",
+            Verdict::Warning => "warning",
+            Verdict::Critical => "critical",
+        }
+    }
+
+    /// The exit code that monitoring plugins use.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Verdict::Ok => 0,
+            Verdict::Warning => 1,
+            Verdict::Critical => 2,
+            Verdict::Unknown => 3,
+        }
+    }
+}
+
+/// What is found about one monitor.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The worst of its findings.
+    pub verdict: Verdict,
+    /// What is not ok, the worst first, each in a few words.
+    pub findings: Vec<(Verdict, String)>,
+    /// Every figure that a threshold speaks of.
+    pub figures: Vec<Figure>,
+}
+
+/// A figure beside its thresholds.
+#[derive(Debug, Clone)]
+pub struct Figure {
+    /// Its metric.
+    pub metric: &'static Metric,
+    /// The state that the threshold is about.
+    pub state: Option<String>,
+    /// The series without `site` and `monitor`: `opsd_x{database="app"}`.
+    pub series: String,
+    /// What is judged: the value, or the age of a timestamp.
+    pub value: f64,
+    /// Its unit; a timestamp has become seconds.
+    pub unit: Unit,
+    /// From where on it is a warning.
+    pub warning: Option<Bound>,
+    /// From where on it is critical.
+    pub critical: Option<Bound>,
+}
+
+/// The thresholds that hold for a monitor: its own, and its kind's where it names none.
+pub fn thresholds(config: &config::Monitor) -> Vec<&Threshold> {
+    let usual = monitor::thresholds(&config.kind).iter();
+    let usual = usual.filter(|threshold| !config.replaced.contains(&threshold.metric));
+    config.thresholds.iter().chain(usual).collect()
+}
+
+/// Judges a monitor as it stands.
+pub fn judge(config: &config::Monitor, view: &View, now: SystemTime) -> Report {
+    let mut findings = Vec::new();
+    let mut figures = Vec::new();
+    match &view.last {
+        None => findings.push((Verdict::Unknown, "nothing was collected yet".to_owned())),
+        Some(last) => {
+            if let Some(failure) = &last.failure {
+                findings.push((Verdict::Critical, format!("down, {failure}")));
+            }
+        }
+    }
+    if let Some(snapshot) = &view.snapshot {
+        for concern in &snapshot.concerns {
+            // What the role was not given is a decision, and shows in its own metric.
+            let failure = concern.failure.as_ref().filter(|failure| failure.reason != Reason::Permission);
+            if let Some(failure) = failure {
+                findings.push((Verdict::Unknown, format!("no {}, {failure}", concern.name)));
+            }
+        }
+        for threshold in thresholds(config) {
+            for sample in snapshot.samples.iter().filter(|sample| concerns(threshold, sample)) {
+                let (verdict, figure) = compare(threshold, sample, now);
+                if verdict != Verdict::Ok {
+                    findings.push((verdict, words(&figure, sample)));
+                }
+                figures.push(figure);
+            }
+        }
+    }
+    findings.sort_by_key(|(verdict, _)| std::cmp::Reverse(*verdict));
+    let verdict = findings.first().map_or(Verdict::Ok, |(verdict, _)| *verdict);
+    Report { verdict, findings, figures }
+}
+
+fn concerns(threshold: &Threshold, sample: &Sample) -> bool {
+    threshold.metric == sample.metric
+        && threshold.state.as_deref().is_none_or(|state| sample.label("state") == Some(state))
+}
+
+fn compare(threshold: &Threshold, sample: &Sample, now: SystemTime) -> (Verdict, Figure) {
+    let mut figure = Figure {
+        metric: sample.metric,
+        state: threshold.state.as_deref().map(str::to_owned),
+        series: series(sample),
+        value: sample.value,
+        unit: sample.metric.unit,
+        warning: threshold.warning,
+        critical: threshold.critical,
+    };
+    if figure.unit == Unit::Timestamp {
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        // The target's clock may be ahead of this one.
+        figure.value = (now - sample.value).max(0.0);
+        figure.unit = Unit::Seconds;
+    }
+    let crossed = |bound: Option<Bound>| match bound {
+        None => false,
+        Some(Bound::Above(limit)) => figure.value > limit,
+        Some(Bound::Below(limit)) => figure.value < limit,
+    };
+    let verdict = if !figure.value.is_finite() {
+        Verdict::Unknown
+    } else if crossed(figure.critical) {
+        Verdict::Critical
+    } else if crossed(figure.warning) {
+        Verdict::Warning
+    } else {
+        Verdict::Ok
+    };
+    (verdict, figure)
+}
+
+fn words(figure: &Figure, sample: &Sample) -> String {
+    if let Some(state) = sample.label("state") {
+        let others: Vec<String> = pairs(sample).filter(|(name, _)| *name != "state").map(equation).collect();
+        let on = if others.is_empty() { String::new() } else { format!(" ({})", others.join(", ")) };
+        return format!("{} is {state}{on}", short(sample.metric.name));
+    }
+    let labels: Vec<String> = pairs(sample).map(equation).collect();
+    let on = if labels.is_empty() { String::new() } else { format!(" ({})", labels.join(", ")) };
+    let age = if sample.metric.unit == Unit::Timestamp { " ago" } else { "" };
+    let unit = match figure.unit {
+        Unit::Bytes => " bytes",
+        Unit::Seconds | Unit::Timestamp => " s",
+        Unit::None | Unit::Ratio => "",
+    };
+    format!("{}{on} is {}{unit}{age}", short(sample.metric.name), rounded(figure.value))
+}
+
+fn short(name: &str) -> &str {
+    name.strip_prefix("opsd_").unwrap_or(name)
+}
+
+fn pairs(sample: &Sample) -> impl Iterator<Item = (&'static str, &str)> {
+    sample.metric.labels.iter().copied().zip(sample.labels.iter().map(String::as_str))
+}
+
+fn equation((name, value): (&str, &str)) -> String {
+    format!("{name} {value:?}")
+}
+
+fn series(sample: &Sample) -> String {
+    let name = if sample.metric.kind == Kind::Gauge {
+        sample.metric.name.to_owned()
+    } else {
+        sample.metric.series()
+    };
+    let labels: Vec<String> = pairs(sample).map(|(name, value)| format!("{name}={value:?}")).collect();
+    if labels.is_empty() { name } else { format!("{name}{{{}}}", labels.join(",")) }
+}
+
+/// To three places; counts and bytes as they are.
+pub fn rounded(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+/// One line as monitoring plugins write it: the verdict, what is wrong, and after `|` the figures.
+pub fn plugin_line(reports: &[(&str, &Report)]) -> String {
+    let verdict = worst(reports.iter().map(|(_, report)| report.verdict));
+    let mut said: Vec<String> = Vec::new();
+    for (name, report) in reports {
+        let findings: Vec<&str> = report.findings.iter().map(|(_, text)| text.as_str()).collect();
+        if !findings.is_empty() {
+            said.push(format!("{name}: {}", findings.join(", ")));
+        }
+    }
+    if said.is_empty() {
+        let names: Vec<&str> = reports.iter().map(|(name, _)| *name).collect();
+        said.push(names.join(", "));
+    }
+    let mut line = format!("OPSD {} - {}", verdict.as_str().to_uppercase(), said.join("; "));
+    // A line break or a bar of an error's would end the text.
+    line = line.replace(['\n', '\r'], " ").replace('|', "/");
+    let perf: Vec<String> = reports
+        .iter()
+        .flat_map(|(name, report)| extremes(&report.figures).into_iter().map(|figure| perf(name, figure)))
+        .collect();
+    if !perf.is_empty() {
+        line.push_str(" | ");
+        line.push_str(&perf.join(" "));
+    }
+    line
+}
+
+/// The worst figure of each metric: a line that grew with every database would be cut off, and one
+/// whose labels changed could not be drawn.
+fn extremes(figures: &[Figure]) -> Vec<&Figure> {
+    let mut kept: Vec<&Figure> = Vec::new();
+    for figure in figures {
+        let known = kept.iter_mut().find(|k| k.metric == figure.metric && k.state == figure.state);
+        let falls = matches!(figure.critical.or(figure.warning), Some(Bound::Below(_)));
+        match known {
+            None => kept.push(figure),
+            Some(known) if (figure.value < known.value) == falls => *known = figure,
+            Some(_) => {}
+        }
+    }
+    kept
+}
+
+/// `'label'=value[unit];warn;crit`. A range that is bad below a number is written `number:`.
+fn perf(name: &str, figure: &Figure) -> String {
+    let state = figure.state.as_ref().map_or_else(String::new, |state| format!(" {state}"));
+    let label = format!("{name} {}{state}", short(figure.metric.name));
+    let unit = match figure.unit {
+        Unit::Bytes => "B",
+        Unit::Seconds | Unit::Timestamp => "s",
+        Unit::None | Unit::Ratio => "",
+    };
+    let range = |bound: Option<Bound>| match bound {
+        None => String::new(),
+        Some(Bound::Above(limit)) => limit.to_string(),
+        Some(Bound::Below(limit)) => format!("{limit}:"),
+    };
+    let (warning, critical) = (range(figure.warning), range(figure.critical));
+    let all = format!("'{label}'={}{unit};{warning};{critical}", rounded(figure.value));
+    all.trim_end_matches(';').to_owned()
+}
+
+/// The worst of several; nothing at all is unknown.
+pub fn worst(verdicts: impl Iterator<Item = Verdict>) -> Verdict {
+    verdicts.max().unwrap_or(Verdict::Unknown)
+}
+
+#[cfg(test)]
+mod tests;

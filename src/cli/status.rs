@@ -1,0 +1,66 @@
+//! `opsd status`: one screen for a person: each target, its verdict, the figure that matters.
+
+use super::check::{Judged, collect};
+use super::output;
+use crate::check::{self, Verdict};
+use crate::config::Config;
+use crate::error::Result;
+use crate::monitor;
+use crate::shutdown::Shutdown;
+
+/// Findings that are shown of one target; `opsd check NAME` shows all.
+const FINDINGS: usize = 3;
+
+/// Arguments of `opsd status`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  opsd status")]
+pub struct Args {}
+
+/// Runs it.
+pub async fn run(_args: Args, config: &Config, shutdown: &Shutdown) -> Result<()> {
+    let judged = collect(config, &[], shutdown).await?;
+    let worst = check::worst(judged.iter().map(|one| one.report.verdict));
+    let width = judged.iter().map(|one| one.config.name.chars().count()).max().unwrap_or(0);
+    let mut text = format!("{}: {}\n\n", config.site, worst.as_str());
+    for one in &judged {
+        text.push_str(&line(one, width));
+    }
+    output::text(text)
+}
+
+fn line(one: &Judged, width: usize) -> String {
+    let samples = one.view.snapshot.as_ref().map(|snapshot| snapshot.samples.as_slice());
+    let headline = samples.map_or_else(String::new, |samples| monitor::headline(&one.config.kind, samples));
+    let head =
+        format!("{:9}{:width$}  {:9}", mark(one.report.verdict), one.config.name, one.config.kind.as_str());
+    let mut text = output::wrapped(&head, &headline);
+    let findings = &one.report.findings;
+    for (verdict, finding) in findings.iter().take(FINDINGS) {
+        text.push_str(&output::wrapped(&format!("           {}: ", verdict.as_str()), finding));
+    }
+    if findings.len() > FINDINGS {
+        text.push_str(&format!("           and {} more\n", findings.len() - FINDINGS));
+    }
+    let lacks: Vec<&str> = one
+        .view
+        .snapshot
+        .iter()
+        .flat_map(|snapshot| &snapshot.concerns)
+        .filter(|concern| concern.failure.as_ref().is_some_and(|f| f.reason == monitor::Reason::Permission))
+        .map(|concern| concern.name)
+        .collect();
+    if !lacks.is_empty() {
+        text.push_str(&output::wrapped("           not permitted: ", &lacks.join(", ")));
+    }
+    text
+}
+
+/// A word, not a colour; loud where it matters.
+fn mark(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Ok => "ok",
+        Verdict::Unknown => "UNKNOWN",
+        Verdict::Warning => "WARNING",
+        Verdict::Critical => "CRITICAL",
+    }
+}

@@ -1,0 +1,551 @@
+//! `[exporter]`, `[redis.NAME]` and `[monitor.NAME]`: what is watched, how it is served, and when it is bad.
+//!
+//! A kind of monitor is a key of `[monitor.NAME]`: one variant of [`MonitorKind`], one word in
+//! [`KINDS`] and one arm in `kind`. Secrets in files are read by whoever needs them, not here: a
+//! backup must not fail because it may not read the exporter's token.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::secret::Secret;
+use super::walk::{Place, Section, Text, Walk};
+use super::{Databases, keys, raw};
+use crate::error::{Context, Result};
+use crate::metrics::{self, Metric, Unit};
+
+/// What a monitor can watch: the keys of which `[monitor.NAME]` has exactly one.
+pub const KINDS: &[&str] = &["postgres"];
+/// Keys that every kind has.
+const COMMON: &[&str] = &["interval", "timeout", "max_series", "thresholds"];
+
+/// Where the exporter listens unless told otherwise; not a port that Prometheus' list gives away.
+const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9911);
+/// Prometheus, a person and a few probes; each costs a task and its buffers.
+const MAX_CONNECTIONS: i64 = 64;
+/// Nobody sends a request's head for longer in good faith.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Prometheus scrapes about as often.
+const INTERVAL: Duration = Duration::from_secs(15);
+/// Prometheus gives a scrape as long; a healthy target takes a hundredth of it.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Longer than a day is no monitoring.
+const INTERVAL_MAX: Duration = Duration::from_secs(86_400);
+/// 200 databases with a dozen series each, and room.
+const MAX_SERIES: i64 = 5_000;
+
+/// `[exporter]`.
+#[derive(Debug, Clone)]
+pub struct Exporter {
+    /// Where it listens; beyond loopback only with authentication.
+    pub listen: SocketAddr,
+    /// Who may read.
+    pub auth: Auth,
+    /// Connections that may be open at the same time.
+    pub max_connections: usize,
+    /// Bound on receiving the head of a request.
+    pub header_timeout: Duration,
+}
+
+impl Default for Exporter {
+    fn default() -> Self {
+        let max_connections = usize::try_from(MAX_CONNECTIONS).unwrap_or(1);
+        Self { listen: LISTEN, auth: Auth::None, max_connections, header_timeout: HEADER_TIMEOUT }
+    }
+}
+
+/// Who may read what the exporter serves.
+#[derive(Debug, Clone)]
+pub enum Auth {
+    /// Whoever reaches it, which is this host alone.
+    None,
+    /// HTTP basic authentication.
+    Basic {
+        /// User name.
+        user: String,
+        /// Password.
+        password: SecretSource,
+    },
+    /// A bearer token.
+    Bearer(SecretSource),
+}
+
+/// A secret, or the file that holds it.
+#[derive(Debug, Clone)]
+pub enum SecretSource {
+    /// From the configuration, usually by `${VAR}`.
+    Value(Secret),
+    /// A file that others may not read.
+    File(PathBuf),
+}
+
+impl SecretSource {
+    /// The secret; a file's ends before its last newline.
+    pub fn read(&self) -> Result<Secret> {
+        match self {
+            SecretSource::Value(secret) => Ok(secret.clone()),
+            SecretSource::File(path) => {
+                let text = keys::read_secret_file(path)?;
+                let secret = text.expose().trim_end_matches(['\r', '\n']);
+                if secret.is_empty() {
+                    return Err(crate::error::Error::usage("is empty"))
+                        .with_context(|| format!("secret file {}", path.display()));
+                }
+                Ok(Secret::new(secret))
+            }
+        }
+    }
+}
+
+/// One `[redis.NAME]`.
+#[derive(Debug, Clone)]
+pub struct Redis {
+    /// Name in the configuration.
+    pub name: String,
+    /// Where it is.
+    pub address: RedisAddress,
+    /// Number of the database.
+    pub database: u32,
+    /// ACL user; absent means `default`.
+    pub user: Option<String>,
+    /// Its password, from the URL or `password_file`.
+    pub password: Option<SecretSource>,
+}
+
+/// Where a Redis server is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RedisAddress {
+    /// `redis://` or `rediss://` (with TLS).
+    Tcp {
+        /// Host name or address.
+        host: String,
+        /// Port.
+        port: u16,
+        /// Whether the connection is encrypted.
+        tls: bool,
+    },
+    /// `unix:///path`.
+    Unix(PathBuf),
+}
+
+/// One `[monitor.NAME]`.
+#[derive(Debug, Clone)]
+pub struct Monitor {
+    /// Name in the configuration, and label of every series.
+    pub name: String,
+    /// What it watches.
+    pub kind: MonitorKind,
+    /// How often it collects.
+    pub interval: Duration,
+    /// When a collection is given up.
+    pub timeout: Duration,
+    /// Series that it may have.
+    pub max_series: usize,
+    /// When its figures are bad. A metric that is named here has none of its usual thresholds.
+    pub thresholds: Vec<Threshold>,
+    /// Metrics whose usual thresholds do not hold.
+    pub replaced: Vec<&'static Metric>,
+}
+
+/// What a monitor watches.
+#[derive(Debug, Clone)]
+pub enum MonitorKind {
+    /// A PostgreSQL server.
+    Postgres {
+        /// Which `[postgres.NAME]`.
+        server: String,
+        /// Where figures local to a database come from.
+        databases: Databases,
+    },
+}
+
+impl MonitorKind {
+    /// Its key in the configuration.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            MonitorKind::Postgres { .. } => "postgres",
+        }
+    }
+
+    fn interval(&self) -> Duration {
+        match self {
+            MonitorKind::Postgres { .. } => INTERVAL,
+        }
+    }
+}
+
+/// When a metric is bad. A timestamp is judged by its age in seconds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Threshold {
+    /// Which metric.
+    pub metric: &'static Metric,
+    /// Which of its states; the sample of another one is not judged.
+    pub state: Option<std::borrow::Cow<'static, str>>,
+    /// From where on it is a warning.
+    pub warning: Option<Bound>,
+    /// From where on it is critical.
+    pub critical: Option<Bound>,
+}
+
+/// A side of a number.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Bound {
+    /// Bad above this.
+    Above(f64),
+    /// Bad below this.
+    Below(f64),
+}
+
+/// What a monitor may refer to.
+pub(super) struct Known<'a> {
+    pub(super) postgres: &'a [String],
+}
+
+pub(super) fn exporter(walk: &mut Walk<'_>, section: &Section<'_>) -> Exporter {
+    walk.only(
+        section,
+        &["listen", "basic_auth", "bearer_token", "bearer_token_file", "max_connections", "header_timeout"],
+    );
+    let mut exporter = Exporter::default();
+    let before = walk.mistakes.len();
+    let mut place = section.place.clone();
+    if let Some(text) = walk.filled(section, "listen") {
+        match text.value.parse() {
+            Ok(address) => exporter.listen = address,
+            Err(_) => walk.mistake(
+                &text.place,
+                "is no address and port",
+                "as in \"127.0.0.1:9911\" or \"[::1]:9911\"; names are not looked up",
+            ),
+        }
+        place = text.place;
+    }
+    let basic = walk.section(section, "basic_auth");
+    let bearer = secret(walk, section, "bearer_token", "bearer_token_file");
+    if let (Some(basic), Some(_)) = (&basic, &bearer) {
+        walk.mistake(&basic.place, "stands beside a bearer token", "give one of the two");
+    }
+    if let Some(basic) = basic {
+        walk.only(&basic, &["user", "password", "password_file"]);
+        let user = walk.filled(&basic, "user");
+        if !basic.has("user") {
+            walk.missing(&basic, "user", "user = \"prometheus\"");
+        }
+        if let Some(user) = user.as_ref().filter(|user| user.value.contains(':')) {
+            walk.mistake(&user.place, "has a colon, which HTTP does not allow", "choose another name");
+        }
+        let password = secret(walk, &basic, "password", "password_file");
+        if !basic.has("password") && !basic.has("password_file") {
+            walk.missing(&basic, "password", "password = \"${VAR}\", or password_file = \"/path\"");
+        }
+        if let (Some(user), Some(password)) = (user, password) {
+            exporter.auth = Auth::Basic { user: user.value, password };
+        }
+    } else if let Some(bearer) = bearer {
+        exporter.auth = Auth::Bearer(bearer);
+    }
+    if let Some(number) = walk.integer(section, "max_connections", 1..=10_000) {
+        exporter.max_connections = usize::try_from(number).unwrap_or(1);
+    }
+    if let Some((place, timeout)) = walk.duration(section, "header_timeout") {
+        exporter.header_timeout = timeout;
+        positive(walk, &place, timeout);
+    }
+    let open = matches!(exporter.auth, Auth::None) && !exporter.listen.ip().is_loopback();
+    if open && walk.mistakes.len() == before {
+        walk.mistake(
+            &place,
+            "listens beyond this host, and anybody could read it",
+            "add bearer_token_file, or basic_auth = { user, password_file }; or listen on 127.0.0.1",
+        );
+    }
+    exporter
+}
+
+/// A secret under `key`, or in the file under `file_key`.
+fn secret(walk: &mut Walk<'_>, section: &Section<'_>, key: &str, file_key: &str) -> Option<SecretSource> {
+    let value = walk.filled(section, key);
+    let file = walk.path(section, file_key);
+    if let (true, Some((place, _))) = (section.has(key), &file) {
+        walk.mistake(place, format!("stands beside {key}"), "give one of the two");
+    }
+    if let Some(text) = value {
+        if text.literal {
+            let hint = format!("keep it in a ${{VARIABLE}} or in {file_key}");
+            walk.warn(&text.place, raw::PASSWORD_STANDS_HERE, Some(&hint));
+        }
+        return Some(SecretSource::Value(Secret::new(text.value)));
+    }
+    file.map(|(_, path)| SecretSource::File(path))
+}
+
+pub(super) fn redis(walk: &mut Walk<'_>, section: &Section<'_>, name: &str) -> Option<Redis> {
+    const FORMS: &str =
+        "as in redis://HOST:6379/0, rediss://USER:${PASSWORD}@HOST:6380/0 or unix:///run/redis.sock";
+    walk.only(section, &["url", "password_file"]);
+    let password_file = walk.path(section, "password_file");
+    let Some(url) = walk.filled(section, "url") else {
+        if !section.has("url") {
+            walk.missing(section, "url", FORMS);
+        }
+        return None;
+    };
+    let Some(parts) = RedisUrl::parse(&url.value) else {
+        walk.mistake(&url.place, "is no URL of a Redis server", FORMS);
+        return None;
+    };
+    let mut password = None;
+    if let Some(text) = parts.password {
+        if url.literal {
+            walk.warn(
+                &url.place,
+                raw::PASSWORD_STANDS_HERE,
+                Some("keep it in a ${VARIABLE} or in password_file"),
+            );
+        }
+        password = Some(SecretSource::Value(Secret::new(text)));
+    }
+    if let Some((place, path)) = password_file {
+        if password.is_some() {
+            walk.mistake(&place, "stands beside the URL's password", "give one of the two");
+        }
+        password = Some(SecretSource::File(path));
+    }
+    Some(Redis {
+        name: name.into(),
+        address: parts.address,
+        database: parts.database,
+        user: parts.user,
+        password,
+    })
+}
+
+struct RedisUrl {
+    address: RedisAddress,
+    database: u32,
+    user: Option<String>,
+    password: Option<String>,
+}
+
+impl RedisUrl {
+    fn parse(url: &str) -> Option<Self> {
+        let decode = |text: &str| {
+            percent_encoding::percent_decode_str(text).decode_utf8().ok().map(|text| text.into_owned())
+        };
+        if let Some(path) = url.strip_prefix("unix://") {
+            let (path, database) = match path.split_once("?db=") {
+                Some((path, number)) => (path, number.parse().ok()?),
+                None => (path, 0),
+            };
+            let plain = path.starts_with('/') && !path.contains(['?', '@', '\0']);
+            let address = plain.then(|| RedisAddress::Unix(path.into()))?;
+            return Some(Self { address, database, user: None, password: None });
+        }
+        let (rest, tls) = match url.strip_prefix("rediss://") {
+            Some(rest) => (rest, true),
+            None => (url.strip_prefix("redis://")?, false),
+        };
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let database = if path.is_empty() { 0 } else { path.parse().ok()? };
+        let (user, password, place) = match authority.rsplit_once('@') {
+            None => (None, None, authority),
+            Some((info, place)) => {
+                let (user, password) = info.split_once(':').unwrap_or(("", info));
+                (Some(decode(user)?), Some(decode(password)?), place)
+            }
+        };
+        let (host, port) = match place.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()?),
+            _ => (place, 6379),
+        };
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        if host.is_empty()
+            || host.contains(|c: char| c.is_whitespace() || c.is_control() || "?#/".contains(c))
+        {
+            return None;
+        }
+        Some(Self {
+            address: RedisAddress::Tcp { host: host.into(), port, tls },
+            database,
+            user: user.filter(|user| !user.is_empty()),
+            password: password.filter(|password| !password.is_empty()),
+        })
+    }
+}
+
+pub(super) fn monitor(
+    walk: &mut Walk<'_>,
+    section: &Section<'_>,
+    name: &str,
+    known: &Known<'_>,
+) -> Option<Monitor> {
+    let kinds: Vec<&str> = KINDS.iter().copied().filter(|kind| section.has(kind)).collect();
+    let own: &[&str] = if kinds == ["postgres"] { &["databases"] } else { &[] };
+    let keys: Vec<&str> = KINDS.iter().chain(COMMON).chain(own).copied().collect();
+    walk.only(section, &keys);
+    let kind = match kinds.as_slice() {
+        [] => {
+            walk.mistake(&section.place, "watches nothing", &format!("add one of: {}", KINDS.join(", ")));
+            None
+        }
+        [one] => kind(walk, section, one, known),
+        several => {
+            let message = format!("watches several things: {}", several.join(", "));
+            walk.mistake(&section.place, message, "give each a [monitor.NAME] of its own");
+            None
+        }
+    };
+    let mut interval = kind.as_ref().map_or(INTERVAL, MonitorKind::interval);
+    if let Some((place, given)) = walk.duration(section, "interval") {
+        if given > INTERVAL_MAX {
+            walk.mistake(&place, "is longer than a day", "as in \"15s\"");
+        }
+        positive(walk, &place, given);
+        interval = given;
+    }
+    let mut timeout = TIMEOUT.min(interval);
+    if let Some((place, given)) = walk.duration(section, "timeout") {
+        if given > interval {
+            walk.mistake(&place, "is longer than the interval", "a collection must end before the next one");
+        }
+        positive(walk, &place, given);
+        timeout = given;
+    }
+    let max_series = walk.integer(section, "max_series", 1..=1_000_000).unwrap_or(MAX_SERIES);
+    let max_series = usize::try_from(max_series).unwrap_or(1);
+    let (mut thresholds, mut replaced) = (Vec::new(), Vec::new());
+    if let Some(table) = walk.section(section, "thresholds") {
+        for key in table.names() {
+            let place = walk.place(&table, &key);
+            let Some(metric) = metrics::find(&key) else {
+                let names = metrics::all().map(|metric| metric.name);
+                let hint = match super::units::nearest(&key, names) {
+                    Some(near) => format!("did you mean {near}?"),
+                    None => "`opsd metrics` lists them".to_owned(),
+                };
+                walk.mistake(&place, "there is no such metric", &hint);
+                continue;
+            };
+            replaced.push(metric);
+            if let Some(bounds) = walk.section(&table, &key) {
+                threshold(walk, &bounds, metric, &mut thresholds);
+            }
+        }
+    }
+    Some(Monitor { name: name.into(), kind: kind?, interval, timeout, max_series, thresholds, replaced })
+}
+
+fn kind(walk: &mut Walk<'_>, section: &Section<'_>, key: &str, known: &Known<'_>) -> Option<MonitorKind> {
+    match key {
+        "postgres" => {
+            let databases = match walk.strings(section, "databases") {
+                None => Databases::Url,
+                Some((place, names)) => raw::databases(walk, &place, names),
+            };
+            let server = walk.filled(section, "postgres")?;
+            let server = reference(walk, server, known.postgres, "postgres")?;
+            Some(MonitorKind::Postgres { server, databases })
+        }
+        _ => None,
+    }
+}
+
+/// The name of a `[TABLE.NAME]` that must be there.
+pub(super) fn reference(walk: &mut Walk<'_>, name: Text, known: &[String], table: &str) -> Option<String> {
+    if known.contains(&name.value) {
+        return Some(name.value);
+    }
+    let near = super::units::nearest(&name.value, known.iter().map(String::as_str));
+    let hint = match (near, known) {
+        (Some(near), _) => format!("did you mean {near}?"),
+        (None, []) => format!("add [{table}.NAME] with its url"),
+        (None, _) => format!("known are: {}", known.join(", ")),
+    };
+    walk.mistake(&name.place, format!("there is no such [{table}.…]"), &hint);
+    None
+}
+
+/// `{ warning = 0.8, critical = 0.95 }`; for a state lists of states. An empty table means none.
+fn threshold(walk: &mut Walk<'_>, section: &Section<'_>, metric: &'static Metric, into: &mut Vec<Threshold>) {
+    if metric.labels.contains(&"state") {
+        walk.only(section, &["warning", "critical"]);
+        for key in ["warning", "critical"] {
+            for state in walk.strings(section, key).into_iter().flat_map(|(_, states)| states) {
+                let bound = Some(Bound::Above(0.5));
+                let (warning, critical) = if key == "warning" { (bound, None) } else { (None, bound) };
+                into.push(Threshold { metric, state: Some(state.value.into()), warning, critical });
+            }
+        }
+        return;
+    }
+    walk.only(section, &["warning", "critical", "warning_below", "critical_below"]);
+    let mut bound = |above: &str, below: &str| {
+        let over = number(walk, section, above, metric.unit);
+        let under = number(walk, section, below, metric.unit);
+        if let (Some(_), Some((place, _))) = (&over, &under) {
+            walk.mistake(place, format!("stands beside {above}"), "give one of the two");
+        }
+        over.map(|(_, n)| Bound::Above(n)).or(under.map(|(_, n)| Bound::Below(n)))
+    };
+    let warning = bound("warning", "warning_below");
+    let critical = bound("critical", "critical_below");
+    let wrong = match (warning, critical) {
+        (Some(Bound::Above(warning)), Some(Bound::Above(critical))) => critical < warning,
+        (Some(Bound::Below(warning)), Some(Bound::Below(critical))) => critical > warning,
+        (Some(_), Some(_)) => true,
+        _ => false,
+    };
+    if wrong {
+        walk.mistake(
+            &section.place,
+            "is critical before it is a warning",
+            "where less is worse, write warning_below and critical_below",
+        );
+    }
+    if warning.is_some() || critical.is_some() {
+        into.push(Threshold { metric, state: None, warning, critical });
+    }
+}
+
+fn number(walk: &mut Walk<'_>, section: &Section<'_>, key: &str, unit: Unit) -> Option<(Place, f64)> {
+    if !section.is_text(key) {
+        return walk.number(section, key);
+    }
+    match unit {
+        Unit::Bytes => walk.size(section, key).map(|(place, bytes)| (place, bytes as f64)),
+        Unit::Seconds | Unit::Timestamp => {
+            walk.duration(section, key).map(|(place, duration)| (place, duration.as_secs_f64()))
+        }
+        Unit::None | Unit::Ratio => walk.number(section, key),
+    }
+}
+
+fn positive(walk: &mut Walk<'_>, place: &Place, duration: Duration) {
+    if duration.is_zero() {
+        walk.mistake(place, "must be more than nothing", "as in \"15s\"");
+    }
+}
+
+/// `[redis.NAME]` and `[monitor.NAME]`, each by its name.
+pub(super) fn named<T>(
+    walk: &mut Walk<'_>,
+    root: &Section<'_>,
+    table: &str,
+    mut read: impl FnMut(&mut Walk<'_>, &Section<'_>, &str) -> Option<T>,
+) -> (Vec<String>, BTreeMap<String, T>) {
+    let mut found = BTreeMap::new();
+    let Some(section) = walk.section(root, table) else { return (Vec::new(), found) };
+    let names = section.names();
+    for key in &names {
+        let place = walk.place(&section, key);
+        raw::name(walk, &place, key);
+        if let Some(value) = walk.section(&section, key).and_then(|s| read(walk, &s, key)) {
+            found.insert(key.clone(), value);
+        }
+    }
+    (names, found)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,141 @@
+//! From a request to its answer, without waiting for anything.
+
+use std::sync::atomic::Ordering;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{
+    ACCEPT, ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE,
+};
+use hyper::{Method, Request, Response, StatusCode};
+
+use super::page::{Page, timestamp};
+use super::{Exporter, openmetrics, text};
+use crate::metrics::{self, Sample};
+
+const PLAIN: &str = "text/plain; charset=utf-8";
+const HTML: &str = "text/html; charset=utf-8";
+
+const INDEX: &str = "<!doctype html>\n<html lang=\"en\"><title>opsd</title>\n<h1>opsd</h1>\n<ul>\n\
+    <li><a href=\"/metrics\">metrics</a>\n<li><a href=\"/live\">live</a>: the exporter runs\n\
+    <li><a href=\"/ready\">ready</a>: every monitor has collected once\n</ul>\n</html>\n";
+
+/// Answers a request.
+pub fn respond(exporter: &Exporter, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let head = request.method() == Method::HEAD;
+    if !head && request.method() != Method::GET {
+        let mut response = answer(StatusCode::METHOD_NOT_ALLOWED, PLAIN, "only GET and HEAD\n");
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
+    // Whoever restarts services has no credentials, and learns nothing here but that.
+    match request.uri().path() {
+        "/live" => return answer(StatusCode::OK, PLAIN, "live\n"),
+        "/ready" => return ready(exporter),
+        _ => {}
+    }
+    if !exporter.gate.admits(request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes)) {
+        let mut response = answer(StatusCode::UNAUTHORIZED, PLAIN, "who are you?\n");
+        let challenge = HeaderValue::from_static(exporter.gate.challenge());
+        response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+        return response;
+    }
+    match request.uri().path() {
+        "/" => answer(StatusCode::OK, HTML, INDEX),
+        "/metrics" => metrics(exporter, request),
+        _ => answer(StatusCode::NOT_FOUND, PLAIN, "nothing here; see /\n"),
+    }
+}
+
+fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+fn ready(exporter: &Exporter) -> Response<Full<Bytes>> {
+    let waiting = exporter.watches.iter().filter(|watch| watch.view().last.is_none()).count();
+    match waiting {
+        0 => answer(StatusCode::OK, PLAIN, "ready\n"),
+        n => answer(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("{n} monitors have not collected yet\n")),
+    }
+}
+
+fn metrics(exporter: &Exporter, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let scrapes = 1 + exporter.scrapes.fetch_add(1, Ordering::Relaxed);
+    let refused = exporter.refused.load(Ordering::Relaxed);
+    let own = vec![
+        Sample::plain(&metrics::START_TIMESTAMP, timestamp(exporter.started)),
+        Sample::plain(&metrics::EXPORTER_SCRAPES, scrapes as f64),
+        Sample::plain(&metrics::EXPORTER_CONNECTIONS_REFUSED, refused as f64),
+    ];
+    let page = Page::new(&exporter.site, &exporter.watches, own);
+    let accept: Vec<&str> =
+        request.headers().get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
+    if !wants_openmetrics(&accept.join(",")) {
+        return answer(StatusCode::OK, text::CONTENT_TYPE, text::encode(&page));
+    }
+    match openmetrics::encode(page) {
+        Ok(body) => answer(StatusCode::OK, openmetrics::CONTENT_TYPE, body),
+        Err(error) => {
+            tracing::error!("{error}");
+            answer(StatusCode::INTERNAL_SERVER_ERROR, PLAIN, "the page could not be written\n")
+        }
+    }
+}
+
+/// Whether `Accept` asks for OpenMetrics 1.0 at least as much as for plain text.
+fn wants_openmetrics(accept: &str) -> bool {
+    let (mut openmetrics, mut plain) = (0.0, 0.0);
+    for range in accept.split(',') {
+        let mut parts = range.split(';').map(str::trim);
+        let kind = parts.next().unwrap_or_default();
+        let (mut quality, mut version) = (1.0, None);
+        for parameter in parts {
+            match parameter.split_once('=') {
+                Some(("q", text)) => quality = text.trim().parse().unwrap_or(0.0),
+                Some(("version", text)) => version = Some(text.trim_matches('"')),
+                _ => {}
+            }
+        }
+        match kind {
+            "application/openmetrics-text" if matches!(version, None | Some("1.0.0")) => {
+                openmetrics = f64::max(openmetrics, quality);
+            }
+            "text/plain" | "text/*" => plain = f64::max(plain, quality),
+            _ => {}
+        }
+    }
+    openmetrics > 0.0 && openmetrics >= plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_accept_header_decides_the_format() {
+        let prometheus = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,\
+                          application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=0.0.4;q=0.4,*/*;q=0.1";
+        for yes in
+            [prometheus, "application/openmetrics-text", "application/openmetrics-text; version=\"1.0.0\""]
+        {
+            assert!(wants_openmetrics(yes), "{yes}");
+        }
+        for no in [
+            "",
+            "*/*",
+            "text/plain",
+            "application/openmetrics-text;version=0.0.1",
+            "application/openmetrics-text;q=0",
+            "application/openmetrics-text;q=0.2,text/plain;q=0.9",
+            "application/json",
+            ";;;,q=,=",
+        ] {
+            assert!(!wants_openmetrics(no), "{no}");
+        }
+    }
+}

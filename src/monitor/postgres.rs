@@ -1,0 +1,328 @@
+//! A PostgreSQL server, version 13 to 18: one connection, one query a concern, each failing alone.
+//!
+//! A concern is a file in `postgres/` and a line in [`CONCERNS`]. The server itself ends a statement
+//! that takes too long or waits for a lock, so that a late collection leaves nothing behind; the
+//! connection is kept between collections, and given up with one that was dropped. Everything works
+//! for a role with only `pg_monitor`; pieces that need it are not asked for without it, and named.
+//! Deliberately absent: query texts and ids, client ports, process ids, index names; pools.
+
+mod activity;
+mod archiver;
+mod checkpointer;
+mod connections;
+mod databases;
+mod replication;
+mod sequences;
+mod server;
+mod slots;
+mod standby;
+mod summary;
+mod vacuum;
+pub mod verdict;
+mod wraparound;
+
+use std::borrow::Cow;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use tokio_postgres::Row;
+use tokio_postgres::types::FromSql;
+
+use super::{Collected, Failure, Monitor, Reason};
+use crate::config::{self, Connection, Databases, Postgres};
+use crate::error::{Context, Error, Result};
+use crate::metrics::Sample;
+use crate::postgres::connect::{self, Session};
+
+use server::Facts;
+pub use summary::{THRESHOLDS, headline};
+pub use verdict::Board;
+
+/// In the order in which they are collected: where time or series run out, the first ones are there.
+const CONCERNS: &[&Concern] = &[
+    &connections::CONCERN,
+    &replication::CONCERN,
+    &standby::CONCERN,
+    &slots::CONCERN,
+    &activity::CONCERN,
+    &activity::PREPARED,
+    &archiver::CONCERN,
+    &archiver::BACKLOG,
+    &wraparound::CONCERN,
+    &checkpointer::CONCERN,
+    &databases::CONCERN,
+    &databases::SIZE,
+    &vacuum::CONCERN,
+    &sequences::CONCERN,
+];
+
+/// What these sessions are called in `pg_stat_activity`.
+const APPLICATION: &str = "opsd monitor";
+
+/// A statement may take this part of a collection's time, and wait for a lock for a tenth of it.
+const STATEMENT_PART: u32 = 3;
+const LOCK_PART: u32 = 10;
+/// No statement is begun later than this part of the time: it would end too late.
+const LAST_START: f64 = 0.6;
+/// A server that has a statement for longer is to stop, however patient the monitor is.
+const STATEMENT_MAX: Duration = Duration::from_secs(10);
+/// Whoever wants an exclusive lock queues behind one that waits.
+const LOCK_MAX: Duration = Duration::from_secs(1);
+
+/// One query and what is made of its rows.
+struct Concern {
+    /// A label's value.
+    name: &'static str,
+    /// Whether it shows enough only with the privileges of `pg_monitor`.
+    privileged: bool,
+    /// Where it is asked.
+    scope: Scope,
+    /// The query for this server; none where it has nothing to answer.
+    sql: fn(&Facts) -> Option<Cow<'static, str>>,
+    /// What the rows say.
+    read: fn(&Facts, &[Row], &mut Found) -> Result<()>,
+}
+
+/// Where a concern is asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    /// Once a server.
+    Server,
+    /// In each database of the configuration.
+    Database,
+}
+
+/// What a collection has found so far.
+#[derive(Default)]
+struct Found {
+    samples: Vec<Sample>,
+    senders: Vec<(String, String, verdict::Sender)>,
+    receiver: Option<(String, verdict::Receiver)>,
+}
+
+/// A monitor of one server.
+pub struct Target {
+    name: String,
+    connection: Connection,
+    databases: Databases,
+    timeout: Duration,
+    /// Absent while a collection has it, and after one that failed or was dropped.
+    session: Option<Session>,
+    pairs: verdict::Pairs,
+}
+
+/// A monitor that is not connected yet.
+pub fn open(monitor: &config::Monitor, server: &Postgres, databases: &Databases, board: &Board) -> Target {
+    Target {
+        name: monitor.name.clone(),
+        connection: server.connection.clone(),
+        databases: databases.clone(),
+        timeout: monitor.timeout,
+        session: None,
+        pairs: verdict::Pairs::new(board.clone(), monitor.interval),
+    }
+}
+
+#[async_trait]
+impl Monitor for Target {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn collect(&mut self) -> Result<Collected, Failure> {
+        let started = Instant::now();
+        let session = match self.session.take().filter(|session| !session.client.is_closed()) {
+            Some(session) => session,
+            None => self.connect(None).await?,
+        };
+        let mut pass = Pass { started, timeout: self.timeout, found: Found::default(), concerns: Vec::new() };
+        let facts = server::facts(&session, self.connection.dbname.clone()).await.map_err(whole)?;
+        pass.found.samples.extend(server::samples(&facts));
+        let own = self.has_own_database();
+        for concern in CONCERNS.iter().filter(|c| c.scope == Scope::Server || own) {
+            pass.ask(concern, &session, &facts).await?;
+        }
+        if self.databases != Databases::Url {
+            self.others(&mut pass, &session, &facts).await?;
+        }
+        let Pass { mut found, concerns, .. } = pass;
+        let verdicts = self.pairs.judge(&facts, std::mem::take(&mut found.senders), found.receiver.take());
+        found.samples.extend(verdicts);
+        self.session = Some(session);
+        Ok(Collected { samples: found.samples, concerns })
+    }
+}
+
+impl Target {
+    async fn connect(&self, database: Option<&str>) -> Result<Session, Failure> {
+        let bound = |part: u32, max: Duration| (self.timeout / part).min(max).as_millis().max(1).to_string();
+        let settings = [
+            ("statement_timeout", &*bound(STATEMENT_PART, STATEMENT_MAX)),
+            ("lock_timeout", &*bound(LOCK_PART, LOCK_MAX)),
+            // A collector's own queries have no business in parallel workers.
+            ("max_parallel_workers_per_gather", "0"),
+            ("jit", "off"),
+        ];
+        let connected = connect::connect_with(&self.connection, database, APPLICATION, &settings).await;
+        connected.map_err(|error| Failure::new(reason(&error).unwrap_or(Reason::Unreachable), error))
+    }
+
+    /// Whether figures local to a database are wanted from the URL's.
+    fn has_own_database(&self) -> bool {
+        match &self.databases {
+            Databases::Url | Databases::All => true,
+            Databases::Named(names) => names.contains(&self.connection.dbname),
+        }
+    }
+
+    /// The other databases, one transient connection after the other. One that cannot be connected to
+    /// takes the local concerns down, and no more.
+    async fn others(&self, pass: &mut Pass, session: &Session, facts: &Facts) -> Result<(), Failure> {
+        let names = match &self.databases {
+            Databases::Url => Vec::new(),
+            Databases::Named(names) => names.clone(),
+            Databases::All => databases::names(session).await.map_err(whole)?,
+        };
+        for name in names.into_iter().filter(|name| *name != self.connection.dbname) {
+            let other = if pass.is_late() { Err(no_time()) } else { self.connect(Some(&name)).await };
+            let facts = Facts { database: name, ..facts.clone() };
+            for concern in CONCERNS.iter().filter(|concern| concern.scope == Scope::Database) {
+                match &other {
+                    Ok(session) => {
+                        // A connection that broke is this database's trouble.
+                        if let Err(failure) = pass.ask(concern, session, &facts).await {
+                            pass.note(concern.name, Some(failure));
+                        }
+                    }
+                    Err(failure) => pass.note(concern.name, Some(failure.clone())),
+                }
+            }
+            if let Ok(session) = other {
+                session.close().await;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One collection under way.
+struct Pass {
+    started: Instant,
+    timeout: Duration,
+    found: Found,
+    concerns: Vec<super::Concern>,
+}
+
+impl Pass {
+    fn is_late(&self) -> bool {
+        self.started.elapsed() > self.timeout.mul_f64(LAST_START)
+    }
+
+    /// Asks one concern. Only a connection that is gone fails the collection.
+    async fn ask(&mut self, concern: &Concern, session: &Session, facts: &Facts) -> Result<(), Failure> {
+        let Some(sql) = (concern.sql)(facts) else { return Ok(()) };
+        if concern.privileged && !facts.monitor_role {
+            let error = Error::new("needs the privileges of pg_monitor")
+                .with_hint("GRANT pg_monitor TO the role that opsd connects as");
+            self.note(concern.name, Some(Failure::new(Reason::Permission, error)));
+            return Ok(());
+        }
+        if self.is_late() {
+            self.note(concern.name, Some(no_time()));
+            return Ok(());
+        }
+        let failure = match session.client.query_typed(&sql, &[]).await {
+            Ok(rows) => {
+                let kept = self.found.samples.len();
+                let read = (concern.read)(facts, &rows, &mut self.found);
+                read.err().map(|error| {
+                    // Half of a piece is no piece.
+                    self.found.samples.truncate(kept);
+                    Failure::new(reason(&error).unwrap_or(Reason::Protocol), error)
+                })
+            }
+            Err(error) => match alone(&error) {
+                Some(reason) => Some(Failure::new(reason, connect::error(error))),
+                None => return Err(whole(connect::error(error))),
+            },
+        };
+        self.note(concern.name, failure);
+        Ok(())
+    }
+
+    /// A concern is asked in several databases, and is up if it could be read in all.
+    fn note(&mut self, name: &'static str, failure: Option<Failure>) {
+        match self.concerns.iter_mut().find(|concern| concern.name == name) {
+            Some(known) => known.failure = known.failure.take().or(failure),
+            None => self.concerns.push(super::Concern { name, failure }),
+        }
+    }
+}
+
+fn no_time() -> Failure {
+    Failure::new(Reason::Timeout, Error::new("no time was left for it"))
+}
+
+/// Why a statement failed, if it alone did: the server answered, and the session goes on.
+fn alone(error: &tokio_postgres::Error) -> Option<Reason> {
+    let code = error.code()?.code();
+    (!code.starts_with("57P") && !error.is_closed()).then(|| by_state(code))
+}
+
+/// A failure that leaves nothing of the collection.
+fn whole(error: Error) -> Failure {
+    Failure::new(reason(&error).unwrap_or(Reason::Unreachable), error)
+}
+
+fn reason(error: &Error) -> Option<Reason> {
+    if connect::is_late(error) {
+        return Some(Reason::Timeout);
+    }
+    connect::sqlstate(error).map(by_state)
+}
+
+fn by_state(code: &str) -> Reason {
+    match code {
+        "28P01" | "28000" => Reason::Authentication,
+        "42501" => Reason::Permission,
+        "53300" => Reason::TooManyConnections,
+        "57014" => Reason::Timeout,
+        "55P03" => Reason::Locked,
+        code if code.starts_with("57P") => Reason::NotReady,
+        _ => Reason::Refused,
+    }
+}
+
+/// A column's value; NULL is none.
+fn get<'a, T: FromSql<'a>>(row: &'a Row, column: &str) -> Result<Option<T>> {
+    row.try_get::<_, Option<T>>(column).map_err(connect::error).with_context(|| format!("column {column}"))
+}
+
+/// A number that must be there; queries cast what they count to float8.
+fn number(row: &Row, column: &str) -> Result<f64> {
+    get(row, column)?.ok_or_else(|| Error::new(format!("column {column} is null")))
+}
+
+/// A text that must be there.
+fn text<'a>(row: &'a Row, column: &str) -> Result<&'a str> {
+    get(row, column)?.ok_or_else(|| Error::new(format!("column {column} is null")))
+}
+
+impl Found {
+    fn plain(&mut self, metric: &'static crate::metrics::Metric, value: Option<f64>) {
+        self.samples.extend(value.map(|value| Sample::plain(metric, value)));
+    }
+
+    fn add<const N: usize>(
+        &mut self,
+        metric: &'static crate::metrics::Metric,
+        labels: [&str; N],
+        value: Option<f64>,
+    ) {
+        self.samples.extend(value.map(|value| Sample::new(metric, labels, value)));
+    }
+}
+
+fn truth(value: bool) -> f64 {
+    f64::from(u8::from(value))
+}

@@ -1,0 +1,51 @@
+//! Whether WAL gets into the archive.
+
+use super::{Concern, Scope, get, number, truth};
+use crate::metrics;
+
+pub(super) const CONCERN: Concern = Concern {
+    name: "archiver",
+    privileged: false,
+    scope: Scope::Server,
+    sql: |_| {
+        // On a standby, `on` means that it does not archive, and `always` that it does.
+        let sql = "SELECT current_setting('archive_mode') IN ('always',
+                                 CASE WHEN pg_is_in_recovery() THEN 'always' ELSE 'on' END) AS enabled,
+                          archived_count::float8 AS archived, failed_count::float8 AS failed,
+                          extract(epoch FROM last_archived_time)::float8 AS last_archived,
+                          extract(epoch FROM last_failed_time)::float8 AS last_failed
+                     FROM pg_stat_archiver";
+        Some(sql.into())
+    },
+    read: |_, rows, found| {
+        for row in rows {
+            let enabled = get(row, "enabled")?.unwrap_or(false);
+            found.plain(&metrics::POSTGRES_ARCHIVER_ENABLED, Some(truth(enabled)));
+            if enabled {
+                found.plain(&metrics::POSTGRES_ARCHIVED_SEGMENTS, Some(number(row, "archived")?));
+                found.plain(&metrics::POSTGRES_ARCHIVE_FAILURES, Some(number(row, "failed")?));
+                found.plain(&metrics::POSTGRES_ARCHIVED_TIMESTAMP, get(row, "last_archived")?);
+                found.plain(&metrics::POSTGRES_ARCHIVE_FAILED_TIMESTAMP, get(row, "last_failed")?);
+            }
+        }
+        Ok(())
+    },
+};
+
+pub(super) const BACKLOG: Concern = Concern {
+    name: "archive_backlog",
+    privileged: true,
+    scope: Scope::Server,
+    sql: |_| {
+        let sql = "SELECT CASE WHEN current_setting('archive_mode') <> 'off'
+                               THEN (SELECT count(*)::float8 FROM pg_ls_archive_statusdir()
+                                      WHERE name LIKE '%.ready') END AS backlog";
+        Some(sql.into())
+    },
+    read: |_, rows, found| {
+        for row in rows {
+            found.plain(&metrics::POSTGRES_ARCHIVE_BACKLOG, get(row, "backlog")?);
+        }
+        Ok(())
+    },
+};

@@ -1,0 +1,65 @@
+//! Counters of each database, and its size.
+
+use super::{Concern, Scope, get, text};
+use crate::error::Result;
+use crate::metrics;
+use crate::postgres::connect::{self, Session};
+
+/// Templates aside, what can be connected to.
+const NAMES: &str = "SELECT datname::text AS name FROM pg_database
+                      WHERE datallowconn AND NOT datistemplate ORDER BY datname";
+
+/// The databases that `["*"]` means.
+pub(super) async fn names(session: &Session) -> Result<Vec<String>> {
+    let rows = session.client.query_typed(NAMES, &[]).await.map_err(connect::error)?;
+    rows.iter().map(|row| text(row, "name").map(str::to_owned)).collect()
+}
+
+pub(super) const CONCERN: Concern = Concern {
+    name: "databases",
+    privileged: false,
+    scope: Scope::Server,
+    sql: |_| {
+        let sql = "SELECT d.datname::text AS name, s.xact_commit::float8 AS commits,
+                          s.xact_rollback::float8 AS rollbacks, s.blks_hit::float8 AS hits,
+                          s.blks_read::float8 AS reads, s.temp_bytes::float8 AS temporary,
+                          s.deadlocks::float8 AS deadlocks, s.conflicts::float8 AS conflicts,
+                          s.checksum_failures::float8 AS checksums
+                     FROM pg_stat_database s JOIN pg_database d ON d.oid = s.datid
+                    WHERE NOT d.datistemplate ORDER BY d.datname";
+        Some(sql.into())
+    },
+    read: |_, rows, found| {
+        for row in rows {
+            let name = [text(row, "name")?];
+            found.add(&metrics::POSTGRES_DATABASE_COMMITS, name, get(row, "commits")?);
+            found.add(&metrics::POSTGRES_DATABASE_ROLLBACKS, name, get(row, "rollbacks")?);
+            found.add(&metrics::POSTGRES_DATABASE_BLOCK_HITS, name, get(row, "hits")?);
+            found.add(&metrics::POSTGRES_DATABASE_BLOCK_READS, name, get(row, "reads")?);
+            found.add(&metrics::POSTGRES_DATABASE_TEMPORARY_BYTES, name, get(row, "temporary")?);
+            found.add(&metrics::POSTGRES_DATABASE_DEADLOCKS, name, get(row, "deadlocks")?);
+            found.add(&metrics::POSTGRES_DATABASE_CONFLICTS, name, get(row, "conflicts")?);
+            found.add(&metrics::POSTGRES_DATABASE_CHECKSUM_FAILURES, name, get(row, "checksums")?);
+        }
+        Ok(())
+    },
+};
+
+/// A piece of its own: it reads directories, and takes as long as there are files. A database that is
+/// dropped meanwhile has no size.
+pub(super) const SIZE: Concern = Concern {
+    name: "database_size",
+    privileged: true,
+    scope: Scope::Server,
+    sql: |_| {
+        let sql = "SELECT datname::text AS name, pg_database_size(oid)::float8 AS size
+                     FROM pg_database WHERE NOT datistemplate ORDER BY datname";
+        Some(sql.into())
+    },
+    read: |_, rows, found| {
+        for row in rows {
+            found.add(&metrics::POSTGRES_DATABASE_SIZE, [text(row, "name")?], get(row, "size")?);
+        }
+        Ok(())
+    },
+};

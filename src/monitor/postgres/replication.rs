@@ -1,0 +1,86 @@
+//! Replication as the sending server sees it: each standby, and each slot that a standby should be on.
+
+use std::borrow::Cow;
+
+use tokio_postgres::Row;
+
+use super::{Concern, Facts, Found, Scope, get, text, verdict};
+use crate::error::Result;
+use crate::metrics;
+
+/// What a sender can be doing.
+const STATES: &[&str] = &["startup", "catchup", "streaming", "backup", "stopping"];
+
+pub(super) const CONCERN: Concern =
+    Concern { name: "replication", privileged: true, scope: Scope::Server, sql, read };
+
+/// Up to where this server has WAL to send: a standby may feed others.
+pub(super) fn written(facts: &Facts) -> &'static str {
+    if facts.in_recovery {
+        "coalesce(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())"
+    } else {
+        "pg_current_wal_lsn()"
+    }
+}
+
+/// A standby is called by its slot, and where it has none by its application name: two that share
+/// one (`walreceiver`) are told apart by their address. A physical slot without a reader is a standby
+/// that is away.
+fn sql(facts: &Facts) -> Option<Cow<'static, str>> {
+    let now = written(facts);
+    let sql = format!(
+        "SELECT coalesce(s.slot_name::text, r.application_name) AS standby,
+                CASE WHEN r.pid IS NULL THEN '' ELSE coalesce(host(r.client_addr), 'local') END AS client,
+                r.pid IS NOT NULL AS connected, r.state,
+                coalesce(s.slot_type, 'physical') = 'physical' AS is_standby,
+                r.pid IS NOT NULL OR s.restart_lsn IS NOT NULL AS was_used,
+                pg_wal_lsn_diff({now}, '0/0')::float8 AS position,
+                pg_wal_lsn_diff(r.replay_lsn, '0/0')::float8 AS replayed,
+                pg_wal_lsn_diff({now}, r.write_lsn)::float8 AS write_bytes,
+                pg_wal_lsn_diff({now}, r.flush_lsn)::float8 AS flush_bytes,
+                pg_wal_lsn_diff({now}, r.replay_lsn)::float8 AS replay_bytes,
+                extract(epoch FROM r.write_lag)::float8 AS write_seconds,
+                extract(epoch FROM r.flush_lag)::float8 AS flush_seconds,
+                extract(epoch FROM r.replay_lag)::float8 AS replay_seconds
+           FROM pg_stat_replication r
+           FULL JOIN pg_replication_slots s ON s.active_pid = r.pid
+          WHERE r.pid IS NOT NULL OR (s.slot_type = 'physical' AND NOT s.active)
+          ORDER BY 1, 2"
+    );
+    Some(sql.into())
+}
+
+fn read(_: &Facts, rows: &[Row], found: &mut Found) -> Result<()> {
+    for row in rows {
+        let (standby, client) = (text(row, "standby")?, text(row, "client")?);
+        let state: Option<&str> = get(row, "state")?;
+        // A base backup comes and goes, and lags behind nothing.
+        if state == Some("backup") {
+            continue;
+        }
+        let labels = [standby, client];
+        if let Some(state) = state {
+            let metric = &metrics::POSTGRES_STANDBY_STREAM_STATE;
+            found.samples.extend(metrics::states(metric, &labels, STATES, state));
+        }
+        let bytes = |column: &str| Ok::<_, crate::error::Error>(get(row, column)?.map(|n: f64| n.max(0.0)));
+        found.add(&metrics::POSTGRES_STANDBY_WRITE_LAG_BYTES, labels, bytes("write_bytes")?);
+        found.add(&metrics::POSTGRES_STANDBY_FLUSH_LAG_BYTES, labels, bytes("flush_bytes")?);
+        found.add(&metrics::POSTGRES_STANDBY_REPLAY_LAG_BYTES, labels, bytes("replay_bytes")?);
+        found.add(&metrics::POSTGRES_STANDBY_WRITE_LAG, labels, get(row, "write_seconds")?);
+        found.add(&metrics::POSTGRES_STANDBY_FLUSH_LAG, labels, get(row, "flush_seconds")?);
+        found.add(&metrics::POSTGRES_STANDBY_REPLAY_LAG, labels, get(row, "replay_seconds")?);
+        let is = |column: &str| Ok::<_, crate::error::Error>(get(row, column)?.unwrap_or(false));
+        // A slot that was never used waits for a standby that is still to be built.
+        if is("is_standby")? && is("was_used")? {
+            let sender = verdict::Sender {
+                connected: is("connected")?,
+                position: get(row, "position")?,
+                replayed: get(row, "replayed")?,
+                moved: None,
+            };
+            found.senders.push((standby.to_owned(), client.to_owned(), sender));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,57 @@
+//! Replication as a standby sees it: its receiver, and how far replay has come.
+
+use super::{Concern, Scope, get, text, truth, verdict};
+use crate::metrics;
+
+/// A receiver gives up after `wal_receiver_timeout`; where that is off, its default.
+const SQL: &str = "
+    SELECT coalesce(r.slot_name::text, nullif(current_setting('primary_slot_name'), ''),
+                    substring(r.conninfo FROM 'application_name=(\\S+)'),
+                    nullif(current_setting('cluster_name'), ''), 'walreceiver') AS standby,
+           coalesce(r.status = 'streaming', false) AS streaming,
+           extract(epoch FROM r.last_msg_receipt_time)::float8 AS heard,
+           extract(epoch FROM clock_timestamp() - r.last_msg_receipt_time)::float8 AS silence,
+           (SELECT coalesce(nullif(setting::float8, 0), 60000) / 1000
+              FROM pg_settings WHERE name = 'wal_receiver_timeout') AS patience,
+           (SELECT setting <> '' FROM pg_settings WHERE name = 'primary_conninfo') AS configured,
+           pg_wal_lsn_diff(r.latest_end_lsn, '0/0')::float8 AS latest_end,
+           pg_wal_lsn_diff(pg_last_wal_receive_lsn(), '0/0')::float8 AS received,
+           pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::float8 AS replayed,
+           extract(epoch FROM pg_last_xact_replay_timestamp())::float8 AS committed,
+           pg_is_wal_replay_paused() AS paused
+      FROM (SELECT) AS always LEFT JOIN pg_stat_wal_receiver r ON true";
+
+pub(super) const CONCERN: Concern = Concern {
+    name: "standby",
+    privileged: true,
+    scope: Scope::Server,
+    sql: |facts| facts.in_recovery.then_some(SQL.into()),
+    read: |_, rows, found| {
+        for row in rows {
+            let silence: Option<f64> = get(row, "silence")?;
+            let patience: f64 = get(row, "patience")?.unwrap_or(60.0);
+            let streaming = get(row, "streaming")?.unwrap_or(false);
+            let connected = streaming && silence.is_some_and(|silence| silence <= patience);
+            let (received, replayed): (Option<f64>, Option<f64>) =
+                (get(row, "received")?, get(row, "replayed")?);
+            let paused = get(row, "paused")?.unwrap_or(false);
+            found.plain(&metrics::POSTGRES_RECEIVER_UP, Some(truth(connected)));
+            found.plain(&metrics::POSTGRES_RECEIVER_MESSAGE_TIMESTAMP, get(row, "heard")?);
+            found.plain(&metrics::POSTGRES_RECEIVED_POSITION, received);
+            found.plain(&metrics::POSTGRES_REPLAYED_POSITION, replayed);
+            found.plain(&metrics::POSTGRES_REPLAYED_TRANSACTION_TIMESTAMP, get(row, "committed")?);
+            found.plain(&metrics::POSTGRES_REPLAY_PAUSED, Some(truth(paused)));
+            let latest_end: Option<f64> = get(row, "latest_end")?;
+            let receiver = verdict::Receiver {
+                configured: get(row, "configured")?,
+                connected,
+                end: received.into_iter().chain(latest_end).reduce(f64::max),
+                replayed,
+                paused,
+                moved: None,
+            };
+            found.receiver = Some((text(row, "standby")?.to_owned(), receiver));
+        }
+        Ok(())
+    },
+};

@@ -1,0 +1,66 @@
+//! What a person wants to know first, and when it is bad.
+
+use std::borrow::Cow;
+
+use crate::config::Threshold;
+use crate::config::monitoring::Bound::{self, Above};
+use crate::metrics::{self, Metric, Sample};
+
+/// When a PostgreSQL server's figures are bad unless the configuration says otherwise.
+pub static THRESHOLDS: &[Threshold] = &[
+    is(&metrics::POSTGRES_REPLICATION_STATE, "link_cut", None, Some(Above(0.5))),
+    is(&metrics::POSTGRES_REPLICATION_STATE, "paused", Some(Above(0.5)), None),
+    above(&metrics::POSTGRES_CONNECTIONS_USED, Some(0.8), Some(0.95)),
+    is(&metrics::POSTGRES_SLOT_WAL_STATE, "unreserved", Some(Above(0.5)), None),
+    is(&metrics::POSTGRES_SLOT_WAL_STATE, "lost", None, Some(Above(0.5))),
+    // Autovacuum forces itself at a tenth.
+    above(&metrics::POSTGRES_WRAPAROUND, Some(0.4), Some(0.7)),
+    above(&metrics::POSTGRES_OLDEST_TRANSACTION_TIMESTAMP, Some(3_600.0), Some(6.0 * 3_600.0)),
+    above(&metrics::POSTGRES_OLDEST_IDLE_TRANSACTION_TIMESTAMP, Some(600.0), Some(3_600.0)),
+    above(&metrics::POSTGRES_LONGEST_WAIT_TIMESTAMP, Some(60.0), Some(600.0)),
+    above(&metrics::POSTGRES_OLDEST_PREPARED_TIMESTAMP, Some(3_600.0), None),
+    above(&metrics::POSTGRES_DATABASE_CHECKSUM_FAILURES, None, Some(0.0)),
+    above(&metrics::POSTGRES_ARCHIVE_BACKLOG, Some(16.0), Some(100.0)),
+    above(&metrics::POSTGRES_SEQUENCE_USED, Some(0.8), Some(0.95)),
+];
+
+const fn above(metric: &'static Metric, warning: Option<f64>, critical: Option<f64>) -> Threshold {
+    let warning = match warning {
+        Some(limit) => Some(Above(limit)),
+        None => None,
+    };
+    let critical = match critical {
+        Some(limit) => Some(Above(limit)),
+        None => None,
+    };
+    Threshold { metric, state: None, warning, critical }
+}
+
+const fn is(
+    metric: &'static Metric,
+    state: &'static str,
+    warning: Option<Bound>,
+    critical: Option<Bound>,
+) -> Threshold {
+    Threshold { metric, state: Some(Cow::Borrowed(state)), warning, critical }
+}
+
+/// `17.2 primary, 12 of 97 connections, replication: caught_up`.
+pub fn headline(samples: &[Sample]) -> String {
+    let of = |metric: &'static Metric| samples.iter().filter(move |sample| sample.metric == metric);
+    let value = |metric| of(metric).map(|sample| sample.value).next();
+    let mut parts = Vec::new();
+    let version = of(&metrics::POSTGRES_SERVER).filter_map(|sample| sample.label("version")).next();
+    let role = if value(&metrics::POSTGRES_IN_RECOVERY) == Some(1.0) { "standby" } else { "primary" };
+    parts.extend(version.map(|version| format!("{version} {role}")));
+    let used: f64 = of(&metrics::POSTGRES_CONNECTIONS).map(|sample| sample.value).sum();
+    let usable = value(&metrics::POSTGRES_CONNECTIONS_USABLE);
+    parts.extend(usable.map(|usable| format!("{used} of {usable} connections")));
+    let states = of(&metrics::POSTGRES_REPLICATION_STATE).filter(|sample| sample.value == 1.0);
+    let mut states: Vec<&str> = states.filter_map(|sample| sample.label("state")).collect();
+    states.dedup();
+    if !states.is_empty() {
+        parts.push(format!("replication {}", states.join(", ")));
+    }
+    parts.join(", ")
+}

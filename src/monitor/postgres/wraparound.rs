@@ -1,0 +1,36 @@
+//! How near each database is to running out of transaction ids and multixacts.
+
+use std::borrow::Cow;
+
+use super::{Concern, Facts, Scope, number, text};
+use crate::metrics;
+
+pub(super) const CONCERN: Concern = Concern {
+    name: "wraparound",
+    privileged: false,
+    scope: Scope::Server,
+    sql,
+    read: |_, rows, found| {
+        for row in rows {
+            let name = text(row, "name")?;
+            for kind in ["transactions", "multixacts"] {
+                found.add(&metrics::POSTGRES_WRAPAROUND, [name, kind], Some(number(row, kind)?));
+            }
+        }
+        Ok(())
+    },
+};
+
+/// Half of 2³² ids are the past. The server stops 3,000,000 before that, and did 1,000,000 (multixacts:
+/// 100) before until 13. Templates count, too: they stop the cluster just as well.
+fn sql(facts: &Facts) -> Option<Cow<'static, str>> {
+    let (transactions, multixacts) =
+        if facts.version >= 140_000 { (3_000_000, 3_000_000) } else { (1_000_000, 100) };
+    let sql = format!(
+        "SELECT datname::text AS name,
+                age(datfrozenxid)::float8 / (2147483648 - {transactions}) AS transactions,
+                mxid_age(datminmxid)::float8 / (2147483648 - {multixacts}) AS multixacts
+           FROM pg_database ORDER BY datname"
+    );
+    Some(sql.into())
+}

@@ -1,0 +1,256 @@
+//! How figures are served: both formats, authentication, bounds, shutdown, the textfile, `opsd check`.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use base64::Engine as _;
+
+use crate::support::exporter::{Exporter, Scrape, postgres_monitor, request, site};
+use crate::support::opsd::{Opsd, write_private};
+use crate::support::postgres::{self, free_port};
+use crate::support::prometheus::{self, Prometheus};
+
+#[test]
+fn a_scrape_shows_a_server_and_the_exporter_itself() {
+    let server = postgres::default_server();
+    let exporter = Exporter::start(&mut site(server), "");
+    let scrape = exporter.scrape_until("the first collection", |scrape| scrape.up("main").is_some());
+    assert_eq!(scrape.up("main"), Some(1.0), "{}", scrape.text);
+    for metric in [
+        "opsd_build_info",
+        "opsd_start_timestamp_seconds",
+        "opsd_monitor_info",
+        "opsd_monitor_collected_timestamp_seconds",
+        "opsd_monitor_collect_duration_seconds",
+        "opsd_monitor_series",
+        "opsd_postgres_server_info",
+    ] {
+        assert_eq!(scrape.of(metric, &["site=\"test\""]).len(), 1, "{metric}\n{}", scrape.text);
+    }
+    assert_eq!(scrape.of("opsd_monitor_failures_total", &[]).len(), 11);
+    assert_eq!(scrape.one("opsd_monitor_series_dropped_total", &[]), Some(0.0));
+    let collected = scrape.one("opsd_monitor_collected_timestamp_seconds", &[]).unwrap();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+    assert!((now - collected).abs() < 60.0, "{collected} is not about {now}");
+    let series =
+        scrape.text.lines().filter(|l| l.contains("monitor=\"main\"") && l.starts_with("opsd_postgres"));
+    assert_eq!(Some(series.count() as f64), scrape.one("opsd_monitor_series", &[]));
+
+    assert_eq!(exporter.get("/live", &[]).0, 200);
+    assert_eq!(exporter.get("/ready", &[]).0, 200);
+    let (status, head, body) = exporter.get("/", &[]);
+    assert!(status == 200 && head.contains("text/html") && body.contains("/metrics"), "{head}");
+    assert_eq!(exporter.get("/other", &[]).0, 404);
+    assert_eq!(request(&exporter.address, "POST", "/metrics", &["Content-Length: 0"]).0, 405);
+    assert_eq!(request(&exporter.address, "HEAD", "/metrics", &[]).2, "");
+    let (code, said) = exporter.stop();
+    assert_eq!((code, said.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn both_formats_say_the_same() {
+    let exporter = Exporter::start(&mut site(postgres::default_server()), "");
+    exporter.scrape_until("the first collection", |scrape| scrape.up("main").is_some());
+    let accept = "Accept: application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2";
+    let (_, head, open) = exporter.get("/metrics", &[accept]);
+    assert!(head.contains("application/openmetrics-text; version=1.0.0"), "{head}");
+    assert!(
+        open.ends_with("# EOF\n") && open.contains("# UNIT opsd_monitor_interval_seconds seconds\n"),
+        "{open}"
+    );
+    assert!(open.contains("# TYPE opsd_postgres_server info\n"), "{open}");
+    assert!(open.contains("# TYPE opsd_postgres_database_temporary_bytes counter\n"), "{open}");
+    let (_, head, text) = exporter.get("/metrics", &[]);
+    assert!(head.contains("text/plain; version=0.0.4"), "{head}");
+    let names = |page: &str| {
+        let lines = page.lines().filter(|line| !line.starts_with('#'));
+        let mut names: Vec<String> = lines.map(|l| l.rsplit_once(' ').unwrap().0.to_owned()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(&open), names(&text));
+}
+
+#[test]
+fn nobody_reads_without_the_secret() {
+    let mut opsd = site(postgres::default_server());
+    write_private(&opsd.path("token"), "t0ken\n");
+    let file = format!("bearer_token_file = {:?}", opsd.path("token"));
+    let exporter = Exporter::start(&mut opsd, &file);
+    let (status, head, body) = exporter.get("/metrics", &[]);
+    assert!(status == 401 && head.contains("Bearer") && !body.contains("opsd_"), "{head}\n{body}");
+    assert_eq!(exporter.get("/metrics", &["Authorization: Bearer wrong"]).0, 401);
+    assert_eq!(exporter.get("/", &[]).0, 401);
+    assert_eq!(exporter.get("/live", &[]).0, 200);
+    assert_eq!(exporter.get("/metrics", &["Authorization: Bearer t0ken"]).0, 200);
+    drop(exporter);
+
+    opsd.env("METRICS_PASSWORD", "pass");
+    let basic = "basic_auth = { user = \"prometheus\", password = \"${METRICS_PASSWORD}\" }";
+    let exporter = Exporter::start(&mut opsd, basic);
+    let header = |text: &str| {
+        format!("Authorization: Basic {}", base64::engine::general_purpose::STANDARD.encode(text))
+    };
+    assert_eq!(exporter.get("/metrics", &[&header("prometheus:pas")]).0, 401);
+    assert_eq!(exporter.get("/metrics", &[&header("prometheus:pass")]).0, 200);
+}
+
+#[test]
+fn beyond_loopback_it_wants_authentication() {
+    let mut opsd = site(postgres::default_server());
+    opsd.more.push_str("[exporter]\nlisten = \"0.0.0.0:0\"\n");
+    opsd.run(&["exporter"])
+        .expect_failure(2, &["exporter.listen", "anybody could read it", "bearer_token_file"]);
+}
+
+#[test]
+fn slow_and_many_clients_are_bounded() {
+    let mut opsd = site(postgres::default_server());
+    let exporter = Exporter::start(&mut opsd, "max_connections = 2\nheader_timeout = \"1s\"");
+    let connect = || {
+        let stream = TcpStream::connect(&exporter.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream
+    };
+    let (mut one, mut two, mut three) = (connect(), connect(), connect());
+    // The third is closed without an answer.
+    let mut answer = Vec::new();
+    let _ = three.read_to_end(&mut answer);
+    assert!(answer.is_empty(), "{}", String::from_utf8_lossy(&answer));
+    // One says nothing, the other half of something; both are ended.
+    two.write_all(b"GET /metrics HTTP/1.1\r\nHost:").unwrap();
+    for stream in [&mut one, &mut two] {
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        assert!(!String::from_utf8_lossy(&answer).contains("200 OK"));
+    }
+    let scrape = Scrape::parse(&exporter.get("/metrics", &[]).2);
+    assert_eq!(scrape.one("opsd_exporter_connections_refused_total", &[]), Some(1.0));
+}
+
+#[test]
+fn a_target_that_hangs_costs_only_itself() {
+    // Accepts and never answers.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut opsd = site(postgres::default_server());
+    opsd.more.push_str(&postgres_monitor("hangs", &format!("postgres://u@127.0.0.1:{port}/x"), ""));
+    let gone = format!("postgres://u@127.0.0.1:{}/x", free_port());
+    opsd.more.push_str(&postgres_monitor("gone", &gone, ""));
+    let exporter = Exporter::start(&mut opsd, "");
+    let scrape = exporter.scrape_until("all have been tried", |scrape| {
+        ["main", "hangs", "gone"].iter().all(|name| scrape.up(name).is_some())
+    });
+    assert_eq!(["main", "hangs", "gone"].map(|name| scrape.up(name)), [Some(1.0), Some(0.0), Some(0.0)]);
+    let failed = |monitor: &str, reason: &str| {
+        let labels = [format!("monitor=\"{monitor}\""), format!("reason=\"{reason}\"")];
+        scrape.one("opsd_monitor_failures_total", &[&labels[0], &labels[1]]).unwrap() >= 1.0
+    };
+    assert!(failed("hangs", "timeout") && failed("gone", "unreachable"), "{}", scrape.text);
+    assert_eq!(scrape.of("opsd_postgres_server_info", &[]).len(), 1);
+}
+
+#[test]
+fn a_textfile_is_written_whole() {
+    let server = postgres::default_server();
+    let mut opsd = site(server);
+    opsd.more.push_str(&postgres_monitor("gone", &format!("postgres://u@127.0.0.1:{}/x", free_port()), ""));
+    let file = opsd.path("opsd.prom");
+    std::fs::write(&file, "old").unwrap();
+    opsd.ok(&["exporter", "--textfile", file.to_str().unwrap()]);
+    let scrape = Scrape::parse(&std::fs::read_to_string(&file).unwrap());
+    assert_eq!((scrape.up("main"), scrape.up("gone")), (Some(1.0), Some(0.0)));
+    let others = std::fs::read_dir(opsd.path(""))
+        .unwrap()
+        .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().contains(".tmp"));
+    assert_eq!(others.count(), 0);
+    let nowhere = opsd.path("absent/opsd.prom");
+    opsd.run(&["exporter", "--textfile", nowhere.to_str().unwrap()]).expect_failure(1, &["cannot write"]);
+}
+
+#[test]
+fn check_speaks_as_plugins_do() {
+    let server = postgres::default_server();
+    let mut opsd = site(server);
+    let run = opsd.ok(&["check", "main"]);
+    assert!(run.stdout.starts_with("OPSD OK - main | '") && run.stdout.lines().count() == 1, "{run}");
+    assert!(run.stdout.contains("'main postgres_connections_used_ratio'=0."), "{run}");
+    assert!(run.stdout.contains(";0.8;0.95"), "{run}");
+
+    opsd.more
+        .push_str("[monitor.main.thresholds]\nopsd_postgres_connections_used_ratio = { warning = 0.0 }\n");
+    let run = opsd.run(&["check"]).expect_code(1);
+    assert!(run.stdout.starts_with("OPSD WARNING - main: postgres_connections_used_ratio is 0."), "{run}");
+    opsd.more.push_str("opsd_postgres_start_timestamp_seconds = { critical = \"0s\" }\n");
+    let run = opsd.run(&["check", "--json"]).expect_code(2);
+    assert_eq!(run.json()["verdict"], "critical", "{run}");
+    assert_eq!(run.json()["monitors"][0]["findings"][0]["verdict"], "critical", "{run}");
+
+    opsd.more = postgres_monitor("gone", &format!("postgres://u@127.0.0.1:{}/x", free_port()), "");
+    let run = opsd.run(&["check"]).expect_code(2);
+    assert!(run.stdout.starts_with("OPSD CRITICAL - gone: down, unreachable: cannot connect"), "{run}");
+    let run = opsd.ok(&["status"]);
+    assert!(run.stdout.contains("CRITICAL gone"), "{run}");
+
+    // Whatever keeps it from judging is unknown, never an alarm.
+    let run = opsd.run(&["check", "absent"]).expect_code(3);
+    assert!(run.stdout.starts_with("OPSD UNKNOWN - there is no [monitor.absent]"), "{run}");
+    opsd.run(&["check", "--bogus"]).expect_failure(3, &["--bogus"]);
+    opsd.run(&["config", "check", "--bogus"]).expect_failure(2, &["--bogus"]);
+    opsd.more.push_str("[monitor.bad]\npostgres = \"nobody\"\n");
+    let run = opsd.run(&["check"]).expect_code(3);
+    assert!(
+        run.stdout.starts_with("OPSD UNKNOWN - ") && run.stdout.contains("monitor.bad.postgres"),
+        "{run}"
+    );
+    let without = Opsd::without_server().run(&["check"]).expect_code(3);
+    assert!(without.stdout.contains("has no [monitor.NAME]"), "{without}");
+}
+
+#[test]
+fn status_fits_a_screen_and_says_what_is_missing() {
+    let server = postgres::default_server();
+    let role = postgres::unique("plain_role");
+    server.psql("postgres", &format!("CREATE ROLE {role} LOGIN"));
+    let mut opsd = site(server);
+    opsd.more.push_str(&postgres_monitor("plain", &server.socket_url(&role, "postgres"), ""));
+    let run = opsd.ok(&["status"]);
+    server.psql("postgres", &format!("DROP ROLE {role}"));
+    assert!(run.stdout.starts_with("test: "), "{run}");
+    assert!(run.stdout.contains(" primary, ") && run.stdout.contains(" connections"), "{run}");
+    assert!(run.stdout.contains("not permitted: replication, activity"), "{run}");
+    assert!(run.stdout.lines().all(|line| line.chars().count() <= 80), "{run}");
+}
+
+/// Prometheus' own opinion of a page.
+#[test]
+fn promtool_has_nothing_to_complain_about() {
+    let promtool = prometheus::program("promtool");
+    let opsd = site(postgres::default_server());
+    let file = opsd.path("opsd.prom");
+    opsd.ok(&["exporter", "--textfile", file.to_str().unwrap()]);
+    let page = std::fs::read(file).unwrap();
+    let check = |page: &[u8]| {
+        let mut command = std::process::Command::new(&promtool);
+        command.args(["check", "metrics"]).stdin(std::process::Stdio::piped());
+        let output = postgres::run_with_input(command, page);
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert_eq!(check(&page), (true, String::new()));
+    // It does complain when there is something.
+    assert!(!check(b"# TYPE a_total gauge\na_total 1\n").0);
+}
+
+#[test]
+fn a_real_prometheus_takes_the_page() {
+    let exporter = Exporter::start(&mut site(postgres::default_server()), "");
+    exporter.scrape_until("the first collection", |scrape| scrape.up("main").is_some());
+    let prometheus = Prometheus::start(&exporter.address);
+    let found = prometheus.until_some("opsd_postgres_database_commits_total{database=\"postgres\"} > 0");
+    assert_eq!(found[0]["metric"]["monitor"], "main", "{found:?}");
+    assert_eq!(prometheus.query("up == 1").len(), 1);
+    assert_eq!(prometheus.query("opsd_monitor_up{site=\"test\",monitor=\"main\"} == 1").len(), 1);
+    // An age, as an alert would reckon it.
+    assert_eq!(prometheus.query("time() - opsd_monitor_collected_timestamp_seconds < 60").len(), 1);
+}
