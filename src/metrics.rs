@@ -9,17 +9,23 @@
 //!
 //! Deliberately absent: histograms, and any registry of live values. Values live in snapshots.
 
+mod backups;
 mod exporter;
 mod markdown;
 mod postgres;
 
+pub use backups::*;
 pub use exporter::*;
 pub use markdown::markdown;
 pub use postgres::*;
 
 /// The catalogue, by subject; the subject is a heading of the page.
 pub static CATALOGUE: &[(&str, &[&Metric])] =
-    &[("The exporter itself", exporter::ROWS), ("PostgreSQL", postgres::ROWS)];
+    &[
+    ("The exporter itself", exporter::ROWS),
+    ("PostgreSQL", postgres::ROWS),
+    ("Backups", backups::ROWS),
+];
 
 /// A row of the catalogue.
 #[derive(Debug, PartialEq, Eq)]

@@ -9,6 +9,7 @@
 //! itself: it takes its connection out, and puts it back when it has the answer. Deliberately absent:
 //! retries (the next interval is one), and any knowledge of how figures are served.
 
+pub mod backups;
 pub mod budget;
 pub mod driver;
 pub mod postgres;
@@ -164,6 +165,7 @@ pub fn open(config: &Config, names: &[String]) -> Result<Vec<Target>> {
                 })?;
                 Box::new(postgres::open(monitor, server, databases, &board))
             }
+            MonitorKind::Backups(options) => Box::new(backups::open(name, config, options)),
         };
         targets.push(Target::new(monitor.clone(), opened));
     }
@@ -174,6 +176,7 @@ pub fn open(config: &Config, names: &[String]) -> Result<Vec<Target>> {
 pub fn thresholds(kind: &MonitorKind) -> &'static [Threshold] {
     match kind {
         MonitorKind::Postgres { .. } => postgres::THRESHOLDS,
+        MonitorKind::Backups(_) => backups::THRESHOLDS,
     }
 }
 
@@ -181,5 +184,6 @@ pub fn thresholds(kind: &MonitorKind) -> &'static [Threshold] {
 pub fn headline(kind: &MonitorKind, samples: &[Sample]) -> String {
     match kind {
         MonitorKind::Postgres { .. } => postgres::headline(samples),
+        MonitorKind::Backups(_) => backups::headline(samples),
     }
 }

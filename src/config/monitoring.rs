@@ -4,6 +4,8 @@
 //! [`KINDS`] and one arm in `kind`. Secrets in files are read by whoever needs them, not here: a
 //! backup must not fail because it may not read the exporter's token.
 
+mod probes;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -15,8 +17,10 @@ use super::{Databases, keys, raw};
 use crate::error::{Context, Result};
 use crate::metrics::{self, Metric, Unit};
 
+pub use probes::Backups;
+
 /// What a monitor can watch: the keys of which `[monitor.NAME]` has exactly one.
-pub const KINDS: &[&str] = &["postgres"];
+pub const KINDS: &[&str] = &["postgres", "backups"];
 /// Keys that every kind has.
 const COMMON: &[&str] = &["interval", "timeout", "max_series", "thresholds"];
 
@@ -30,6 +34,10 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const INTERVAL: Duration = Duration::from_secs(15);
 /// Prometheus gives a scrape as long; a healthy target takes a hundredth of it.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// Sets change once an hour at the most, and every listing of a bucket costs money.
+const BACKUPS_INTERVAL: Duration = Duration::from_secs(300);
+/// A bucket with a thousand sets is read within seconds, a distant one in a minute.
+const BACKUPS_TIMEOUT: Duration = Duration::from_secs(120);
 /// Longer than a day is no monitoring.
 const INTERVAL_MAX: Duration = Duration::from_secs(86_400);
 /// 200 databases with a dozen series each, and room.
@@ -158,6 +166,8 @@ pub enum MonitorKind {
         /// Where figures local to a database come from.
         databases: Databases,
     },
+    /// The sets in the repository.
+    Backups(Backups),
 }
 
 impl MonitorKind {
@@ -165,12 +175,21 @@ impl MonitorKind {
     pub fn as_str(&self) -> &'static str {
         match self {
             MonitorKind::Postgres { .. } => "postgres",
+            MonitorKind::Backups(_) => "backups",
         }
     }
 
     fn interval(&self) -> Duration {
         match self {
             MonitorKind::Postgres { .. } => INTERVAL,
+            MonitorKind::Backups(_) => BACKUPS_INTERVAL,
+        }
+    }
+
+    fn timeout(&self) -> Duration {
+        match self {
+            MonitorKind::Backups(_) => BACKUPS_TIMEOUT,
+            MonitorKind::Postgres { .. } => TIMEOUT,
         }
     }
 }
@@ -404,7 +423,7 @@ pub(super) fn monitor(
         positive(walk, &place, given);
         interval = given;
     }
-    let mut timeout = TIMEOUT.min(interval);
+    let mut timeout = kind.as_ref().map_or(TIMEOUT, MonitorKind::timeout).min(interval);
     if let Some((place, given)) = walk.duration(section, "timeout") {
         if given > interval {
             walk.mistake(&place, "is longer than the interval", "a collection must end before the next one");
@@ -447,6 +466,7 @@ fn kind(walk: &mut Walk<'_>, section: &Section<'_>, key: &str, known: &Known<'_>
             let server = reference(walk, server, known.postgres, "postgres")?;
             Some(MonitorKind::Postgres { server, databases })
         }
+        "backups" => probes::backups(walk, section).map(MonitorKind::Backups),
         _ => None,
     }
 }

@@ -37,6 +37,7 @@ mod locales;
 mod machine;
 mod majors;
 mod minimal_role;
+mod monitor_backups;
 mod monitor_postgres;
 mod names;
 mod postgres;
