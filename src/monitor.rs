@@ -12,7 +12,13 @@
 pub mod backups;
 pub mod budget;
 pub mod driver;
+pub mod host;
+pub mod http;
+pub mod mqtt;
 pub mod postgres;
+pub mod tcp;
+pub mod tls;
+mod trust;
 
 use std::fmt;
 
@@ -166,6 +172,11 @@ pub fn open(config: &Config, names: &[String]) -> Result<Vec<Target>> {
                 Box::new(postgres::open(monitor, server, databases, &board))
             }
             MonitorKind::Backups(options) => Box::new(backups::open(name, config, options)),
+            MonitorKind::Http(http) => Box::new(http::open(name, http)),
+            MonitorKind::Tcp(tcp) => Box::new(tcp::open(name, tcp)),
+            MonitorKind::Tls(tls) => Box::new(tls::open(name, tls)),
+            MonitorKind::Host(options) => Box::new(host::open(name, config, options)),
+            MonitorKind::Mqtt(mqtt) => Box::new(mqtt::open(name, mqtt, monitor.timeout)),
         };
         targets.push(Target::new(monitor.clone(), opened));
     }
@@ -177,6 +188,11 @@ pub fn thresholds(kind: &MonitorKind) -> &'static [Threshold] {
     match kind {
         MonitorKind::Postgres { .. } => postgres::THRESHOLDS,
         MonitorKind::Backups(_) => backups::THRESHOLDS,
+        MonitorKind::Http(_) => http::THRESHOLDS,
+        MonitorKind::Tcp(_) => tcp::THRESHOLDS,
+        MonitorKind::Tls(_) => tls::THRESHOLDS,
+        MonitorKind::Host(_) => host::THRESHOLDS,
+        MonitorKind::Mqtt(_) => mqtt::THRESHOLDS,
     }
 }
 
@@ -185,5 +201,10 @@ pub fn headline(kind: &MonitorKind, samples: &[Sample]) -> String {
     match kind {
         MonitorKind::Postgres { .. } => postgres::headline(samples),
         MonitorKind::Backups(_) => backups::headline(samples),
+        MonitorKind::Http(_) => http::headline(samples),
+        MonitorKind::Tcp(_) => tcp::headline(samples),
+        MonitorKind::Tls(_) => tls::headline(samples),
+        MonitorKind::Host(_) => host::headline(samples),
+        MonitorKind::Mqtt(_) => mqtt::headline(samples),
     }
 }

@@ -4,6 +4,7 @@
 //! [`KINDS`] and one arm in `kind`. Secrets in files are read by whoever needs them, not here: a
 //! backup must not fail because it may not read the exporter's token.
 
+mod mqtt;
 mod probes;
 
 use std::collections::BTreeMap;
@@ -17,10 +18,11 @@ use super::{Databases, keys, raw};
 use crate::error::{Context, Result};
 use crate::metrics::{self, Metric, Unit};
 
-pub use probes::Backups;
+pub use mqtt::Mqtt;
+pub use probes::{Backups, Host, Http, Tcp, Tls};
 
 /// What a monitor can watch: the keys of which `[monitor.NAME]` has exactly one.
-pub const KINDS: &[&str] = &["postgres", "backups"];
+pub const KINDS: &[&str] = &["postgres", "backups", "http", "tcp", "tls", "host", "mqtt"];
 /// Keys that every kind has.
 const COMMON: &[&str] = &["interval", "timeout", "max_series", "thresholds"];
 
@@ -38,6 +40,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const BACKUPS_INTERVAL: Duration = Duration::from_secs(300);
 /// A bucket with a thousand sets is read within seconds, a distant one in a minute.
 const BACKUPS_TIMEOUT: Duration = Duration::from_secs(120);
+/// Certificates are renewed weeks before they expire.
+const TLS_INTERVAL: Duration = Duration::from_secs(60);
 /// Longer than a day is no monitoring.
 const INTERVAL_MAX: Duration = Duration::from_secs(86_400);
 /// 200 databases with a dozen series each, and room.
@@ -168,6 +172,16 @@ pub enum MonitorKind {
     },
     /// The sets in the repository.
     Backups(Backups),
+    /// An HTTP server.
+    Http(Box<Http>),
+    /// A TCP port.
+    Tcp(Tcp),
+    /// Certificates, of a server and on disk.
+    Tls(Tls),
+    /// This host.
+    Host(Host),
+    /// An MQTT broker.
+    Mqtt(Box<Mqtt>),
 }
 
 impl MonitorKind {
@@ -176,6 +190,11 @@ impl MonitorKind {
         match self {
             MonitorKind::Postgres { .. } => "postgres",
             MonitorKind::Backups(_) => "backups",
+            MonitorKind::Http(_) => "http",
+            MonitorKind::Tcp(_) => "tcp",
+            MonitorKind::Tls(_) => "tls",
+            MonitorKind::Host(_) => "host",
+            MonitorKind::Mqtt(_) => "mqtt",
         }
     }
 
@@ -183,13 +202,17 @@ impl MonitorKind {
         match self {
             MonitorKind::Postgres { .. } => INTERVAL,
             MonitorKind::Backups(_) => BACKUPS_INTERVAL,
+            MonitorKind::Http(_) | MonitorKind::Tcp(_) | MonitorKind::Host(_) | MonitorKind::Mqtt(_) => {
+                INTERVAL
+            }
+            MonitorKind::Tls(_) => TLS_INTERVAL,
         }
     }
 
     fn timeout(&self) -> Duration {
         match self {
             MonitorKind::Backups(_) => BACKUPS_TIMEOUT,
-            MonitorKind::Postgres { .. } => TIMEOUT,
+            _ => TIMEOUT,
         }
     }
 }
@@ -467,6 +490,11 @@ fn kind(walk: &mut Walk<'_>, section: &Section<'_>, key: &str, known: &Known<'_>
             Some(MonitorKind::Postgres { server, databases })
         }
         "backups" => probes::backups(walk, section).map(MonitorKind::Backups),
+        "http" => probes::http(walk, section).map(|http| MonitorKind::Http(Box::new(http))),
+        "tcp" => probes::tcp(walk, section).map(MonitorKind::Tcp),
+        "tls" => probes::tls(walk, section).map(MonitorKind::Tls),
+        "host" => probes::host(walk, section).map(MonitorKind::Host),
+        "mqtt" => mqtt::mqtt(walk, section).map(|mqtt| MonitorKind::Mqtt(Box::new(mqtt))),
         _ => None,
     }
 }
@@ -534,7 +562,7 @@ fn number(walk: &mut Walk<'_>, section: &Section<'_>, key: &str, unit: Unit) -> 
     }
     match unit {
         Unit::Bytes => walk.size(section, key).map(|(place, bytes)| (place, bytes as f64)),
-        Unit::Seconds | Unit::Timestamp => {
+        Unit::Seconds | Unit::Timestamp | Unit::Deadline => {
             walk.duration(section, key).map(|(place, duration)| (place, duration.as_secs_f64()))
         }
         Unit::None | Unit::Ratio => walk.number(section, key),

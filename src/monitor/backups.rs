@@ -68,7 +68,8 @@ pub fn open(name: &str, config: &Config, options: &Backups) -> Target {
 
 /// Public keys so that equal ones are equal texts, sorted. One that is no key stays as it is.
 fn canonical(recipients: &[String]) -> Vec<String> {
-    let one = |text: &String| keys::parse_recipient(text).map_or(text.trim().to_owned(), |key| key.canonical());
+    let one =
+        |text: &String| keys::parse_recipient(text).map_or(text.trim().to_owned(), |key| key.canonical());
     let mut all: Vec<String> = recipients.iter().map(one).collect();
     all.sort();
     all.dedup();
@@ -111,10 +112,8 @@ impl Target {
         });
         let unread = self.learn(store, jobs.values().flatten().cloned().collect()).await;
         let readable = unread.is_none();
-        let concerns = vec![
-            Concern { name: "listing", failure: None },
-            Concern { name: "manifests", failure: unread },
-        ];
+        let concerns =
+            vec![Concern { name: "listing", failure: None }, Concern { name: "manifests", failure: unread }];
         let now = Utc::now();
         let mut samples = Vec::new();
         for (name, entries) in jobs {
@@ -189,10 +188,9 @@ fn fingerprint(entry: &Entry) -> u64 {
 
 fn failure(error: StoreError) -> Failure {
     let (reason, hint) = match &error {
-        StoreError::Denied(_) => (
-            Reason::Permission,
-            "a monitor needs a credential that may list, and read manifests and records",
-        ),
+        StoreError::Denied(_) => {
+            (Reason::Permission, "a monitor needs a credential that may list, and read manifests and records")
+        }
         StoreError::NotFound(_) => (Reason::Refused, "is the repository's url right?"),
         StoreError::Unsupported(_) | StoreError::Corrupt(_) | StoreError::Exists(_) => {
             (Reason::Protocol, "`opsd repository probe` tells what the store can do")

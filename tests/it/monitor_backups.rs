@@ -44,7 +44,8 @@ fn missing_fresh_and_proven() {
     assert_eq!(scrape.up("backups"), Some(1.0), "{}", scrape.text);
     assert_eq!(state(&scrape, "recovery_point_state").as_deref(), Some("missing"));
     assert_eq!(state(&scrape, "rehearsal_state").as_deref(), Some("none"));
-    for absent in ["recovery_point_timestamp_seconds", "last_rows", "proven_timestamp_seconds", "recipients"] {
+    for absent in ["recovery_point_timestamp_seconds", "last_rows", "proven_timestamp_seconds", "recipients"]
+    {
         assert_eq!(one(&scrape, absent), None, "{absent}");
     }
     check(&opsd, 2, "backup_recovery_point_state is missing (backup \"db\")");
@@ -74,7 +75,8 @@ fn missing_fresh_and_proven() {
         .sum();
     assert_eq!(one(&scrape, "stored_bytes"), Some(size as f64));
     assert_eq!(one(&scrape, "last_stored_bytes"), Some(size as f64));
-    let sets = |scrape: &Scrape, state: &str| scrape.one("opsd_backup_sets", &[&format!("state=\"{state}\"")]);
+    let sets =
+        |scrape: &Scrape, state: &str| scrape.one("opsd_backup_sets", &[&format!("state=\"{state}\"")]);
     assert_eq!(["complete", "incomplete"].map(|state| sets(&scrape, state)), [Some(1.0), Some(0.0)]);
     check(&opsd, 0, "OPSD OK");
 
@@ -123,7 +125,8 @@ fn stale_shrunk_and_gone() {
     forge(&opsd, &first, |manifest| manifest["started"] = json!(past));
     let scrape = collected(&opsd);
     assert_eq!(state(&scrape, "recovery_point_state").as_deref(), Some("overdue"));
-    let age = chrono::Utc::now().timestamp() as f64 - one(&scrape, "recovery_point_timestamp_seconds").unwrap();
+    let age =
+        chrono::Utc::now().timestamp() as f64 - one(&scrape, "recovery_point_timestamp_seconds").unwrap();
     assert!((age - 48.0 * 3600.0).abs() < 300.0, "{age}");
     check(&opsd, 2, "backup_recovery_point_state is overdue");
 
@@ -211,7 +214,12 @@ fn mistakes_are_all_told_at_once() {
     let (server, mut opsd, database) = site("jobs = [\"a/b\", \"db\", \"db\"], rpo = \"0s\", job = 1");
     opsd.run(&["config", "check"]).expect_failure(
         2,
-        &["jobs[0]: is no valid name", "listed twice", "rpo: must be more than nothing", "did you mean jobs?"],
+        &[
+            "jobs[0]: is no valid name",
+            "listed twice",
+            "rpo: must be more than nothing",
+            "did you mean jobs?",
+        ],
     );
     opsd.more = "[monitor.backups]\nbackups = true\n".to_owned();
     opsd.run(&["config", "check"]).expect_failure(2, &["must be a table"]);

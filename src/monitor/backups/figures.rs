@@ -101,7 +101,8 @@ pub(super) fn samples(name: &str, job: &Job<'_>, recipients: &[String]) -> Vec<S
     }
     // Where nothing could be read, there may well have been one.
     if last.is_some() || job.freshness != Freshness::Unknown {
-        let all = [Verdict::Proven, Verdict::Differs, Verdict::Failed, Verdict::Unproven].map(Verdict::as_str);
+        let all =
+            [Verdict::Proven, Verdict::Differs, Verdict::Failed, Verdict::Unproven].map(Verdict::as_str);
         let all: Vec<&str> = all.into_iter().chain(["none"]).collect();
         let now = last.map_or("none", |r| r.verdict.as_str());
         samples.extend(states(&metrics::BACKUP_REHEARSAL_STATE, &[name], &all, now));

@@ -242,7 +242,8 @@ impl<'a> Job<'a> {
         let Some((at, (_, newest))) = self.usable.zip(self.newest()) else { return Vec::new() };
         let before: Vec<&Summary> =
             self.believed.iter().skip(at + 1).take(HISTORY).map(|(_, set)| *set).collect();
-        let names: BTreeSet<&String> = before.iter().copied().chain([newest]).flat_map(|set| set.databases.keys()).collect();
+        let names: BTreeSet<&String> =
+            before.iter().copied().chain([newest]).flat_map(|set| set.databases.keys()).collect();
         let compare = |name: &'a String| {
             let amounts: Vec<Amount> =
                 before.iter().filter_map(|set| set.databases.get(name)).copied().collect();

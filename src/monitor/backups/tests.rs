@@ -51,7 +51,11 @@ async fn a_listing_alone_tells_what_it_tells() {
     assert_eq!(value(&found, &metrics::BACKUP_SETS, Some("complete")), Some(1.0));
     assert_eq!(value(&found, &metrics::BACKUP_LISTED_TIMESTAMP, None), Some(1_795_230_000.0));
     assert_eq!(value(&found, &metrics::BACKUP_RECOVERY_POINT_STATE, Some("unknown")), Some(1.0));
-    for absent in [&metrics::BACKUP_RECOVERY_POINT_TIMESTAMP, &metrics::BACKUP_SIGNATURE_STATE, &metrics::BACKUP_REHEARSAL_STATE] {
+    for absent in [
+        &metrics::BACKUP_RECOVERY_POINT_TIMESTAMP,
+        &metrics::BACKUP_SIGNATURE_STATE,
+        &metrics::BACKUP_REHEARSAL_STATE,
+    ] {
         assert_eq!(value(&found, absent, None), None, "{}", absent.name);
     }
 }
