@@ -39,6 +39,7 @@ mod majors;
 mod minimal_role;
 mod monitor_backups;
 mod monitor_postgres;
+mod monitor_probes;
 mod names;
 mod postgres;
 mod postgres_faults;
