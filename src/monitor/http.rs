@@ -137,17 +137,14 @@ impl Target {
         // A redirect's URL may hold a token, too.
         let error = error.without_url();
         let mut text = String::new();
-        let mut tls = false;
         let mut cause = error.source();
         while let Some(inner) = cause {
-            let is_tls = |e: &std::io::Error| e.get_ref().is_some_and(|e| e.is::<rustls::Error>());
-            tls |= inner.is::<rustls::Error>() || inner.downcast_ref().is_some_and(is_tls);
             text = inner.to_string();
             cause = inner.source();
         }
         let text = if text.is_empty() { error.to_string() } else { text };
         let reason = match () {
-            () if tls => Reason::Tls,
+            () if is_tls(&error) => Reason::Tls,
             () if error.is_timeout() => Reason::Timeout,
             () if error.is_connect() => Reason::Unreachable,
             () if error.is_builder() => Reason::Internal,
@@ -182,6 +179,14 @@ impl Target {
         }
         Ok(())
     }
+}
+
+/// Whether TLS is why, however deep: an I/O error hides what it wraps from `source`.
+fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    error.is::<rustls::Error>()
+        || wrapped.is_some_and(|inner| is_tls(inner))
+        || error.source().is_some_and(is_tls)
 }
 
 fn truth(is_so: bool) -> f64 {

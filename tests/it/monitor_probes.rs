@@ -55,7 +55,8 @@ async fn serve() -> u16 {
                 }
                 let (head, body) = answer(&String::from_utf8_lossy(&request));
                 let length = body.len();
-                let text = format!("HTTP/1.1 {head}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}");
+                let text =
+                    format!("HTTP/1.1 {head}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}");
                 let _ = stream.write_all(text.as_bytes()).await;
             });
         }
@@ -179,12 +180,16 @@ async fn tls_sees_the_whole_chain_whatever_is_wrong_with_it() {
     ] {
         let port = tls_server(&[pair, &ca.pair]).await;
         monitors.push_str(&format!("[monitor.{name}]\ntls = {{ address = \"localhost:{port}\"{more} }}\n"));
-        monitors.push_str(&format!("[monitor.http-{name}]\nhttp = {{ url = \"https://localhost:{port}/\"{more} }}\n"));
+        monitors.push_str(&format!(
+            "[monitor.http-{name}]\nhttp = {{ url = \"https://localhost:{port}/\"{more} }}\n"
+        ));
     }
     let files = [opsd.path("soon.pem"), opsd.path("none.pem")];
     monitors.push_str(&format!("[monitor.files]\ntls = {{ files = {files:?} }}\n"));
     let plain = serve().await;
-    monitors.push_str(&format!("[monitor.plain]\ntls = {{ address = \"127.0.0.1:{plain}\" }}\ntimeout = \"2s\"\n"));
+    monitors.push_str(&format!(
+        "[monitor.plain]\ntls = {{ address = \"127.0.0.1:{plain}\" }}\ntimeout = \"2s\"\n"
+    ));
     opsd.more = monitors;
     let scrape = collected(&opsd);
     let state = |monitor: &str| {
@@ -198,10 +203,14 @@ async fn tls_sees_the_whole_chain_whatever_is_wrong_with_it() {
     );
     let expiry = |monitor: &str, label: &str| {
         let labels = [format!("monitor=\"{monitor}\""), label.to_owned()];
-        let found = scrape.one("opsd_tls_certificate_expiry_timestamp_seconds", &[&labels[0], &labels[1]]).unwrap();
+        let found =
+            scrape.one("opsd_tls_certificate_expiry_timestamp_seconds", &[&labels[0], &labels[1]]).unwrap();
         ((found - in_days(0) as f64) / 86_400.0).round()
     };
-    assert_eq!((expiry("good", "position=\"0\""), expiry("good", "subject=\"Test Authority\"")), (60.0, 15.0));
+    assert_eq!(
+        (expiry("good", "position=\"0\""), expiry("good", "subject=\"Test Authority\"")),
+        (60.0, 15.0)
+    );
     assert_eq!((expiry("late", "subject=\"late.example\""), expiry("files", "position=\"0\"")), (-2.0, 3.0));
     assert_eq!(expiry("files", "position=\"1\""), 15.0);
     let file = |name: &str| scrape.one("opsd_tls_file_up", &[&format!("/{name}\"")]);
@@ -222,7 +231,10 @@ async fn tls_sees_the_whole_chain_whatever_is_wrong_with_it() {
 #[test]
 fn the_host_shows_disks_load_and_memory() {
     let mut opsd = site("");
-    opsd.more = format!("[monitor.host]\nhost = {{ disks = [{}, \"/absent/disk\"] }}\n", quoted(opsd.path("").to_str().unwrap()));
+    opsd.more = format!(
+        "[monitor.host]\nhost = {{ disks = [{}, \"/absent/disk\"] }}\n",
+        quoted(opsd.path("").to_str().unwrap())
+    );
     let scrape = collected(&opsd);
     let one = |metric: &str| scrape.one(&format!("opsd_host_{metric}"), &[]).unwrap();
     assert!(one("memory_bytes") > one("memory_available_bytes") && one("memory_available_bytes") > 0.0);
@@ -252,7 +264,9 @@ fn a_broker_goes_and_comes_back() {
     let monitor = |name: &str, password: &str| {
         let file = opsd.path(&format!("password-{name}"));
         write_private(&file, &format!("{password}\n"));
-        format!("[monitor.{name}]\ninterval = \"1s\"\nmqtt = {{ url = \"mqtt://127.0.0.1:{port}\", user = \"opsd\", password_file = {file:?} }}\n")
+        format!(
+            "[monitor.{name}]\ninterval = \"1s\"\nmqtt = {{ url = \"mqtt://127.0.0.1:{port}\", user = \"opsd\", password_file = {file:?} }}\n"
+        )
     };
     let monitors = monitor("broker", "t0psecret") + &monitor("wrong", "guess");
     opsd.more = monitors;
@@ -266,7 +280,8 @@ fn a_broker_goes_and_comes_back() {
     assert!(of(&scrape, "round_trip_seconds").unwrap() > 0.0);
     assert_eq!(scrape.of("opsd_mqtt_broker_info", &["version=\"mosquitto version 2"]).len(), 1);
     assert!(scrape.one("opsd_mqtt_clients", &["state=\"connected\""]).is_some());
-    let refused = scrape.one("opsd_monitor_failures_total", &["monitor=\"wrong\"", "reason=\"authentication\""]);
+    let refused =
+        scrape.one("opsd_monitor_failures_total", &["monitor=\"wrong\"", "reason=\"authentication\""]);
     assert!(refused.unwrap() >= 1.0, "{}", scrape.text);
     // One connection is kept.
     let since = of(&scrape, "connected_timestamp_seconds");
@@ -308,11 +323,21 @@ fn mutual_tls_and_topics_that_are_closed() {
     let _broker = Mosquitto::start(&opsd.path(""), port, &settings);
     let own = format!(", cert_file = \"{}\", key_file = \"{}\"", path("client.pem"), path("client.key"));
     let monitor = |name: &str, more: &str| {
-        format!("[monitor.{name}]\ntimeout = \"2s\"\nmqtt = {{ url = \"mqtts://localhost:{port}\", ca_file = \"{}\"{more} }}\n", path("ca.pem"))
+        format!(
+            "[monitor.{name}]\ntimeout = \"2s\"\nmqtt = {{ url = \"mqtts://localhost:{port}\", ca_file = \"{}\"{more} }}\n",
+            path("ca.pem")
+        )
     };
-    opsd.more = monitor("player", &own) + &monitor("silent", &format!("{own}, round_trip = false")) + &monitor("stranger", "");
+    opsd.more = monitor("player", &own)
+        + &monitor("silent", &format!("{own}, round_trip = false"))
+        + &monitor("stranger", "");
     let scrape = collected(&opsd);
-    assert_eq!(["player", "silent", "stranger"].map(|name| scrape.up(name)), [Some(1.0), Some(1.0), Some(0.0)], "{}", scrape.text);
+    assert_eq!(
+        ["player", "silent", "stranger"].map(|name| scrape.up(name)),
+        [Some(1.0), Some(1.0), Some(0.0)],
+        "{}",
+        scrape.text
+    );
     assert_eq!(scrape.of("opsd_mqtt_broker_info", &[]).len(), 2);
     assert_eq!(scrape.of("opsd_mqtt_round_trip_seconds", &[]).len(), 0);
     let concern = |monitor: &str| {
