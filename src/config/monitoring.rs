@@ -4,6 +4,9 @@
 //! [`KINDS`] and one arm in `kind`. Secrets in files are read by whoever needs them, not here: a
 //! backup must not fail because it may not read the exporter's token.
 
+mod mqtt;
+mod probes;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -15,8 +18,11 @@ use super::{Databases, keys, raw};
 use crate::error::{Context, Result};
 use crate::metrics::{self, Metric, Unit};
 
+pub use mqtt::Mqtt;
+pub use probes::{Backups, Host, Http, Tcp, Tls};
+
 /// What a monitor can watch: the keys of which `[monitor.NAME]` has exactly one.
-pub const KINDS: &[&str] = &["postgres"];
+pub const KINDS: &[&str] = &["postgres", "backups", "http", "tcp", "tls", "host", "mqtt"];
 /// Keys that every kind has.
 const COMMON: &[&str] = &["interval", "timeout", "max_series", "thresholds"];
 
@@ -30,6 +36,12 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const INTERVAL: Duration = Duration::from_secs(15);
 /// Prometheus gives a scrape as long; a healthy target takes a hundredth of it.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// Sets change once an hour at the most, and every listing of a bucket costs money.
+const BACKUPS_INTERVAL: Duration = Duration::from_secs(300);
+/// A bucket with a thousand sets is read within seconds, a distant one in a minute.
+const BACKUPS_TIMEOUT: Duration = Duration::from_secs(120);
+/// Certificates are renewed weeks before they expire.
+const TLS_INTERVAL: Duration = Duration::from_secs(60);
 /// Longer than a day is no monitoring.
 const INTERVAL_MAX: Duration = Duration::from_secs(86_400);
 /// 200 databases with a dozen series each, and room.
@@ -158,6 +170,18 @@ pub enum MonitorKind {
         /// Where figures local to a database come from.
         databases: Databases,
     },
+    /// The sets in the repository.
+    Backups(Backups),
+    /// An HTTP server.
+    Http(Box<Http>),
+    /// A TCP port.
+    Tcp(Tcp),
+    /// Certificates, of a server and on disk.
+    Tls(Tls),
+    /// This host.
+    Host(Host),
+    /// An MQTT broker.
+    Mqtt(Box<Mqtt>),
 }
 
 impl MonitorKind {
@@ -165,12 +189,30 @@ impl MonitorKind {
     pub fn as_str(&self) -> &'static str {
         match self {
             MonitorKind::Postgres { .. } => "postgres",
+            MonitorKind::Backups(_) => "backups",
+            MonitorKind::Http(_) => "http",
+            MonitorKind::Tcp(_) => "tcp",
+            MonitorKind::Tls(_) => "tls",
+            MonitorKind::Host(_) => "host",
+            MonitorKind::Mqtt(_) => "mqtt",
         }
     }
 
     fn interval(&self) -> Duration {
         match self {
             MonitorKind::Postgres { .. } => INTERVAL,
+            MonitorKind::Backups(_) => BACKUPS_INTERVAL,
+            MonitorKind::Http(_) | MonitorKind::Tcp(_) | MonitorKind::Host(_) | MonitorKind::Mqtt(_) => {
+                INTERVAL
+            }
+            MonitorKind::Tls(_) => TLS_INTERVAL,
+        }
+    }
+
+    fn timeout(&self) -> Duration {
+        match self {
+            MonitorKind::Backups(_) => BACKUPS_TIMEOUT,
+            _ => TIMEOUT,
         }
     }
 }
@@ -404,7 +446,7 @@ pub(super) fn monitor(
         positive(walk, &place, given);
         interval = given;
     }
-    let mut timeout = TIMEOUT.min(interval);
+    let mut timeout = kind.as_ref().map_or(TIMEOUT, MonitorKind::timeout).min(interval);
     if let Some((place, given)) = walk.duration(section, "timeout") {
         if given > interval {
             walk.mistake(&place, "is longer than the interval", "a collection must end before the next one");
@@ -447,6 +489,12 @@ fn kind(walk: &mut Walk<'_>, section: &Section<'_>, key: &str, known: &Known<'_>
             let server = reference(walk, server, known.postgres, "postgres")?;
             Some(MonitorKind::Postgres { server, databases })
         }
+        "backups" => probes::backups(walk, section).map(MonitorKind::Backups),
+        "http" => probes::http(walk, section).map(|http| MonitorKind::Http(Box::new(http))),
+        "tcp" => probes::tcp(walk, section).map(MonitorKind::Tcp),
+        "tls" => probes::tls(walk, section).map(MonitorKind::Tls),
+        "host" => probes::host(walk, section).map(MonitorKind::Host),
+        "mqtt" => mqtt::mqtt(walk, section).map(|mqtt| MonitorKind::Mqtt(Box::new(mqtt))),
         _ => None,
     }
 }
@@ -514,7 +562,7 @@ fn number(walk: &mut Walk<'_>, section: &Section<'_>, key: &str, unit: Unit) -> 
     }
     match unit {
         Unit::Bytes => walk.size(section, key).map(|(place, bytes)| (place, bytes as f64)),
-        Unit::Seconds | Unit::Timestamp => {
+        Unit::Seconds | Unit::Timestamp | Unit::Deadline => {
             walk.duration(section, key).map(|(place, duration)| (place, duration.as_secs_f64()))
         }
         Unit::None | Unit::Ratio => walk.number(section, key),
