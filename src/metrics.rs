@@ -12,14 +12,22 @@
 mod exporter;
 mod markdown;
 mod postgres;
+mod queue;
+mod redis;
 
 pub use exporter::*;
 pub use markdown::markdown;
 pub use postgres::*;
+pub use queue::*;
+pub use redis::*;
 
 /// The catalogue, by subject; the subject is a heading of the page.
-pub static CATALOGUE: &[(&str, &[&Metric])] =
-    &[("The exporter itself", exporter::ROWS), ("PostgreSQL", postgres::ROWS)];
+pub static CATALOGUE: &[(&str, &[&Metric])] = &[
+    ("The exporter itself", exporter::ROWS),
+    ("PostgreSQL", postgres::ROWS),
+    ("Redis and Valkey", redis::ROWS),
+    ("Queues", queue::ROWS),
+];
 
 /// A row of the catalogue.
 #[derive(Debug, PartialEq, Eq)]

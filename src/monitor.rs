@@ -12,6 +12,8 @@
 pub mod budget;
 pub mod driver;
 pub mod postgres;
+pub mod queue;
+pub mod redis;
 
 use std::fmt;
 
@@ -164,16 +166,29 @@ pub fn open(config: &Config, names: &[String]) -> Result<Vec<Target>> {
                 })?;
                 Box::new(postgres::open(monitor, server, databases, &board))
             }
+            MonitorKind::Redis { server } => {
+                Box::new(redis::open(monitor, redis_server(config, name, server)?))
+            }
+            MonitorKind::Queue(queue) => {
+                Box::new(queue::open(monitor, redis_server(config, name, &queue.server)?, queue))
+            }
         };
         targets.push(Target::new(monitor.clone(), opened));
     }
     Ok(targets)
 }
 
+fn redis_server<'a>(config: &'a Config, monitor: &str, server: &str) -> Result<&'a crate::config::Redis> {
+    let missing = || Error::usage(format!("[monitor.{monitor}] names a [redis.…] that is not there"));
+    config.redis.get(server).ok_or_else(missing)
+}
+
 /// When a kind's figures are bad unless the configuration says otherwise.
 pub fn thresholds(kind: &MonitorKind) -> &'static [Threshold] {
     match kind {
         MonitorKind::Postgres { .. } => postgres::THRESHOLDS,
+        MonitorKind::Redis { .. } => redis::THRESHOLDS,
+        MonitorKind::Queue(_) => queue::THRESHOLDS,
     }
 }
 
@@ -181,5 +196,7 @@ pub fn thresholds(kind: &MonitorKind) -> &'static [Threshold] {
 pub fn headline(kind: &MonitorKind, samples: &[Sample]) -> String {
     match kind {
         MonitorKind::Postgres { .. } => postgres::headline(samples),
+        MonitorKind::Redis { .. } => redis::headline(samples),
+        MonitorKind::Queue(_) => queue::headline(samples),
     }
 }
