@@ -38,6 +38,8 @@ mod machine;
 mod majors;
 mod minimal_role;
 mod monitor_postgres;
+mod monitor_queues;
+mod monitor_redis;
 mod names;
 mod postgres;
 mod postgres_faults;

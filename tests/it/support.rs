@@ -8,6 +8,7 @@ pub mod opsd;
 pub mod postgres;
 pub mod postgres_proxy;
 pub mod processes;
+pub mod redis;
 pub mod s3;
 pub mod s3_proxy;
 pub mod sets;
