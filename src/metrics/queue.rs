@@ -23,7 +23,7 @@ super::rows! {
     QUEUE_PAUSED = Gauge None "opsd_queue_paused" ["queue"]
         "Whether somebody paused the queue.";
     QUEUE_CONSUMERS = Gauge None "opsd_queue_consumers" ["queue"]
-        "Live workers that take jobs from the queue; absent where that cannot be known.";
+        "Live workers that take jobs from the queue; for BullMQ their connections. Absent where that cannot be known.";
     QUEUE_UNREAD = Gauge None "opsd_queue_unread" ["queue"]
         "Jobs that wait and that no live worker would take; 0 while somebody takes them, absent where that cannot be known.";
     QUEUE_ARRIVAL_RATE = Gauge None "opsd_queue_arrival_rate" ["queue"]

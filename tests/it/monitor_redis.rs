@@ -184,6 +184,21 @@ fn a_server_that_goes_takes_its_figures_along_and_comes_back() {
 }
 
 #[test]
+fn a_server_without_a_connection_left_says_so() {
+    let redis = Redis::start(Software::Redis, &[]);
+    let opsd = at(&redis.url(0));
+    redis.cli(&["CONFIG", "SET", "maxclients", "1"]);
+    let mut held = Vec::new();
+    until("the connection is taken", || {
+        held = vec![std::net::TcpStream::connect(("127.0.0.1", redis.port)).unwrap()];
+        redis.try_cli(&["PING"]).contains("max number of clients")
+    });
+    let run = opsd.run(&["check"]).expect_code(2);
+    assert!(run.stdout.contains("cache: down, too_many_connections"), "{run}");
+    drop(held);
+}
+
+#[test]
 fn tls_checks_the_certificate() {
     let plain = Redis::start(Software::Redis, &[]);
     let directory = plain.directory.path();

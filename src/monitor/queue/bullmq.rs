@@ -166,11 +166,16 @@ fn counts(queue: &str, answers: Vec<Reply>) -> Result<(Reading, Option<String>),
     Ok((reading, id))
 }
 
-/// Connections that are named after the queue, or after it and the worker.
+/// Connections that are named after the queue, or after it and the worker; Node's library encodes the
+/// name, Python's does not, and names two a worker.
 fn workers(clients: &[clients::Client], prefix: &str, queue: &str) -> f64 {
-    let name = format!("{prefix}:{}", base64::engine::general_purpose::STANDARD.encode(queue));
-    let named = format!("{name}:w:");
-    clients.iter().filter(|client| client.name == name || client.name.starts_with(&named)).count() as f64
+    let encoded = base64::engine::general_purpose::STANDARD.encode(queue);
+    let names = [encoded.as_str(), queue].map(|queue| format!("{prefix}:{queue}"));
+    let is = |client: &&clients::Client| {
+        let rest = names.iter().find_map(|name| client.name.strip_prefix(name.as_str()));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(":w:"))
+    };
+    clients.iter().filter(is).count() as f64
 }
 
 #[cfg(test)]
@@ -218,8 +223,9 @@ mod tests {
         let client =
             |name: &str| clients::Client { name: name.into(), database: 0, command: "bzpopmin".into() };
         let clients =
-            ["bull:bWFpbA==", "bull:bWFpbA==:w:one", "bull:bWFpbA==:qe", "bull:b3RoZXI=", ""].map(client);
-        assert_eq!(workers(&clients, "bull", "mail"), 2.0);
+            ["bull:bWFpbA==", "bull:bWFpbA==:w:one", "bull:bWFpbA==:qe", "bull:b3RoZXI=", "bull:mail", ""]
+                .map(client);
+        assert_eq!(workers(&clients, "bull", "mail"), 3.0);
         assert_eq!(workers(&clients, "app", "mail"), 0.0);
     }
 }

@@ -78,7 +78,9 @@ impl Link {
         let mut select = redis::cmd("SELECT");
         select.arg(server.database);
         commands.push(select);
-        for (at, reply) in link.ask(commands).await?.into_iter().enumerate() {
+        // One after the other: a server that has no connection left says so to the first, and hangs up.
+        for (at, command) in commands.into_iter().enumerate() {
+            let reply = link.ask(vec![command]).await?.pop().unwrap_or(Ok(Value::Nil));
             match reply {
                 Err(failure) if failure.reason == Reason::Authentication => return Err(failure),
                 // Roles that may not name themselves, or need no other database, do without.
