@@ -34,7 +34,7 @@ fn now() -> f64 {
 
 /// A Sidekiq worker of `queues`, whose jobs sleep, fail or work.
 fn sidekiq(redis: &Redis, queues: &[&str]) -> Kept {
-    const JOBS: &str = "class Work\n  include Sidekiq::Worker\n  sidekiq_options retry: 3\n\
+    const JOBS: &str = "class Work\n  include Sidekiq::Worker\n  sidekiq_options retry: 3\n  sidekiq_retry_in { 3600 }\n\
         def perform(what)\n    sleep 3600 if what == 'sleep'\n    raise 'no' if what == 'fail'\n  end\nend\n";
     std::fs::write(redis.path("jobs.rb"), JOBS).unwrap();
     let mut args = vec!["-r", "./jobs.rb", "-c", "2", "-t", "1"];
