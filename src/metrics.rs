@@ -14,12 +14,16 @@ mod exporter;
 mod markdown;
 mod postgres;
 mod probes;
+mod queue;
+mod redis;
 
 pub use backups::*;
 pub use exporter::*;
 pub use markdown::markdown;
 pub use postgres::*;
 pub use probes::*;
+pub use queue::*;
+pub use redis::*;
 
 /// The catalogue, by subject; the subject is a heading of the page.
 pub static CATALOGUE: &[(&str, &[&Metric])] = &[
@@ -27,6 +31,8 @@ pub static CATALOGUE: &[(&str, &[&Metric])] = &[
     ("PostgreSQL", postgres::ROWS),
     ("Backups", backups::ROWS),
     ("HTTP, TCP, TLS, MQTT and the host", probes::ROWS),
+    ("Redis and Valkey", redis::ROWS),
+    ("Queues", queue::ROWS),
 ];
 
 /// A row of the catalogue.

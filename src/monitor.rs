@@ -16,6 +16,8 @@ pub mod host;
 pub mod http;
 pub mod mqtt;
 pub mod postgres;
+pub mod queue;
+pub mod redis;
 pub mod tcp;
 pub mod tls;
 mod trust;
@@ -177,10 +179,21 @@ pub fn open(config: &Config, names: &[String]) -> Result<Vec<Target>> {
             MonitorKind::Tls(tls) => Box::new(tls::open(name, tls)),
             MonitorKind::Host(options) => Box::new(host::open(name, config, options)),
             MonitorKind::Mqtt(mqtt) => Box::new(mqtt::open(name, mqtt, monitor.timeout)),
+            MonitorKind::Redis { server } => {
+                Box::new(redis::open(monitor, redis_server(config, name, server)?))
+            }
+            MonitorKind::Queue(queue) => {
+                Box::new(queue::open(monitor, redis_server(config, name, &queue.server)?, queue))
+            }
         };
         targets.push(Target::new(monitor.clone(), opened));
     }
     Ok(targets)
+}
+
+fn redis_server<'a>(config: &'a Config, monitor: &str, server: &str) -> Result<&'a crate::config::Redis> {
+    let missing = || Error::usage(format!("[monitor.{monitor}] names a [redis.…] that is not there"));
+    config.redis.get(server).ok_or_else(missing)
 }
 
 /// When a kind's figures are bad unless the configuration says otherwise.
@@ -193,6 +206,8 @@ pub fn thresholds(kind: &MonitorKind) -> &'static [Threshold] {
         MonitorKind::Tls(_) => tls::THRESHOLDS,
         MonitorKind::Host(_) => host::THRESHOLDS,
         MonitorKind::Mqtt(_) => mqtt::THRESHOLDS,
+        MonitorKind::Redis { .. } => redis::THRESHOLDS,
+        MonitorKind::Queue(_) => queue::THRESHOLDS,
     }
 }
 
@@ -206,5 +221,7 @@ pub fn headline(kind: &MonitorKind, samples: &[Sample]) -> String {
         MonitorKind::Tls(_) => tls::headline(samples),
         MonitorKind::Host(_) => host::headline(samples),
         MonitorKind::Mqtt(_) => mqtt::headline(samples),
+        MonitorKind::Redis { .. } => redis::headline(samples),
+        MonitorKind::Queue(_) => queue::headline(samples),
     }
 }

@@ -41,6 +41,8 @@ mod minimal_role;
 mod monitor_backups;
 mod monitor_postgres;
 mod monitor_probes;
+mod monitor_queues;
+mod monitor_redis;
 mod names;
 mod postgres;
 mod postgres_faults;

@@ -11,6 +11,7 @@ pub mod postgres;
 pub mod postgres_proxy;
 pub mod processes;
 pub mod prometheus;
+pub mod redis;
 pub mod s3;
 pub mod s3_proxy;
 pub mod sets;

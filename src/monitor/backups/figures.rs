@@ -66,7 +66,7 @@ pub(super) fn samples(name: &str, job: &Job<'_>, recipients: &[String]) -> Vec<S
         add(&metrics::BACKUP_LAST_SUCCESS_TIMESTAMP, Some(seconds(set.finished)));
         let took = (set.finished - set.started).as_seconds_f64();
         add(&metrics::BACKUP_LAST_DURATION, Some(took.max(0.0)));
-        add(&metrics::BACKUP_LAST_STORED, Some(entry.stored_bytes() as f64));
+        add(&metrics::BACKUP_LAST_STORED, Some(entry.occupied_bytes() as f64));
         add(&metrics::BACKUP_LAST_PLAIN, Some(set.plain_bytes as f64));
         let rows: Option<u64> = set.databases.values().map(|amount| amount.rows).sum();
         add(&metrics::BACKUP_LAST_ROWS, rows.map(|rows| rows as f64));

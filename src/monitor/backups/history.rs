@@ -163,7 +163,7 @@ impl<'a> Job<'a> {
             usable: None,
         };
         for (entry, standing) in sets {
-            job.stored_bytes = job.stored_bytes.saturating_add(entry.stored_bytes());
+            job.stored_bytes = job.stored_bytes.saturating_add(entry.occupied_bytes());
             let kind = match (entry.state, standing) {
                 (State::Complete, Standing::Refused) => 1,
                 (State::Complete, _) => 0,

@@ -1,0 +1,236 @@
+//! One connection to a Redis or Valkey server: TCP, TLS or a Unix socket, as an ACL user.
+//!
+//! The socket is opened and the user authenticated here rather than by the crate: that tells a refused
+//! name from a refused password, and TLS is that of the rest of opsd. Commands go in one write and are
+//! answered one by one, so that one that is refused takes only itself down. Nothing here writes.
+//! Dropping a link closes its connection, and with it whatever was under way.
+
+use std::sync::Arc;
+
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::{Cmd, Pipeline, RedisConnectionInfo, RedisError, Value};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
+
+use super::super::{Failure, Reason};
+use crate::config::{Redis, RedisAddress};
+use crate::error::{Context, Error, Result};
+
+/// What the connection is called in `CLIENT LIST`.
+const CLIENT_NAME: &str = "opsd-monitor";
+
+/// What a command was answered, or why it was refused.
+pub type Reply = Result<Value, Failure>;
+
+/// A connection.
+pub struct Link {
+    connection: MultiplexedConnection,
+    driver: JoinHandle<()>,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl Link {
+    /// Connects, authenticates and selects the database. The password's file is read each time, so
+    /// that a new password needs no restart.
+    pub async fn connect(server: &Redis) -> Result<Link, Failure> {
+        let mut link = match &server.address {
+            RedisAddress::Unix(path) => {
+                let stream = UnixStream::connect(path).await;
+                let on = || format!("cannot connect to {}", path.display());
+                Link::over(stream.with_context(on).map_err(unreachable)?).await?
+            }
+            RedisAddress::Tcp { host, port, tls } => {
+                let on = || format!("cannot connect to {host}:{port}");
+                let stream = TcpStream::connect((host.as_str(), *port)).await;
+                let stream = stream.with_context(on).map_err(unreachable)?;
+                let _ = stream.set_nodelay(true);
+                if *tls {
+                    Link::over(secure(server, host, stream).await?).await?
+                } else {
+                    Link::over(stream).await?
+                }
+            }
+        };
+        let mut commands = Vec::new();
+        if let Some(password) = &server.password {
+            let password = password.read().map_err(|error| Failure::new(Reason::Authentication, error))?;
+            let mut auth = redis::cmd("AUTH");
+            if let Some(user) = &server.user {
+                auth.arg(user);
+            }
+            auth.arg(password.expose());
+            commands.push(auth);
+        }
+        let mut name = redis::cmd("CLIENT");
+        name.arg("SETNAME").arg(CLIENT_NAME);
+        commands.push(name);
+        let named = commands.len() - 1;
+        let mut select = redis::cmd("SELECT");
+        select.arg(server.database);
+        commands.push(select);
+        // One after the other: a server that has no connection left says so to the first, and hangs up.
+        for (at, command) in commands.into_iter().enumerate() {
+            let reply = link.ask(vec![command]).await?.pop().unwrap_or(Ok(Value::Nil));
+            match reply {
+                Err(failure) if failure.reason == Reason::Authentication => return Err(failure),
+                // Roles that may not name themselves, or need no other database, do without.
+                Err(failure) if at != named && !(at > named && server.database == 0) => {
+                    return Err(failure);
+                }
+                _ => {}
+            }
+        }
+        Ok(link)
+    }
+
+    async fn over<S>(stream: S) -> Result<Link, Failure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let settings = RedisConnectionInfo::default().set_skip_set_lib_name();
+        // No answer is late by itself: the whole collection has a deadline.
+        let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
+        let (connection, driver) =
+            MultiplexedConnection::new_with_config(&settings, stream, config).await.map_err(broken)?;
+        Ok(Link { connection, driver: tokio::spawn(driver) })
+    }
+
+    /// Sends commands together. Fails as a whole only if the connection does.
+    pub async fn ask(&mut self, commands: Vec<Cmd>) -> Result<Vec<Reply>, Failure> {
+        let count = commands.len();
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let mut pipeline = Pipeline::with_capacity(count);
+        for command in commands {
+            pipeline.add_command(command);
+        }
+        let values = self.connection.req_packed_commands(&pipeline, 0, count).await.map_err(broken)?;
+        if values.len() != count {
+            let error = Error::new(format!("{count} commands had {} answers", values.len()));
+            return Err(Failure::new(Reason::Protocol, error));
+        }
+        let reply = |value| match value {
+            Value::ServerError(error) => Err(refused(error.code(), error.details().unwrap_or_default())),
+            value => Ok(value),
+        };
+        values.into_iter().map(reply).map(whole).collect()
+    }
+}
+
+/// An answer that tells something of the server rather than of the command fails everything.
+fn whole(reply: Reply) -> Result<Reply, Failure> {
+    match reply {
+        Err(failure) if failure.reason == Reason::TooManyConnections => Err(failure),
+        reply => Ok(reply),
+    }
+}
+
+/// An error that the server answered. Its text may quote what was sent, so only known texts are kept.
+fn refused(code: &str, details: &str) -> Failure {
+    let (reason, hint) = match code {
+        "WRONGPASS" | "NOAUTH" => (Reason::Authentication, Some("compare user and password with ACL LIST")),
+        "ERR" if details.contains("AUTH") => {
+            (Reason::Authentication, Some("the server has no password for this user: leave it out"))
+        }
+        "NOPERM" => (Reason::Permission, Some("ACL SETUSER gives the right to run it")),
+        "LOADING" | "MASTERDOWN" | "BUSY" | "CLUSTERDOWN" => (Reason::NotReady, None),
+        "ERR" if details.contains("max number of clients") => (Reason::TooManyConnections, None),
+        "DENIED" => (Reason::Refused, Some("protected mode: the server wants a password or a bind address")),
+        _ => (Reason::Refused, None),
+    };
+    let details = match code {
+        "WRONGPASS" | "NOAUTH" | "LOADING" | "MASTERDOWN" | "BUSY" | "WRONGTYPE" | "NOPERM" => details,
+        "ERR" if reason != Reason::Refused => details,
+        _ => "",
+    };
+    let text = format!("the server answered {code} {details}");
+    let error = Error::new(text.trim_end());
+    Failure::new(
+        reason,
+        match hint {
+            Some(hint) => error.with_hint(hint),
+            None => error,
+        },
+    )
+}
+
+fn unreachable(error: Error) -> Failure {
+    Failure::new(Reason::Unreachable, error)
+}
+
+/// What the crate reports of the connection itself.
+fn broken(error: RedisError) -> Failure {
+    if let Some(code) = error.code() {
+        return refused(code, error.detail().unwrap_or_default());
+    }
+    let reason = if error.is_timeout() {
+        Reason::Timeout
+    } else if error.is_io_error() || error.is_connection_dropped() {
+        Reason::Unreachable
+    } else {
+        Reason::Protocol
+    };
+    let text = if reason == Reason::Protocol {
+        "the answer is not Redis' protocol".to_owned()
+    } else {
+        format!("the connection broke: {error}")
+    };
+    Failure::new(reason, Error::new(text))
+}
+
+async fn secure(
+    server: &Redis,
+    host: &str,
+    stream: TcpStream,
+) -> Result<tokio_rustls::client::TlsStream<TcpStream>, Failure> {
+    let tls = |error: Error| Failure::new(Reason::Tls, error);
+    let config = tls_config(server).map_err(tls)?;
+    let name = ServerName::try_from(host.to_owned())
+        .map_err(|_| tls(Error::new(format!("{host} is no name that a certificate can bear"))))?;
+    let connector = TlsConnector::from(Arc::new(config));
+    let stream = connector.connect(name, stream).await;
+    stream.with_context(|| format!("no TLS with {host}")).map_err(|error| {
+        tls(error.with_hint("set ca_file to the certificate of the authority that signed the server's"))
+    })
+}
+
+fn tls_config(server: &Redis) -> Result<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    let trusted = match &server.ca_file {
+        Some(path) => certificates(path)?,
+        None => rustls_native_certs::load_native_certs().certs,
+    };
+    let (_, unusable) = roots.add_parsable_certificates(trusted);
+    if roots.is_empty() {
+        return Err(Error::new(format!("none of {unusable} root certificates can be used"))
+            .with_hint("install the ca-certificates package, or set ca_file"));
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Error::new(error).context("cannot set up TLS"))?
+        .with_root_certificates(roots);
+    let Some((cert, key)) = &server.client else { return Ok(builder.with_no_client_auth()) };
+    let chain = certificates(cert)?;
+    let key = PrivateKeyDer::from_pem_file(key)
+        .map_err(|e| Error::new(e).with_hint("the key must be PEM and not encrypted"))
+        .with_context(|| format!("cannot read {}", key.display()))?;
+    let with = builder.with_client_auth_cert(chain, key);
+    with.map_err(|error| Error::new(error).context(format!("client certificate {}", cert.display())))
+}
+
+fn certificates(path: &std::path::Path) -> Result<Vec<CertificateDer<'static>>> {
+    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    read.map_err(Error::new).with_context(|| format!("cannot read certificates {}", path.display()))
+}
