@@ -206,11 +206,11 @@ fn say(report: &ResultReport) {
     });
     for d in &report.databases {
         output::say(format!(
-            "  {}: {} of {} tables proven, {} rows",
+            "  {}: {} of {} proven, {}",
             d.name,
             output::count(d.tables_proven),
-            output::count(d.tables_total),
-            output::count(d.rows)
+            output::counted(d.tables_total, "table"),
+            output::counted(d.rows, "row")
         ));
     }
     if !report.seconds.0.is_empty() {
@@ -278,8 +278,8 @@ fn incomplete(wanted: &str, report: &Report) -> Option<Error> {
     }
     let made = &report.database;
     let what = format!(
-        "database {made:?} holds all rows of the set, but {} things failed: {}",
-        report.failed.len(),
+        "database {made:?} holds all rows of the set, but {} failed: {}",
+        output::counted(report.failed.len() as u64, "statement"),
         report.failed.join("; ")
     );
     if made == wanted {

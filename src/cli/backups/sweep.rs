@@ -177,8 +177,8 @@ fn text(document: &Document) -> String {
         _ => format!(
             "site {}: {} ({freed}) and {} {would}\n",
             document.site,
-            counted(objects, "object"),
-            counted(uploads, "unfinished upload")
+            counted(objects as u64, "object"),
+            counted(uploads as u64, "unfinished upload")
         ),
     };
     for line in &document.items {
