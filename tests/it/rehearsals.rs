@@ -22,7 +22,7 @@ fn site(sql: &str) -> (&'static Server, Opsd, String) {
 }
 
 /// Nothing that begins with `c4nary` is said or stored (the archives are encrypted).
-fn no_canary(opsd: &Opsd, run: &Run) {
+pub fn no_canary(opsd: &Opsd, run: &Run) {
     assert!(!run.stdout.contains("c4nary") && !run.stderr.contains("c4nary"), "a row is told: {run}");
     for name in opsd.repository_files() {
         let bytes = std::fs::read(opsd.path("repository").join(&name)).unwrap();
