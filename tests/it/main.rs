@@ -21,6 +21,7 @@ mod backups;
 mod bad_input;
 mod canary;
 mod cli;
+mod complaints;
 mod containers;
 mod contract;
 mod databases;
