@@ -10,6 +10,7 @@ use chrono::Utc;
 
 use super::complaints::{Complaint, masked_in};
 use super::databases::Waited;
+use super::pg_restore::fetch_schema;
 use super::{
     Origin, Target, check_extensions, collations, databases, existing_roles, load, locale_of, own_properties,
     read_globals, read_proof, roles, swap,
@@ -80,7 +81,16 @@ pub async fn restore(
         shutdown,
         bound: databases::BOUND,
     };
-    report.roles_created = make_roles(&server, &globals, options).await?;
+    let existing = shutdown.guard(existing_roles(&admin)).await?;
+    let missing: Vec<String> =
+        roles::roles(&globals).into_iter().map(|r| r.name).filter(|n| !existing.contains(n)).collect();
+    if options.globals && !missing.is_empty() {
+        make_roles(&server, &globals, &existing, &missing).await?;
+        report.roles_created = missing;
+    } else if !missing.is_empty() {
+        let own = matches!(place, Place::Free).then(|| proof.as_ref().map(own_properties)).flatten();
+        shutdown.guard(do_without(origin, database, own.as_ref(), missing)).await?;
+    }
 
     if let Place::Empty = place {
         let filled = shutdown.guard(fill(origin, database, options, &name, &mut report)).await;
@@ -359,23 +369,49 @@ async fn count_objects(connection: &Connection) -> Result<i64> {
     Ok(row.get(0))
 }
 
-/// Roles that the set knows and the server lacks: made where that was asked for, else named.
-async fn make_roles(server: &databases::Server<'_>, globals: &str, options: &Options) -> Result<Vec<String>> {
-    let existing = server.shutdown.guard(existing_roles(server.admin)).await?;
-    let missing: Vec<String> =
-        roles::roles(globals).into_iter().map(|r| r.name).filter(|n| !existing.contains(n)).collect();
-    if missing.is_empty() {
-        return Ok(missing);
+/// An error if the database names one of these roles, which the server lacks. Others of the cluster that
+/// it came from are none of its concern.
+async fn do_without(
+    origin: &Origin,
+    database: &Database,
+    own: Option<&Properties>,
+    missing: Vec<String>,
+) -> Result<()> {
+    let needed = match database.streams.iter().find(|s| s.name == "schema") {
+        Some(schema) => {
+            let (_, entries) = fetch_schema(origin, schema).await?;
+            let is_named = |role: &String| {
+                entries.iter().any(|e| e.owner == *role || roles::names(&e.defn, role))
+                    || own.is_some_and(|own| {
+                        own.owner == *role
+                            || own.acl.as_ref().is_some_and(|acl| roles::names(acl, role))
+                            || own.settings.iter().any(|s| s.role.as_ref() == Some(role))
+                    })
+            };
+            missing.into_iter().filter(is_named).collect()
+        }
+        // One archive with everything: what it names is only known when it has been read.
+        None => missing,
+    };
+    if needed.is_empty() {
+        return Ok(());
     }
-    if !options.globals {
-        return Err(Error::new(format!("the server lacks roles of the set: {}", missing.join(", ")))
-            .with_hint("say --globals to make them, or make them yourself"));
-    }
+    Err(Error::new(format!("the server lacks roles of the set: {}", needed.join(", ")))
+        .with_hint("say --globals to make them, or make them yourself"))
+}
+
+/// Makes the roles that the set knows and the server lacks.
+async fn make_roles(
+    server: &databases::Server<'_>,
+    globals: &str,
+    existing: &[String],
+    missing: &[String],
+) -> Result<()> {
     // All or none. A statement may hold a password hash; it is not repeated.
-    let script = format!("BEGIN; {}; COMMIT", roles::missing(globals, &existing).join("; "));
+    let script = format!("BEGIN; {}; COMMIT", roles::missing(globals, existing).join("; "));
     let made = async { server.admin.client.batch_execute(&script).await.map_err(error) };
     match server.wait("CREATE ROLE", made).await {
-        Waited::Ended(Ok(())) => Ok(missing),
+        Waited::Ended(Ok(())) => Ok(()),
         // What was begun ends with the session.
         Waited::Ended(Err(failure)) => Err(failure.context("cannot make the set's roles")),
         Waited::Cancelled(why) => Err(why.context("nothing was restored, and no role was made")),
