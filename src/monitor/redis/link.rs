@@ -12,7 +12,7 @@ use redis::{Cmd, Pipeline, RedisConnectionInfo, RedisError, Value};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
@@ -23,6 +23,8 @@ use crate::error::{Context, Error, Result};
 
 /// What the connection is called in `CLIENT LIST`.
 const CLIENT_NAME: &str = "opsd-monitor";
+/// The first answer is a line that is shorter.
+const GREETING_MAX: usize = 1_000;
 
 /// What a command was answered, or why it was refused.
 pub type Reply = Result<Value, Failure>;
@@ -78,9 +80,7 @@ impl Link {
         let mut select = redis::cmd("SELECT");
         select.arg(server.database);
         commands.push(select);
-        // One after the other: a server that has no connection left says so to the first, and hangs up.
-        for (at, command) in commands.into_iter().enumerate() {
-            let reply = link.ask(vec![command]).await?.pop().unwrap_or(Ok(Value::Nil));
+        for (at, reply) in link.ask(commands).await?.into_iter().enumerate() {
             match reply {
                 Err(failure) if failure.reason == Reason::Authentication => return Err(failure),
                 // Roles that may not name themselves, or need no other database, do without.
@@ -93,10 +93,11 @@ impl Link {
         Ok(link)
     }
 
-    async fn over<S>(stream: S) -> Result<Link, Failure>
+    async fn over<S>(mut stream: S) -> Result<Link, Failure>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        greet(&mut stream).await?;
         let settings = RedisConnectionInfo::default().set_skip_set_lib_name();
         // No answer is late by itself: the whole collection has a deadline.
         let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
@@ -125,6 +126,30 @@ impl Link {
             value => Ok(value),
         };
         values.into_iter().map(reply).map(whole).collect()
+    }
+}
+
+/// Whether Redis answers at all. A server that has no connection left says so unasked and hangs up,
+/// which the crate would take for a broken connection; and so it would whatever else listens there.
+async fn greet<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> Result<(), Failure> {
+    // What was said before a server hung up can still be read.
+    let _ = stream.write_all(b"*1\r\n$4\r\nPING\r\n").await;
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') && line.len() < GREETING_MAX {
+        let byte = stream.read_u8().await.context("the connection broke").map_err(unreachable)?;
+        line.push(byte);
+    }
+    let line = String::from_utf8_lossy(&line);
+    let Some(error) = line.strip_prefix('-') else {
+        let pong = line.starts_with('+');
+        return if pong { Ok(()) } else { Err(super::protocol("the answer is not Redis' protocol")) };
+    };
+    let (code, details) = error.trim_end().split_once(' ').unwrap_or((error.trim_end(), ""));
+    let failure = refused(code, details);
+    match failure.reason {
+        Reason::TooManyConnections | Reason::Refused => Err(failure),
+        // Who we are comes next, and what else there is to say is said of the commands themselves.
+        _ => Ok(()),
     }
 }
 
