@@ -30,6 +30,8 @@ pub struct Site<'a> {
     server: Server,
     weed: &'a SeaweedFs,
     opsd: Opsd,
+    /// The same, with a directory for a repository.
+    local: Opsd,
     work: PathBuf,
     stored_by_pipe: u64,
     stored_by_opsd: u64,
@@ -57,12 +59,14 @@ impl<'a> Site<'a> {
             &keys.access_key,
             &keys.secret_key,
         );
+        let local = Opsd::new(&server, &[name]);
         let work = server.subdirectory("bench");
         Site {
             name: name.into(),
             server,
             weed,
             opsd,
+            local,
             work,
             stored_by_pipe: 0,
             stored_by_opsd: 0,
@@ -117,6 +121,23 @@ impl<'a> Site<'a> {
         let (size, _) =
             run(&mut self.shell("rclone size --json \"WEED:$BUCKET/pipe/\" | tr -dc '0-9,' | cut -d, -f2"));
         self.stored_by_pipe = size.trim().parse().expect("a size");
+        cost
+    }
+
+    /// What the store takes by itself: the pipe's object, made before, is copied there from local disk.
+    pub fn store_alone(&mut self) -> Cost {
+        run(&mut self.shell(
+            "[ -e \"$WORK/pipe\" ] || pg_dump -Fc -Z0 \"$DB\" | zstd -q -3 -T2 | age -r \"$RECIPIENT\" > \"$WORK/pipe\"",
+        ));
+        run(&mut self.shell("rclone rcat \"WEED:$BUCKET/alone/$DB\" < \"$WORK/pipe\"")).1
+    }
+
+    /// `opsd backup` without S3: the repository is a directory, emptied each time.
+    pub fn opsd_backup_to_directory(&mut self) -> Cost {
+        let repository = self.local.path("repository");
+        let (_, cost) = run(&mut self.local.command(&["backup", "--json"]));
+        std::fs::remove_dir_all(&repository).expect("remove the repository");
+        std::fs::create_dir(&repository).expect("make it again");
         cost
     }
 

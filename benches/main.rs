@@ -1,7 +1,7 @@
 //! `make bench`: opsd beside what people use today, on the same server, the same bucket, in one run.
 //!
-//! `cargo bench -- [web] [many] [wide] [list] [big] [--rounds N] [--json FILE]`; without names all of
-//! them but `big`. Contenders take turns within a round, so that what disturbs the machine disturbs
+//! `cargo bench -- [web] [many] [wide] [list] [big] [--skip-big] [--rounds N] [--json FILE]`; without
+//! names all of them. Contenders take turns within a round, so that what disturbs the machine disturbs
 //! them all; what is reported are medians and ratios. `README.md` beside this file says what is
 //! measured, and what came out. `--dump FILE` only writes the data as `pg_dump -Fc -Z0` does, for a
 //! profile of the data path alone.
@@ -88,6 +88,7 @@ fn plan() -> Plan {
         json: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("bench.json"),
         dump: None,
     };
+    let mut skip_big = false;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
@@ -95,15 +96,17 @@ fn plan() -> Plan {
             "--rounds" => plan.rounds = arguments.next().and_then(|n| n.parse().ok()).expect("--rounds N"),
             "--json" => plan.json = arguments.next().expect("--json FILE").into(),
             "--dump" => plan.dump = Some(arguments.next().expect("--dump FILE").into()),
+            "--skip-big" => skip_big = true,
             "web" | "many" | "wide" | "list" | "big" => plan.names.push(argument),
             _ => panic!(
-                "unknown argument {argument}: [web] [many] [wide] [list] [big] [--rounds N] [--json FILE]"
+                "unknown argument {argument}: [web] [many] [wide] [list] [big] [--skip-big] [--rounds N] [--json FILE]"
             ),
         }
     }
     if plan.names.is_empty() {
-        plan.names = ["web", "many", "wide", "list"].map(str::to_owned).to_vec();
+        plan.names = ["web", "many", "wide", "list", "big"].map(str::to_owned).to_vec();
     }
+    plan.names.retain(|name| !(skip_big && name == "big"));
     plan
 }
 
@@ -114,6 +117,8 @@ fn web(site: &mut Site, rounds: usize, report: &mut Report) {
         report.add("web", "floor", site.floor());
         report.add("web", "pipe", site.pipe());
         report.add("web", "opsd backup", site.opsd_backup());
+        report.add("web", "opsd backup, to a directory", site.opsd_backup_to_directory());
+        report.add("web", "the store alone (rclone)", site.store_alone());
         report.add("web", "pg_dump -Fd -j2", site.dump_directory());
         if let Some(cost) = site.pgbackrest() {
             report.add("web", "pgbackrest", cost);
@@ -146,6 +151,8 @@ fn backups(site: &mut Site, rounds: usize, report: &mut Report) {
         report.add(&name, "floor", site.floor());
         report.add(&name, "pipe", site.pipe());
         report.add(&name, "opsd backup", site.opsd_backup());
+        report.add(&name, "opsd backup, to a directory", site.opsd_backup_to_directory());
+        report.add(&name, "the store alone (rclone)", site.store_alone());
     }
     report.stored(&name, "pipe", site.stored_by_pipe());
     report.stored(&name, "opsd backup", site.stored_by_opsd());

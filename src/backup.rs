@@ -15,6 +15,7 @@ pub mod plan;
 pub mod prune;
 pub mod restore_md;
 pub mod retention;
+mod source;
 pub mod streams;
 pub mod sweep;
 
@@ -26,11 +27,11 @@ use chrono::Utc;
 use serde::Serialize;
 
 use self::plan::Plan;
+use self::source::Source;
 use self::streams::Destination;
-use crate::config::{BackupJob, Config, Connection, Databases, Postgres, keys};
+use crate::config::{BackupJob, Config, keys};
 use crate::error::{Context, Error, Result};
-use crate::postgres::connect::{Session, connect, error};
-use crate::postgres::tools::{self, Tools};
+use crate::postgres::connect::Session;
 use crate::progress::{Event, Progress};
 use crate::set::archive::parser::Contents;
 use crate::set::fingerprint::RowSecret;
@@ -83,26 +84,18 @@ struct Failed<'a> {
     error: String,
 }
 
-/// What a run needs to know about its server.
-struct Source<'a> {
-    postgres: &'a Postgres,
-    session: Session,
-    server: Server,
-    tools: Tools,
-    databases: Vec<String>,
-    application_name: String,
-}
-
 /// Plans a backup: connects, looks, dumps nothing.
 pub async fn preview(config: &Config, job: &BackupJob) -> Result<Preview> {
     recipients(config)?;
     if let Some(path) = &config.encryption.sign_key_file {
         signature::public_key(path)?;
     }
-    let source = open_source(config, job).await?;
+    let source = source::open(config, job).await?;
     let mut plans = Vec::new();
     for database in &source.databases {
-        plans.push(preview_database(&source, database, job).await?);
+        let (plan, session) = source::preview(&source, database, job).await?;
+        session.close().await;
+        plans.push(plan);
     }
     Ok(Preview {
         server: source.server,
@@ -131,16 +124,21 @@ pub async fn create(
     }
     progress(Event::Phase("connecting".into()));
     let prepared = async {
-        let source = open_source(config, job).await?;
+        let source = source::open(config, job).await?;
         let clock_warning = clock::check(config, store.as_ref(), &source).await?;
         lock::acquire(&source.session, &config.site, &job.name).await?;
         progress(Event::Phase("planning".into()));
+        let mut first = None;
         for database in &source.databases {
-            preview_database(&source, database, job).await?;
+            let (_, session) = source::preview(&source, database, job).await?;
+            match first {
+                None => first = Some(session),
+                Some(_) => session.close().await,
+            }
         }
-        Ok((source, clock_warning))
+        Ok((source, first, clock_warning))
     };
-    let (source, clock_warning) = shutdown.guard(prepared).await?;
+    let (source, first, clock_warning) = shutdown.guard(prepared).await?;
 
     let started = Utc::now();
     let id = set::new_id(started);
@@ -163,7 +161,7 @@ pub async fn create(
     // Without the lock another run may be under way, so this one ends.
     let work = async {
         tokio::select! {
-            ready = run.dump(&source, clock_warning.into_iter().collect()) => ready,
+            ready = run.dump(&source, first, clock_warning.into_iter().collect()) => ready,
             why = source.session.lost() => Err(lock::lost(why)),
         }
     };
@@ -192,71 +190,6 @@ fn recipients(config: &Config) -> Result<Recipients> {
     Ok(Arc::new(keys::recipients(&config.encryption.recipients)?))
 }
 
-impl Source<'_> {
-    fn dump<'s>(&'s self, database: &'s str) -> streams::Dump<'s> {
-        let (connection, application_name) = (&self.postgres.connection, self.application_name.as_str());
-        streams::Dump { tools: &self.tools, connection, database, application_name }
-    }
-}
-
-async fn open_source<'a>(config: &'a Config, job: &BackupJob) -> Result<Source<'a>> {
-    let postgres = config
-        .postgres
-        .get(&job.postgres)
-        .ok_or_else(|| Error::usage(format!("backup.{}: no [postgres.{}]", job.name, job.postgres)))?;
-    let application_name = lock::application_name(&job.name);
-    let session = connect(&postgres.connection, None, &application_name).await?;
-    coordinator::keep_open(&session).await?;
-    let row = session
-        .client
-        .query_one("SELECT current_setting('server_version'), pg_is_in_recovery()", &[])
-        .await
-        .map_err(error)?;
-    let version_num = session.server_version_num;
-    let server = Server { version_num, version: row.get(0), in_recovery: row.get(1) };
-    let tools = tools::find(session.major(), postgres.bin_dir.as_deref(), &postgres.tool_prefix).await?;
-    let databases = resolve_databases(&session, &postgres.connection, &job.databases).await?;
-    Ok(Source { postgres, session, server, tools, databases, application_name })
-}
-
-async fn resolve_databases(
-    session: &Session,
-    connection: &Connection,
-    wanted: &Databases,
-) -> Result<Vec<String>> {
-    let rows = session
-        .client
-        .query(
-            "SELECT datname::text FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY datname",
-            &[],
-        )
-        .await
-        .map_err(error)
-        .context("cannot list databases")?;
-    let existing: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
-    if existing.is_empty() {
-        return Err(Error::new(format!("no database on {} lets anybody in", connection.describe())));
-    }
-    match wanted {
-        Databases::Url => Ok(vec![connection.dbname.clone()]),
-        Databases::All => Ok(existing),
-        Databases::Named(names) => match names.iter().find(|n| !existing.contains(n)) {
-            None => Ok(names.clone()),
-            Some(missing) => {
-                Err(Error::new(format!("database {missing:?} does not exist on {}", connection.describe()))
-                    .with_hint(format!("databases there: {}", existing.join(", "))))
-            }
-        },
-    }
-}
-
-async fn preview_database(source: &Source<'_>, database: &str, job: &BackupJob) -> Result<Plan> {
-    let connection = &source.postgres.connection;
-    coordinator::preview(connection, database, source.server.in_recovery, job, &source.application_name)
-        .await
-        .with_context(|| format!("database {database:?}"))
-}
-
 /// A set that is stored but for its manifest.
 struct Ready {
     manifest: Manifest,
@@ -279,8 +212,13 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// All of a set but its manifest.
-    async fn dump(&self, source: &Source<'_>, mut warnings: Vec<String>) -> Result<Ready> {
+    /// All of a set but its manifest. `looked` is a session with the first database.
+    async fn dump(
+        &self,
+        source: &Source<'_>,
+        mut looked: Option<Session>,
+        mut warnings: Vec<String>,
+    ) -> Result<Ready> {
         let previous = self.previous(&mut warnings).await;
         let mut databases = Vec::new();
         let mut roles = Vec::new();
@@ -288,7 +226,7 @@ impl Run<'_> {
         for (index, name) in source.databases.iter().enumerate() {
             (self.progress)(Event::Phase(format!("dumping {name}")));
             let roles = (index == 0 || index == last).then_some(&mut roles);
-            let database = self.dump_database(source, name, roles, &mut warnings).await;
+            let database = self.dump_database(source, name, looked.take(), roles, &mut warnings).await;
             databases.push(database.with_context(|| format!("database {name:?}"))?);
         }
         (self.progress)(Event::Phase("finishing".into()));
@@ -379,13 +317,16 @@ impl Run<'_> {
         &self,
         source: &Source<'_>,
         name: &str,
+        mut looked: Option<Session>,
     ) -> Result<(coordinator::Coordinator, Vec<streams::Started>)> {
-        let connection = &source.postgres.connection;
         let in_recovery = source.server.in_recovery;
         let mut attempt = 1;
         loop {
-            let taken = coordinator::start(connection, name, in_recovery, self.job, &source.application_name);
-            let coordinator = taken.await?;
+            let session = match looked.take() {
+                Some(session) => session,
+                None => source.open(name).await?,
+            };
+            let coordinator = coordinator::start(session, name, in_recovery, self.job).await?;
             let archives = &coordinator.plan.archives;
             let started = streams::start(source.dump(name), &coordinator.snapshot, archives).await;
             let started = match started {
@@ -425,10 +366,11 @@ impl Run<'_> {
         &self,
         source: &Source<'_>,
         name: &str,
+        looked: Option<Session>,
         roles: Option<&mut Vec<Vec<u8>>>,
         warnings: &mut Vec<String>,
     ) -> Result<Database> {
-        let (coordinator, started) = self.take_snapshot(source, name).await?;
+        let (coordinator, started) = self.take_snapshot(source, name, looked).await?;
         let plan = &coordinator.plan;
         if let Some(roles) = roles {
             roles.push(globals::dump(source, warnings).await?);

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use crate::config::monitoring::Bound;
 use crate::config::{self, Threshold};
-use crate::metrics::{Kind, Sample, Unit};
+use crate::metrics::{Kind, Metric, Sample, Unit};
 use crate::monitor::{self, Reason, View};
 
 /// How bad it is; the greater the worse.
@@ -56,6 +56,10 @@ pub struct Report {
 /// A figure beside its thresholds.
 #[derive(Debug, Clone)]
 pub struct Figure {
+    /// Its metric.
+    pub metric: &'static Metric,
+    /// The state that the threshold is about.
+    pub state: Option<String>,
     /// The series without `site` and `monitor`: `opsd_x{database="app"}`.
     pub series: String,
     /// What is judged: the value, or the age of a timestamp.
@@ -117,6 +121,8 @@ fn concerns(threshold: &Threshold, sample: &Sample) -> bool {
 
 fn compare(threshold: &Threshold, sample: &Sample, now: SystemTime) -> (Verdict, Figure) {
     let mut figure = Figure {
+        metric: sample.metric,
+        state: threshold.state.as_deref().map(str::to_owned),
         series: series(sample),
         value: sample.value,
         unit: sample.metric.unit,
@@ -127,6 +133,11 @@ fn compare(threshold: &Threshold, sample: &Sample, now: SystemTime) -> (Verdict,
         let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         // The target's clock may be ahead of this one.
         figure.value = (now - sample.value).max(0.0);
+        figure.unit = Unit::Seconds;
+    }
+    if figure.unit == Unit::Deadline {
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        figure.value = sample.value - now;
         figure.unit = Unit::Seconds;
     }
     let crossed = |bound: Option<Bound>| match bound {
@@ -154,10 +165,14 @@ fn words(figure: &Figure, sample: &Sample) -> String {
     }
     let labels: Vec<String> = pairs(sample).map(equation).collect();
     let on = if labels.is_empty() { String::new() } else { format!(" ({})", labels.join(", ")) };
-    let age = if sample.metric.unit == Unit::Timestamp { " ago" } else { "" };
+    let age = match sample.metric.unit {
+        Unit::Timestamp => " ago",
+        Unit::Deadline => " from now",
+        _ => "",
+    };
     let unit = match figure.unit {
         Unit::Bytes => " bytes",
-        Unit::Seconds | Unit::Timestamp => " s",
+        Unit::Seconds | Unit::Timestamp | Unit::Deadline => " s",
         Unit::None | Unit::Ratio => "",
     };
     format!("{}{on} is {}{unit}{age}", short(sample.metric.name), rounded(figure.value))
@@ -207,8 +222,10 @@ pub fn plugin_line(reports: &[(&str, &Report)]) -> String {
     let mut line = format!("OPSD {} - {}", verdict.as_str().to_uppercase(), said.join("; "));
     // A line break or a bar of an error's would end the text.
     line = line.replace(['\n', '\r'], " ").replace('|', "/");
-    let figures = reports.iter().flat_map(|(name, report)| report.figures.iter().map(move |f| (*name, f)));
-    let perf: Vec<String> = figures.map(|(name, figure)| perf(name, figure)).collect();
+    let perf: Vec<String> = reports
+        .iter()
+        .flat_map(|(name, report)| extremes(&report.figures).into_iter().map(|figure| perf(name, figure)))
+        .collect();
     if !perf.is_empty() {
         line.push_str(" | ");
         line.push_str(&perf.join(" "));
@@ -216,15 +233,29 @@ pub fn plugin_line(reports: &[(&str, &Report)]) -> String {
     line
 }
 
+/// The worst figure of each metric: a line that grew with every database would be cut off, and one
+/// whose labels changed could not be drawn.
+fn extremes(figures: &[Figure]) -> Vec<&Figure> {
+    let mut kept: Vec<&Figure> = Vec::new();
+    for figure in figures {
+        let known = kept.iter_mut().find(|k| k.metric == figure.metric && k.state == figure.state);
+        let falls = matches!(figure.critical.or(figure.warning), Some(Bound::Below(_)));
+        match known {
+            None => kept.push(figure),
+            Some(known) if (figure.value < known.value) == falls => *known = figure,
+            Some(_) => {}
+        }
+    }
+    kept
+}
+
 /// `'label'=value[unit];warn;crit`. A range that is bad below a number is written `number:`.
 fn perf(name: &str, figure: &Figure) -> String {
-    let label: String = format!("{name} {}", short(&figure.series))
-        .chars()
-        .map(|c| if c == '\'' || c == '=' || c == '|' || c.is_control() { '_' } else { c })
-        .collect();
+    let state = figure.state.as_ref().map_or_else(String::new, |state| format!(" {state}"));
+    let label = format!("{name} {}{state}", short(figure.metric.name));
     let unit = match figure.unit {
         Unit::Bytes => "B",
-        Unit::Seconds | Unit::Timestamp => "s",
+        Unit::Seconds | Unit::Timestamp | Unit::Deadline => "s",
         Unit::None | Unit::Ratio => "",
     };
     let range = |bound: Option<Bound>| match bound {

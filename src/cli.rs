@@ -19,6 +19,7 @@ pub mod restore;
 pub mod status;
 
 use std::path::PathBuf;
+use std::pin::Pin;
 
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
@@ -40,7 +41,7 @@ use crate::shutdown::Shutdown;
     arg_required_else_help = true,
     after_help = "Start here:\n  opsd keygen -o identity.txt\n  opsd config init opsd.toml\n\n\
                   Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 a verification\n\
-                  found a difference, 5 another run holds the lock."
+                  found a difference, 5 another run holds the lock. `opsd check` has its own."
 )]
 pub struct Cli {
     /// What holds for every command.
@@ -49,6 +50,13 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Whether it runs until it is stopped, so that its log is all that it says.
+    pub fn is_service(&self) -> bool {
+        matches!(self.command, Command::Exporter(_))
+    }
 }
 
 /// Options of every command.
@@ -66,15 +74,56 @@ pub struct Global {
 }
 
 impl Global {
-    /// Reads the configuration and says its warnings to whoever watches; `opsd config check` says them
-    /// to everybody.
-    pub fn load_config(&self) -> Result<Config> {
-        let (config, warnings) = crate::config::load(self.config.as_deref())?;
-        for warning in warnings.iter().filter(|_| !self.quiet && output::is_terminal()) {
-            output::note("warning: ", warning.to_string());
-        }
-        Ok(config)
+    /// Whether somebody wants to hear how it went, and not only that it went wrong.
+    pub fn is_watched(&self) -> bool {
+        !self.quiet && (output::is_terminal() || self.verbose > 0)
     }
+
+    /// Reads the configuration and does the work with it. `opsd config check` says all warnings, to
+    /// everybody; the one about keys is said besides where sets are made.
+    async fn with_config<T>(
+        &self,
+        keys: KeyAdvice,
+        work: impl AsyncFnOnce(Config) -> Result<T>,
+    ) -> Result<T> {
+        let (config, warnings) = self.load_config(keys)?;
+        // Boxed, because a command's future is large, and deep for the compiler.
+        let work: Pin<Box<dyn Future<Output = Result<T>>>> = Box::pin(work(config));
+        self.with_warnings(warnings, work).await
+    }
+
+    /// The configuration, and what there is to say about it.
+    fn load_config(&self, keys: KeyAdvice) -> Result<(Config, Vec<String>)> {
+        let (config, mut warnings) = crate::config::load(self.config.as_deref())?;
+        warnings.retain(|w| keys == KeyAdvice::Said || w.message != crate::config::raw::ONE_RECIPIENT);
+        Ok((config, warnings.iter().map(ToString::to_string).collect()))
+    }
+
+    /// Does work about which there are warnings. Whoever watches hears them at once. Nobody else does,
+    /// unless it fails: then they may be why.
+    async fn with_warnings<T>(
+        &self,
+        warnings: Vec<String>,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let say = || warnings.iter().for_each(|warning| output::note("warning: ", warning));
+        if self.is_watched() {
+            say();
+            return work.await;
+        }
+        let result = work.await;
+        if result.is_err() {
+            say();
+        }
+        result
+    }
+}
+
+/// Whether a command is the place to say that one key is easily lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum KeyAdvice {
+    Said,
+    LeftOut,
 }
 
 /// What opsd can do.
@@ -131,16 +180,31 @@ pub async fn run(cli: Cli, shutdown: &Shutdown) -> Result<u8> {
     let global = &cli.global;
     let done = match cli.command {
         Command::Check(args) => return check::run(args, global, shutdown).await,
-        Command::Backup(args) => backup::run(args, global, shutdown).await,
-        Command::Config(args) => config::run(args, global),
-        Command::Backups(args) => backups::run(args, global, shutdown).await,
-        Command::Keygen(args) => keygen::run(args),
-        Command::Restore(args) => restore::run(args, global, shutdown).await,
-        Command::Repository(args) => repository::run(args, global, shutdown).await,
+        Command::Backup(args) => {
+            let work = async |config| backup::run(args, &config, global, shutdown).await;
+            global.with_config(KeyAdvice::Said, work).await
+        }
+        Command::Config(args) => config::run(args, global).await,
+        Command::Backups(args) => {
+            let work = async |config| backups::run(args, &config, global, shutdown).await;
+            global.with_config(KeyAdvice::LeftOut, work).await
+        }
+        Command::Keygen(args) => keygen::run(args, global),
+        Command::Restore(args) => {
+            let work = async |config| restore::run(args, &config, global, shutdown).await;
+            global.with_config(KeyAdvice::LeftOut, work).await
+        }
+        Command::Repository(args) => {
+            let work = async |config| repository::run(args, &config, shutdown).await;
+            global.with_config(KeyAdvice::Said, work).await
+        }
         Command::Completions(args) => completions::run(&args),
         Command::KeepScratch(args) => keep_scratch::run(args).await,
         Command::Exporter(args) => exporter::run(args, global, shutdown).await,
-        Command::Status(args) => status::run(args, global, shutdown).await,
+        Command::Status(args) => {
+            let work = async |config| status::run(args, &config, shutdown).await;
+            global.with_config(KeyAdvice::LeftOut, work).await
+        }
         Command::Metrics(args) => metrics::run(&args),
     };
     done.map(|()| 0)

@@ -29,7 +29,7 @@ fn main() -> ExitCode {
 }
 
 fn start(cli: Cli) -> Result<u8> {
-    tracing_to_stderr(&cli.global)?;
+    tracing_to_stderr(&cli)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         let shutdown = Shutdown::listen(exit_now)?;
@@ -77,15 +77,17 @@ fn exit_code(kind: Kind) -> u8 {
 }
 
 /// `OPSD_LOG` takes tracing's filter syntax (`opsd=debug`). Without it warnings show on a terminal
-/// only: under cron a run that succeeds is silent, and its warnings are in its result.
-fn tracing_to_stderr(global: &cli::Global) -> Result<()> {
+/// only: under cron a run that succeeds is silent, and its warnings are in its result. A service has no
+/// other place for them.
+fn tracing_to_stderr(cli: &Cli) -> Result<()> {
+    let global = &cli.global;
     let terminal = output::is_terminal();
     let filter = match config::environment("OPSD_LOG") {
         Some(filter) => EnvFilter::try_new(filter)
             .map_err(|e| Error::usage(e).context("OPSD_LOG").with_hint("write it like info or opsd=debug"))?,
         None => EnvFilter::new(match (global.quiet, global.verbose) {
             (true, _) => "error",
-            (false, 0) if terminal => "warn",
+            (false, 0) if terminal || cli.is_service() => "warn",
             (false, 0) => "error",
             (false, 1) => "warn,opsd=info",
             (false, 2) => "warn,opsd=debug",

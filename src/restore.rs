@@ -9,12 +9,14 @@
 pub mod collations;
 pub mod complaints;
 pub mod copy;
+pub mod databases;
 pub mod definitions;
 pub mod large_objects;
 pub mod load;
 pub mod pg_restore;
 pub mod prove;
 pub mod roles;
+pub mod swap;
 pub mod to;
 pub mod verify;
 

@@ -66,3 +66,11 @@ impl Shutdown {
         }
     }
 }
+
+/// Does what blocks in a thread, and does not give it up when whoever waits does: opsd goes when its tasks
+/// have ended, and a thread alone is none. So what is being made or removed is whole, or gone again.
+pub async fn unabandoned<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> std::result::Result<T, tokio::task::JoinError> {
+    tokio::spawn(async { tokio::task::spawn_blocking(work).await }).await.flatten()
+}

@@ -8,7 +8,7 @@
 
 use chrono::{DateTime, Utc};
 
-use super::Source;
+use super::source::Source;
 use crate::config::{Config, Location};
 use crate::error::{Error, Result};
 use crate::set::catalog::CLOCK_TOLERANCE;

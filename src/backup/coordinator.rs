@@ -66,38 +66,32 @@ pub struct Coordinator {
     pub plan: Plan,
 }
 
-/// Connects to `database` and plans without locking or exporting anything.
-pub async fn preview(
-    connection: &Connection,
-    database: &str,
-    in_recovery: bool,
-    job: &BackupJob,
-    application_name: &str,
-) -> Result<Plan> {
-    let session = connect_bounded(connection, database, application_name).await?;
+/// Connects to `database`, for a look at it or for its snapshot. No statement of the session may wait for
+/// a lock without end: even a table's size is behind one.
+pub async fn open(connection: &Connection, database: &str, application_name: &str) -> Result<Session> {
+    // A list of many tables looks expensive enough to be compiled, which takes longer than it.
+    let settings = [("lock_timeout", LOCK_PATIENCE_SETTING), ("lc_monetary", MONETARY), ("jit", "off")];
+    let session = connect_with(connection, Some(database), application_name, &settings).await?;
+    let session = session.without_conversion().await?;
     keep_open(&session).await?;
+    Ok(session)
+}
+
+/// Plans without locking or exporting anything.
+pub async fn preview(session: &Session, database: &str, in_recovery: bool, job: &BackupJob) -> Result<Plan> {
     let inventory = inventory::read(&session.client, None).await?;
     let capacity = inventory::capacity(&session.client).await?;
     plan(database, &inventory, capacity, in_recovery, job)
 }
 
-/// No statement may wait for a lock without end: even a table's size is behind one.
-async fn connect_bounded(connection: &Connection, database: &str, application_name: &str) -> Result<Session> {
-    // A list of many tables looks expensive enough to be compiled, which takes longer than it.
-    let settings = [("lock_timeout", LOCK_PATIENCE_SETTING), ("lc_monetary", MONETARY), ("jit", "off")];
-    connect_with(connection, Some(database), application_name, &settings).await?.without_conversion().await
-}
-
-/// Takes the snapshot, starting over while the schema changes underneath.
+/// Takes the snapshot, starting over while the schema changes underneath. A session that has looked at
+/// the database before has ten thousand tables in its cache, and takes half a second less for them.
 pub async fn start(
-    connection: &Connection,
+    session: Session,
     database: &str,
     in_recovery: bool,
     job: &BackupJob,
-    application_name: &str,
 ) -> Result<Coordinator> {
-    let session = connect_bounded(connection, database, application_name).await?;
-    keep_open(&session).await?;
     let version = session.server_version_num;
     let begun = Instant::now();
     let mut attempt = 1;

@@ -10,7 +10,7 @@
 
 use std::time::Duration;
 
-use super::Source;
+use super::source::Source;
 use crate::config::libpq::dbname_argument;
 use crate::error::{Context, Result};
 use crate::process;

@@ -149,7 +149,8 @@ pub async fn read(client: &Client, known: Option<&Inventory>) -> Result<Inventor
                     EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
                             AND d.objid = c.oid AND d.deptype = 'e'),
                     (SELECT i.inhparent FROM pg_inherits i WHERE i.inhrelid = c.oid AND c.relispartition),
-                    CASE WHEN $1 THEN coalesce(pg_table_size(c.oid), 0) ELSE 0 END,
+                    CASE WHEN $1 THEN coalesce(pg_relation_size(c.oid), 0)
+                              + coalesce(pg_relation_size(nullif(c.reltoastrelid, 0)), 0) ELSE 0 END,
                     has_table_privilege(c.oid, 'SELECT'), row_security_active(c.oid)
                FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
               WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'

@@ -92,11 +92,10 @@ struct StreamPlan {
 }
 
 /// Runs the command. A job that fails does not keep the others from running.
-pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<()> {
-    let config = global.load_config()?;
-    let jobs = select(&config, &args.jobs)?;
+pub async fn run(args: Args, config: &Config, global: &Global, shutdown: &Shutdown) -> Result<()> {
+    let jobs = select(config, &args.jobs)?;
     if args.dry_run {
-        return shutdown.guard(dry_run(&config, &jobs, args.json)).await;
+        return shutdown.guard(dry_run(config, &jobs, args.json)).await;
     }
     let store = shutdown.guard(store::open(&config.repository)).await?;
     let mut report = Report { sets: Vec::new() };
@@ -104,12 +103,12 @@ pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<()>
     for job in jobs {
         let begun = Instant::now();
         let bars = progress::bars(global);
-        let result = backup::create(&config, job, store.clone(), bars.progress(), shutdown).await;
+        let result = backup::create(config, job, store.clone(), bars.progress(), shutdown).await;
         drop(bars);
         match result {
             Ok(created) => {
                 let set = set_report(&created, begun.elapsed().as_secs_f64());
-                match (args.json || global.quiet, output::is_terminal()) {
+                match (args.json || global.quiet, global.is_watched()) {
                     (true, _) => {}
                     (false, true) => say(&set),
                     // Silent on success, but a success that wants attention is not silent.
@@ -197,10 +196,10 @@ fn say(set: &SetReport) {
     ));
     for d in &set.databases {
         output::say(format!(
-            "  {}: {} tables, {} rows",
+            "  {}: {}, {}",
             d.name,
-            output::count(d.tables),
-            output::count(d.rows)
+            output::counted(d.tables, "table"),
+            output::counted(d.rows, "row")
         ));
     }
     for warning in &set.warnings {
@@ -268,11 +267,11 @@ fn render(plan: &JobPlan) -> String {
     }
     for database in &plan.databases {
         lines.push(format!(
-            "  database {:?}: {} tables, about {}, {} locks",
+            "  database {:?}: {}, about {}, {}",
             database.name,
-            database.tables,
+            output::counted(database.tables as u64, "table"),
             output::size(database.estimated_bytes),
-            database.locks
+            output::counted(database.locks, "lock")
         ));
         for stream in &database.streams {
             lines.push(format!(

@@ -45,17 +45,16 @@ enum Command {
 }
 
 /// Runs the command.
-pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<()> {
-    let config = global.load_config()?;
+pub async fn run(args: Args, config: &Config, global: &Global, shutdown: &Shutdown) -> Result<()> {
     let store = store::open(&config.repository).await?;
     let now = Utc::now();
     match args.command {
-        Command::List(args) => shutdown.guard(list::run(&args, &config, &*store, now)).await,
-        Command::Show(args) => shutdown.guard(show::run(&args, &config, &*store, now)).await,
-        Command::Cat(args) => shutdown.guard(cat::run(&args, &config, store)).await,
-        Command::Prune(args) => prune::run(&args, &config, &*store, now, global, shutdown).await,
-        Command::Scrub(args) => shutdown.guard(scrub::run(&args, &config, &*store, global)).await,
-        Command::Sweep(args) => sweep::run(&args, &config, &*store, global, shutdown).await,
+        Command::List(args) => shutdown.guard(list::run(&args, config, &*store, now)).await,
+        Command::Show(args) => shutdown.guard(show::run(&args, config, &*store, now)).await,
+        Command::Cat(args) => shutdown.guard(cat::run(&args, config, store)).await,
+        Command::Prune(args) => prune::run(&args, config, &*store, now, global, shutdown).await,
+        Command::Scrub(args) => shutdown.guard(scrub::run(&args, config, &*store, global)).await,
+        Command::Sweep(args) => sweep::run(&args, config, &*store, global, shutdown).await,
     }
 }
 
@@ -102,7 +101,10 @@ struct Summary {
     tables: Option<u64>,
     rows: Option<u64>,
     plain_bytes: Option<u64>,
-    stored_bytes: u64,
+    /// Of the objects that the manifest names, as `opsd backup` says them.
+    stored_bytes: Option<u64>,
+    /// Of all that lies in its folder: with manifest, signature, records of rehearsals, and the rest.
+    occupied_bytes: u64,
     proof: Option<ProofState>,
     verified: Option<SummaryVerified>,
     signature: Option<&'static str>,
@@ -149,7 +151,8 @@ impl Summary {
             tables: None,
             rows: None,
             plain_bytes: None,
-            stored_bytes: entry.stored_bytes(),
+            stored_bytes: None,
+            occupied_bytes: entry.occupied_bytes(),
             proof: None,
             verified: None,
             signature: None,
@@ -177,7 +180,8 @@ impl Summary {
             tables: rows_known(manifest).then(|| manifest.databases.iter().map(|d| d.tables).sum()),
             rows: rows_known(manifest).then(|| manifest.databases.iter().map(|d| d.rows).sum()),
             plain_bytes: Some(manifest.plain_bytes()),
-            stored_bytes: set.entry.stored_bytes(),
+            stored_bytes: Some(manifest.stored_bytes()),
+            occupied_bytes: set.entry.occupied_bytes(),
             proof: Some(manifest.proof()),
             verified: set.verified().map(|v| SummaryVerified {
                 verdict: v.verdict.as_str(),
@@ -239,6 +243,12 @@ fn age(time: DateTime<Utc>, now: DateTime<Utc>) -> String {
         172_800..86_400_000 => format!("{}d", seconds / 86_400),
         _ => format!("{}y", seconds / 31_557_600),
     }
+}
+
+/// `3h ago`, in at most eight columns.
+fn ago(time: DateTime<Utc>, now: DateTime<Utc>) -> String {
+    let age = age(time, now);
+    if time > now { age } else { format!("{age} ago") }
 }
 
 /// `950`, `1.2M`: a number in at most six columns.

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
-use super::{Global, output};
+use super::{Global, KeyAdvice, output};
 use crate::check::{self, Report, Verdict};
 use crate::config;
 use crate::error::{Error, Kind, Result};
@@ -30,7 +30,8 @@ pub struct Args {
 
 /// Runs it; the number is the exit code.
 pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<u8> {
-    match judge(&args, global, shutdown).await {
+    let work = async |config| judge(&args, &config, shutdown).await;
+    match global.with_config(KeyAdvice::LeftOut, work).await {
         Ok(verdict) => Ok(verdict.exit_code()),
         Err(error) if matches!(error.kind(), Kind::Interrupted | Kind::Terminated) => Err(error),
         Err(error) => {
@@ -49,9 +50,8 @@ pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<u8>
     }
 }
 
-async fn judge(args: &Args, global: &Global, shutdown: &Shutdown) -> Result<Verdict> {
-    let config = global.load_config()?;
-    let judged = collect(&config, &args.monitors, shutdown).await?;
+async fn judge(args: &Args, config: &config::Config, shutdown: &Shutdown) -> Result<Verdict> {
+    let judged = collect(config, &args.monitors, shutdown).await?;
     let verdict = check::worst(judged.iter().map(|one| one.report.verdict));
     if args.json {
         let monitors: Vec<Value> = judged.iter().map(Judged::json).collect();

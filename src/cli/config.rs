@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{Global, output};
+use super::{Global, KeyAdvice, output};
 use crate::config::finding::{Finding, mistakes_error};
 use crate::config::raw::Parsed;
 use crate::config::{Config, Encryption, keys, load};
 use crate::error::{Context, Error, Result};
 use crate::set::signature;
 
+mod monitors;
 mod show;
 
 pub(super) use show::exact_duration;
@@ -55,11 +56,13 @@ enum Action {
 }
 
 /// Runs it.
-pub fn run(args: Args, global: &Global) -> Result<()> {
+pub async fn run(args: Args, global: &Global) -> Result<()> {
     match args.action {
         Action::Init { path } => init(&path),
         Action::Check { json } => check(global, json),
-        Action::Show { json } => show::run(&global.load_config()?, json),
+        Action::Show { json } => {
+            global.with_config(KeyAdvice::LeftOut, async |config| show::run(&config, json)).await
+        }
     }
 }
 
@@ -106,17 +109,18 @@ fn check(global: &Global, json: bool) -> Result<()> {
         }))?;
     } else if !global.quiet {
         for warning in &warnings {
-            output::say(format!("warning: {warning}"));
+            output::note("warning: ", warning.to_string());
         }
     }
     match config.filter(|_| mistakes.is_empty()) {
         None => Err(mistakes_error(&path, &mistakes)),
         Some(_) if json => Ok(()),
-        Some(config) => output::text(summary(&config)),
+        Some(config) => output::text(summary(&config, global.config.is_some())),
     }
 }
 
-fn summary(config: &Config) -> String {
+/// What it says, what that is worth, and what tells more.
+fn summary(config: &Config, is_named: bool) -> String {
     let names = |what: &str, names: Vec<&String>| match names.as_slice() {
         [] => format!("no {what}"),
         names => {
@@ -124,8 +128,11 @@ fn summary(config: &Config) -> String {
             format!("{what} {}", list.join(", "))
         }
     };
+    let likewise = if is_named { " (same --config)" } else { "" };
     format!(
-        "{}: ok: site {}, {}, {}",
+        "{}: ok: site {}, {}, {}\n  \
+           only the file was read, and nothing was connected to\n  \
+           next: opsd repository probe, then opsd backup --dry-run{likewise}",
         config.path.display(),
         config.site,
         names("postgres", config.postgres.keys().collect()),

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Global, output};
+use super::{Global, KeyAdvice, output};
 use crate::error::Result;
 use crate::exporter;
 use crate::shutdown::Shutdown;
@@ -19,10 +19,12 @@ pub struct Args {
 
 /// Runs it.
 pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<()> {
-    let config = global.load_config()?;
+    let (config, warnings) = global.load_config(KeyAdvice::LeftOut)?;
     if let Some(file) = args.textfile {
-        return exporter::textfile(&config, &file, shutdown).await;
+        return global.with_warnings(warnings, exporter::textfile(&config, &file, shutdown)).await;
     }
+    // Somebody reads a daemon's log, and not only when it fails.
+    warnings.iter().for_each(|warning| output::note("warning: ", warning));
     let say = |address: &str| {
         if !global.quiet {
             output::say(format!("serving http://{address}/metrics"));

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::output;
+use super::{Global, output};
 use crate::config::keys;
 use crate::error::{Error, Result};
 use crate::set::signature;
@@ -39,9 +39,20 @@ fn print(made: &Made, json: bool) -> Result<()> {
 }
 
 /// Makes the key. With a file, the public half goes to stdout; without, the secret half does.
-pub fn run(args: Args) -> Result<()> {
-    if args.sign { signing_key(args.output, args.json) } else { identity(args.output, args.json) }
+pub fn run(args: Args, global: &Global) -> Result<()> {
+    if args.sign {
+        return signing_key(args.output, args.json);
+    }
+    identity(args.output, args.json)?;
+    if global.is_watched() {
+        output::note("note: ", ONE_ALONE);
+    }
+    Ok(())
 }
+
+/// What `config check` warns of, said where it is still easy to do.
+const ONE_ALONE: &str = "whoever loses the only identity loses every backup: make a second one, keep it \
+                         elsewhere, and name both as recipients";
 
 fn identity(file: Option<PathBuf>, json: bool) -> Result<()> {
     let (secret, recipient) = keys::generate_identity(chrono::Utc::now());

@@ -87,6 +87,11 @@ pub fn is_terminal() -> bool {
     io::stderr().is_terminal()
 }
 
+/// Whether stdout is one, where nothing binary belongs.
+pub fn is_stdout_terminal() -> bool {
+    io::stdout().is_terminal()
+}
+
 /// `1.2 GiB`.
 pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -121,6 +126,11 @@ pub fn duration(duration: Duration) -> String {
 /// The same for seconds as they are recorded.
 pub fn seconds(seconds: f64) -> String {
     duration(Duration::try_from_secs_f64(seconds).unwrap_or_default())
+}
+
+/// `1 set`, `2 sets`.
+pub fn counted(number: u64, one: &str) -> String {
+    format!("{} {one}{}", count(number), if number == 1 { "" } else { "s" })
 }
 
 /// `1,234,567`.
@@ -197,6 +207,9 @@ mod tests {
         assert_eq!(count(999), "999");
         assert_eq!(count(1_000), "1,000");
         assert_eq!(count(1_234_567), "1,234,567");
+        assert_eq!(counted(0, "table"), "0 tables");
+        assert_eq!(counted(1, "table"), "1 table");
+        assert_eq!(counted(1_000, "table"), "1,000 tables");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `opsd repository`: what the store of the backups can do, and what opsd does without the rest.
 
-use super::{Global, output};
+use super::output;
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::shutdown::Shutdown;
 use crate::store::probe::{self, Name, Report, State};
@@ -27,8 +28,7 @@ struct ProbeArgs {
 }
 
 /// Runs the command.
-pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<()> {
-    let config = global.load_config()?;
+pub async fn run(args: Args, config: &Config, shutdown: &Shutdown) -> Result<()> {
     let Command::Probe(args) = args.command;
     let report = shutdown.guard(probe::probe(&config.repository)).await?;
     if args.json {

@@ -6,9 +6,9 @@ use serde::Serialize;
 
 use super::backup::select;
 use super::{Global, output, progress};
+use crate::config::libpq::Resolved;
 use crate::config::{BackupJob, Config, Connection};
 use crate::error::{Error, Kind, Result};
-use crate::postgres::ident::quote_ident;
 use crate::postgres::tools;
 use crate::restore;
 use crate::restore::to::{self, Options, Report};
@@ -98,19 +98,18 @@ struct RestoreReport {
 }
 
 /// Runs the command.
-pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<()> {
-    let config = global.load_config()?;
+pub async fn run(args: Args, config: &Config, global: &Global, shutdown: &Shutdown) -> Result<()> {
     let selector = Selector::from_options(args.backup.as_deref(), args.at.as_deref())?;
     if args.verify {
-        return run_verify(&args, &config, &selector, global, shutdown).await;
+        return run_verify(&args, config, &selector, global, shutdown).await;
     }
     let job = match args.jobs.as_slice() {
-        [name] => select(&config, std::slice::from_ref(name))?[0],
-        [] if config.backup.len() == 1 => select(&config, &[])?[0],
+        [name] => select(config, std::slice::from_ref(name))?[0],
+        [] if config.backup.len() == 1 => select(config, &[])?[0],
         _ => return Err(Error::usage("name one job to restore").with_hint("opsd restore JOB --to NAME|URL")),
     };
     let store = shutdown.guard(store::open(&config.repository)).await?;
-    run_to(&args, &config, job, &selector, store, global, shutdown).await
+    run_to(&args, config, job, &selector, store, global, shutdown).await
 }
 
 async fn run_verify(
@@ -135,7 +134,7 @@ async fn run_verify(
             Err(error) => (unread(&job.name, &error), Some(error)),
         };
         let wants_attention = report.verdict == Verdict::Unproven || !report.warnings.is_empty();
-        if !args.json && !global.quiet && (output::is_terminal() || wants_attention) {
+        if !args.json && (global.is_watched() || (wants_attention && !global.quiet)) {
             say(&report);
         }
         results.results.push(report);
@@ -206,11 +205,11 @@ fn say(report: &ResultReport) {
     });
     for d in &report.databases {
         output::say(format!(
-            "  {}: {} of {} tables proven, {} rows",
+            "  {}: {} of {} proven, {}",
             d.name,
             output::count(d.tables_proven),
-            output::count(d.tables_total),
-            output::count(d.rows)
+            output::counted(d.tables_total, "table"),
+            output::counted(d.rows, "row")
         ));
     }
     if !report.seconds.0.is_empty() {
@@ -245,27 +244,30 @@ async fn run_to(
     let found = catalog::find(store.as_ref(), trusted, &config.site, &job.name, selector);
     let set = shutdown.guard(found).await?;
     let database = choose_database(&set.manifest.databases, args.database.as_deref())?;
-    let (connection, server) = target(args, config, database)?;
+    let (resolved, server) = target(args, config, database)?;
+    let Resolved { connection, warnings, .. } = resolved;
     // A URL says nothing of programs: then those of the job's own server are at hand.
     let bin_dir = server.or(config.postgres.get(&job.postgres)).and_then(|s| s.bin_dir.as_deref());
     let prefix = server.map_or(&[][..], |s| s.tool_prefix.as_slice());
     let dump_major = set.manifest.pg_dump_version.split('.').next().and_then(|m| m.parse().ok()).unwrap_or(0);
-    let tools = tools::find(dump_major, bin_dir, prefix).await?;
-    let options = Options {
-        connection,
-        tools,
-        create: args.create,
-        replace: args.replace,
-        globals: args.globals,
-        jobs: args.jobs_at_once.unwrap_or(job.streams).max(1),
+    let work = async {
+        let options = Options {
+            connection,
+            tools: tools::find(dump_major, bin_dir, prefix).await?,
+            create: args.create,
+            replace: args.replace,
+            globals: args.globals,
+            jobs: args.jobs_at_once.unwrap_or(job.streams).max(1),
+        };
+        let bars = progress::bars(global);
+        let origin = restore::origin(store, &set.manifest, identities, bars.progress());
+        let report = to::restore(&origin, &set.manifest, database, &options, shutdown).await?;
+        drop(bars);
+        let failure = incomplete(&options.connection.dbname, &report);
+        print(args, global, &job.name, &set.manifest.id, &database.name, report)?;
+        failure.map_or(Ok(()), Err)
     };
-    let bars = progress::bars(global);
-    let origin = restore::origin(store, &set.manifest, identities, bars.progress());
-    let report = to::restore(&origin, &set.manifest, database, &options, shutdown).await?;
-    drop(bars);
-    let failure = incomplete(&options.connection.dbname, &report);
-    print(args, global, &job.name, &set.manifest.id, &database.name, report)?;
-    failure.map_or(Ok(()), Err)
+    global.with_warnings(warnings, work).await
 }
 
 /// The error that a restore ends with whose rows are all in, but not all of the rest.
@@ -275,21 +277,15 @@ fn incomplete(wanted: &str, report: &Report) -> Option<Error> {
     }
     let made = &report.database;
     let what = format!(
-        "database {made:?} holds all rows of the set, but {} things failed: {}",
-        report.failed.len(),
+        "database {made:?} holds all rows of the set, but {} failed: {}",
+        output::counted(report.failed.len() as u64, "statement"),
         report.failed.join("; ")
     );
     if made == wanted {
         let hint = format!("set right by hand what failed, or drop it; {}", restore::complaints::HINT);
         return Some(Error::new(what).with_hint(hint));
     }
-    let (made, place) = (quote_ident(made), quote_ident(wanted));
-    let old = quote_ident(&format!("{wanted}_before"));
-    let hint = format!(
-        "to swap them by hand: ALTER DATABASE {place} RENAME TO {old}; ALTER DATABASE {made} RENAME TO {place}; \
-         to give it up: DROP DATABASE {made}; {}",
-        restore::complaints::HINT
-    );
+    let hint = format!("{}; {}", restore::swap::by_hand(wanted, made), restore::complaints::HINT);
     Some(Error::new(what).context(format!("database {wanted:?} is as it was")).with_hint(hint))
 }
 
@@ -312,18 +308,20 @@ fn target<'c>(
     args: &Args,
     config: &'c Config,
     database: &Database,
-) -> Result<(Connection, Option<&'c crate::config::Postgres>)> {
+) -> Result<(Resolved, Option<&'c crate::config::Postgres>)> {
     let to = args.to.as_deref().unwrap_or_default();
     if let Some(server) = config.postgres.get(to) {
         let connection = Connection { dbname: database.name.clone(), ..server.connection.clone() };
-        return Ok((connection, Some(server)));
+        // Its warnings are those of the configuration.
+        let resolved = Resolved { connection, warnings: Vec::new(), password_in_dsn: false };
+        return Ok((resolved, Some(server)));
     }
     if Connection::looks_like_dsn(to) {
-        let connection = Connection::from_arg(to)?;
-        if Connection::names_database(to) {
-            return Ok((connection, None));
+        let mut resolved = Connection::from_arg(to)?;
+        if !Connection::names_database(to) {
+            resolved.connection.dbname.clone_from(&database.name);
         }
-        return Ok((Connection { dbname: database.name.clone(), ..connection }, None));
+        return Ok((resolved, None));
     }
     let known: Vec<&str> = config.postgres.keys().map(String::as_str).collect();
     Err(Error::usage(format!("--to {to:?} is neither a URL nor a [postgres.NAME]")).with_hint(format!(
@@ -355,7 +353,7 @@ fn print(args: &Args, global: &Global, job: &str, id: &str, database: &str, repo
     for warning in &document.warnings {
         output::note("warning: ", warning);
     }
-    if global.quiet || !output::is_terminal() {
+    if !global.is_watched() {
         return Ok(());
     }
     output::say(format!("{job} {id}: {database:?} restored as {:?}", document.restored_as));

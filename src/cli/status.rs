@@ -1,8 +1,9 @@
 //! `opsd status`: one screen for a person: each target, its verdict, the figure that matters.
 
 use super::check::{Judged, collect};
-use super::{Global, output};
+use super::output;
 use crate::check::{self, Verdict};
+use crate::config::Config;
 use crate::error::Result;
 use crate::monitor;
 use crate::shutdown::Shutdown;
@@ -16,9 +17,8 @@ const FINDINGS: usize = 3;
 pub struct Args {}
 
 /// Runs it.
-pub async fn run(_args: Args, global: &Global, shutdown: &Shutdown) -> Result<()> {
-    let config = global.load_config()?;
-    let judged = collect(&config, &[], shutdown).await?;
+pub async fn run(_args: Args, config: &Config, shutdown: &Shutdown) -> Result<()> {
+    let judged = collect(config, &[], shutdown).await?;
     let worst = check::worst(judged.iter().map(|one| one.report.verdict));
     let width = judged.iter().map(|one| one.config.name.chars().count()).max().unwrap_or(0);
     let mut text = format!("{}: {}\n\n", config.site, worst.as_str());

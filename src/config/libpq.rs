@@ -108,11 +108,11 @@ pub fn dbname_argument(dbname: &str) -> String {
 impl Connection {
     /// Settings from a URL or key=value string on the command line. A password in it is refused:
     /// everybody on the host can read command lines.
-    pub fn from_arg(dsn: &str) -> Result<Self> {
+    pub fn from_arg(dsn: &str) -> Result<Resolved> {
         Self::from_arg_in(dsn, &super::environment)
     }
 
-    fn from_arg_in(dsn: &str, env: Env<'_>) -> Result<Self> {
+    fn from_arg_in(dsn: &str, env: Env<'_>) -> Result<Resolved> {
         let on = |e: Error| e.context("connection URL");
         let resolved = resolve(dsn, env).map_err(|issues| match issues.as_slice() {
             [only] => on(only.clone()),
@@ -127,10 +127,7 @@ impl Connection {
             ))
             .with_hint("leave it out of the URL; give it by PGPASSWORD or ~/.pgpass"));
         }
-        for warning in &resolved.warnings {
-            tracing::warn!("{warning}");
-        }
-        Ok(resolved.connection)
+        Ok(resolved)
     }
 
     /// Whether a command-line argument is a connection string rather than a name.

@@ -4,6 +4,8 @@
 //! [`KINDS`] and one arm in `kind`. Secrets in files are read by whoever needs them, not here: a
 //! backup must not fail because it may not read the exporter's token.
 
+mod mqtt;
+mod probes;
 mod queue;
 mod redis;
 
@@ -21,8 +23,11 @@ pub use queue::{End, Queue, QueueKind, Scores};
 pub(super) use redis::redis;
 pub use redis::{Redis, RedisAddress};
 
+pub use mqtt::Mqtt;
+pub use probes::{Backups, Host, Http, Tcp, Tls};
+
 /// What a monitor can watch: the keys of which `[monitor.NAME]` has exactly one.
-pub const KINDS: &[&str] = &["postgres", "redis", "queue"];
+pub const KINDS: &[&str] = &["postgres", "backups", "redis", "queue", "http", "tcp", "tls", "host", "mqtt"];
 /// Keys that every kind has.
 const COMMON: &[&str] = &["interval", "timeout", "max_series", "thresholds"];
 
@@ -36,6 +41,12 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const INTERVAL: Duration = Duration::from_secs(15);
 /// Prometheus gives a scrape as long; a healthy target takes a hundredth of it.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// Sets change once an hour at the most, and every listing of a bucket costs money.
+const BACKUPS_INTERVAL: Duration = Duration::from_secs(300);
+/// A bucket with a thousand sets is read within seconds, a distant one in a minute.
+const BACKUPS_TIMEOUT: Duration = Duration::from_secs(120);
+/// Certificates are renewed weeks before they expire.
+const TLS_INTERVAL: Duration = Duration::from_secs(60);
 /// Longer than a day is no monitoring.
 const INTERVAL_MAX: Duration = Duration::from_secs(86_400);
 /// 200 databases with a dozen series each, and room.
@@ -133,6 +144,18 @@ pub enum MonitorKind {
         /// Where figures local to a database come from.
         databases: Databases,
     },
+    /// The sets in the repository.
+    Backups(Backups),
+    /// An HTTP server.
+    Http(Box<Http>),
+    /// A TCP port.
+    Tcp(Tcp),
+    /// Certificates, of a server and on disk.
+    Tls(Tls),
+    /// This host.
+    Host(Host),
+    /// An MQTT broker.
+    Mqtt(Box<Mqtt>),
     /// A Redis or Valkey server.
     Redis {
         /// Which `[redis.NAME]`.
@@ -147,6 +170,12 @@ impl MonitorKind {
     pub fn as_str(&self) -> &'static str {
         match self {
             MonitorKind::Postgres { .. } => "postgres",
+            MonitorKind::Backups(_) => "backups",
+            MonitorKind::Http(_) => "http",
+            MonitorKind::Tcp(_) => "tcp",
+            MonitorKind::Tls(_) => "tls",
+            MonitorKind::Host(_) => "host",
+            MonitorKind::Mqtt(_) => "mqtt",
             MonitorKind::Redis { .. } => "redis",
             MonitorKind::Queue(_) => "queue",
         }
@@ -155,7 +184,21 @@ impl MonitorKind {
     fn interval(&self) -> Duration {
         match self {
             MonitorKind::Postgres { .. } => INTERVAL,
-            MonitorKind::Redis { .. } | MonitorKind::Queue(_) => INTERVAL,
+            MonitorKind::Backups(_) => BACKUPS_INTERVAL,
+            MonitorKind::Redis { .. }
+            | MonitorKind::Queue(_)
+            | MonitorKind::Http(_)
+            | MonitorKind::Tcp(_)
+            | MonitorKind::Host(_)
+            | MonitorKind::Mqtt(_) => INTERVAL,
+            MonitorKind::Tls(_) => TLS_INTERVAL,
+        }
+    }
+
+    fn timeout(&self) -> Duration {
+        match self {
+            MonitorKind::Backups(_) => BACKUPS_TIMEOUT,
+            _ => TIMEOUT,
         }
     }
 }
@@ -296,7 +339,7 @@ pub(super) fn monitor(
         positive(walk, &place, given);
         interval = given;
     }
-    let mut timeout = TIMEOUT.min(interval);
+    let mut timeout = kind.as_ref().map_or(TIMEOUT, MonitorKind::timeout).min(interval);
     if let Some((place, given)) = walk.duration(section, "timeout") {
         if given > interval {
             walk.mistake(&place, "is longer than the interval", "a collection must end before the next one");
@@ -339,6 +382,12 @@ fn kind(walk: &mut Walk<'_>, section: &Section<'_>, key: &str, known: &Known<'_>
             let server = reference(walk, server, known.postgres, "postgres")?;
             Some(MonitorKind::Postgres { server, databases })
         }
+        "backups" => probes::backups(walk, section).map(MonitorKind::Backups),
+        "http" => probes::http(walk, section).map(|http| MonitorKind::Http(Box::new(http))),
+        "tcp" => probes::tcp(walk, section).map(MonitorKind::Tcp),
+        "tls" => probes::tls(walk, section).map(MonitorKind::Tls),
+        "host" => probes::host(walk, section).map(MonitorKind::Host),
+        "mqtt" => mqtt::mqtt(walk, section).map(|mqtt| MonitorKind::Mqtt(Box::new(mqtt))),
         "redis" => {
             let server = walk.filled(section, "redis")?;
             let server = reference(walk, server, known.redis, "redis")?;
@@ -415,7 +464,7 @@ fn number(walk: &mut Walk<'_>, section: &Section<'_>, key: &str, unit: Unit) -> 
     }
     match unit {
         Unit::Bytes => walk.size(section, key).map(|(place, bytes)| (place, bytes as f64)),
-        Unit::Seconds | Unit::Timestamp => {
+        Unit::Seconds | Unit::Timestamp | Unit::Deadline => {
             walk.duration(section, key).map(|(place, duration)| (place, duration.as_secs_f64()))
         }
         Unit::None | Unit::Ratio => walk.number(section, key),

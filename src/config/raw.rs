@@ -42,6 +42,9 @@ pub struct Parsed {
     pub key_files: BTreeMap<String, usize>,
 }
 
+/// The warning about a key without a second one: for whoever configures or backs up, not for readers.
+pub const ONE_RECIPIENT: &str = "one recipient alone: if its identity is lost, so is every backup";
+
 /// The warning about a password that is written out; worse where others may read the file.
 pub const PASSWORD_STANDS_HERE: &str = "the password stands in this file";
 
@@ -314,7 +317,7 @@ fn encryption(walk: &mut Walk<'_>, section: &Section<'_>) -> Option<Encryption> 
         1 if !spoken_of => {
             let hint =
                 Some("add a second one whose identity is kept elsewhere, on paper or with a colleague");
-            walk.warn(&place, "one recipient alone: if its identity is lost, so is every backup", hint);
+            walk.warn(&place, ONE_RECIPIENT, hint);
         }
         _ => {}
     }

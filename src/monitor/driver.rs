@@ -107,10 +107,8 @@ impl Watch {
     }
 
     fn record(&self, took: Duration, outcome: Result<Collected, Failure>) {
-        let name = &self.config.name;
         let at = SystemTime::now();
         let mut state = self.state();
-        let was_up = state.last.as_ref().map(|attempt| attempt.failure.is_none());
         state.collections += 1;
         let failure = match outcome {
             Ok(Collected { samples, concerns }) => {
@@ -126,12 +124,6 @@ impl Watch {
                 Some(failure)
             }
         };
-        // A target that stays down is said once, not every few seconds.
-        match (&failure, was_up) {
-            (Some(failure), None | Some(true)) => tracing::warn!("monitor {name} is down: {failure}"),
-            (None, Some(false)) => tracing::info!("monitor {name} is up again"),
-            _ => {}
-        }
         state.last = Some(Attempt { at, took, failure });
     }
 
@@ -156,13 +148,26 @@ pub async fn collect_once(targets: &mut [Target]) {
 }
 
 async fn run(mut target: Target) {
-    let config = &target.watch.config;
+    let config = target.watch.config.clone();
     let phase = phase(&config.name, config.interval.min(START_SPREAD));
     let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + phase, config.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         ticks.tick().await;
+        let before = target.watch.view().last;
         collect(&mut target).await;
+        say(&target.watch, before);
+    }
+}
+
+/// A target that stays down is said once, not every few seconds.
+fn say(watch: &Watch, before: Option<Attempt>) {
+    let name = &watch.config.name;
+    let was_up = before.map(|attempt| attempt.failure.is_none());
+    match (watch.view().last.and_then(|attempt| attempt.failure), was_up) {
+        (Some(failure), None | Some(true)) => tracing::warn!("monitor {name} is down: {failure}"),
+        (None, Some(false)) => tracing::warn!("monitor {name} is up again"),
+        _ => {}
     }
 }
 

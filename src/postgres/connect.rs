@@ -52,6 +52,8 @@ pub struct Session {
     pub client: Client,
     /// `server_version_num`, 170011.
     pub server_version_num: u32,
+    /// The server's process at the other end, as pg_stat_activity names it.
+    pub backend: i32,
     /// `server_version`, as the server words it.
     pub server_version: String,
     /// `host:port` (or the socket) it is connected to.
@@ -259,7 +261,8 @@ impl Target<'_> {
         let query = "SELECT pg_catalog.current_setting('server_version_num'), \
                      pg_catalog.current_setting('server_version'), \
                      pg_catalog.current_setting('search_path'), \
-                     pg_catalog.current_setting('extra_float_digits')";
+                     pg_catalog.current_setting('extra_float_digits'), \
+                     pg_catalog.pg_backend_pid()";
         let on = || format!("cannot use the connection to {}", self.label());
         let rows = opened.client.simple_query(query).await.map_err(|e| error(e).context(on()))?;
         let row = rows.iter().find_map(|message| match message {
@@ -282,11 +285,15 @@ impl Target<'_> {
             .context(on())
             .with_hint("a connection pooler drops session settings; connect to the server itself"));
         }
+        let Ok(backend) = column(4).parse() else {
+            return Err(Error::new("the server does not say which process serves it").context(on()));
+        };
         for (_, statement) in NO_TIMEOUTS.iter().filter(|(since, _)| server_version_num >= *since) {
             opened.client.simple_query(statement).await.map_err(|e| error(e).context(on()))?;
         }
         Ok(Session {
             server_version_num,
+            backend,
             server_version: column(1).to_owned(),
             host: self.label(),
             client: opened.client,
@@ -311,9 +318,9 @@ impl Target<'_> {
                     .with_hint("check the host, the port and the firewall between"),
             },
             Attempt::Server(e) => Failure {
-                answered: e
-                    .code()
-                    .is_some_and(|code| *code != SqlState::CANNOT_CONNECT_NOW && code.code() != "57P05"),
+                answered: is_password_missing(&e)
+                    || e.code()
+                        .is_some_and(|code| *code != SqlState::CANNOT_CONNECT_NOW && code.code() != "57P05"),
                 error: explain(e, self).context(what),
             },
         }
@@ -376,8 +383,17 @@ fn rustls_cause(e: &tokio_postgres::Error) -> Option<&rustls::Error> {
     e.source()?.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>()
 }
 
+/// Whether a server answered, and asked for what nobody configured.
+fn is_password_missing(e: &tokio_postgres::Error) -> bool {
+    e.source().is_some_and(|cause| cause.to_string() == "password missing")
+}
+
 /// Why a connection was not made, in the operator's words.
 fn explain(e: tokio_postgres::Error, target: &Target<'_>) -> Error {
+    if is_password_missing(&e) {
+        return Error::usage("the server asks for a password, and none is configured")
+            .with_hint("give one in the URL (${VAR} expands), PGPASSWORD or the password file");
+    }
     let hint = match e.as_db_error() {
         Some(db) => server_hint(db, target),
         None => client_hint(&e, target),
@@ -440,13 +456,6 @@ fn client_hint(e: &tokio_postgres::Error, target: &Target<'_>) -> Option<String>
     }
     let cause = e.source()?;
     let text = cause.to_string();
-    if text == "password missing" {
-        return Some(
-            "the server asks for a password: give one in the URL (${VAR} expands), PGPASSWORD or the \
-             password file"
-                .to_owned(),
-        );
-    }
     if text == "server does not support TLS" {
         return Some(
             "turn on ssl on the server, or connect over a private path with sslmode=prefer".to_owned(),

@@ -21,6 +21,7 @@ use super::tools::ServerBinaries;
 use crate::config::{Connection, SslMode};
 use crate::error::{Context, Error, Result};
 use crate::process::{self, Child, Exit, Input, Output};
+use crate::shutdown;
 
 mod place;
 mod settings;
@@ -329,7 +330,7 @@ fn ended(exit: &Exit) -> Error {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| Error::new(e).context("a task died"))?
+    shutdown::unabandoned(work).await.map_err(|e| Error::new(e).context("a task died"))?
 }
 
 #[cfg(test)]

@@ -6,21 +6,19 @@
 //! it: then it is kept beside the old one, for a person to decide. An empty database that is there already
 //! is filled as it is; a failure there leaves what was loaded, and says so.
 
-use std::time::Duration;
-
 use chrono::Utc;
-use tokio_postgres::error::SqlState;
 
 use super::complaints::{Complaint, masked_in};
+use super::databases::Waited;
 use super::{
-    Origin, Target, check_extensions, collations, existing_roles, load, locale_of, own_properties,
-    read_globals, read_proof, roles,
+    Origin, Target, check_extensions, collations, databases, existing_roles, load, locale_of, own_properties,
+    read_globals, read_proof, roles, swap,
 };
 use crate::config::Connection;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::postgres::connect::{Session, connect, error};
-use crate::postgres::ident::{quote_ident, quote_literal};
-use crate::postgres::locale::{self, Fallback};
+use crate::postgres::ident::quote_ident;
+use crate::postgres::locale;
 use crate::postgres::properties::{self, Properties};
 use crate::postgres::tools::Tools;
 use crate::progress::Event;
@@ -76,7 +74,13 @@ pub async fn restore(
     (origin.progress)(Event::Phase("checking the target".into()));
     let looked = shutdown.guard(look(origin, manifest, database, options)).await?;
     let Looked { admin, place, globals, proof } = looked;
-    report.roles_created = make_roles(&admin, &globals, options).await?;
+    let server = databases::Server {
+        admin: &admin,
+        connection: &options.connection,
+        shutdown,
+        bound: databases::BOUND,
+    };
+    report.roles_created = make_roles(&server, &globals, options).await?;
 
     if let Place::Empty = place {
         let filled = shutdown.guard(fill(origin, database, options, &name, &mut report)).await;
@@ -105,29 +109,28 @@ pub async fn restore(
     };
     let replaces = made != name;
     // What this did not make, it does not drop: until here somebody else's database is in the way.
-    let created = locale::create_database(&admin, &made, &locale_of(database), Fallback::Refused).await;
-    created.map_err(who_may_restore)?;
+    server.create(&made, &locale_of(database)).await.map_err(who_may_restore)?;
     let filled = shutdown.guard(fill(origin, database, options, &made, &mut report)).await;
     if let Err(failure) = filled {
-        return Err(match (replaces, drop_database(&admin, &made).await) {
+        return Err(match (replaces, server.drop(&made).await) {
             (true, Ok(())) => failure.context(format!("database {name:?} is as it was")),
             (false, Ok(())) => failure,
-            (_, Err(e)) => {
-                failure.context(format!("database {made:?} is incomplete and could not be dropped ({e})"))
-            }
+            (_, Err(e)) => not_dropped(failure, &e, &made),
         });
     }
     if let Some(properties) = properties {
-        let refused = properties::apply(&admin.client, &made, &properties).await;
+        let applied = async { Ok(properties::apply(&admin.client, &made, &properties).await) };
+        let applied = server.wait_or_leave(&format!("ALTER DATABASE {made:?}"), applied).await;
+        let refused = applied.map_err(|why| without_properties(why, &name, &made))?;
         // In another's place it must be what that one was: privileges, for instance, keep people out.
         if replaces { report.failed.extend(refused) } else { report.warnings.extend(refused) }
     }
     if replaces && report.failed.is_empty() {
         (origin.progress)(Event::Phase("swapping names".into()));
-        report.old_database = Some(swap(admin, &options.connection, &name, &made).await?);
-        return Ok(report);
+        report.old_database = Some(swap::swap(&server, &name, &made).await?);
+    } else {
+        report.database = made;
     }
-    report.database = made;
     admin.close().await;
     Ok(report)
 }
@@ -327,7 +330,7 @@ async fn analyze(session: &Session) -> Result<Vec<String>> {
 
 /// A session in another database of the same server: a database cannot be renamed or made from
 /// within.
-async fn connect_admin(connection: &Connection) -> Result<Session> {
+pub(super) async fn connect_admin(connection: &Connection) -> Result<Session> {
     let mut failure = None;
     for database in ["postgres", "template1"].into_iter().filter(|name| *name != connection.dbname) {
         match connect(connection, Some(database), "opsd restore").await {
@@ -357,8 +360,8 @@ async fn count_objects(connection: &Connection) -> Result<i64> {
 }
 
 /// Roles that the set knows and the server lacks: made where that was asked for, else named.
-async fn make_roles(admin: &Session, globals: &str, options: &Options) -> Result<Vec<String>> {
-    let existing = existing_roles(admin).await?;
+async fn make_roles(server: &databases::Server<'_>, globals: &str, options: &Options) -> Result<Vec<String>> {
+    let existing = server.shutdown.guard(existing_roles(server.admin)).await?;
     let missing: Vec<String> =
         roles::roles(globals).into_iter().map(|r| r.name).filter(|n| !existing.contains(n)).collect();
     if missing.is_empty() {
@@ -370,104 +373,50 @@ async fn make_roles(admin: &Session, globals: &str, options: &Options) -> Result
     }
     // All or none. A statement may hold a password hash; it is not repeated.
     let script = format!("BEGIN; {}; COMMIT", roles::missing(globals, &existing).join("; "));
-    if let Err(failure) = admin.client.batch_execute(&script).await {
-        admin.client.batch_execute("ROLLBACK").await.map_err(error)?;
-        return Err(error(failure).context("cannot make the set's roles"));
+    let made = async { server.admin.client.batch_execute(&script).await.map_err(error) };
+    match server.wait("CREATE ROLE", made).await {
+        Waited::Ended(Ok(())) => Ok(missing),
+        // What was begun ends with the session.
+        Waited::Ended(Err(failure)) => Err(failure.context("cannot make the set's roles")),
+        Waited::Cancelled(why) => Err(why.context("nothing was restored, and no role was made")),
+        Waited::Unknown(why) => Err(why.context(format!(
+            "nothing was restored, and the server may or may not make these roles: {}",
+            missing.join(", ")
+        ))),
     }
-    Ok(missing)
 }
 
-/// Ends the sessions of `name`, gives its name to `beside`, and keeps it under another. Both renames are
-/// one transaction, and while it waits for the last session to go, PostgreSQL lets nobody new in: there
-/// is no state in between that could be left.
-async fn swap(admin: Session, connection: &Connection, name: &str, beside: &str) -> Result<String> {
-    let old = other_name(name, "before");
-    let (name_sql, beside_sql, old_sql) = (quote_ident(name), quote_ident(beside), quote_ident(&old));
-    let client = &admin.client;
-    let what = || {
-        format!("the restored database is complete as {beside:?}, but could not take the place of {name:?}")
-    };
-    let backend = client.query_one("SELECT pg_backend_pid()", &[]).await.map_err(error).with_context(what)?;
-    let backend: i32 = backend.get(0);
-    let sql = format!(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = {} AND pid <> pg_backend_pid();
-         BEGIN; ALTER DATABASE {name_sql} RENAME TO {old_sql};
-         ALTER DATABASE {beside_sql} RENAME TO {name_sql}; COMMIT",
-        quote_literal(name)
+/// What a database is without the last thing that it gets.
+fn without_properties(why: Error, name: &str, made: &str) -> Error {
+    let what = format!(
+        "database {made:?} holds all rows of the set, but not all of its owner, privileges and settings"
     );
-    let mut attempt = 1;
-    while let Err(failure) = client.batch_execute(&sql).await {
-        if client.is_closed() {
-            return match was_swapped(connection, backend, &old, beside).await {
-                Ok(true) => Ok(old),
-                Ok(false) => Err(error(failure)).with_context(what),
-                Err(e) => Err(error(failure).context(format!(
-                    "the restored database is complete, but the connection was lost while it took the place of \
-                     {name:?}; if there is a database {old:?}, it did, else it is called {beside:?} ({e})"
-                ))),
-            };
-        }
-        let in_use = failure.code() == Some(&SqlState::OBJECT_IN_USE);
-        if !in_use || attempt == RENAME_ATTEMPTS {
-            return Err(error(failure)).with_context(what);
-        }
-        client.batch_execute("ROLLBACK").await.map_err(error)?;
-        attempt += 1;
+    if made == name {
+        return why.context(what);
     }
-    admin.close().await;
-    Ok(old)
+    why.context(what).context(format!("database {name:?} is as it was")).with_hint(swap::by_hand(name, made))
 }
 
-/// Whether both renames were committed, although nobody said so: asked once the backend that was about
-/// to is gone.
-async fn was_swapped(connection: &Connection, backend: i32, old: &str, beside: &str) -> Result<bool> {
-    let bound = tokio::time::Instant::now() + LOST_BOUND;
-    loop {
-        let asked = async {
-            let admin = connect_admin(connection).await?;
-            let row = admin
-                .client
-                .query_one(
-                    "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1 AND application_name = 'opsd restore'),
-                            EXISTS (SELECT FROM pg_database WHERE datname = $2),
-                            EXISTS (SELECT FROM pg_database WHERE datname = $3)",
-                    &[&backend, &old, &beside],
-                )
-                .await
-                .map_err(error)?;
-            admin.close().await;
-            Ok::<(bool, bool, bool), Error>((row.get(0), row.get(1), row.get(2)))
-        };
-        let error = match asked.await {
-            Ok((false, is_kept, is_beside)) => return Ok(is_kept && !is_beside),
-            Ok((true, ..)) => Error::new("the lost session is still there"),
-            Err(error) => error,
-        };
-        if tokio::time::Instant::now() > bound {
-            return Err(error);
-        }
-        tokio::time::sleep(LOST_PAUSE).await;
-    }
-}
-
-/// How long a server that hung up in the middle of a swap is asked what became of it: a restart takes
-/// that long.
-const LOST_BOUND: Duration = Duration::from_secs(60);
-/// Between two such questions.
-const LOST_PAUSE: Duration = Duration::from_millis(500);
-
-/// A rename waits five seconds for sessions to go; a pool that comes back faster each time will not be
-/// beaten by more attempts.
-const RENAME_ATTEMPTS: u32 = 6;
-
-async fn drop_database(admin: &Session, name: &str) -> Result<()> {
-    let sql = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", quote_ident(name));
-    admin.client.batch_execute(&sql).await.map_err(error)
+/// A failure, after which what was made could not be taken away either. A signal in the meantime is what
+/// the process ends with.
+fn not_dropped(failure: Error, why: &Error, made: &str) -> Error {
+    let kind = match why.kind() {
+        signal @ (Kind::Interrupted | Kind::Terminated) => signal,
+        _ => failure.kind(),
+    };
+    let hint = match why.hint() {
+        Some(hint) => hint.to_owned(),
+        None => format!("DROP DATABASE IF EXISTS {}, once nothing is in its way", quote_ident(made)),
+    };
+    failure
+        .context(format!("database {made:?} is incomplete and could not be dropped ({why})"))
+        .with_kind(kind)
+        .with_hint(hint)
 }
 
 /// `<name>_<what>_<time>`, to the millisecond, so that one restore after another finds it free, and
 /// within the 63 bytes that PostgreSQL does not cut.
-fn other_name(name: &str, what: &str) -> String {
+pub(super) fn other_name(name: &str, what: &str) -> String {
     let tail = format!("_{what}_{}", Utc::now().format("%Y%m%d%H%M%S%3f"));
     format!("{}{tail}", truncate(name, NAME_MAX.saturating_sub(tail.len())))
 }

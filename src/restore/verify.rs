@@ -123,7 +123,7 @@ pub async fn verify(
     };
     record.verdict = verdict;
     if verdict != Verdict::Failed
-        && let Err(error) = write_record(config, store.as_ref(), &origin.prefix, &record).await
+        && let Err(error) = write_record(config, store.clone(), &origin.prefix, &record).await
     {
         record.warnings.push(format!("the result is not recorded in the repository: {error}"));
     }
@@ -306,9 +306,8 @@ impl Run<'_> {
         let refused: Vec<&Complaint> = failed.iter().filter(|c| c.fault == Fault::Refused).collect();
         match refused.as_slice() {
             [] => {}
-            [one] => return Err(complaints::differs(one)),
             [first, more @ ..] => {
-                return Err(complaints::differs(format!("{first}; {} more errors", more.len())));
+                return Err(complaints::differs(complaints::and_more(first, more.len())));
             }
         }
         let lacking = failed.iter().map(|c| format!("{}: cannot be restored here: {c}", database.name));
@@ -571,15 +570,25 @@ async fn assertions(scratch: &Scratch, name: &str, queries: &[String]) -> Result
     Ok(failed)
 }
 
-/// The record, signature first.
-async fn write_record(config: &Config, store: &dyn Store, prefix: &str, record: &Verification) -> Result<()> {
+/// The record, signature first. In a task of its own, so that a signal leaves no signature of nothing.
+async fn write_record(
+    config: &Config,
+    store: Arc<dyn Store>,
+    prefix: &str,
+    record: &Verification,
+) -> Result<()> {
     let bytes = record.to_bytes()?;
     let key = format!("{prefix}{}", verification::name(record.finished));
-    if let Some(path) = &config.encryption.sign_key_file {
-        let comment = format!("opsd verification {}/{}/{}", record.site, record.job, record.id);
-        let signature = signature::sign(path, &bytes, &comment)?;
-        store::put(store, &format!("{key}.minisig"), signature.into_bytes(), false).await?;
-    }
-    store::put(store, &key, bytes, true).await?;
+    let comment = format!("opsd verification {}/{}/{}", record.site, record.job, record.id);
+    let sign_key = config.encryption.sign_key_file.as_deref();
+    let signature = sign_key.map(|path| signature::sign(path, &bytes, &comment)).transpose()?;
+    let put = async move {
+        if let Some(signature) = signature {
+            let key = format!("{key}.minisig");
+            store::put(store.as_ref(), &key, signature.into_bytes(), false).await?;
+        }
+        store::put(store.as_ref(), &key, bytes, true).await
+    };
+    tokio::spawn(put).await.map_err(|e| Error::new(e).context("the task that writes it died"))??;
     Ok(())
 }

@@ -86,8 +86,8 @@ impl State {
 }
 
 impl Entry {
-    /// Bytes stored, all of its objects together.
-    pub fn stored_bytes(&self) -> u64 {
+    /// Bytes of everything in its folder, what its manifest does not name included.
+    pub fn occupied_bytes(&self) -> u64 {
         self.objects.iter().map(|o| o.size).sum()
     }
 

@@ -26,6 +26,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use tempfile::NamedTempFile;
 
 use super::{ObjectMeta, Store, StoreError, Unfinished, Upload, Version, check_key, size_mismatch};
+use crate::shutdown;
 
 /// Folder of unfinished uploads, in the root so that a rename never crosses file systems.
 const TEMPORARY: &str = ".opsd-tmp";
@@ -98,7 +99,7 @@ fn explain(error: io::Error, what: &str, path: &Path) -> StoreError {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
-    tokio::task::spawn_blocking(work)
+    shutdown::unabandoned(work)
         .await
         .unwrap_or_else(|e| Err(StoreError::Other(format!("file operation did not finish: {e}"))))
 }

@@ -11,6 +11,7 @@
 mod attempt;
 mod client;
 mod coordinate;
+mod credentials;
 mod failure;
 mod retry;
 mod trial;
@@ -20,8 +21,8 @@ pub use trial::{TrialChecksum, TrialUpload};
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
@@ -87,6 +88,9 @@ pub struct S3Store {
 struct Learned {
     /// It has answered, and not been given up since.
     reached: AtomicBool,
+    /// Why credentials could not be loaded the first time: the SDK tells that only once, to whoever asked
+    /// first, and to all others that it was told.
+    no_credentials: OnceLock<String>,
     /// `If-None-Match` is answered with 501.
     no_conditions: AtomicBool,
     /// HEAD is answered with 403: the credential may only write.

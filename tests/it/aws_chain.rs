@@ -151,7 +151,15 @@ async fn a_profile_of_the_shared_files_is_enough() {
     let id = back_up(&opsd);
     opsd.env("AWS_PROFILE", "program");
     assert_eq!(complete(&opsd), [id]);
-    opsd.env("AWS_PROFILE", "nosuch").run_list().expect_failure(1, &["the AWS profile", "AWS_PROFILE"]);
+    opsd.env("AWS_PROFILE", "nosuch")
+        .run_list()
+        .expect_failure(1, &["the AWS profile", "AWS_PROFILE", "profile `nosuch` was not defined"]);
+    // A file that cannot be read is why there is nothing; the SDK passes over it.
+    let (here, gone) = (opsd.path(""), opsd.path("gone"));
+    opsd.env("AWS_PROFILE", "backup").env("AWS_CONFIG_FILE", here).env("AWS_SHARED_CREDENTIALS_FILE", &gone);
+    let unreadable = format!("cannot read {}: No such file or directory", gone.display());
+    let run = opsd.run_list().expect_failure(1, &[": Is a directory", &unreadable]);
+    assert!(!run.stderr.contains(secret_key), "{run}");
     server.drop_database(&database);
 }
 
@@ -167,6 +175,10 @@ async fn keys_that_a_service_hands_out_are_found() {
 
     let plain = opsd.env.clone();
     let token = opsd.path("token");
+    opsd.env("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/backup")
+        .env("AWS_WEB_IDENTITY_TOKEN_FILE", &token);
+    let unreadable = format!("cannot read {}: No such file or directory", token.display());
+    opsd.run_list().expect_failure(1, &["cannot load AWS credentials", &unreadable]);
     write_private(&token, "who-i-am");
     let cases = [
         (

@@ -66,7 +66,9 @@ impl Watch {
     }
 
     fn is_clean(&self, what: &str, text: &[u8]) {
-        for form in &self.forms {
+        // A megabyte of ciphertext holds any three bytes one time in sixteen.
+        let is_text = std::str::from_utf8(text).is_ok();
+        for form in self.forms.iter().filter(|form| is_text || form.len() > 4) {
             if let Some(at) = memchr::memmem::find(text, form.as_bytes()) {
                 let around = &text[at.saturating_sub(200)..text.len().min(at + 200)];
                 panic!("{form:?} is in {what}: {}", String::from_utf8_lossy(around));

@@ -138,10 +138,10 @@ fn documents_have_these_keys_and_values_that_others_count() {
     assert_eq!(keys(&document), ["jobs", "sets", "site"]);
     assert_eq!(keys(&document["jobs"][0]), ["job", "newest", "overdue", "rpo_seconds"]);
     let listed = &document["sets"][0];
-    // Here it is what the set takes in the store, its records included.
+    // What the set takes in the store, its records included.
     let taken: u64 = opsd.repository_files().iter().map(size).sum();
-    assert_eq!(listed["stored_bytes"], taken, "{run}");
-    for key in ["job", "id", "proof", "plain_bytes", "warnings"] {
+    assert_eq!(listed["occupied_bytes"], taken, "{run}");
+    for key in ["job", "id", "proof", "plain_bytes", "stored_bytes", "warnings"] {
         assert_eq!(listed[key], set[key], "{key}: {run}");
     }
     assert_eq!(
@@ -159,6 +159,7 @@ fn documents_have_these_keys_and_values_that_others_count() {
             "finished",
             "id",
             "job",
+            "occupied_bytes",
             "plain_bytes",
             "proof",
             "rows",

@@ -9,6 +9,7 @@ use base64::Engine as _;
 use crate::support::exporter::{Exporter, Scrape, postgres_monitor, request, site};
 use crate::support::opsd::{Opsd, write_private};
 use crate::support::postgres::{self, free_port};
+use crate::support::prometheus::{self, Prometheus};
 
 #[test]
 fn a_scrape_shows_a_server_and_the_exporter_itself() {
@@ -220,4 +221,36 @@ fn status_fits_a_screen_and_says_what_is_missing() {
     assert!(run.stdout.contains(" primary, ") && run.stdout.contains(" connections"), "{run}");
     assert!(run.stdout.contains("not permitted: replication, activity"), "{run}");
     assert!(run.stdout.lines().all(|line| line.chars().count() <= 80), "{run}");
+}
+
+/// Prometheus' own opinion of a page.
+#[test]
+fn promtool_has_nothing_to_complain_about() {
+    let promtool = prometheus::program("promtool");
+    let opsd = site(postgres::default_server());
+    let file = opsd.path("opsd.prom");
+    opsd.ok(&["exporter", "--textfile", file.to_str().unwrap()]);
+    let page = std::fs::read(file).unwrap();
+    let check = |page: &[u8]| {
+        let mut command = std::process::Command::new(&promtool);
+        command.args(["check", "metrics"]).stdin(std::process::Stdio::piped());
+        let output = postgres::run_with_input(command, page);
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert_eq!(check(&page), (true, String::new()));
+    // It does complain when there is something.
+    assert!(!check(b"# TYPE a_total gauge\na_total 1\n").0);
+}
+
+#[test]
+fn a_real_prometheus_takes_the_page() {
+    let exporter = Exporter::start(&mut site(postgres::default_server()), "");
+    exporter.scrape_until("the first collection", |scrape| scrape.up("main").is_some());
+    let prometheus = Prometheus::start(&exporter.address);
+    let found = prometheus.until_some("opsd_postgres_database_commits_total{database=\"postgres\"} > 0");
+    assert_eq!(found[0]["metric"]["monitor"], "main", "{found:?}");
+    assert_eq!(prometheus.query("up == 1").len(), 1);
+    assert_eq!(prometheus.query("opsd_monitor_up{site=\"test\",monitor=\"main\"} == 1").len(), 1);
+    // An age, as an alert would reckon it.
+    assert_eq!(prometheus.query("time() - opsd_monitor_collected_timestamp_seconds < 60").len(), 1);
 }

@@ -44,7 +44,7 @@ fn what_fails_after_the_rows_does_not_cost_the_rows() {
     let to = server.socket_url(SUPERUSER, &target);
     let restore = ["restore", "db", "--to", to.as_str(), "--json"];
     let run = opsd.run(&[&restore[..], &["--create"]].concat());
-    let run = run.expect_failure(1, &[&target, "all rows", "3 "]);
+    let run = run.expect_failure(1, &[&target, "all rows", "3 statements failed: "]);
     let listed = run.json()["failed"].clone();
     let listed: Vec<&str> = listed.as_array().unwrap().iter().map(|f| f.as_str().unwrap()).collect();
     for entry in failed {

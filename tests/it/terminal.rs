@@ -46,7 +46,7 @@ fn slow_line(opsd: &mut Opsd, server: &Server) {
 }
 
 /// Runs opsd in a terminal of 80 columns; what was written to it is on stdout.
-fn at_terminal(opsd: &Opsd, arguments: &str) -> Run {
+pub fn at_terminal(opsd: &Opsd, arguments: &str) -> Run {
     let inner = opsd.command::<&str>(&[]);
     let program = inner.get_program().to_str().unwrap();
     let mut script = Command::new("/usr/bin/script");

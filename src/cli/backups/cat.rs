@@ -30,11 +30,21 @@ pub async fn run(args: &Args, config: &Config, store: Arc<dyn Store>) -> Result<
     let entry = super::show::entry(config, &*store, &args.id).await?;
     let set = catalog::load_entry(&*store, &config.encryption.trusted_keys, entry).await?;
     let stream = stream(&set.manifest, &args.database, &args.stream)?;
+    refuse_at_terminal(stream)?;
     let prefix = set_prefix(&set.entry.site, &set.entry.job, &set.entry.id);
     let mut plaintext = seal::read_stream(store, &prefix, stream, identities, |_| ())?;
     tokio::task::spawn_blocking(move || output::copy(&mut plaintext))
         .await
         .map_err(|e| Error::new(format!("reading stopped: {e}")))?
+}
+
+/// An archive would garble a terminal, and nobody reads it there; roles and proofs are text.
+fn refuse_at_terminal(stream: &Stream) -> Result<()> {
+    if !output::is_stdout_terminal() || ["globals", "proof"].contains(&stream.name.as_str()) {
+        return Ok(());
+    }
+    Err(Error::usage(format!("stream {} is binary, and stdout is a terminal", stream.name))
+        .with_hint("write it to a file (> FILE), or look into it (| pg_restore -l)"))
 }
 
 /// The stream that is meant, or what there is instead.

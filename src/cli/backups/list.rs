@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 use serde::Serialize;
 
-use super::{Summary, age, entries, short_count};
+use super::{Summary, age, ago, entries, short_count};
 use crate::cli::config::exact_duration;
 use crate::cli::output::{self, clean, wrapped};
 use crate::config::Config;
@@ -104,7 +104,7 @@ fn table(out: &mut String, job: &str, sets: &[Summary], now: DateTime<Utc>) {
         return;
     }
     out.push_str(&wrapped(&format!("job {}: ", clean(job)), &counted(sets)));
-    row(out, ["ID", "AGE", "DATABASES", "ROWS", "STORED", "STATE"]);
+    row(out, ["ID", "AGE", "DATABASES", "ROWS", "SIZE", "STATE"]);
     for set in sets {
         row(
             out,
@@ -113,7 +113,7 @@ fn table(out: &mut String, job: &str, sets: &[Summary], now: DateTime<Utc>) {
                 &age(set.started, now),
                 &databases(set),
                 &set.rows.map_or("-".to_owned(), short_count),
-                &output::size(set.stored_bytes),
+                &output::size(set.occupied_bytes),
                 &state(set, now),
             ],
         );
@@ -142,10 +142,7 @@ fn row(out: &mut String, [id, age, databases, rows, stored, state]: [&str; 6]) {
 }
 
 fn counted(sets: &[Summary]) -> String {
-    let mut parts = vec![match sets.len() {
-        1 => "1 set".to_owned(),
-        n => format!("{n} sets"),
-    }];
+    let mut parts = vec![output::counted(sets.len() as u64, "set")];
     for state in ["incomplete", "failed", "refused"] {
         match sets.iter().filter(|s| s.state == state).count() {
             0 => {}
@@ -161,8 +158,8 @@ fn state(set: &Summary, now: DateTime<Utc>) -> String {
         _ if set.state != "complete" => set.state.to_owned(),
         None => "not verified".to_owned(),
         Some(v) => match v.verdict {
-            "failed" => format!("tried {} ago", age(v.time, now)),
-            verdict => format!("{verdict} {}", age(v.time, now)),
+            "failed" => format!("tried {}", ago(v.time, now)),
+            verdict => format!("{verdict} {}", ago(v.time, now)),
         },
     }
 }
@@ -211,7 +208,8 @@ mod tests {
             tables: Some(3),
             rows: Some(1_234_567_890),
             plain_bytes: Some(1),
-            stored_bytes: 1000 << 20,
+            stored_bytes: Some(999 << 20),
+            occupied_bytes: 1000 << 20,
             proof: Some(crate::set::manifest::ProofState::Complete),
             verified: Some(SummaryVerified {
                 verdict: "unproven",
@@ -235,7 +233,7 @@ mod tests {
             assert!(line.chars().count() <= 80, "{}: {line}", line.chars().count());
         }
         assert!(out.starts_with("job db: 2 sets, 1 refused\n"), "{out}");
-        assert!(out.contains("1000.0 MiB  unproven 730d\n"), "{out}");
+        assert!(out.contains("1000.0 MiB  unproven 730d ago\n"), "{out}");
     }
 
     /// A configured promise that nobody compares with what is there is none.

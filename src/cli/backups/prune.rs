@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{entries, under_lease};
 use crate::backup::prune::{self, JobPlan};
 use crate::cli::Global;
-use crate::cli::output::{self, wrapped};
+use crate::cli::output::{self, counted, wrapped};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::set::catalog::ahead_warning;
@@ -98,7 +98,7 @@ async fn planned_and_followed(
     let mut document = Document { dry_run: args.dry_run, jobs: Vec::new() };
     for plan in &plans {
         let mut job = planned(plan);
-        say(text(&job, args.dry_run))?;
+        say(text(&job))?;
         if global.quiet {
             needs_a_person(&job, plan).iter().for_each(output::say);
         }
@@ -112,6 +112,7 @@ async fn planned_and_followed(
         }
         document.jobs.push(job);
     }
+    say(outcome(&document))?;
     if args.json {
         output::json(&document)?;
     }
@@ -123,8 +124,8 @@ async fn planned_and_followed(
     match failed[..] {
         [] => Ok(()),
         [first, ..] => Err(Error::new(format!(
-            "{} sets could not be removed, the first of them {}: {}",
-            failed.len(),
+            "{} could not be removed, the first of them {}: {}",
+            counted(failed.len() as u64, "set"),
             first.id,
             first.error.as_deref().unwrap_or_default()
         ))
@@ -212,14 +213,27 @@ fn needs_a_person(job: &Job, plan: &JobPlan) -> Vec<String> {
     frozen.chain(refused).chain(ahead).collect()
 }
 
-fn text(job: &Job, dry_run: bool) -> String {
+/// What was done, which the plan alone does not tell.
+fn outcome(document: &Document) -> String {
+    let removed = || document.jobs.iter().flat_map(|j| &j.sets).filter(|s| s.removed == Some(true));
+    match (document.dry_run, removed().count()) {
+        (true, _) => "nothing was removed (dry run)".to_owned(),
+        (false, 0) => "nothing was removed".to_owned(),
+        (false, n) => {
+            let freed = output::size(removed().filter_map(|s| s.bytes).sum());
+            format!("removed {} ({freed})", counted(n as u64, "set"))
+        }
+    }
+}
+
+fn text(job: &Job) -> String {
     let goes = job.sets.iter().filter(|s| s.action == "remove").count();
     let freed = output::size(job.sets.iter().filter_map(|s| s.bytes).sum());
-    let would = if dry_run { "would go" } else { "go" };
+    let sets = counted(job.sets.len() as u64, "set");
     let mut out = match &job.frozen {
-        Some(_) => format!("job {}: {} sets, nothing is removed\n", job.job, job.sets.len()),
-        None if goes == 0 => format!("job {}: {} sets, all stay\n", job.job, job.sets.len()),
-        None => format!("job {}: {} sets, {goes} {would} ({freed})\n", job.job, job.sets.len()),
+        Some(_) => format!("job {}: {sets}, nothing is removed\n", job.job),
+        None if goes == 0 => format!("job {}: {sets}, all stay\n", job.job),
+        None => format!("job {}: {sets}, {goes} no longer kept ({freed})\n", job.job),
     };
     if let Some(frozen) = &job.frozen {
         out.push_str(&wrapped("  ! ", frozen));

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::{Summary, age, entries, rows_known, time, warnings};
+use super::{Summary, ago, entries, rows_known, time, warnings};
 use crate::cli::output::{self, clean, seconds, wrapped};
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -109,9 +109,9 @@ fn describe_entry(entry: &Entry, failure: Option<&str>, now: DateTime<Utc>) -> S
         State::Failed => "failed: the run that made it gave up",
     };
     field(&mut out, "state", state);
-    field(&mut out, "started", &format!("{} ({} ago)", time(entry.id_time()), age(entry.id_time(), now)));
-    let stored = format!("{} in {} objects", output::size(entry.stored_bytes()), entry.objects.len());
-    field(&mut out, "stored", &stored);
+    field(&mut out, "started", &format!("{} ({})", time(entry.id_time()), ago(entry.id_time(), now)));
+    let size = format!("{} in {} objects", output::size(entry.occupied_bytes()), entry.objects.len());
+    field(&mut out, "size", &size);
     if let Some(failure) = failure {
         out.push_str("\nwhat the run said\n");
         for line in failure.lines() {
@@ -136,11 +136,11 @@ fn describe(set: &Loaded, now: DateTime<Utc>) -> String {
     field(&mut out, "state", &vouched);
     let verified = match set.verified() {
         None => "never; `opsd restore --verify` proves that it restores".to_owned(),
-        Some(v) => format!("{}, {} ({} ago)", v.verdict, time(v.finished), age(v.finished, now)),
+        Some(v) => format!("{}, {} ({})", v.verdict, time(v.finished), ago(v.finished, now)),
     };
     field(&mut out, "verified", &verified);
     let took = seconds((manifest.finished - manifest.started).as_seconds_f64());
-    let started = format!("{} ({} ago), took {took}", time(manifest.started), age(manifest.started, now));
+    let started = format!("{} ({}), took {took}", time(manifest.started), ago(manifest.started, now));
     field(&mut out, "started", &started);
     field(&mut out, "previous", manifest.previous.as_deref().unwrap_or("none known"));
     let standby = if manifest.server.in_recovery { ", a standby" } else { "" };
@@ -150,9 +150,10 @@ fn describe(set: &Loaded, now: DateTime<Utc>) -> String {
     );
     field(&mut out, "server", &versions);
     let size = format!(
-        "{} as dumped, {} stored in {} objects",
+        "{} as dumped, {} stored; {} in {} objects with manifest and records",
         output::size(manifest.plain_bytes()),
-        output::size(set.entry.stored_bytes()),
+        output::size(manifest.stored_bytes()),
+        output::size(set.entry.occupied_bytes()),
         set.entry.objects.len()
     );
     field(&mut out, "size", &size);
@@ -181,7 +182,7 @@ fn describe(set: &Loaded, now: DateTime<Utc>) -> String {
 fn describe_database(out: &mut String, manifest: &Manifest, database: &Database) {
     let _ = writeln!(out, "\ndatabase {}", clean(&database.name));
     let counts = if rows_known(manifest) {
-        format!("{} tables, {} rows, ", output::count(database.tables), output::count(database.rows))
+        format!("{}, {}, ", output::counted(database.tables, "table"), output::counted(database.rows, "row"))
     } else {
         String::new()
     };
@@ -228,11 +229,11 @@ fn describe_record(out: &mut String, record: &Verification) {
     }
     for database in &record.databases {
         let proven = format!(
-            "{}: {} of {} tables proven, {} rows",
+            "{}: {} of {} proven, {}",
             database.name,
             output::count(database.tables_proven),
-            output::count(database.tables_total),
-            output::count(database.rows)
+            output::counted(database.tables_total, "table"),
+            output::counted(database.rows, "row")
         );
         out.push_str(&wrapped("    ", &proven));
         for difference in &database.differences {

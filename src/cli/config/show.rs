@@ -4,8 +4,10 @@
 
 use serde_json::{Map, Value, json};
 
+use super::monitors::monitor;
 use crate::cli::output;
-use crate::config::{BackupJob, Config, Databases, Location, Postgres};
+use crate::config::monitoring::{Auth, RedisAddress, SecretSource};
+use crate::config::{BackupJob, Config, Databases, Exporter, Location, Postgres, Redis};
 use crate::error::Result;
 
 /// Where a section stands, and its keys in the order they are shown.
@@ -61,7 +63,56 @@ fn sections(config: &Config) -> Vec<Section> {
             ],
         ));
     }
+    sections.extend(config.redis.iter().map(|(name, server)| at(&["redis", name], redis(server))));
+    if !config.monitor.is_empty() {
+        sections.push(at(&["exporter"], exporter(&config.exporter)));
+    }
+    sections.extend(config.monitor.iter().map(|(name, one)| at(&["monitor", name], monitor(one))));
     sections
+}
+
+fn exporter(exporter: &Exporter) -> Vec<(&'static str, Value)> {
+    let mut entries = vec![
+        ("listen", json!(exporter.listen.to_string())),
+        ("max_connections", json!(exporter.max_connections)),
+        ("header_timeout", json!(exact_duration(exporter.header_timeout.as_secs()))),
+    ];
+    match &exporter.auth {
+        Auth::None => {}
+        Auth::Basic { user, password: SecretSource::File(file) } => {
+            entries.push(("basic_auth", json!({ "user": user, "password_file": file })));
+        }
+        Auth::Basic { user, password: SecretSource::Value(secret) } => {
+            entries.push(("basic_auth", json!({ "user": user, "password": secret.to_string() })));
+        }
+        Auth::Bearer(SecretSource::File(file)) => entries.push(("bearer_token_file", json!(file))),
+        Auth::Bearer(SecretSource::Value(secret)) => {
+            entries.push(("bearer_token", json!(secret.to_string())))
+        }
+    }
+    entries
+}
+
+fn redis(server: &Redis) -> Vec<(&'static str, Value)> {
+    let url = match &server.address {
+        RedisAddress::Tcp { host, port, tls } => {
+            let scheme = if *tls { "rediss" } else { "redis" };
+            let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+            format!("{scheme}://{host}:{port}/{}", server.database)
+        }
+        RedisAddress::Unix(path) => format!("unix://{}?db={}", path.display(), server.database),
+    };
+    let mut entries = vec![("url", json!(url)), ("user", json!(server.user))];
+    match &server.password {
+        None => {}
+        Some(SecretSource::File(file)) => entries.push(("password_file", json!(file))),
+        Some(SecretSource::Value(secret)) => entries.push(("password", json!(secret.to_string()))),
+    }
+    entries.push(("ca_file", json!(server.ca_file)));
+    if let Some((cert, key)) = &server.client {
+        entries.extend([("cert_file", json!(cert)), ("key_file", json!(key))]);
+    }
+    entries
 }
 
 fn postgres(server: &Postgres) -> Vec<(&'static str, Value)> {
@@ -124,7 +175,7 @@ pub fn exact_duration(seconds: u64) -> String {
 }
 
 fn document(sections: &[Section]) -> Value {
-    let mut root = json!({ "postgres": {}, "backup": {} });
+    let mut root = json!({ "postgres": {}, "backup": {}, "redis": {}, "monitor": {} });
     for section in sections {
         let mut at = &mut root;
         for part in &section.path {

@@ -251,7 +251,7 @@ fn a_password_on_the_command_line_is_refused() {
     }
     let c = Connection::from_arg_in("postgres://u@h/db", &env(&[("PGPASSWORD", "pw")]))
         .expect("from environment");
-    assert_eq!(password(&c), Some("pw"));
+    assert_eq!(password(&c.connection), Some("pw"));
     assert!(Connection::looks_like_dsn("postgres://h/db") && Connection::looks_like_dsn("host=h"));
     assert!(!Connection::looks_like_dsn("main"));
 }

@@ -23,7 +23,8 @@ pub(super) const CONCERN: Concern =
     Concern { name: "connections", privileged: false, scope: Scope::Server, sql, read };
 
 /// Since 10 the view has background processes, too. A role without `pg_monitor` sees that others'
-/// sessions are there, but neither their kind nor their state; its own database's name is visible.
+/// sessions are there, but neither their kind nor their state; their database is visible. States that later versions
+/// add (18: starting) count as unknown.
 fn sql(facts: &Facts) -> Option<std::borrow::Cow<'static, str>> {
     let also_reserved =
         if facts.version >= 160_000 { "- current_setting('reserved_connections')::int" } else { "" };
@@ -33,10 +34,11 @@ fn sql(facts: &Facts) -> Option<std::borrow::Cow<'static, str>> {
                  - current_setting('superuser_reserved_connections')::int {also_reserved})::float8 AS usable
            FROM unnest(ARRAY['{states}']) AS s (state)
            LEFT JOIN pg_stat_activity a
-             ON coalesce(a.state, 'unknown') = s.state
+             ON CASE WHEN a.state IN ('{known}') THEN a.state ELSE 'unknown' END = s.state
             AND (a.backend_type = 'client backend' OR (a.backend_type IS NULL AND a.datid IS NOT NULL))
           GROUP BY s.state",
         states = STATES.join("','"),
+        known = STATES.join("','"),
     );
     Some(sql.into())
 }

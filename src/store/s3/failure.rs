@@ -3,10 +3,12 @@
 //! Only the error code, the store's own message (bounded, without control characters) and the
 //! names of bucket, key and end point are ever shown: no URL, no header, no signature.
 
+use std::sync::OnceLock;
+
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
-use super::S3Store;
+use super::{S3Store, credentials};
 use crate::store::StoreError;
 
 /// The longest message of a store that is passed on.
@@ -25,6 +27,8 @@ pub(super) struct Failure {
     region: Option<String>,
     /// What happened instead of a response.
     transport: Option<String>,
+    /// Why credentials could not be loaded when that was said, where it is not said any more.
+    cause: Option<String>,
     /// How a connection that was there ended: "sent 5 of 9 bytes".
     broke: Option<String>,
     /// How often the request was sent; the last attempt failed like this.
@@ -68,7 +72,7 @@ impl Failure {
             SdkError::ResponseError(_) => {
                 failure.broke = Some(bounded(&format!("answered what cannot be read: {}", chain(&error))));
             }
-            _ => failure.transport = Some(bounded(&chain(&error))),
+            _ => failure.transport = Some(bounded(&credentials::in_brief(&chain(&error)))),
         }
         failure
     }
@@ -122,6 +126,18 @@ impl Failure {
 
     pub(super) fn is_about_credentials(&self) -> bool {
         self.transport_says(&["credential"])
+    }
+
+    /// Keeps the first word about credentials, and takes it up where the SDK only says that it was said.
+    pub(super) fn remember_cause(&mut self, first: &OnceLock<String>) {
+        if !self.is_about_credentials() {
+            return;
+        }
+        if self.transport_says(&["already taken"]) {
+            self.cause = first.get().cloned();
+        } else if let Some(said) = &self.transport {
+            first.get_or_init(|| said.clone());
+        }
     }
 
     pub(super) fn is_about_certificates(&self) -> bool {
@@ -226,6 +242,7 @@ impl Failure {
     fn explain_transport(&self, doing: &str, endpoint: &str) -> StoreError {
         let transport = self.transport.as_deref().unwrap_or_default();
         if self.is_about_credentials() {
+            let because = credentials::because(self.cause.as_deref().unwrap_or(transport));
             // The instance's metadata service is asked last: its failure means that nothing else had any.
             if self.transport_says(&[
                 "no providers in chain",
@@ -235,18 +252,17 @@ impl Failure {
                 "imds",
             ]) {
                 return StoreError::Denied(format!(
-                    "cannot {doing}: no AWS credentials found (environment, profile, container, instance): \
+                    "cannot {doing}: no AWS credentials found (environment, profile, container, instance){because}: \
                      set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
                 ));
             }
-            // The SDK says why only once, to whoever asked first.
-            if self.transport_says(&["profile file", "profile `"]) {
+            if self.transport_says(&["profile file", "profile `", "profilefile"]) {
                 return StoreError::Denied(format!(
-                    "cannot {doing}: the AWS profile has no usable credentials: AWS_PROFILE must name one of \
+                    "cannot {doing}: the AWS profile has no usable credentials{because}: AWS_PROFILE must name one of \
                      ~/.aws/config or ~/.aws/credentials, and both files must be valid"
                 ));
             }
-            return StoreError::Denied(format!("cannot {doing}: cannot load AWS credentials: {transport}"));
+            return StoreError::Denied(format!("cannot {doing}: cannot load AWS credentials{because}"));
         }
         if self.is_about_certificates() {
             return StoreError::Other(format!(
@@ -262,7 +278,14 @@ impl Failure {
 /// and its HTTP client give to their layers.
 pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let layer = |text: &str| {
-        let names = ["dispatch failure", "response error", "io error", "streaming error", "connection error"];
+        let names = [
+            "dispatch failure",
+            "response error",
+            "io error",
+            "streaming error",
+            "connection error",
+            "other",
+        ];
         names.contains(&text) || text.starts_with("client error (")
     };
     let mut text = String::new();

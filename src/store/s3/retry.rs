@@ -149,6 +149,7 @@ impl S3Store {
                 Err(failure) => failure,
             };
             failure.attempts = number;
+            failure.remember_cause(&self.learned.no_credentials);
             if failure.is_an_answer() {
                 reached.store(true, Ordering::Relaxed);
             }

@@ -33,7 +33,7 @@ async fn the_catalog_is_what_the_repository_holds() {
         ]
     );
     assert_eq!(sets[0].objects.len(), 6);
-    assert_eq!(sets[1].stored_bytes(), 1);
+    assert_eq!(sets[1].occupied_bytes(), 1);
     let jobs = catalog::jobs(&*repository.store, SITE).await.unwrap();
     assert_eq!(jobs.keys().collect::<Vec<_>>(), ["db", "db-two"]);
     assert_eq!(jobs["db"], sets);

@@ -162,7 +162,11 @@ async fn prune_prints_a_reason_for_each_set_and_only_then_removes() {
 
     let (code, stdout, stderr) = site.run(&["prune", "--dry-run"]);
     assert_eq!((code, stderr.as_str()), (0, ""));
-    assert!(stdout.contains("job db: 2 sets, 1 would go"), "{stdout}");
+    assert!(
+        stdout.contains("job db: 2 sets, 1 no longer kept (")
+            && stdout.ends_with("nothing was removed (dry run)\n"),
+        "{stdout}"
+    );
     assert!(stdout.contains(&format!("remove  {old}  no rule keeps it\n")), "{stdout}");
     assert!(stdout.contains(&format!("keep    {kept}  newest complete set, one of the last\n")), "{stdout}");
     assert_eq!(site.repository.keys().await, before);
@@ -172,6 +176,17 @@ async fn prune_prints_a_reason_for_each_set_and_only_then_removes() {
     assert_eq!((&sets[0]["action"], &sets[0]["removed"]), (&"keep".into(), &serde_json::Value::Null));
     assert_eq!((&sets[1]["action"], &sets[1]["removed"]), (&"remove".into(), &true.into()));
     assert!(site.repository.keys().await.iter().all(|key| key.contains(&kept)));
+
+    // For people: what was planned, and then what was done.
+    site.repository.set("2026-11-03T03:00:00Z").await;
+    let (code, stdout, _) = site.run(&["prune"]);
+    assert!(code == 0 && stdout.starts_with("job db: 2 sets, 1 no longer kept ("), "{stdout}");
+    assert!(stdout.lines().last().is_some_and(|line| line.starts_with("removed 1 set (")), "{stdout}");
+    let (_, stdout, _) = site.run(&["prune"]);
+    assert!(
+        stdout.starts_with("job db: 1 set, all stay\n") && stdout.ends_with("\nnothing was removed\n"),
+        "{stdout}"
+    );
 
     for (job, expected) in [("shop", "no retention"), ("nosuch", "no job")] {
         let (code, _, stderr) = site.run(&["prune", job]);
@@ -189,6 +204,7 @@ async fn a_frozen_prune_says_why_and_succeeds() {
     let before = site.repository.keys().await;
     let (code, stdout, _) = site.run(&["prune"]);
     assert_eq!(code, 0);
+    assert!(stdout.ends_with("nothing was removed\n"), "{stdout}");
     assert!(stdout.contains("nothing is removed") && stdout.contains("incomplete"), "{stdout}");
     let (code, stdout, stderr) = site.run(&["prune", "--quiet"]);
     assert!(code == 0 && stdout.is_empty() && stderr.contains("nothing is removed"), "{stdout}{stderr}");

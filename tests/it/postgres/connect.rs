@@ -104,7 +104,7 @@ async fn every_refusal_has_a_next_step() {
         ),
         (with(&|c| c.hosts = vec![("/nonexistent".into(), 1)]), "No such file", "unix_socket_directories"),
         (with(&|c| c.password = Some(Secret::new("wr0ng-secret"))), "SQLSTATE 28P01", "check the password"),
-        (with(&|c| c.password = None), "password missing", "asks for a password"),
+        (with(&|c| c.password = None), "asks for a password, and none is configured", "PGPASSWORD"),
         (with(&|c| c.user = "nobody_here".into()), "SQLSTATE 28P01", "check the password"),
         (with(&|c| c.dbname = "no such".into()), "SQLSTATE 3D000", "create database \"no such\""),
         (with(&|c| c.user = "hba_rejected".into()), "SQLSTATE 28000", "pg_hba.conf"),
@@ -146,7 +146,7 @@ async fn a_server_that_is_starting_and_a_pooler_are_named() {
     let (text, hint) = refused(&connection_to("127.0.0.1", pooler)).await;
     assert!(text.contains("unsupported startup parameter") && hint.contains("PgBouncer"), "{text}: {hint}");
 
-    let answer = fake::row(&["170011", "17.11", "\"$user\", public", "1"]);
+    let answer = fake::row(&["170011", "17.11", "\"$user\", public", "1", "4711"]);
     let forgetful = fake::server(fake::welcome(), answer).await;
     let (text, hint) = refused(&connection_to("127.0.0.1", forgetful)).await;
     assert!(text.contains("asked for search_path=\"\"") && hint.contains("pooler"), "{text}: {hint}");

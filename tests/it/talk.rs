@@ -1,0 +1,131 @@
+//! What is said, to whom, and when: to somebody at a terminal, to whoever asked for more, and to the mail
+//! that cron sends when something fails.
+
+use std::os::unix::fs::PermissionsExt;
+
+use crate::support::opsd::{Opsd, Run, quoted, write_private};
+use crate::support::postgres::{PASSWORD, SUPERUSER, Server, default_server};
+use crate::support::sets::back_up;
+use crate::terminal::at_terminal;
+
+const ONE_KEY: &str = "one recipient alone";
+
+fn site() -> (&'static Server, Opsd, String) {
+    let server = default_server();
+    let database = server.fresh_database("talk");
+    server.psql(&database, "CREATE TABLE t AS SELECT generate_series(1, 100) AS id");
+    let opsd = Opsd::new(server, &[&database]);
+    (server, opsd, database)
+}
+
+/// Words, however the terminal wrapped them.
+fn words(run: &Run) -> String {
+    format!("{} {}", run.stdout, run.stderr).split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The password file that libpq ignores, because others may read it: nobody hears of it while nothing is
+/// wrong, and whoever is told that a password is missing hears why.
+#[test]
+fn what_may_explain_a_failure_is_said_with_it() {
+    let (server, mut opsd, database) = site();
+    opsd.postgres.set("url", quoted(&server.url(SUPERUSER, &database)));
+    let passfile = opsd.path(".pgpass");
+    write_private(&passfile, &format!("*:*:*:{SUPERUSER}:{PASSWORD}\n"));
+    let run = opsd.ok(&["backup"]);
+    assert_eq!((run.stdout.as_str(), run.stderr.as_str()), ("", ""));
+
+    std::fs::set_permissions(&passfile, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let ignored = [".pgpass is ignored: ", "mode 0644", "chmod 600"];
+    let missing = ["the server asks for a password, and none is configured", "hint: give one in the URL"];
+    for arguments in [&["backup"][..], &["--quiet", "backup"], &["backup", "--dry-run"]] {
+        let run = opsd.run(arguments).expect_failure(2, &ignored).expect_failure(2, &missing);
+        assert!(run.stderr.find("is ignored") < run.stderr.find("asks for a password"), "{run}");
+        assert_eq!(run.stderr.matches("is ignored").count(), 1, "{run}");
+        assert!(!run.stderr.contains(PASSWORD) && run.stderr.contains(ONE_KEY), "{run}");
+    }
+    // A URL on the command line finds the same file.
+    let to = server.url(SUPERUSER, "elsewhere");
+    let run = opsd.run(&["restore", "db", "--to", &to, "--create"]);
+    let run = run.expect_failure(2, &ignored).expect_failure(2, &missing);
+    assert!(!run.stderr.contains(ONE_KEY), "{run}");
+    // Nothing fails here, and a terminal is told all the same.
+    assert_eq!(opsd.ok(&["backups", "list"]).stderr, "");
+    assert!(words(&at_terminal(&opsd, "backups list").expect_code(0)).contains(".pgpass is ignored"));
+    server.drop_database(&database);
+}
+
+/// That one key is easily lost is said where keys are made, configured and used to write.
+#[test]
+fn one_recipient_alone_is_mentioned_where_it_can_be_changed() {
+    let (server, opsd, database) = site();
+    let id = back_up(&opsd);
+    for (arguments, is_said) in [
+        ("config check", true),
+        ("repository probe", true),
+        ("backup --dry-run", true),
+        ("backup", true),
+        ("config show", false),
+        ("backups list", false),
+        (&format!("backups show {id}"), false),
+        (&format!("backups cat {id} {database} globals"), false),
+        ("restore --verify", false),
+    ] {
+        let run = at_terminal(&opsd, arguments).expect_code(0);
+        assert_eq!(words(&run).contains(ONE_KEY), is_said, "{arguments}: {run}");
+    }
+    let run = at_terminal(&opsd, "keygen -o new.txt").expect_code(0);
+    assert!(words(&run).contains("make a second one, keep it elsewhere"), "{run}");
+    assert_eq!(opsd.ok(&["keygen", "-o", "newer.txt"]).stderr, "");
+    assert!(opsd.ok(&["backup", "-v"]).stderr.contains(ONE_KEY));
+    assert!(!opsd.run(&["backups", "show", "1999"]).expect_code(1).stderr.contains(ONE_KEY));
+    server.drop_database(&database);
+}
+
+/// Asked for, the summary is told without a terminal too.
+#[test]
+fn who_asks_for_more_gets_the_summary_without_a_terminal() {
+    let (server, opsd, database) = site();
+    let run = opsd.ok(&["backup", "-v"]);
+    for said in ["stored and signed in ", &format!("{database}: 1 table, 100 rows"), "to prove the set"] {
+        assert!(run.stderr.contains(said), "{said}: {run}");
+    }
+    assert_eq!(run.stdout, "");
+    let run = opsd.ok(&["-v", "restore", "--verify"]);
+    assert!(run.stderr.contains("PROVEN, every row came back") && run.stderr.contains(" in all: "), "{run}");
+    assert!(run.stderr.contains(&format!("{database}: 1 of 1 table proven, 100 rows\n")), "{run}");
+    let run = opsd.ok(&["backups", "show", &crate::support::sets::complete(&opsd)[0]]);
+    assert!(run.stdout.contains(" 1 table, 100 rows, "), "{run}");
+    assert!(run.stdout.contains(&format!("{database}: 1 of 1 table proven, 100 rows\n")), "{run}");
+    let target = format!("{database}_back");
+    let to = server.socket_url(SUPERUSER, &target);
+    let run = opsd.ok(&["restore", "db", "--to", &to, "--create", "-v"]);
+    assert!(run.stderr.contains(&format!("restored as {target:?}")), "{run}");
+    for arguments in [&["backup"][..], &["restore", "--verify"]] {
+        let run = opsd.ok(arguments);
+        assert_eq!(run.stdout, "");
+        // Whoever is not root rehearses as themselves, which is a warning.
+        assert!(!run.stderr.contains(" in all: ") || !rustix::process::geteuid().is_root(), "{run}");
+    }
+    server.drop_database(&target);
+    server.drop_database(&database);
+}
+
+/// An archive garbles a terminal; what is text does not, and a pipe takes both.
+#[test]
+fn an_archive_is_not_written_to_a_terminal() {
+    let (server, opsd, database) = site();
+    let id = back_up(&opsd);
+    let run = at_terminal(&opsd, &format!("backups cat {id} {database} schema")).expect_code(2);
+    let said = words(&run);
+    assert!(said.contains("stream schema is binary, and stdout is a terminal"), "{run}");
+    assert!(said.contains("> FILE") && said.contains("| pg_restore -l"), "{run}");
+    assert!(!run.stdout.contains("PGDMP"), "{run}");
+    let run = at_terminal(&opsd, &format!("backups cat {id} {database} globals")).expect_code(0);
+    assert!(run.stdout.contains("CREATE ROLE"), "{run}");
+    // stderr may be a terminal: what counts is where the bytes go.
+    let run =
+        at_terminal(&opsd, &format!("backups cat {id} {database} schema > schema.pgdump")).expect_code(0);
+    assert_eq!(run.stdout, "");
+    assert!(std::fs::read(opsd.path("schema.pgdump")).unwrap().starts_with(b"PGDMP"));
+    server.drop_database(&database);
+}
