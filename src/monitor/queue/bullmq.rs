@@ -46,7 +46,7 @@ pub(super) async fn collect(
         read.push(counts(queue, answers));
     }
     // When the next job was added stands in the job.
-    let next = |read: &Result<(Reading, Option<String>), Failure>| Some(read.as_ref().ok()?.1.clone()?);
+    let next = |read: &Result<(Reading, Option<String>), Failure>| read.as_ref().ok()?.1.clone();
     let heads: Vec<Option<String>> = read.iter().map(next).collect();
     let jobs = queues.iter().zip(&heads).filter_map(|(queue, id)| {
         let mut job = redis::cmd("HGET");

@@ -9,15 +9,13 @@ use std::sync::Arc;
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Cmd, Pipeline, RedisConnectionInfo, RedisError, Value};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 
-use super::super::{Failure, Reason};
+use super::super::{Failure, Reason, trust};
 use crate::config::{Redis, RedisAddress};
 use crate::error::{Context, Error, Result};
 
@@ -220,7 +218,7 @@ async fn secure(
     stream: TcpStream,
 ) -> Result<tokio_rustls::client::TlsStream<TcpStream>, Failure> {
     let tls = |error: Error| Failure::new(Reason::Tls, error);
-    let config = tls_config(server).map_err(tls)?;
+    let config = trust::client(server.ca_file.as_deref(), server.client.as_ref()).map_err(tls)?;
     let name = ServerName::try_from(host.to_owned())
         .map_err(|_| tls(Error::new(format!("{host} is no name that a certificate can bear"))))?;
     let connector = TlsConnector::from(Arc::new(config));
@@ -228,34 +226,4 @@ async fn secure(
     stream.with_context(|| format!("no TLS with {host}")).map_err(|error| {
         tls(error.with_hint("set ca_file to the certificate of the authority that signed the server's"))
     })
-}
-
-fn tls_config(server: &Redis) -> Result<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    let trusted = match &server.ca_file {
-        Some(path) => certificates(path)?,
-        None => rustls_native_certs::load_native_certs().certs,
-    };
-    let (_, unusable) = roots.add_parsable_certificates(trusted);
-    if roots.is_empty() {
-        return Err(Error::new(format!("none of {unusable} root certificates can be used"))
-            .with_hint("install the ca-certificates package, or set ca_file"));
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| Error::new(error).context("cannot set up TLS"))?
-        .with_root_certificates(roots);
-    let Some((cert, key)) = &server.client else { return Ok(builder.with_no_client_auth()) };
-    let chain = certificates(cert)?;
-    let key = PrivateKeyDer::from_pem_file(key)
-        .map_err(|e| Error::new(e).with_hint("the key must be PEM and not encrypted"))
-        .with_context(|| format!("cannot read {}", key.display()))?;
-    let with = builder.with_client_auth_cert(chain, key);
-    with.map_err(|error| Error::new(error).context(format!("client certificate {}", cert.display())))
-}
-
-fn certificates(path: &std::path::Path) -> Result<Vec<CertificateDer<'static>>> {
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    read.map_err(Error::new).with_context(|| format!("cannot read certificates {}", path.display()))
 }
