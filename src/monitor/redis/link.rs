@@ -9,20 +9,20 @@ use std::sync::Arc;
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Cmd, Pipeline, RedisConnectionInfo, RedisError, Value};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
-use tokio::io::{AsyncRead, AsyncWrite};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 
-use super::super::{Failure, Reason};
+use super::super::{Failure, Reason, trust};
 use crate::config::{Redis, RedisAddress};
 use crate::error::{Context, Error, Result};
 
 /// What the connection is called in `CLIENT LIST`.
 const CLIENT_NAME: &str = "opsd-monitor";
+/// The first answer is a line that is shorter.
+const GREETING_MAX: usize = 1_000;
 
 /// What a command was answered, or why it was refused.
 pub type Reply = Result<Value, Failure>;
@@ -78,9 +78,7 @@ impl Link {
         let mut select = redis::cmd("SELECT");
         select.arg(server.database);
         commands.push(select);
-        // One after the other: a server that has no connection left says so to the first, and hangs up.
-        for (at, command) in commands.into_iter().enumerate() {
-            let reply = link.ask(vec![command]).await?.pop().unwrap_or(Ok(Value::Nil));
+        for (at, reply) in link.ask(commands).await?.into_iter().enumerate() {
             match reply {
                 Err(failure) if failure.reason == Reason::Authentication => return Err(failure),
                 // Roles that may not name themselves, or need no other database, do without.
@@ -93,10 +91,11 @@ impl Link {
         Ok(link)
     }
 
-    async fn over<S>(stream: S) -> Result<Link, Failure>
+    async fn over<S>(mut stream: S) -> Result<Link, Failure>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        greet(&mut stream).await?;
         let settings = RedisConnectionInfo::default().set_skip_set_lib_name();
         // No answer is late by itself: the whole collection has a deadline.
         let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
@@ -125,6 +124,30 @@ impl Link {
             value => Ok(value),
         };
         values.into_iter().map(reply).map(whole).collect()
+    }
+}
+
+/// Whether Redis answers at all. A server that has no connection left says so unasked and hangs up,
+/// which the crate would take for a broken connection; and so it would whatever else listens there.
+async fn greet<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> Result<(), Failure> {
+    // What was said before a server hung up can still be read.
+    let _ = stream.write_all(b"*1\r\n$4\r\nPING\r\n").await;
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') && line.len() < GREETING_MAX {
+        let byte = stream.read_u8().await.context("the connection broke").map_err(unreachable)?;
+        line.push(byte);
+    }
+    let line = String::from_utf8_lossy(&line);
+    let Some(error) = line.strip_prefix('-') else {
+        let pong = line.starts_with('+');
+        return if pong { Ok(()) } else { Err(super::protocol("the answer is not Redis' protocol")) };
+    };
+    let (code, details) = error.trim_end().split_once(' ').unwrap_or((error.trim_end(), ""));
+    let failure = refused(code, details);
+    match failure.reason {
+        Reason::TooManyConnections | Reason::Refused => Err(failure),
+        // Who we are comes next, and what else there is to say is said of the commands themselves.
+        _ => Ok(()),
     }
 }
 
@@ -195,7 +218,7 @@ async fn secure(
     stream: TcpStream,
 ) -> Result<tokio_rustls::client::TlsStream<TcpStream>, Failure> {
     let tls = |error: Error| Failure::new(Reason::Tls, error);
-    let config = tls_config(server).map_err(tls)?;
+    let config = trust::client(server.ca_file.as_deref(), server.client.as_ref()).map_err(tls)?;
     let name = ServerName::try_from(host.to_owned())
         .map_err(|_| tls(Error::new(format!("{host} is no name that a certificate can bear"))))?;
     let connector = TlsConnector::from(Arc::new(config));
@@ -203,34 +226,4 @@ async fn secure(
     stream.with_context(|| format!("no TLS with {host}")).map_err(|error| {
         tls(error.with_hint("set ca_file to the certificate of the authority that signed the server's"))
     })
-}
-
-fn tls_config(server: &Redis) -> Result<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    let trusted = match &server.ca_file {
-        Some(path) => certificates(path)?,
-        None => rustls_native_certs::load_native_certs().certs,
-    };
-    let (_, unusable) = roots.add_parsable_certificates(trusted);
-    if roots.is_empty() {
-        return Err(Error::new(format!("none of {unusable} root certificates can be used"))
-            .with_hint("install the ca-certificates package, or set ca_file"));
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| Error::new(error).context("cannot set up TLS"))?
-        .with_root_certificates(roots);
-    let Some((cert, key)) = &server.client else { return Ok(builder.with_no_client_auth()) };
-    let chain = certificates(cert)?;
-    let key = PrivateKeyDer::from_pem_file(key)
-        .map_err(|e| Error::new(e).with_hint("the key must be PEM and not encrypted"))
-        .with_context(|| format!("cannot read {}", key.display()))?;
-    let with = builder.with_client_auth_cert(chain, key);
-    with.map_err(|error| Error::new(error).context(format!("client certificate {}", cert.display())))
-}
-
-fn certificates(path: &std::path::Path) -> Result<Vec<CertificateDer<'static>>> {
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    read.map_err(Error::new).with_context(|| format!("cannot read certificates {}", path.display()))
 }
