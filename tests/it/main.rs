@@ -15,6 +15,7 @@
 
 mod support;
 
+mod alerts;
 mod assertions;
 mod aws_chain;
 mod backups;

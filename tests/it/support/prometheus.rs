@@ -44,6 +44,11 @@ impl Prometheus {
         prometheus
     }
 
+    /// Where it is.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
     /// The series that an expression returns now, with their labels.
     pub fn query(&self, expression: &str) -> Vec<serde_json::Value> {
         let encoded = percent_encoding::utf8_percent_encode(expression, percent_encoding::NON_ALPHANUMERIC);
