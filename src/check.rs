@@ -135,6 +135,11 @@ fn compare(threshold: &Threshold, sample: &Sample, now: SystemTime) -> (Verdict,
         figure.value = (now - sample.value).max(0.0);
         figure.unit = Unit::Seconds;
     }
+    if figure.unit == Unit::Deadline {
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        figure.value = sample.value - now;
+        figure.unit = Unit::Seconds;
+    }
     let crossed = |bound: Option<Bound>| match bound {
         None => false,
         Some(Bound::Above(limit)) => figure.value > limit,
@@ -160,10 +165,14 @@ fn words(figure: &Figure, sample: &Sample) -> String {
     }
     let labels: Vec<String> = pairs(sample).map(equation).collect();
     let on = if labels.is_empty() { String::new() } else { format!(" ({})", labels.join(", ")) };
-    let age = if sample.metric.unit == Unit::Timestamp { " ago" } else { "" };
+    let age = match sample.metric.unit {
+        Unit::Timestamp => " ago",
+        Unit::Deadline => " from now",
+        _ => "",
+    };
     let unit = match figure.unit {
         Unit::Bytes => " bytes",
-        Unit::Seconds | Unit::Timestamp => " s",
+        Unit::Seconds | Unit::Timestamp | Unit::Deadline => " s",
         Unit::None | Unit::Ratio => "",
     };
     format!("{}{on} is {}{unit}{age}", short(sample.metric.name), rounded(figure.value))
@@ -246,7 +255,7 @@ fn perf(name: &str, figure: &Figure) -> String {
     let label = format!("{name} {}{state}", short(figure.metric.name));
     let unit = match figure.unit {
         Unit::Bytes => "B",
-        Unit::Seconds | Unit::Timestamp => "s",
+        Unit::Seconds | Unit::Timestamp | Unit::Deadline => "s",
         Unit::None | Unit::Ratio => "",
     };
     let range = |bound: Option<Bound>| match bound {

@@ -22,7 +22,7 @@ mod walk;
 
 pub use finding::{Finding, Mistake, Warning};
 pub use load::{environment, load};
-pub use monitoring::{Exporter, Monitor, MonitorKind, Redis, Threshold};
+pub use monitoring::{Exporter, Monitor, MonitorKind, Queue, QueueKind, Redis, RedisAddress, Threshold};
 
 use secret::Secret;
 

@@ -9,17 +9,31 @@
 //!
 //! Deliberately absent: histograms, and any registry of live values. Values live in snapshots.
 
+mod backups;
 mod exporter;
 mod markdown;
 mod postgres;
+mod probes;
+mod queue;
+mod redis;
 
+pub use backups::*;
 pub use exporter::*;
 pub use markdown::markdown;
 pub use postgres::*;
+pub use probes::*;
+pub use queue::*;
+pub use redis::*;
 
 /// The catalogue, by subject; the subject is a heading of the page.
-pub static CATALOGUE: &[(&str, &[&Metric])] =
-    &[("The exporter itself", exporter::ROWS), ("PostgreSQL", postgres::ROWS)];
+pub static CATALOGUE: &[(&str, &[&Metric])] = &[
+    ("The exporter itself", exporter::ROWS),
+    ("PostgreSQL", postgres::ROWS),
+    ("Backups", backups::ROWS),
+    ("HTTP, TCP, TLS, MQTT and the host", probes::ROWS),
+    ("Redis and Valkey", redis::ROWS),
+    ("Queues", queue::ROWS),
+];
 
 /// A row of the catalogue.
 #[derive(Debug, PartialEq, Eq)]
@@ -71,6 +85,8 @@ pub enum Unit {
     Seconds,
     /// Seconds since 1970; thresholds on it are about its age.
     Timestamp,
+    /// Seconds since 1970, still to come; thresholds on it are about what remains.
+    Deadline,
     /// A part of 1.
     Ratio,
 }
@@ -81,7 +97,7 @@ impl Unit {
         match self {
             Unit::None => None,
             Unit::Bytes => Some("bytes"),
-            Unit::Seconds | Unit::Timestamp => Some("seconds"),
+            Unit::Seconds | Unit::Timestamp | Unit::Deadline => Some("seconds"),
             Unit::Ratio => Some("ratio"),
         }
     }
@@ -195,7 +211,7 @@ mod tests {
                 assert!(name.ends_with(&format!("_{suffix}")), "{name} does not end with {suffix}");
             }
             let timestamp = name.ends_with("_timestamp_seconds");
-            assert_eq!(timestamp, *unit == Unit::Timestamp, "{name}");
+            assert_eq!(timestamp, matches!(unit, Unit::Timestamp | Unit::Deadline), "{name}");
             assert!(!name.ends_with("_state") || labels.contains(&"state"), "{name}");
             assert!(help.ends_with('.') && !help.contains(['\n', '\\', '"']), "{name}: {help}");
             assert!(*kind != Kind::Info || !labels.is_empty(), "{name}");

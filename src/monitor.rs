@@ -9,9 +9,18 @@
 //! itself: it takes its connection out, and puts it back when it has the answer. Deliberately absent:
 //! retries (the next interval is one), and any knowledge of how figures are served.
 
+pub mod backups;
 pub mod budget;
 pub mod driver;
+pub mod host;
+pub mod http;
+pub mod mqtt;
 pub mod postgres;
+pub mod queue;
+pub mod redis;
+pub mod tcp;
+pub mod tls;
+mod trust;
 
 use std::fmt;
 
@@ -164,16 +173,41 @@ pub fn open(config: &Config, names: &[String]) -> Result<Vec<Target>> {
                 })?;
                 Box::new(postgres::open(monitor, server, databases, &board))
             }
+            MonitorKind::Backups(options) => Box::new(backups::open(name, config, options)),
+            MonitorKind::Http(http) => Box::new(http::open(name, http)),
+            MonitorKind::Tcp(tcp) => Box::new(tcp::open(name, tcp)),
+            MonitorKind::Tls(tls) => Box::new(tls::open(name, tls)),
+            MonitorKind::Host(options) => Box::new(host::open(name, config, options)),
+            MonitorKind::Mqtt(mqtt) => Box::new(mqtt::open(name, mqtt, monitor.timeout)),
+            MonitorKind::Redis { server } => {
+                Box::new(redis::open(monitor, redis_server(config, name, server)?))
+            }
+            MonitorKind::Queue(queue) => {
+                Box::new(queue::open(monitor, redis_server(config, name, &queue.server)?, queue))
+            }
         };
         targets.push(Target::new(monitor.clone(), opened));
     }
     Ok(targets)
 }
 
+fn redis_server<'a>(config: &'a Config, monitor: &str, server: &str) -> Result<&'a crate::config::Redis> {
+    let missing = || Error::usage(format!("[monitor.{monitor}] names a [redis.…] that is not there"));
+    config.redis.get(server).ok_or_else(missing)
+}
+
 /// When a kind's figures are bad unless the configuration says otherwise.
 pub fn thresholds(kind: &MonitorKind) -> &'static [Threshold] {
     match kind {
         MonitorKind::Postgres { .. } => postgres::THRESHOLDS,
+        MonitorKind::Backups(_) => backups::THRESHOLDS,
+        MonitorKind::Http(_) => http::THRESHOLDS,
+        MonitorKind::Tcp(_) => tcp::THRESHOLDS,
+        MonitorKind::Tls(_) => tls::THRESHOLDS,
+        MonitorKind::Host(_) => host::THRESHOLDS,
+        MonitorKind::Mqtt(_) => mqtt::THRESHOLDS,
+        MonitorKind::Redis { .. } => redis::THRESHOLDS,
+        MonitorKind::Queue(_) => queue::THRESHOLDS,
     }
 }
 
@@ -181,5 +215,13 @@ pub fn thresholds(kind: &MonitorKind) -> &'static [Threshold] {
 pub fn headline(kind: &MonitorKind, samples: &[Sample]) -> String {
     match kind {
         MonitorKind::Postgres { .. } => postgres::headline(samples),
+        MonitorKind::Backups(_) => backups::headline(samples),
+        MonitorKind::Http(_) => http::headline(samples),
+        MonitorKind::Tcp(_) => tcp::headline(samples),
+        MonitorKind::Tls(_) => tls::headline(samples),
+        MonitorKind::Host(_) => host::headline(samples),
+        MonitorKind::Mqtt(_) => mqtt::headline(samples),
+        MonitorKind::Redis { .. } => redis::headline(samples),
+        MonitorKind::Queue(_) => queue::headline(samples),
     }
 }

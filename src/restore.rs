@@ -16,6 +16,7 @@ pub mod load;
 pub mod pg_restore;
 pub mod prove;
 pub mod roles;
+pub mod swap;
 pub mod to;
 pub mod verify;
 

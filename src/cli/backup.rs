@@ -196,10 +196,10 @@ fn say(set: &SetReport) {
     ));
     for d in &set.databases {
         output::say(format!(
-            "  {}: {} tables, {} rows",
+            "  {}: {}, {}",
             d.name,
-            output::count(d.tables),
-            output::count(d.rows)
+            output::counted(d.tables, "table"),
+            output::counted(d.rows, "row")
         ));
     }
     for warning in &set.warnings {
@@ -267,11 +267,11 @@ fn render(plan: &JobPlan) -> String {
     }
     for database in &plan.databases {
         lines.push(format!(
-            "  database {:?}: {} tables, about {}, {} locks",
+            "  database {:?}: {}, about {}, {}",
             database.name,
-            database.tables,
+            output::counted(database.tables as u64, "table"),
             output::size(database.estimated_bytes),
-            database.locks
+            output::counted(database.locks, "lock")
         ));
         for stream in &database.streams {
             lines.push(format!(

@@ -15,6 +15,7 @@ use crate::config::{Config, Encryption, keys, load};
 use crate::error::{Context, Error, Result};
 use crate::set::signature;
 
+mod monitors;
 mod show;
 
 pub(super) use show::exact_duration;

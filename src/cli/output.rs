@@ -129,8 +129,8 @@ pub fn seconds(seconds: f64) -> String {
 }
 
 /// `1 set`, `2 sets`.
-pub fn counted(number: usize, one: &str) -> String {
-    format!("{} {one}{}", count(number as u64), if number == 1 { "" } else { "s" })
+pub fn counted(number: u64, one: &str) -> String {
+    format!("{} {one}{}", count(number), if number == 1 { "" } else { "s" })
 }
 
 /// `1,234,567`.
@@ -207,6 +207,9 @@ mod tests {
         assert_eq!(count(999), "999");
         assert_eq!(count(1_000), "1,000");
         assert_eq!(count(1_234_567), "1,234,567");
+        assert_eq!(counted(0, "table"), "0 tables");
+        assert_eq!(counted(1, "table"), "1 table");
+        assert_eq!(counted(1_000, "table"), "1,000 tables");
     }
 
     #[test]

@@ -9,7 +9,6 @@ use super::{Global, output, progress};
 use crate::config::libpq::Resolved;
 use crate::config::{BackupJob, Config, Connection};
 use crate::error::{Error, Kind, Result};
-use crate::postgres::ident::quote_ident;
 use crate::postgres::tools;
 use crate::restore;
 use crate::restore::to::{self, Options, Report};
@@ -206,11 +205,11 @@ fn say(report: &ResultReport) {
     });
     for d in &report.databases {
         output::say(format!(
-            "  {}: {} of {} tables proven, {} rows",
+            "  {}: {} of {} proven, {}",
             d.name,
             output::count(d.tables_proven),
-            output::count(d.tables_total),
-            output::count(d.rows)
+            output::counted(d.tables_total, "table"),
+            output::counted(d.rows, "row")
         ));
     }
     if !report.seconds.0.is_empty() {
@@ -278,21 +277,15 @@ fn incomplete(wanted: &str, report: &Report) -> Option<Error> {
     }
     let made = &report.database;
     let what = format!(
-        "database {made:?} holds all rows of the set, but {} things failed: {}",
-        report.failed.len(),
+        "database {made:?} holds all rows of the set, but {} failed: {}",
+        output::counted(report.failed.len() as u64, "statement"),
         report.failed.join("; ")
     );
     if made == wanted {
         let hint = format!("set right by hand what failed, or drop it; {}", restore::complaints::HINT);
         return Some(Error::new(what).with_hint(hint));
     }
-    let (made, place) = (quote_ident(made), quote_ident(wanted));
-    let old = quote_ident(&format!("{wanted}_before"));
-    let hint = format!(
-        "to swap them by hand: ALTER DATABASE {place} RENAME TO {old}; ALTER DATABASE {made} RENAME TO {place}; \
-         to give it up: DROP DATABASE {made}; {}",
-        restore::complaints::HINT
-    );
+    let hint = format!("{}; {}", restore::swap::by_hand(wanted, made), restore::complaints::HINT);
     Some(Error::new(what).context(format!("database {wanted:?} is as it was")).with_hint(hint))
 }
 

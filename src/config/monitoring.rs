@@ -4,6 +4,11 @@
 //! [`KINDS`] and one arm in `kind`. Secrets in files are read by whoever needs them, not here: a
 //! backup must not fail because it may not read the exporter's token.
 
+mod mqtt;
+mod probes;
+mod queue;
+mod redis;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -14,9 +19,15 @@ use super::walk::{Place, Section, Text, Walk};
 use super::{Databases, keys, raw};
 use crate::error::{Context, Result};
 use crate::metrics::{self, Metric, Unit};
+pub use queue::{End, Queue, QueueKind, Scores};
+pub(super) use redis::redis;
+pub use redis::{Redis, RedisAddress};
+
+pub use mqtt::Mqtt;
+pub use probes::{Backups, Host, Http, Tcp, Tls};
 
 /// What a monitor can watch: the keys of which `[monitor.NAME]` has exactly one.
-pub const KINDS: &[&str] = &["postgres"];
+pub const KINDS: &[&str] = &["postgres", "backups", "redis", "queue", "http", "tcp", "tls", "host", "mqtt"];
 /// Keys that every kind has.
 const COMMON: &[&str] = &["interval", "timeout", "max_series", "thresholds"];
 
@@ -30,6 +41,12 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const INTERVAL: Duration = Duration::from_secs(15);
 /// Prometheus gives a scrape as long; a healthy target takes a hundredth of it.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// Sets change once an hour at the most, and every listing of a bucket costs money.
+const BACKUPS_INTERVAL: Duration = Duration::from_secs(300);
+/// A bucket with a thousand sets is read within seconds, a distant one in a minute.
+const BACKUPS_TIMEOUT: Duration = Duration::from_secs(120);
+/// Certificates are renewed weeks before they expire.
+const TLS_INTERVAL: Duration = Duration::from_secs(60);
 /// Longer than a day is no monitoring.
 const INTERVAL_MAX: Duration = Duration::from_secs(86_400);
 /// 200 databases with a dozen series each, and room.
@@ -98,37 +115,6 @@ impl SecretSource {
     }
 }
 
-/// One `[redis.NAME]`.
-#[derive(Debug, Clone)]
-pub struct Redis {
-    /// Name in the configuration.
-    pub name: String,
-    /// Where it is.
-    pub address: RedisAddress,
-    /// Number of the database.
-    pub database: u32,
-    /// ACL user; absent means `default`.
-    pub user: Option<String>,
-    /// Its password, from the URL or `password_file`.
-    pub password: Option<SecretSource>,
-}
-
-/// Where a Redis server is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RedisAddress {
-    /// `redis://` or `rediss://` (with TLS).
-    Tcp {
-        /// Host name or address.
-        host: String,
-        /// Port.
-        port: u16,
-        /// Whether the connection is encrypted.
-        tls: bool,
-    },
-    /// `unix:///path`.
-    Unix(PathBuf),
-}
-
 /// One `[monitor.NAME]`.
 #[derive(Debug, Clone)]
 pub struct Monitor {
@@ -158,6 +144,25 @@ pub enum MonitorKind {
         /// Where figures local to a database come from.
         databases: Databases,
     },
+    /// The sets in the repository.
+    Backups(Backups),
+    /// An HTTP server.
+    Http(Box<Http>),
+    /// A TCP port.
+    Tcp(Tcp),
+    /// Certificates, of a server and on disk.
+    Tls(Tls),
+    /// This host.
+    Host(Host),
+    /// An MQTT broker.
+    Mqtt(Box<Mqtt>),
+    /// A Redis or Valkey server.
+    Redis {
+        /// Which `[redis.NAME]`.
+        server: String,
+    },
+    /// Queues that are kept in Redis.
+    Queue(Queue),
 }
 
 impl MonitorKind {
@@ -165,12 +170,35 @@ impl MonitorKind {
     pub fn as_str(&self) -> &'static str {
         match self {
             MonitorKind::Postgres { .. } => "postgres",
+            MonitorKind::Backups(_) => "backups",
+            MonitorKind::Http(_) => "http",
+            MonitorKind::Tcp(_) => "tcp",
+            MonitorKind::Tls(_) => "tls",
+            MonitorKind::Host(_) => "host",
+            MonitorKind::Mqtt(_) => "mqtt",
+            MonitorKind::Redis { .. } => "redis",
+            MonitorKind::Queue(_) => "queue",
         }
     }
 
     fn interval(&self) -> Duration {
         match self {
             MonitorKind::Postgres { .. } => INTERVAL,
+            MonitorKind::Backups(_) => BACKUPS_INTERVAL,
+            MonitorKind::Redis { .. }
+            | MonitorKind::Queue(_)
+            | MonitorKind::Http(_)
+            | MonitorKind::Tcp(_)
+            | MonitorKind::Host(_)
+            | MonitorKind::Mqtt(_) => INTERVAL,
+            MonitorKind::Tls(_) => TLS_INTERVAL,
+        }
+    }
+
+    fn timeout(&self) -> Duration {
+        match self {
+            MonitorKind::Backups(_) => BACKUPS_TIMEOUT,
+            _ => TIMEOUT,
         }
     }
 }
@@ -200,6 +228,7 @@ pub enum Bound {
 /// What a monitor may refer to.
 pub(super) struct Known<'a> {
     pub(super) postgres: &'a [String],
+    pub(super) redis: &'a [String],
 }
 
 pub(super) fn exporter(walk: &mut Walk<'_>, section: &Section<'_>) -> Exporter {
@@ -280,100 +309,6 @@ fn secret(walk: &mut Walk<'_>, section: &Section<'_>, key: &str, file_key: &str)
     file.map(|(_, path)| SecretSource::File(path))
 }
 
-pub(super) fn redis(walk: &mut Walk<'_>, section: &Section<'_>, name: &str) -> Option<Redis> {
-    const FORMS: &str =
-        "as in redis://HOST:6379/0, rediss://USER:${PASSWORD}@HOST:6380/0 or unix:///run/redis.sock";
-    walk.only(section, &["url", "password_file"]);
-    let password_file = walk.path(section, "password_file");
-    let Some(url) = walk.filled(section, "url") else {
-        if !section.has("url") {
-            walk.missing(section, "url", FORMS);
-        }
-        return None;
-    };
-    let Some(parts) = RedisUrl::parse(&url.value) else {
-        walk.mistake(&url.place, "is no URL of a Redis server", FORMS);
-        return None;
-    };
-    let mut password = None;
-    if let Some(text) = parts.password {
-        if url.literal {
-            walk.warn(
-                &url.place,
-                raw::PASSWORD_STANDS_HERE,
-                Some("keep it in a ${VARIABLE} or in password_file"),
-            );
-        }
-        password = Some(SecretSource::Value(Secret::new(text)));
-    }
-    if let Some((place, path)) = password_file {
-        if password.is_some() {
-            walk.mistake(&place, "stands beside the URL's password", "give one of the two");
-        }
-        password = Some(SecretSource::File(path));
-    }
-    Some(Redis {
-        name: name.into(),
-        address: parts.address,
-        database: parts.database,
-        user: parts.user,
-        password,
-    })
-}
-
-struct RedisUrl {
-    address: RedisAddress,
-    database: u32,
-    user: Option<String>,
-    password: Option<String>,
-}
-
-impl RedisUrl {
-    fn parse(url: &str) -> Option<Self> {
-        let decode = |text: &str| {
-            percent_encoding::percent_decode_str(text).decode_utf8().ok().map(|text| text.into_owned())
-        };
-        if let Some(path) = url.strip_prefix("unix://") {
-            let (path, database) = match path.split_once("?db=") {
-                Some((path, number)) => (path, number.parse().ok()?),
-                None => (path, 0),
-            };
-            let plain = path.starts_with('/') && !path.contains(['?', '@', '\0']);
-            let address = plain.then(|| RedisAddress::Unix(path.into()))?;
-            return Some(Self { address, database, user: None, password: None });
-        }
-        let (rest, tls) = match url.strip_prefix("rediss://") {
-            Some(rest) => (rest, true),
-            None => (url.strip_prefix("redis://")?, false),
-        };
-        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-        let database = if path.is_empty() { 0 } else { path.parse().ok()? };
-        let (user, password, place) = match authority.rsplit_once('@') {
-            None => (None, None, authority),
-            Some((info, place)) => {
-                let (user, password) = info.split_once(':').unwrap_or(("", info));
-                (Some(decode(user)?), Some(decode(password)?), place)
-            }
-        };
-        let (host, port) = match place.rsplit_once(':') {
-            Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()?),
-            _ => (place, 6379),
-        };
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        if host.is_empty()
-            || host.contains(|c: char| c.is_whitespace() || c.is_control() || "?#/".contains(c))
-        {
-            return None;
-        }
-        Some(Self {
-            address: RedisAddress::Tcp { host: host.into(), port, tls },
-            database,
-            user: user.filter(|user| !user.is_empty()),
-            password: password.filter(|password| !password.is_empty()),
-        })
-    }
-}
-
 pub(super) fn monitor(
     walk: &mut Walk<'_>,
     section: &Section<'_>,
@@ -404,7 +339,7 @@ pub(super) fn monitor(
         positive(walk, &place, given);
         interval = given;
     }
-    let mut timeout = TIMEOUT.min(interval);
+    let mut timeout = kind.as_ref().map_or(TIMEOUT, MonitorKind::timeout).min(interval);
     if let Some((place, given)) = walk.duration(section, "timeout") {
         if given > interval {
             walk.mistake(&place, "is longer than the interval", "a collection must end before the next one");
@@ -446,6 +381,21 @@ fn kind(walk: &mut Walk<'_>, section: &Section<'_>, key: &str, known: &Known<'_>
             let server = walk.filled(section, "postgres")?;
             let server = reference(walk, server, known.postgres, "postgres")?;
             Some(MonitorKind::Postgres { server, databases })
+        }
+        "backups" => probes::backups(walk, section).map(MonitorKind::Backups),
+        "http" => probes::http(walk, section).map(|http| MonitorKind::Http(Box::new(http))),
+        "tcp" => probes::tcp(walk, section).map(MonitorKind::Tcp),
+        "tls" => probes::tls(walk, section).map(MonitorKind::Tls),
+        "host" => probes::host(walk, section).map(MonitorKind::Host),
+        "mqtt" => mqtt::mqtt(walk, section).map(|mqtt| MonitorKind::Mqtt(Box::new(mqtt))),
+        "redis" => {
+            let server = walk.filled(section, "redis")?;
+            let server = reference(walk, server, known.redis, "redis")?;
+            Some(MonitorKind::Redis { server })
+        }
+        "queue" => {
+            let section = walk.section(section, "queue")?;
+            queue::queue(walk, &section, known.redis).map(MonitorKind::Queue)
         }
         _ => None,
     }
@@ -514,7 +464,7 @@ fn number(walk: &mut Walk<'_>, section: &Section<'_>, key: &str, unit: Unit) -> 
     }
     match unit {
         Unit::Bytes => walk.size(section, key).map(|(place, bytes)| (place, bytes as f64)),
-        Unit::Seconds | Unit::Timestamp => {
+        Unit::Seconds | Unit::Timestamp | Unit::Deadline => {
             walk.duration(section, key).map(|(place, duration)| (place, duration.as_secs_f64()))
         }
         Unit::None | Unit::Ratio => walk.number(section, key),

@@ -121,9 +121,9 @@ fn site(walk: &mut Walk<'_>, table: &toml_edit::Table, path: &Path) -> Option<Co
     let s3 = matches!(&repository, Some(Repository { location: Location::S3 { .. }, .. }));
     let (_, jobs) =
         named(walk, &root, "backup", |walk, section, key| job(walk, section, key, &server_names, s3));
-    let (_, redis) = named(walk, &root, "redis", monitoring::redis);
+    let (redis_names, redis) = named(walk, &root, "redis", monitoring::redis);
     let exporter = walk.section(&root, "exporter").map(|section| monitoring::exporter(walk, &section));
-    let known = Known { postgres: &server_names };
+    let known = Known { postgres: &server_names, redis: &redis_names };
     let (_, monitors) =
         named(walk, &root, "monitor", |walk, section, key| monitoring::monitor(walk, section, key, &known));
     Some(Config {

@@ -69,6 +69,11 @@ impl Section<'_> {
         self.table.get(key).is_some_and(Item::is_str)
     }
 
+    /// Whether the value is a list, for keys that take one value, too.
+    pub(super) fn is_list(&self, key: &str) -> bool {
+        self.table.get(key).is_some_and(Item::is_array)
+    }
+
     fn key_path(&self, key: &str) -> String {
         let bare =
             !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
@@ -292,6 +297,16 @@ impl<'a> Walk<'a> {
     /// An absolute path: opsd runs from cron, where nobody knows the working directory.
     pub(super) fn path(&mut self, section: &Section<'_>, key: &str) -> Option<(Place, PathBuf)> {
         let text = self.filled(section, key)?;
+        self.absolute(text)
+    }
+
+    /// Absolute paths.
+    pub(super) fn paths(&mut self, section: &Section<'_>, key: &str) -> Vec<PathBuf> {
+        let Some((_, texts)) = self.strings(section, key) else { return Vec::new() };
+        texts.into_iter().filter_map(|text| self.absolute(text)).map(|(_, path)| path).collect()
+    }
+
+    fn absolute(&mut self, text: Text) -> Option<(Place, PathBuf)> {
         if !text.value.starts_with('/') || text.value.contains('\0') {
             let hint = if text.value.starts_with('~') {
                 "~ is not expanded; write ${HOME}/…"

@@ -28,6 +28,7 @@ fn line(row: &Metric) -> String {
         Unit::Bytes => "bytes",
         Unit::Seconds => "seconds",
         Unit::Timestamp => "timestamp",
+        Unit::Deadline => "timestamp, to come",
         Unit::Ratio => "ratio",
     };
     let help = row.help.replace('|', "\\|");

@@ -311,13 +311,21 @@ fn object_of(command: &str, entries: &[Entry]) -> (Option<i32>, String) {
     (None, command.split(' ').take(4).take_while(is_keyword).collect::<Vec<_>>().join(" "))
 }
 
+/// One complaint for several.
+pub fn and_more(first: &Complaint, more: usize) -> String {
+    match more {
+        0 => first.to_string(),
+        1 => format!("{first}; 1 more error"),
+        _ => format!("{first}; {more} more errors"),
+    }
+}
+
 /// An exit that is not success as an error that may be repeated.
 fn failure(exit: &Exit, entries: &[Entry]) -> Error {
     let found = complaints(&exit.stderr, entries);
     let first = found.iter().find(|c| c.fault == Fault::Trouble).or(found.first());
     let why = match first {
-        Some(first) if found.len() > 1 => format!("{first}; {} more errors", found.len() - 1),
-        Some(first) => first.to_string(),
+        Some(first) => and_more(first, found.len() - 1),
         // It never began: a loader's or a container's own words.
         None if !exit.stderr.contains("pg_restore: ") => {
             let said: Vec<&str> = exit.stderr.lines().filter(|l| !l.trim().is_empty()).take(5).collect();
@@ -543,6 +551,9 @@ pg_restore: warning: errors ignored on restore: 3
         assert_eq!(found.iter().map(|c| c.id).collect::<Vec<_>>(), [None, None, Some(3204)]);
         let error = judge(&exit(1, FAILED), &entries).unwrap_err();
         assert!(!format!("{error:?}").contains("c4nary") && error.to_string().ends_with("; 2 more errors"));
+        assert!(
+            and_more(&found[0], 1).ends_with("; 1 more error") && !and_more(&found[0], 0).contains("more")
+        );
         assert!(is_sql_error(&error));
         assert_eq!(blame(error).kind(), Kind::Differs);
     }

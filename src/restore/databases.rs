@@ -1,11 +1,12 @@
-//! Making and dropping whole databases on a server that others use.
+//! Making, renaming and dropping whole databases on a server that others use.
 //!
-//! Both may wait for somebody: for a lock, and from PostgreSQL 15 on until every session of the server has
+//! All may wait for somebody: for a lock, and from PostgreSQL 15 on until every session of the server has
 //! taken note, which one that writes to a client who does not read never does. Neither a signal nor an
 //! operator waits for ever with them: the first signal ends the wait, and a bound does, with an error that
-//! names who is in the way. What the server is left with differs: making is cancelled, so that no database
-//! appears after it was said to have failed; dropping goes on there by itself, which is what was wanted.
+//! names who is in the way. What the server is left with differs: making and renaming are cancelled, so that
+//! nothing changes after it was said to have failed; dropping goes on there by itself, which is what was wanted.
 
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use super::to::connect_admin;
@@ -29,6 +30,16 @@ const LAST_WORD_BOUND: Duration = Duration::from_secs(5);
 /// Sessions that are named.
 const MOST_NAMED: usize = 5;
 
+/// How something ended that would not be waited for for ever.
+pub(super) enum Waited<T> {
+    /// By itself, one way or the other.
+    Ended(Result<T>),
+    /// It was given up for this reason, and the server does not do it any more.
+    Cancelled(Error),
+    /// The same, but whether the server still does it, or has done it, is not known.
+    Unknown(Error),
+}
+
 /// A server, the session there that makes and drops, and what ends its patience.
 pub struct Server<'a> {
     /// In another database than the one that is made or dropped.
@@ -44,49 +55,87 @@ pub struct Server<'a> {
 impl Server<'_> {
     /// Makes an empty database, exactly as it is wanted.
     pub async fn create(&self, name: &str, wanted: &Locale<'_>) -> Result<()> {
-        if self.shutdown.is_requested() {
-            return Err(self.shutdown.error());
-        }
         let made = locale::create_database(self.admin, name, wanted, Fallback::Refused);
-        let Some(why) = self.gave_up(&format!("CREATE DATABASE {name:?}"), made).await? else {
-            return Ok(());
+        match self.wait(&format!("CREATE DATABASE {name:?}"), made).await {
+            Waited::Ended(made) => made.map(|_| ()),
+            Waited::Cancelled(why) => Err(why),
+            Waited::Unknown(why) => Err(why.context(format!("the server may still make database {name:?}"))),
+        }
+    }
+
+    /// Waits for what the session of this server does in one transaction, or as one statement. When that
+    /// takes too long, it is cancelled; where it got through in the last moment, it is done.
+    pub(super) async fn wait<T>(&self, statement: &str, work: impl Future<Output = Result<T>>) -> Waited<T> {
+        if self.shutdown.is_requested() {
+            return Waited::Cancelled(self.shutdown.error());
+        }
+        let mut work = pin!(work);
+        let why = match self.gave_up(statement, work.as_mut()).await {
+            Ok(ended) => return Waited::Ended(ended),
+            Err(why) => why,
         };
-        let cancelled = within(LAST_WORD_BOUND, self.cancel()).await;
-        Err(match cancelled {
-            Ok(()) => why,
-            Err(failure) => why.context(format!(
-                "the server may still make database {name:?}, because it could not be told to stop ({failure})"
-            )),
-        })
+        if let Err(failure) = within(LAST_WORD_BOUND, self.cancel()).await {
+            return Waited::Unknown(why.context(format!("the server could not be told to stop ({failure})")));
+        }
+        match tokio::time::timeout(LAST_WORD_BOUND, work).await {
+            Ok(Ok(done)) => Waited::Ended(Ok(done)),
+            Ok(Err(_)) if !self.admin.client.is_closed() => Waited::Cancelled(why),
+            Ok(Err(_)) | Err(_) => {
+                Waited::Unknown(why.context("the server was told to stop, and did not say that it did"))
+            }
+        }
     }
 
     /// Drops a database, with whoever is connected to it.
     pub async fn drop(&self, name: &str) -> Result<()> {
         let sql = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", quote_ident(name));
         let dropped = async { self.admin.client.batch_execute(&sql).await.map_err(error) };
-        match self.gave_up(&format!("DROP DATABASE {name:?}"), dropped).await? {
-            None => Ok(()),
-            Some(why) => Err(why.context("the server still tries")),
+        match self.gave_up(&format!("DROP DATABASE {name:?}"), pin!(dropped)).await {
+            Ok(ended) => ended,
+            Err(why) => Err(why.context("the server still tries")),
         }
     }
 
-    /// Why the statement was not waited for any longer; nothing where it ended.
-    async fn gave_up<T>(
+    /// Waits for several statements of which each may be missing afterwards: when they take too long, the
+    /// one that is under way is cancelled, and no other begins.
+    pub(super) async fn wait_or_leave<T>(
         &self,
         statement: &str,
         work: impl Future<Output = Result<T>>,
-    ) -> Result<Option<Error>> {
+    ) -> Result<T> {
+        if self.shutdown.is_requested() {
+            return Err(self.shutdown.error());
+        }
+        let why = {
+            let work = pin!(work);
+            match self.gave_up(statement, work).await {
+                Ok(ended) => return ended,
+                Err(why) => why,
+            }
+        };
+        match within(LAST_WORD_BOUND, self.cancel()).await {
+            Ok(()) => Err(why),
+            Err(failure) => Err(why.context(format!("the server could not be told to stop ({failure})"))),
+        }
+    }
+
+    /// What came of the statement, or why it was not waited for any longer.
+    async fn gave_up<T>(
+        &self,
+        statement: &str,
+        work: Pin<&mut impl Future<Output = Result<T>>>,
+    ) -> Result<Result<T>> {
         // The signal that this cleans up after does not end it as well; the next one ends the process.
         let is_late = self.shutdown.is_requested();
         let bound = if is_late { self.bound.min(HURRIED_BOUND) } else { self.bound };
         tokio::select! {
             biased;
-            done = work => return done.map(|_| None),
-            () = self.shutdown.requested(), if !is_late => return Ok(Some(self.shutdown.error())),
+            done = work => return Ok(done),
+            () = self.shutdown.requested(), if !is_late => return Err(self.shutdown.error()),
             () = tokio::time::sleep(bound) => {}
         }
         let waited = format!("{statement} was given up after {} s", bound.as_secs_f64());
-        Ok(Some(match within(LAST_WORD_BOUND, self.in_the_way()).await {
+        Err(match within(LAST_WORD_BOUND, self.in_the_way()).await {
             Ok(sessions) if !sessions.is_empty() => {
                 let pids: Vec<String> =
                     sessions.iter().map(|(pid, _)| format!("SELECT pg_terminate_backend({pid})")).collect();
@@ -103,7 +152,7 @@ impl Server<'_> {
             ),
             Err(failure) => Error::new(format!("{waited}; who is in the way cannot be asked: {failure}"))
                 .with_hint("see whether the server answers at all"),
-        }))
+        })
     }
 
     /// Process ids and application names of those who hold what the statement waits for. Those who keep it

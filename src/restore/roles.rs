@@ -4,6 +4,8 @@
 //! because roles that exist must be left alone, and because a patched pg_dumpall begins it with a
 //! `\restrict` that older clients refuse.
 
+use crate::postgres::ident::quote_ident;
+
 /// A role as the globals make it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Role {
@@ -138,9 +140,38 @@ pub fn missing<'s>(globals: &'s str, existing: &[String]) -> Vec<&'s str> {
     statements(globals).into_iter().filter(|statement| touches(statement)).collect()
 }
 
+/// Whether SQL (or an access list) has a role's name in it, as a word or in double quotes. Another thing
+/// of that name, or a word in a comment, is taken for it.
+pub fn names(sql: &str, role: &str) -> bool {
+    if role.is_empty() {
+        return false;
+    }
+    let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
+    sql.match_indices(role).any(|(at, _)| {
+        let (before, after) = (sql[..at].chars().next_back(), sql[at + role.len()..].chars().next());
+        !before.is_some_and(is_word) && !after.is_some_and(is_word)
+    }) || sql.contains(&quote_ident(role))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_role_is_named_as_a_word_or_in_quotes() {
+        for (sql, role, is_named) in [
+            ("GRANT SELECT ON TABLE public.t TO clerk;", "clerk", true),
+            ("GRANT SELECT ON TABLE public.clerks TO PUBLIC;", "clerk", false),
+            ("GRANT SELECT ON TABLE public.t TO \"b \"\"o;b\";", "b \"o;b", true),
+            ("{clerk=CTc/owner}", "clerk", true),
+            ("{=T/owner}", "clerk", false),
+            ("CREATE POLICY p ON t TO ключ_1", "ключ", false),
+            ("CREATE POLICY p ON t TO ключ", "ключ", true),
+            ("anything", "", false),
+        ] {
+            assert_eq!(names(sql, role), is_named, "{sql}");
+        }
+    }
 
     const GLOBALS: &str = "--\n-- PostgreSQL database cluster dump\n--\n\n\\restrict x'y;\n\nSET default_transaction_read_only = off;\n\
         CREATE ROLE alice;\nALTER ROLE alice WITH NOSUPERUSER LOGIN PASSWORD 'SCRAM;x';\n\

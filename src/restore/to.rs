@@ -6,20 +6,19 @@
 //! it: then it is kept beside the old one, for a person to decide. An empty database that is there already
 //! is filled as it is; a failure there leaves what was loaded, and says so.
 
-use std::time::Duration;
-
 use chrono::Utc;
-use tokio_postgres::error::SqlState;
 
 use super::complaints::{Complaint, masked_in};
+use super::databases::Waited;
+use super::pg_restore::fetch_schema;
 use super::{
     Origin, Target, check_extensions, collations, databases, existing_roles, load, locale_of, own_properties,
-    read_globals, read_proof, roles,
+    read_globals, read_proof, roles, swap,
 };
 use crate::config::Connection;
 use crate::error::{Context, Error, Kind, Result};
 use crate::postgres::connect::{Session, connect, error};
-use crate::postgres::ident::{quote_ident, quote_literal};
+use crate::postgres::ident::quote_ident;
 use crate::postgres::locale;
 use crate::postgres::properties::{self, Properties};
 use crate::postgres::tools::Tools;
@@ -76,7 +75,22 @@ pub async fn restore(
     (origin.progress)(Event::Phase("checking the target".into()));
     let looked = shutdown.guard(look(origin, manifest, database, options)).await?;
     let Looked { admin, place, globals, proof } = looked;
-    report.roles_created = make_roles(&admin, &globals, options).await?;
+    let server = databases::Server {
+        admin: &admin,
+        connection: &options.connection,
+        shutdown,
+        bound: databases::BOUND,
+    };
+    let existing = shutdown.guard(existing_roles(&admin)).await?;
+    let missing: Vec<String> =
+        roles::roles(&globals).into_iter().map(|r| r.name).filter(|n| !existing.contains(n)).collect();
+    if options.globals && !missing.is_empty() {
+        make_roles(&server, &globals, &existing, &missing).await?;
+        report.roles_created = missing;
+    } else if !missing.is_empty() {
+        let own = matches!(place, Place::Free).then(|| proof.as_ref().map(own_properties)).flatten();
+        shutdown.guard(do_without(origin, database, own.as_ref(), missing)).await?;
+    }
 
     if let Place::Empty = place {
         let filled = shutdown.guard(fill(origin, database, options, &name, &mut report)).await;
@@ -105,12 +119,6 @@ pub async fn restore(
     };
     let replaces = made != name;
     // What this did not make, it does not drop: until here somebody else's database is in the way.
-    let server = databases::Server {
-        admin: &admin,
-        connection: &options.connection,
-        shutdown,
-        bound: databases::BOUND,
-    };
     server.create(&made, &locale_of(database)).await.map_err(who_may_restore)?;
     let filled = shutdown.guard(fill(origin, database, options, &made, &mut report)).await;
     if let Err(failure) = filled {
@@ -121,16 +129,18 @@ pub async fn restore(
         });
     }
     if let Some(properties) = properties {
-        let refused = properties::apply(&admin.client, &made, &properties).await;
+        let applied = async { Ok(properties::apply(&admin.client, &made, &properties).await) };
+        let applied = server.wait_or_leave(&format!("ALTER DATABASE {made:?}"), applied).await;
+        let refused = applied.map_err(|why| without_properties(why, &name, &made))?;
         // In another's place it must be what that one was: privileges, for instance, keep people out.
         if replaces { report.failed.extend(refused) } else { report.warnings.extend(refused) }
     }
     if replaces && report.failed.is_empty() {
         (origin.progress)(Event::Phase("swapping names".into()));
-        report.old_database = Some(swap(admin, &options.connection, &name, &made).await?);
-        return Ok(report);
+        report.old_database = Some(swap::swap(&server, &name, &made).await?);
+    } else {
+        report.database = made;
     }
-    report.database = made;
     admin.close().await;
     Ok(report)
 }
@@ -359,108 +369,69 @@ async fn count_objects(connection: &Connection) -> Result<i64> {
     Ok(row.get(0))
 }
 
-/// Roles that the set knows and the server lacks: made where that was asked for, else named.
-async fn make_roles(admin: &Session, globals: &str, options: &Options) -> Result<Vec<String>> {
-    let existing = existing_roles(admin).await?;
-    let missing: Vec<String> =
-        roles::roles(globals).into_iter().map(|r| r.name).filter(|n| !existing.contains(n)).collect();
-    if missing.is_empty() {
-        return Ok(missing);
-    }
-    if !options.globals {
-        return Err(Error::new(format!("the server lacks roles of the set: {}", missing.join(", ")))
-            .with_hint("say --globals to make them, or make them yourself"));
-    }
-    // All or none. A statement may hold a password hash; it is not repeated.
-    let script = format!("BEGIN; {}; COMMIT", roles::missing(globals, &existing).join("; "));
-    if let Err(failure) = admin.client.batch_execute(&script).await {
-        admin.client.batch_execute("ROLLBACK").await.map_err(error)?;
-        return Err(error(failure).context("cannot make the set's roles"));
-    }
-    Ok(missing)
-}
-
-/// Ends the sessions of `name`, gives its name to `beside`, and keeps it under another. Both renames are
-/// one transaction, and while it waits for the last session to go, PostgreSQL lets nobody new in: there
-/// is no state in between that could be left.
-async fn swap(admin: Session, connection: &Connection, name: &str, beside: &str) -> Result<String> {
-    let old = other_name(name, "before");
-    let (name_sql, beside_sql, old_sql) = (quote_ident(name), quote_ident(beside), quote_ident(&old));
-    let client = &admin.client;
-    let what = || {
-        format!("the restored database is complete as {beside:?}, but could not take the place of {name:?}")
-    };
-    let backend = admin.backend;
-    let sql = format!(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = {} AND pid <> pg_backend_pid();
-         BEGIN; ALTER DATABASE {name_sql} RENAME TO {old_sql};
-         ALTER DATABASE {beside_sql} RENAME TO {name_sql}; COMMIT",
-        quote_literal(name)
-    );
-    let mut attempt = 1;
-    while let Err(failure) = client.batch_execute(&sql).await {
-        if client.is_closed() {
-            return match was_swapped(connection, backend, &old, beside).await {
-                Ok(true) => Ok(old),
-                Ok(false) => Err(error(failure)).with_context(what),
-                Err(e) => Err(error(failure).context(format!(
-                    "the restored database is complete, but the connection was lost while it took the place of \
-                     {name:?}; if there is a database {old:?}, it did, else it is called {beside:?} ({e})"
-                ))),
+/// An error if the database names one of these roles, which the server lacks. Others of the cluster that
+/// it came from are none of its concern.
+async fn do_without(
+    origin: &Origin,
+    database: &Database,
+    own: Option<&Properties>,
+    missing: Vec<String>,
+) -> Result<()> {
+    let needed = match database.streams.iter().find(|s| s.name == "schema") {
+        Some(schema) => {
+            let (_, entries) = fetch_schema(origin, schema).await?;
+            let is_named = |role: &String| {
+                entries.iter().any(|e| e.owner == *role || roles::names(&e.defn, role))
+                    || own.is_some_and(|own| {
+                        own.owner == *role
+                            || own.acl.as_ref().is_some_and(|acl| roles::names(acl, role))
+                            || own.settings.iter().any(|s| s.role.as_ref() == Some(role))
+                    })
             };
+            missing.into_iter().filter(is_named).collect()
         }
-        let in_use = failure.code() == Some(&SqlState::OBJECT_IN_USE);
-        if !in_use || attempt == RENAME_ATTEMPTS {
-            return Err(error(failure)).with_context(what);
-        }
-        client.batch_execute("ROLLBACK").await.map_err(error)?;
-        attempt += 1;
+        // One archive with everything: what it names is only known when it has been read.
+        None => missing,
+    };
+    if needed.is_empty() {
+        return Ok(());
     }
-    admin.close().await;
-    Ok(old)
+    Err(Error::new(format!("the server lacks roles of the set: {}", needed.join(", ")))
+        .with_hint("say --globals to make them, or make them yourself"))
 }
 
-/// Whether both renames were committed, although nobody said so: asked once the backend that was about
-/// to is gone.
-async fn was_swapped(connection: &Connection, backend: i32, old: &str, beside: &str) -> Result<bool> {
-    let bound = tokio::time::Instant::now() + LOST_BOUND;
-    loop {
-        let asked = async {
-            let admin = connect_admin(connection).await?;
-            let row = admin
-                .client
-                .query_one(
-                    "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1 AND application_name = 'opsd restore'),
-                            EXISTS (SELECT FROM pg_database WHERE datname = $2),
-                            EXISTS (SELECT FROM pg_database WHERE datname = $3)",
-                    &[&backend, &old, &beside],
-                )
-                .await
-                .map_err(error)?;
-            admin.close().await;
-            Ok::<(bool, bool, bool), Error>((row.get(0), row.get(1), row.get(2)))
-        };
-        let error = match asked.await {
-            Ok((false, is_kept, is_beside)) => return Ok(is_kept && !is_beside),
-            Ok((true, ..)) => Error::new("the lost session is still there"),
-            Err(error) => error,
-        };
-        if tokio::time::Instant::now() > bound {
-            return Err(error);
-        }
-        tokio::time::sleep(LOST_PAUSE).await;
+/// Makes the roles that the set knows and the server lacks.
+async fn make_roles(
+    server: &databases::Server<'_>,
+    globals: &str,
+    existing: &[String],
+    missing: &[String],
+) -> Result<()> {
+    // All or none. A statement may hold a password hash; it is not repeated.
+    let script = format!("BEGIN; {}; COMMIT", roles::missing(globals, existing).join("; "));
+    let made = async { server.admin.client.batch_execute(&script).await.map_err(error) };
+    match server.wait("CREATE ROLE", made).await {
+        Waited::Ended(Ok(())) => Ok(()),
+        // What was begun ends with the session.
+        Waited::Ended(Err(failure)) => Err(failure.context("cannot make the set's roles")),
+        Waited::Cancelled(why) => Err(why.context("nothing was restored, and no role was made")),
+        Waited::Unknown(why) => Err(why.context(format!(
+            "nothing was restored, and the server may or may not make these roles: {}",
+            missing.join(", ")
+        ))),
     }
 }
 
-/// How long a server that hung up in the middle of a swap is asked what became of it: a restart takes
-/// that long.
-const LOST_BOUND: Duration = Duration::from_secs(60);
-/// Between two such questions.
-const LOST_PAUSE: Duration = Duration::from_millis(500);
-
-/// A rename waits five seconds for sessions to go; a pool that comes back faster each time will not be
-/// beaten by more attempts.
-const RENAME_ATTEMPTS: u32 = 6;
+/// What a database is without the last thing that it gets.
+fn without_properties(why: Error, name: &str, made: &str) -> Error {
+    let what = format!(
+        "database {made:?} holds all rows of the set, but not all of its owner, privileges and settings"
+    );
+    if made == name {
+        return why.context(what);
+    }
+    why.context(what).context(format!("database {name:?} is as it was")).with_hint(swap::by_hand(name, made))
+}
 
 /// A failure, after which what was made could not be taken away either. A signal in the meantime is what
 /// the process ends with.
@@ -481,7 +452,7 @@ fn not_dropped(failure: Error, why: &Error, made: &str) -> Error {
 
 /// `<name>_<what>_<time>`, to the millisecond, so that one restore after another finds it free, and
 /// within the 63 bytes that PostgreSQL does not cut.
-fn other_name(name: &str, what: &str) -> String {
+pub(super) fn other_name(name: &str, what: &str) -> String {
     let tail = format!("_{what}_{}", Utc::now().format("%Y%m%d%H%M%S%3f"));
     format!("{}{tail}", truncate(name, NAME_MAX.saturating_sub(tail.len())))
 }

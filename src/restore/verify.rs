@@ -306,9 +306,8 @@ impl Run<'_> {
         let refused: Vec<&Complaint> = failed.iter().filter(|c| c.fault == Fault::Refused).collect();
         match refused.as_slice() {
             [] => {}
-            [one] => return Err(complaints::differs(one)),
             [first, more @ ..] => {
-                return Err(complaints::differs(format!("{first}; {} more errors", more.len())));
+                return Err(complaints::differs(complaints::and_more(first, more.len())));
             }
         }
         let lacking = failed.iter().map(|c| format!("{}: cannot be restored here: {c}", database.name));

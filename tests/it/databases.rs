@@ -6,7 +6,7 @@ use opsd::config::Connection;
 use opsd::error::Kind;
 use opsd::postgres::connect::connect;
 use opsd::postgres::locale::Locale;
-use opsd::restore::databases;
+use opsd::restore::{databases, swap};
 use opsd::shutdown::Shutdown;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -81,6 +81,65 @@ fn ctrl_c_ends_a_restore_that_waits_to_make_or_drop_its_database() {
     until("the server has dropped it by itself", || !is_there());
 }
 
+#[test]
+fn ctrl_c_ends_a_restore_that_waits_for_roles_for_properties_or_to_swap() {
+    let server = Server::start(default_major(), &Options::default());
+    server.create_database("app");
+    server.psql(
+        "app",
+        "CREATE FUNCTION slow() RETURNS boolean LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.02); RETURN true; END';
+         CREATE TABLE slow (id integer CHECK (public.slow())); INSERT INTO slow SELECT generate_series(1, 150);
+         CREATE ROLE late; COMMENT ON DATABASE app IS 'ours'",
+    );
+    let opsd = Opsd::new(&server, &["app"]);
+    back_up(&opsd);
+    server.psql("postgres", "DROP ROLE late");
+    let to = server.socket_url(SUPERUSER, "target");
+    let interrupted = |arguments: &[&str], waits: &str, meanwhile: &mut dyn FnMut()| {
+        let mut command = opsd.command(&[&["restore", "db", "--to", to.as_str()], arguments].concat());
+        let child = command.spawn().unwrap();
+        meanwhile();
+        until(waits, || waiting(&server, waits) == "1");
+        kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+        let run = finish_child(child, arguments.join(" "));
+        until("it was cancelled", || waiting(&server, waits) == "0");
+        run
+    };
+
+    let mut locker = Psql::new(&server, "postgres");
+    locker.send_within("BEGIN; LOCK TABLE pg_catalog.pg_authid IN SHARE MODE;");
+    let run = interrupted(&["--create", "--globals"], "BEGIN; CREATE ROLE late", &mut || ());
+    run.expect_failure(130, &["nothing was restored, and no role was made: interrupted"]);
+    locker.end("COMMIT;");
+    assert_eq!(server.psql("postgres", "SELECT count(*) FROM pg_roles WHERE rolname = 'late'"), "0");
+    assert_eq!(server.databases(), ["app", "postgres"]);
+
+    server.psql("postgres", "CREATE ROLE late");
+    let mut locker = Psql::new(&server, "postgres");
+    let run = interrupted(&["--create"], "COMMENT ON DATABASE", &mut || {
+        until("the database is there", || server.databases().contains(&"target".to_owned()));
+        locker.send_within("BEGIN; COMMENT ON DATABASE target IS 'held';");
+    });
+    run.expect_failure(130, &["database \"target\" holds all rows of the set, but not all of its owner"]);
+    locker.end("COMMIT;");
+    assert_eq!(server.psql("target", "SELECT count(*) FROM slow"), "150");
+
+    server.psql("target", "TRUNCATE slow; CREATE TABLE precious ()");
+    let mut locker = Psql::new(&server, "postgres");
+    locker.send_within("BEGIN; COMMENT ON DATABASE target IS 'held';");
+    let run = interrupted(&["--replace"], "SELECT pg_terminate_backend", &mut || ());
+    let run = run.expect_failure(
+        130,
+        &["did not take the place of \"target\", which is as it was", "to swap them by hand: ALTER DATABASE"],
+    );
+    locker.end("COMMIT;");
+    let found = server.databases();
+    assert!(found.len() == 4 && found[3].starts_with("target_restoring_"), "{found:?}");
+    assert!(run.stderr.contains(&found[3]), "{run}");
+    assert_eq!(server.psql(&found[3], "SELECT count(*) FROM slow"), "150");
+    assert_eq!(server.psql("target", "SELECT count(*) FROM slow, precious"), "0");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wait_for_somebody_is_bounded_and_names_them() {
     let server = Server::start(default_major(), &Options::default());
@@ -125,5 +184,20 @@ async fn a_wait_for_somebody_is_bounded_and_names_them() {
     until("it is dropped", || !server.databases().contains(&"kept".to_owned()));
     assert!(!server.databases().contains(&"new".to_owned()));
     on.create("new", &locale).await.unwrap();
-    on.drop("new").await.unwrap();
+    on.create("app", &locale).await.unwrap();
+    let mut locker = Psql::new(&server, "postgres");
+    locker.send_within("BEGIN; COMMENT ON DATABASE app IS 'held';");
+    let error = swap::swap(&on, "app", "new").await.unwrap_err();
+    for said in ["\"new\"", "did not take the place of \"app\"", "given up after 0.5 s; in the way: pid "] {
+        assert!(error.to_string().contains(said), "{error:?}");
+    }
+    assert_eq!(server.databases(), ["app", "new", "postgres"]);
+    locker.end("COMMIT;");
+    server.psql("new", "CREATE TABLE mark ()");
+    let admin = connect(&connection, Some("postgres"), "opsd test").await.unwrap();
+    let on = databases::Server { admin: &admin, bound: databases::BOUND, ..on };
+    let old = swap::swap(&on, "app", "new").await.unwrap();
+    assert_eq!(server.databases(), ["app", &old, "postgres"]);
+    assert_eq!(server.psql("app", "SELECT count(*) FROM mark"), "0");
+    on.drop("app").await.unwrap();
 }

@@ -289,7 +289,7 @@ fn a_run_that_fails_freezes_pruning_until_one_succeeds() {
     sets::next_second();
     let newest = back_up(&opsd);
     let run = opsd.ok(&["backups", "prune"]);
-    assert!(run.stdout.contains("2 go"), "{run}");
+    assert!(run.stdout.contains("removed 2 sets"), "{run}");
     assert_eq!(sets::complete(&opsd), [newest]);
     // Now it is no longer the newest.
     opsd.ok(&["backups", "sweep", "--older-than", "1h"]);

@@ -106,7 +106,7 @@ fn a_host_without_icu_says_so_and_accuses_nobody() {
 }
 
 /// Makes locales in a directory of the test's own, where the host has the sources; else it has them all.
-fn locales(directory: &Path, names: &[&str]) {
+pub fn locales(directory: &Path, names: &[&str]) {
     for name in names {
         let language = name.split('.').next().unwrap();
         if Path::new("/usr/share/i18n/locales").join(language).exists() {

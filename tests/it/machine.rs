@@ -109,8 +109,8 @@ fn too_few_file_descriptors_are_an_error_and_leave_no_set() {
 /// What `args` does when the clock is off by so much.
 fn at(opsd: &Opsd, offset: &str, args: &[&str]) -> Run {
     let mut command = behind(&["faketime", "-f", offset], &opsd.command(args));
-    // Only the wall clock jumps.
-    command.env("DONT_FAKE_MONOTONIC", "1");
+    // Only the wall clock jumps; files tell the time of the disk's host.
+    command.env("DONT_FAKE_MONOTONIC", "1").env("NO_FAKE_STAT", "1");
     let run = finish(command);
     ended_well(&run);
     run

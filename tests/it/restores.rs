@@ -44,7 +44,7 @@ fn what_fails_after_the_rows_does_not_cost_the_rows() {
     let to = server.socket_url(SUPERUSER, &target);
     let restore = ["restore", "db", "--to", to.as_str(), "--json"];
     let run = opsd.run(&[&restore[..], &["--create"]].concat());
-    let run = run.expect_failure(1, &[&target, "all rows", "3 "]);
+    let run = run.expect_failure(1, &[&target, "all rows", "3 statements failed: "]);
     let listed = run.json()["failed"].clone();
     let listed: Vec<&str> = listed.as_array().unwrap().iter().map(|f| f.as_str().unwrap()).collect();
     for entry in failed {
@@ -152,6 +152,49 @@ fn a_locale_that_the_server_lacks_is_an_error_before_anything_is_made() {
     assert!(run.stdout.contains("xx_XX.UTF-8"), "{run}");
     server.drop_database(&target);
     server.drop_database(&database);
+}
+
+/// What the cluster has beside the database is none of its concern.
+#[test]
+fn only_roles_that_the_database_names_are_needed() {
+    let server = &Server::start(default_major(), &Options::default());
+    let roles = ["stranger", "Guest \"o", "owns", "sets"];
+    for role in roles {
+        server.psql("postgres", &format!("CREATE ROLE {}", identifier(role)));
+    }
+    let rename = |from: &dyn Fn(&str) -> String, to: &dyn Fn(&str) -> String| {
+        for role in roles {
+            let sql = format!("ALTER ROLE {} RENAME TO {}", identifier(&from(role)), identifier(&to(role)));
+            server.psql("postgres", &sql);
+        }
+    };
+    let (here, away) = (|role: &str| role.to_owned(), |role: &str| format!("{role} away"));
+    for (said, needed) in [
+        ("CREATE TABLE a AS SELECT 1 AS stranger_id", None),
+        ("CREATE TABLE a AS SELECT 1 AS id; GRANT SELECT ON a TO \"Guest \"\"o\"", Some("Guest \"o")),
+        ("CREATE SCHEMA s AUTHORIZATION owns", Some("owns")),
+        (
+            "DO $$ BEGIN EXECUTE format('ALTER ROLE sets IN DATABASE %I SET work_mem = %L',
+                                        current_database(), '5MB'); END $$",
+            Some("sets"),
+        ),
+    ] {
+        let (opsd, database) = site(server, said);
+        back_up(&opsd);
+        server.drop_database(&database);
+        rename(&here, &away);
+        let to = server.socket_url(SUPERUSER, &database);
+        let run = opsd.run(&["restore", "db", "--to", &to, "--create"]);
+        rename(&away, &here);
+        match needed {
+            None => drop(run.expect_code(0)),
+            Some(role) => {
+                let run = run.expect_failure(1, &["the server lacks roles of the set: ", role, "--globals"]);
+                assert!(!run.stderr.contains("stranger"), "{run}");
+                assert!(!server.databases().contains(&database), "{run}");
+            }
+        }
+    }
 }
 
 /// A role that owns everything and may make databases needs no superuser; also where it has taken the

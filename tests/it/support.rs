@@ -1,14 +1,17 @@
 //! What the integration tests stand on: servers, the binary, fixtures, comparison.
 
+pub mod certificates;
 pub mod compare;
 pub mod exporter;
 pub mod fixtures;
 pub mod many_sets;
+pub mod mosquitto;
 pub mod opsd;
 pub mod postgres;
 pub mod postgres_proxy;
 pub mod processes;
 pub mod prometheus;
+pub mod redis;
 pub mod s3;
 pub mod s3_proxy;
 pub mod sets;

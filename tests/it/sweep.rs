@@ -124,7 +124,8 @@ async fn exactly_the_orphans_go() {
     let plan = opsd.ok(&["backups", "sweep", "--dry-run"]);
     assert_eq!(files(&opsd), before, "a plan removes nothing");
     for line in [
-        "13 objects (13 B) and 3 unfinished uploads would go",
+        "site test: 13 objects (13 B) and 3 unfinished uploads to sweep\n",
+        "nothing was removed (dry run)\n",
         "remove  db/20261105T030000Z-bbbb  no manifest, and nothing written for 3d: its",
         "keep    db/20261110T030000Z-aaaa  written to 1m ago: may be in progress",
         "remove  db/20261106T030000Z-dddd  its run failed 3d ago",
@@ -137,7 +138,8 @@ async fn exactly_the_orphans_go() {
     assert!(plan.stdout.lines().all(|line| line.chars().count() <= 80), "{plan}");
 
     // Only one job's, where that is asked for; a name that is nowhere is an error.
-    opsd.ok(&["backups", "sweep", "gone"]);
+    let run = opsd.ok(&["backups", "sweep", "gone"]);
+    assert!(run.stdout.ends_with("removed 2 objects (2 B) and 0 unfinished uploads\n"), "{run}");
     let after = files(&opsd);
     let gone: Vec<&String> = before.difference(&after).filter(|key| !key.starts_with(".opsd-tmp/")).collect();
     assert!(gone.len() == 2 && gone.iter().all(|key| key.starts_with("test/gone/")), "{gone:?}");
@@ -154,7 +156,8 @@ async fn exactly_the_orphans_go() {
     assert_eq!(files(&opsd), staying);
     // Once more: nothing is left to do.
     let again = opsd.ok(&["backups", "sweep"]);
-    assert!(again.stdout.contains("nothing to sweep") && again.stderr.is_empty(), "{again}");
+    assert!(again.stdout.contains("nothing to sweep"), "{again}");
+    assert!(again.stdout.ends_with("nothing was removed\n") && again.stderr.is_empty(), "{again}");
     assert_eq!(files(&opsd), staying);
 }
 

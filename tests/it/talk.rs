@@ -86,12 +86,16 @@ fn one_recipient_alone_is_mentioned_where_it_can_be_changed() {
 fn who_asks_for_more_gets_the_summary_without_a_terminal() {
     let (server, opsd, database) = site();
     let run = opsd.ok(&["backup", "-v"]);
-    for said in ["stored and signed in ", &format!("{database}: 1 tables, 100 rows"), "to prove the set"] {
+    for said in ["stored and signed in ", &format!("{database}: 1 table, 100 rows"), "to prove the set"] {
         assert!(run.stderr.contains(said), "{said}: {run}");
     }
     assert_eq!(run.stdout, "");
     let run = opsd.ok(&["-v", "restore", "--verify"]);
     assert!(run.stderr.contains("PROVEN, every row came back") && run.stderr.contains(" in all: "), "{run}");
+    assert!(run.stderr.contains(&format!("{database}: 1 of 1 table proven, 100 rows\n")), "{run}");
+    let run = opsd.ok(&["backups", "show", &crate::support::sets::complete(&opsd)[0]]);
+    assert!(run.stdout.contains(" 1 table, 100 rows, "), "{run}");
+    assert!(run.stdout.contains(&format!("{database}: 1 of 1 table proven, 100 rows\n")), "{run}");
     let target = format!("{database}_back");
     let to = server.socket_url(SUPERUSER, &target);
     let run = opsd.ok(&["restore", "db", "--to", &to, "--create", "-v"]);

@@ -142,7 +142,7 @@ fn row(out: &mut String, [id, age, databases, rows, stored, state]: [&str; 6]) {
 }
 
 fn counted(sets: &[Summary]) -> String {
-    let mut parts = vec![output::counted(sets.len(), "set")];
+    let mut parts = vec![output::counted(sets.len() as u64, "set")];
     for state in ["incomplete", "failed", "refused"] {
         match sets.iter().filter(|s| s.state == state).count() {
             0 => {}

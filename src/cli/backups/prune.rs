@@ -125,7 +125,7 @@ async fn planned_and_followed(
         [] => Ok(()),
         [first, ..] => Err(Error::new(format!(
             "{} could not be removed, the first of them {}: {}",
-            counted(failed.len(), "set"),
+            counted(failed.len() as u64, "set"),
             first.id,
             first.error.as_deref().unwrap_or_default()
         ))
@@ -221,7 +221,7 @@ fn outcome(document: &Document) -> String {
         (false, 0) => "nothing was removed".to_owned(),
         (false, n) => {
             let freed = output::size(removed().filter_map(|s| s.bytes).sum());
-            format!("removed {} ({freed})", counted(n, "set"))
+            format!("removed {} ({freed})", counted(n as u64, "set"))
         }
     }
 }
@@ -229,7 +229,7 @@ fn outcome(document: &Document) -> String {
 fn text(job: &Job) -> String {
     let goes = job.sets.iter().filter(|s| s.action == "remove").count();
     let freed = output::size(job.sets.iter().filter_map(|s| s.bytes).sum());
-    let sets = counted(job.sets.len(), "set");
+    let sets = counted(job.sets.len() as u64, "set");
     let mut out = match &job.frozen {
         Some(_) => format!("job {}: {sets}, nothing is removed\n", job.job),
         None if goes == 0 => format!("job {}: {sets}, all stay\n", job.job),

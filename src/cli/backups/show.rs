@@ -182,7 +182,7 @@ fn describe(set: &Loaded, now: DateTime<Utc>) -> String {
 fn describe_database(out: &mut String, manifest: &Manifest, database: &Database) {
     let _ = writeln!(out, "\ndatabase {}", clean(&database.name));
     let counts = if rows_known(manifest) {
-        format!("{} tables, {} rows, ", output::count(database.tables), output::count(database.rows))
+        format!("{}, {}, ", output::counted(database.tables, "table"), output::counted(database.rows, "row"))
     } else {
         String::new()
     };
@@ -229,11 +229,11 @@ fn describe_record(out: &mut String, record: &Verification) {
     }
     for database in &record.databases {
         let proven = format!(
-            "{}: {} of {} tables proven, {} rows",
+            "{}: {} of {} proven, {}",
             database.name,
             output::count(database.tables_proven),
-            output::count(database.tables_total),
-            output::count(database.rows)
+            output::counted(database.tables_total, "table"),
+            output::counted(database.rows, "row")
         );
         out.push_str(&wrapped("    ", &proven));
         for difference in &database.differences {

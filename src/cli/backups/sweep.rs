@@ -122,6 +122,7 @@ async fn planned_and_followed(
             }
         }
     }
+    say(outcome(&document))?;
     if args.json {
         output::json(&document)?;
     }
@@ -166,20 +167,31 @@ fn line(item: &Item) -> Line {
     }
 }
 
+/// What was done, which the plan alone does not tell.
+fn outcome(document: &Document) -> String {
+    match amount(document, |line| line.removed == Some(true)) {
+        Some(amount) => format!("removed {amount}"),
+        None if document.dry_run => "nothing was removed (dry run)".to_owned(),
+        None => "nothing was removed".to_owned(),
+    }
+}
+
+/// How much these lines are in all; nothing where there are none.
+fn amount(document: &Document, is_meant: impl Fn(&Line) -> bool) -> Option<String> {
+    let lines: Vec<&Line> = document.items.iter().filter(|line| is_meant(line)).collect();
+    let objects: usize = lines.iter().map(|l| l.objects.len()).sum();
+    let uploads: usize = lines.iter().map(|l| l.uploads.len()).sum();
+    let freed = output::size(lines.iter().map(|l| l.bytes).sum());
+    (!lines.is_empty()).then(|| {
+        let uploads = counted(uploads as u64, "unfinished upload");
+        format!("{} ({freed}) and {uploads}", counted(objects as u64, "object"))
+    })
+}
+
 fn text(document: &Document) -> String {
-    let goes: Vec<&Line> = document.items.iter().filter(|l| l.action == "remove").collect();
-    let freed = output::size(goes.iter().map(|l| l.bytes).sum());
-    let objects: usize = goes.iter().map(|l| l.objects.len()).sum();
-    let uploads: usize = goes.iter().map(|l| l.uploads.len()).sum();
-    let would = if document.dry_run { "would go" } else { "go" };
-    let mut out = match goes.len() {
-        0 => format!("site {}: nothing to sweep\n", document.site),
-        _ => format!(
-            "site {}: {} ({freed}) and {} {would}\n",
-            document.site,
-            counted(objects, "object"),
-            counted(uploads, "unfinished upload")
-        ),
+    let mut out = match amount(document, |line| line.action == "remove") {
+        None => format!("site {}: nothing to sweep\n", document.site),
+        Some(amount) => format!("site {}: {amount} to sweep\n", document.site),
     };
     for line in &document.items {
         out.push_str(&wrapped(&format!("  {:<6}  {}  ", line.action, line.place), &line.reason));

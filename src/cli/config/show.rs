@@ -4,11 +4,10 @@
 
 use serde_json::{Map, Value, json};
 
+use super::monitors::monitor;
 use crate::cli::output;
 use crate::config::monitoring::{Auth, RedisAddress, SecretSource};
-use crate::config::{
-    BackupJob, Config, Databases, Exporter, Location, Monitor, MonitorKind, Postgres, Redis,
-};
+use crate::config::{BackupJob, Config, Databases, Exporter, Location, Postgres, Redis};
 use crate::error::Result;
 
 /// Where a section stands, and its keys in the order they are shown.
@@ -109,27 +108,10 @@ fn redis(server: &Redis) -> Vec<(&'static str, Value)> {
         Some(SecretSource::File(file)) => entries.push(("password_file", json!(file))),
         Some(SecretSource::Value(secret)) => entries.push(("password", json!(secret.to_string()))),
     }
-    entries
-}
-
-fn monitor(monitor: &Monitor) -> Vec<(&'static str, Value)> {
-    let mut entries = match &monitor.kind {
-        MonitorKind::Postgres { server, databases } => {
-            let databases = match databases {
-                Databases::Url => Value::Null,
-                Databases::All => json!(["*"]),
-                Databases::Named(names) => json!(names),
-            };
-            vec![("postgres", json!(server)), ("databases", databases)]
-        }
-    };
-    let metrics: Vec<&str> = monitor.replaced.iter().map(|metric| metric.name).collect();
-    entries.extend([
-        ("interval", json!(exact_duration(monitor.interval.as_secs()))),
-        ("timeout", json!(exact_duration(monitor.timeout.as_secs()))),
-        ("max_series", json!(monitor.max_series)),
-        ("thresholds_changed", json!(Some(metrics).filter(|names| !names.is_empty()))),
-    ]);
+    entries.push(("ca_file", json!(server.ca_file)));
+    if let Some((cert, key)) = &server.client {
+        entries.extend([("cert_file", json!(cert)), ("key_file", json!(key))]);
+    }
     entries
 }
 

@@ -41,7 +41,9 @@ fn defaults() {
     let monitor = &config.monitor["main-db"];
     assert_eq!((monitor.interval, monitor.timeout), (INTERVAL, TIMEOUT));
     assert_eq!((monitor.max_series, monitor.thresholds.len()), (5_000, 0));
-    let MonitorKind::Postgres { server, databases } = &monitor.kind;
+    let MonitorKind::Postgres { server, databases } = &monitor.kind else {
+        panic!("{monitor:?}");
+    };
     assert_eq!((server.as_str(), databases), ("main", &Databases::Url));
     assert_eq!(config.exporter.listen.to_string(), "127.0.0.1:9911");
     assert!(matches!(config.exporter.auth, Auth::None));

@@ -186,3 +186,10 @@ impl Scrape {
         Some(labels.split("state=\"").nth(1)?.split('"').next()?.to_owned())
     }
 }
+
+/// Collects once, as `exporter --textfile` does.
+pub fn collected(opsd: &Opsd) -> Scrape {
+    let file = opsd.path("collected.prom");
+    opsd.ok(&["exporter", "--textfile", file.to_str().expect("a UTF-8 path")]);
+    Scrape::parse(&std::fs::read_to_string(&file).expect("read the textfile"))
+}

@@ -199,7 +199,7 @@ impl Opsd {
     /// The command with its configuration written and its environment set, for tests that start it
     /// themselves. Global arguments stand before `args`.
     pub fn command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
-        std::fs::write(self.path("opsd.toml"), self.config()).expect("write opsd.toml");
+        write_private(&self.path("opsd.toml"), &self.config());
         let mut command = Command::new(env!("CARGO_BIN_EXE_opsd"));
         command
             .env_clear()

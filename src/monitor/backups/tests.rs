@@ -1,0 +1,82 @@
+//! Credentials that may not do everything, and a store that does not answer.
+
+use super::*;
+use crate::metrics::{self, Metric};
+use crate::store::faulty::{Fault, FaultyStore, Operation, Rule};
+use crate::store::memory::MemoryStore;
+
+const ID: &str = "20261121T030000Z-7f3a";
+
+fn target() -> Target {
+    Target {
+        name: "backups".into(),
+        site: "test".into(),
+        repository: Repository {
+            location: crate::config::Location::File("/nowhere".into()),
+            endpoint: None,
+            region: None,
+            path_style: false,
+        },
+        trusted_keys: Vec::new(),
+        recipients: Vec::new(),
+        jobs: BTreeMap::from([("db".into(), Some(Duration::from_secs(3600)))]),
+        all: true,
+        rpo: None,
+        store: None,
+        known: BTreeMap::new(),
+    }
+}
+
+async fn collect(operation: Operation, error: StoreError) -> Result<Collected, Failure> {
+    let store = MemoryStore::new();
+    store.overwrite(&format!("test/db/{ID}/manifest.json"), "{}");
+    store.overwrite(&format!("test/db/{ID}/app/schema.pgdump.zst.age"), "12345");
+    let store = FaultyStore::new(Arc::new(store), vec![Rule::new(operation, 0, Fault::Fail(error))]);
+    target().read(&store).await
+}
+
+fn value(found: &Collected, metric: &'static Metric, state: Option<&str>) -> Option<f64> {
+    let matches = |s: &&crate::metrics::Sample| {
+        s.metric == metric && state.is_none_or(|state| s.label("state") == Some(state))
+    };
+    found.samples.iter().find(matches).map(|s| s.value)
+}
+
+#[tokio::test]
+async fn a_listing_alone_tells_what_it_tells() {
+    let found = collect(Operation::Read, StoreError::Denied("no".into())).await.unwrap();
+    let failure = found.concerns[1].failure.as_ref().unwrap();
+    assert_eq!((found.concerns[1].name, failure.reason), ("manifests", Reason::Permission));
+    assert_eq!(value(&found, &metrics::BACKUP_STORED, None), Some(7.0));
+    assert_eq!(value(&found, &metrics::BACKUP_SETS, Some("complete")), Some(1.0));
+    assert_eq!(value(&found, &metrics::BACKUP_LISTED_TIMESTAMP, None), Some(1_795_230_000.0));
+    assert_eq!(value(&found, &metrics::BACKUP_RECOVERY_POINT_STATE, Some("unknown")), Some(1.0));
+    for absent in [
+        &metrics::BACKUP_RECOVERY_POINT_TIMESTAMP,
+        &metrics::BACKUP_SIGNATURE_STATE,
+        &metrics::BACKUP_REHEARSAL_STATE,
+    ] {
+        assert_eq!(value(&found, absent, None), None, "{}", absent.name);
+    }
+}
+
+#[tokio::test]
+async fn without_a_listing_there_is_nothing_to_tell() {
+    let failure = collect(Operation::List, StoreError::Denied("no".into())).await.unwrap_err();
+    assert_eq!(failure.reason, Reason::Permission);
+    assert!(failure.error.hint().unwrap().contains("may list"), "{failure}");
+    let failure = collect(Operation::List, StoreError::Other("gone".into())).await.unwrap_err();
+    assert_eq!(failure.reason, Reason::Unreachable);
+}
+
+#[tokio::test]
+async fn a_store_that_does_not_answer_refuses_no_set() {
+    let found = collect(Operation::Read, StoreError::Other("broken".into())).await.unwrap();
+    assert_eq!(found.concerns[1].failure.as_ref().unwrap().reason, Reason::Unreachable);
+    assert_eq!(value(&found, &metrics::BACKUP_SETS, Some("refused")), Some(0.0));
+    // Something that is no manifest is one thing, a store that fails another.
+    let found = collect(Operation::Delete, StoreError::Other("never asked".into())).await.unwrap();
+    assert_eq!(value(&found, &metrics::BACKUP_SETS, Some("refused")), Some(1.0));
+    assert_eq!(value(&found, &metrics::BACKUP_RECOVERY_POINT_STATE, Some("missing")), Some(1.0));
+    assert!(found.concerns[1].failure.is_none());
+}

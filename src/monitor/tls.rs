@@ -1,0 +1,250 @@
+//! Certificates: those that a server shows in a handshake, and those in files.
+//!
+//! The handshake goes through whatever is wrong with the certificates, so that each of them is seen;
+//! whether they hold is a figure of its own. Nothing is sent after it.
+//! Deliberately absent: revocation lists, STARTTLS, and weak versions of TLS, which rustls does not speak.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use async_trait::async_trait;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
+use tokio_rustls::TlsConnector;
+
+use super::trust::{self, place};
+use super::{Collected, Concern, Failure, Monitor, Reason, tcp};
+use crate::config::Threshold;
+use crate::config::monitoring::{Bound, Tls};
+use crate::error::{Error, Result};
+use crate::metrics::{self, Metric, Sample, states};
+
+const DAY: f64 = 86_400.0;
+
+/// certbot renews thirty days before; whoever has not in ten will not by itself.
+pub static THRESHOLDS: &[Threshold] = &[
+    Threshold {
+        metric: &metrics::TLS_EXPIRY_TIMESTAMP,
+        state: None,
+        warning: Some(Bound::Below(20.0 * DAY)),
+        critical: Some(Bound::Below(7.0 * DAY)),
+    },
+    bad("expired"),
+    bad("not_yet_valid"),
+    bad("unknown_issuer"),
+    bad("wrong_name"),
+    bad("revoked"),
+    bad("invalid"),
+    Threshold {
+        metric: &metrics::TLS_FILE_UP,
+        state: None,
+        warning: None,
+        critical: Some(Bound::Below(0.5)),
+    },
+];
+
+const fn bad(state: &'static str) -> Threshold {
+    Threshold {
+        metric: &metrics::TLS_VERIFICATION_STATE,
+        state: Some(std::borrow::Cow::Borrowed(state)),
+        warning: None,
+        critical: Some(Bound::Above(0.5)),
+    }
+}
+
+const STATES: &[&str] =
+    &["verified", "expired", "not_yet_valid", "unknown_issuer", "wrong_name", "revoked", "invalid"];
+
+/// A monitor of certificates.
+pub struct Target {
+    name: String,
+    tls: Tls,
+}
+
+/// A monitor that has seen nothing yet.
+pub fn open(name: &str, tls: &Tls) -> Target {
+    Target { name: name.to_owned(), tls: tls.clone() }
+}
+
+#[async_trait]
+impl Monitor for Target {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn collect(&mut self) -> Result<Collected, Failure> {
+        let (mut samples, mut concerns) = (Vec::new(), Vec::new());
+        if !self.tls.files.is_empty() {
+            let files = self.tls.files.clone();
+            let read = tokio::task::spawn_blocking(move || {
+                files
+                    .into_iter()
+                    .map(|file| (file.display().to_string(), trust::certificates(&file)))
+                    .collect::<Vec<_>>()
+            });
+            let read = read.await.map_err(|e| Failure::new(Reason::Internal, Error::new(e)))?;
+            let mut broken = None;
+            for (source, found) in read {
+                match found.and_then(|found| of_chain(&source, &found)) {
+                    Ok(found) => {
+                        samples.push(Sample::new(&metrics::TLS_FILE_UP, [&source], 1.0));
+                        samples.extend(found);
+                    }
+                    Err(error) => {
+                        samples.push(Sample::new(&metrics::TLS_FILE_UP, [&source], 0.0));
+                        broken.get_or_insert(Failure::new(Reason::Refused, error));
+                    }
+                }
+            }
+            concerns.push(Concern { name: "files", failure: broken });
+        }
+        if self.tls.address.is_some() {
+            match self.handshake().await {
+                Ok(found) => {
+                    samples.extend(found);
+                    concerns.push(Concern { name: "handshake", failure: None });
+                }
+                // Files tell something also while the server is down.
+                Err(failure) if samples.is_empty() => return Err(failure),
+                Err(failure) => concerns.push(Concern { name: "handshake", failure: Some(failure) }),
+            }
+        }
+        Ok(Collected { samples, concerns })
+    }
+}
+
+impl Target {
+    async fn handshake(&self) -> Result<Vec<Sample>, Failure> {
+        let Some(address) = &self.tls.address else { return Ok(Vec::new()) };
+        let internal = |error: Error| Failure::new(Reason::Internal, error);
+        let inner = trust::verifier(self.tls.ca_file.as_deref()).map_err(internal)?;
+        let witness = Arc::new(Witness { inner, seen: Mutex::default() });
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|e| internal(Error::new(e)))?
+            .dangerous()
+            .with_custom_certificate_verifier(witness.clone())
+            .with_no_client_auth();
+        // A resumed session shows no certificate.
+        config.resumption = rustls::client::Resumption::disabled();
+        let name = self.tls.server_name.as_deref().unwrap_or(&address.host).to_owned();
+        let name = ServerName::try_from(name).map_err(|e| internal(Error::new(e)))?;
+        let started = Instant::now();
+        let stream = tcp::connect(address).await?;
+        let shaken = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+        let took = started.elapsed().as_secs_f64();
+        let seen = witness.seen.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut samples = Vec::new();
+        match (&shaken, &seen) {
+            // A server that wants a client's certificate has shown its own all the same.
+            (Err(error), None) => {
+                let error = Error::new(error).context(format!("cannot shake hands with {}", place(address)));
+                return Err(Failure::new(Reason::Tls, error));
+            }
+            (Err(_), Some(_)) => {}
+            (Ok(stream), _) => {
+                samples.push(Sample::plain(&metrics::TLS_HANDSHAKE, took));
+                if let Some(version) = stream.get_ref().1.protocol_version() {
+                    let version = version.as_str().unwrap_or("unknown").replace("TLSv1_", "1.");
+                    samples.push(Sample::new(&metrics::TLS_PROTOCOL, [&version], 1.0));
+                }
+            }
+        }
+        if let Some((chain, state)) = seen {
+            samples.extend(states(&metrics::TLS_VERIFICATION_STATE, &[], STATES, state));
+            let found = of_chain("handshake", &chain);
+            samples.extend(found.map_err(|error| Failure::new(Reason::Protocol, error))?);
+        }
+        Ok(samples)
+    }
+}
+
+/// Expiry of each certificate, and of the first to expire.
+fn of_chain(source: &str, chain: &[CertificateDer<'_>]) -> Result<Vec<Sample>> {
+    let mut samples = Vec::new();
+    let mut first = f64::INFINITY;
+    for (position, certificate) in chain.iter().enumerate() {
+        let shown = trust::shown(certificate)?;
+        let expiry = shown.not_after.as_secs_f64();
+        first = first.min(expiry);
+        let labels = [source, &position.to_string(), &shown.subject];
+        samples.push(Sample::new(&metrics::TLS_CERTIFICATE_EXPIRY_TIMESTAMP, labels, expiry));
+    }
+    samples.push(Sample::new(&metrics::TLS_EXPIRY_TIMESTAMP, [source], first));
+    Ok(samples)
+}
+
+/// Looks at the certificates, remembers what is thought of them, and lets the handshake go on.
+#[derive(Debug)]
+struct Witness {
+    inner: Arc<rustls::client::WebPkiServerVerifier>,
+    seen: Mutex<Option<(Vec<CertificateDer<'static>>, &'static str)>>,
+}
+
+impl ServerCertVerifier for Witness {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verdict =
+            self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        let chain = std::iter::once(end_entity).chain(intermediates).map(|c| c.clone().into_owned());
+        let state = verdict.as_ref().map_or_else(state, |_| "verified");
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some((chain.collect(), state));
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+fn state(error: &rustls::Error) -> &'static str {
+    use CertificateError as C;
+    let rustls::Error::InvalidCertificate(certificate) = error else { return "invalid" };
+    match certificate {
+        C::Expired | C::ExpiredContext { .. } => "expired",
+        C::NotValidYet | C::NotValidYetContext { .. } => "not_yet_valid",
+        C::UnknownIssuer => "unknown_issuer",
+        C::NotValidForName | C::NotValidForNameContext { .. } => "wrong_name",
+        C::Revoked => "revoked",
+        _ => "invalid",
+    }
+}
+
+/// `verified, expires 2026-11-21`.
+pub fn headline(samples: &[Sample]) -> String {
+    let of = |metric: &'static Metric| samples.iter().filter(move |sample| sample.metric == metric);
+    let state = of(&metrics::TLS_VERIFICATION_STATE).find(|sample| sample.value == 1.0);
+    let mut parts: Vec<String> =
+        state.and_then(|s| s.label("state")).map(str::to_owned).into_iter().collect();
+    let first = of(&metrics::TLS_EXPIRY_TIMESTAMP).map(|sample| sample.value).reduce(f64::min);
+    if let Some(time) = first.and_then(|time| chrono::DateTime::from_timestamp(time as i64, 0)) {
+        parts.push(format!("first expires {}", time.format("%Y-%m-%d")));
+    }
+    parts.join(", ")
+}

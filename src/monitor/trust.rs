@@ -1,0 +1,90 @@
+//! The TLS side of probes: whom to trust, and what a certificate says. Used by http, tls and mqtt.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+use x509_cert::der::Decode;
+
+use crate::config::monitoring::Tcp;
+use crate::error::{Context, Error, Result};
+
+/// A verifier that trusts the authorities in a file, or the system's.
+pub fn verifier(ca_file: Option<&Path>) -> Result<Arc<WebPkiServerVerifier>> {
+    let mut roots = RootCertStore::empty();
+    let found = match ca_file {
+        Some(path) => certificates(path)?,
+        None => rustls_native_certs::load_native_certs().certs,
+    };
+    roots.add_parsable_certificates(found);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().map_err(|error| {
+        Error::new(error)
+            .context("cannot set up TLS")
+            .with_hint("install the ca-certificates package, or set ca_file")
+    })
+}
+
+/// How to speak TLS as a client, with or without a certificate of one's own.
+pub fn client(ca_file: Option<&Path>, own: Option<&(PathBuf, PathBuf)>) -> Result<ClientConfig> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| Error::new(e).context("cannot set up TLS"))?
+        .with_webpki_verifier(verifier(ca_file)?);
+    let Some((cert, key)) = own else { return Ok(builder.with_no_client_auth()) };
+    let chain = certificates(cert)?;
+    let key = PrivateKeyDer::from_pem_file(key)
+        .map_err(|e| Error::new(e).with_hint("the key must be PEM and not encrypted"))
+        .with_context(|| format!("cannot read key {}", key.display()))?;
+    builder
+        .with_client_auth_cert(chain, key)
+        .map_err(|e| Error::new(e).context(format!("client certificate {}", cert.display())))
+}
+
+/// Every certificate in a PEM file; none is an error.
+pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
+    let found = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(Error::new)
+        .with_context(|| format!("cannot read certificates {}", path.display()))?;
+    if found.is_empty() {
+        return Err(Error::new(format!("{} holds no PEM certificate", path.display())));
+    }
+    Ok(found)
+}
+
+/// What is shown of a certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// Its common name, or, without one, all of its subject.
+    pub subject: String,
+    /// Until when it is valid, since 1970.
+    pub not_after: Duration,
+}
+
+/// Longest subject that becomes a label.
+const SUBJECT_MAX: usize = 100;
+
+/// Reads what is shown of a certificate.
+pub fn shown(certificate: &CertificateDer<'_>) -> Result<Shown> {
+    let parsed = x509_cert::Certificate::from_der(certificate)
+        .map_err(|e| Error::new(e).context("a certificate is damaged"))?;
+    let subject = parsed.tbs_certificate.subject.to_string();
+    let name = subject.split([',', '+']).find_map(|part| part.trim().strip_prefix("CN="));
+    let subject = name.unwrap_or(&subject).chars().take(SUBJECT_MAX).collect();
+    Ok(Shown { subject, not_after: parsed.tbs_certificate.validity.not_after.to_unix_duration() })
+}
+
+/// An address for messages.
+pub fn place(address: &Tcp) -> String {
+    if address.host.contains(':') {
+        format!("[{}]:{}", address.host, address.port)
+    } else {
+        format!("{}:{}", address.host, address.port)
+    }
+}
