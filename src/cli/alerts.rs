@@ -56,7 +56,7 @@ pub async fn run(args: Args, shutdown: &Shutdown) -> Result<u8> {
         let quiet = findings.iter().filter(|finding| finding.state == State::Quiet).count();
         text.push_str(&format!(
             "{}, {never} can never fire, {quiet} quiet\n",
-            output::counted(rules.len(), "rule")
+            output::counted(rules.len() as u64, "rule")
         ));
         output::text(text)?;
     }
