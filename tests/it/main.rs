@@ -25,6 +25,7 @@ mod cli;
 mod complaints;
 mod containers;
 mod contract;
+mod dashboards;
 mod databases;
 mod demo;
 mod dropped;
