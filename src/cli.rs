@@ -3,6 +3,7 @@
 //! The only module that knows clap. A new command is one file under `cli/`, one variant of
 //! [`Command`] and one arm in [`run`].
 
+pub mod alerts;
 pub mod backup;
 pub mod backups;
 pub mod check;
@@ -147,6 +148,8 @@ pub enum Command {
     Check(check::Args),
     /// Show each target, its verdict and the figure that matters
     Status(status::Args),
+    /// Find alerting rules that can never fire
+    Alerts(alerts::Args),
     /// List every metric that is exported
     Metrics(metrics::Args),
     /// Print completions for a shell
@@ -180,6 +183,7 @@ pub async fn run(cli: Cli, shutdown: &Shutdown) -> Result<u8> {
     let global = &cli.global;
     let done = match cli.command {
         Command::Check(args) => return check::run(args, global, shutdown).await,
+        Command::Alerts(args) => return alerts::run(args, shutdown).await,
         Command::Backup(args) => {
             let work = async |config| backup::run(args, &config, global, shutdown).await;
             global.with_config(KeyAdvice::Said, work).await

@@ -7,7 +7,8 @@
 //! - [`exporter`]: serves what was collected;
 //! - [`check`]: thresholds, from figures to a verdict;
 //! - [`backup`], [`restore`], [`monitor`]: the work;
-//! - [`set`], [`postgres`]: what a set is; how to talk to PostgreSQL and its tools;
+//! - [`set`], [`postgres`], [`rules`]: what a set is; how to talk to PostgreSQL and its tools; what
+//!   Prometheus's rules need;
 //! - [`store`]: bytes under keys;
 //! - [`config`], [`process`], [`progress`], [`shutdown`]: what the rest stands on;
 //! - [`metrics`]: the catalogue of what is measured, which the configuration's thresholds name, too;
@@ -27,6 +28,7 @@ pub mod postgres;
 pub mod process;
 pub mod progress;
 pub mod restore;
+pub mod rules;
 pub mod set;
 pub mod shutdown;
 pub mod store;

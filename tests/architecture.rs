@@ -15,7 +15,7 @@ const TIERS: &[&[&str]] = &[
     &["exporter"],
     &["check"],
     &["backup", "restore", "monitor"],
-    &["set", "postgres"],
+    &["set", "postgres", "rules"],
     &["store"],
     &["config", "process", "progress", "shutdown"],
     &["metrics"],

@@ -15,6 +15,7 @@
 
 mod support;
 
+mod alerts;
 mod assertions;
 mod aws_chain;
 mod backups;
@@ -24,6 +25,7 @@ mod cli;
 mod complaints;
 mod containers;
 mod contract;
+mod dashboards;
 mod databases;
 mod demo;
 mod dropped;

@@ -44,15 +44,24 @@ impl Prometheus {
         prometheus
     }
 
-    /// The series that an expression returns now, with their labels.
+    /// Where it is.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The series that an expression returns now, with their labels; none while it cannot be asked.
     pub fn query(&self, expression: &str) -> Vec<serde_json::Value> {
+        self.answer(expression).unwrap_or_default()
+    }
+
+    /// The same; an expression that fails is an error.
+    pub fn answer(&self, expression: &str) -> Result<Vec<serde_json::Value>, String> {
         let encoded = percent_encoding::utf8_percent_encode(expression, percent_encoding::NON_ALPHANUMERIC);
-        // HTTP/1.0 semantics: the answer may come in chunks, of which only the JSON counts.
-        let (_, _, body) = request(&self.address, "GET", &format!("/api/v1/query?query={encoded}"), &[]);
-        let json = body.find('{').map_or("", |start| &body[start..]);
-        let json = json.rfind('}').map_or("", |end| &json[..=end]);
-        let answer: serde_json::Value = serde_json::from_str(json).unwrap_or_default();
-        answer["data"]["result"].as_array().cloned().unwrap_or_default()
+        let (_, head, body) = request(&self.address, "GET", &format!("/api/v1/query?query={encoded}"), &[]);
+        let is_chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
+        let body = if is_chunked { joined(&body) } else { body };
+        let answer: serde_json::Value = serde_json::from_str(&body).unwrap_or_default();
+        answer["data"]["result"].as_array().cloned().ok_or(body)
     }
 
     /// Waits until an expression returns something.
@@ -64,6 +73,17 @@ impl Prometheus {
         });
         found
     }
+}
+
+/// What chunks hold.
+fn joined(body: &str) -> String {
+    let (mut text, mut rest) = (String::new(), body);
+    while let Some((size, after)) = rest.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).expect("the size of a chunk");
+        text.push_str(&after[..size]);
+        rest = &after[(size + 2).min(after.len())..];
+    }
+    text
 }
 
 impl Drop for Prometheus {
