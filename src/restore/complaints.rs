@@ -258,26 +258,31 @@ pub fn complaints(stderr: &str, entries: &[Entry]) -> Vec<Complaint> {
 
 /// The same, behind what it complained of and is harmless.
 fn taken_apart(stderr: &str, entries: &[Entry]) -> (Vec<String>, Vec<Complaint>) {
-    let mut warnings = Vec::new();
     const ERROR: &str = "pg_restore: error: ";
+    let lines: Vec<&str> = stderr.lines().collect();
+    let (lines, warnings) = without_harmless(&lines);
     let mut found = Vec::new();
-    let mut lines = stderr.lines().peekable();
+    let mut lines = lines.into_iter().peekable();
     while let Some(line) = lines.next() {
-        let Some(text) = line.strip_prefix(ERROR) else { continue };
+        let Some(text) = line.strip_prefix(ERROR) else {
+            // The error that it belongs to was taken for a harmless one.
+            if let Some(command) = line.strip_prefix(COMMAND) {
+                let (id, object) = object_of(command, entries);
+                let message = "what pg_restore said of it is not understood".to_owned();
+                found.push(Complaint { id, object, message, fault: Fault::Trouble });
+            }
+            continue;
+        };
         let mut rest = String::new();
         while let Some(more) = lines.next_if(|next| !next.starts_with("pg_restore: ")) {
             rest.push_str(more);
             rest.push('\n');
         }
-        if HARMLESS.iter().any(|(error, command)| *error == line && *command == rest.trim()) {
-            warnings.push(line.to_owned());
-            continue;
-        }
         // The last one: what a function raises may have such a line, too. A COPY has none.
         let at =
             if text.starts_with(ROWS_REFUSED) { None } else { format!("\n{rest}").rfind("\nCommand was: ") };
         let (details, command) = rest.split_at(at.unwrap_or(rest.len()));
-        let command = command.strip_prefix("Command was: ").unwrap_or_default();
+        let command = command.strip_prefix(COMMAND).unwrap_or_default();
         let message = masked_text(text, details);
         let is_refused = text.starts_with(REFUSED) || text.starts_with(ROWS_REFUSED);
         let fault = if !is_refused || is_environment(text) {
@@ -340,6 +345,8 @@ fn failure(exit: &Exit, entries: &[Entry]) -> Error {
     if found.is_empty() { error } else { error.with_hint(HINT) }
 }
 
+/// What stands before the statement that failed.
+const COMMAND: &str = "Command was: ";
 /// Of a server older than pg_restore.
 pub const HARMLESS_TIMEOUT: &str = "pg_restore: error: could not execute query: ERROR:  unrecognized configuration parameter \"transaction_timeout\"";
 
@@ -408,15 +415,10 @@ pub fn judge_after_rows(exit: &Exit, entries: &[Entry]) -> (Vec<String>, Vec<Com
 fn harmless(lines: &[String]) -> Option<Vec<String>> {
     let (last, lines) = lines.split_last()?;
     last.strip_prefix("pg_restore: warning: errors ignored on restore: ")?.parse::<u32>().ok()?;
-    let mut complaints = Vec::new();
-    let mut lines = lines.iter().map(String::as_str);
-    while let Some(line) = lines.next() {
-        if let Some((_, command)) = HARMLESS.iter().find(|(error, _)| *error == line) {
-            if lines.next() != Some(command) {
-                return None;
-            }
-            complaints.push(line.to_owned());
-        } else if line.starts_with("pg_restore: warning: ") {
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    let (rest, mut complaints) = without_harmless(&lines);
+    for line in rest {
+        if line.starts_with("pg_restore: warning: ") {
             complaints.push(masked(line));
         } else if !line.starts_with("pg_restore: while ") && !line.starts_with("pg_restore: from TOC entry ")
         {
@@ -424,6 +426,30 @@ fn harmless(lines: &[String]) -> Option<Vec<String>> {
         }
     }
     Some(complaints)
+}
+
+/// What is left without harmless errors and as many of their commands, and those errors. With `--jobs`
+/// several processes write at once, so that a command need not stand right behind its error. Text of the
+/// database's choosing that looks like both leaves the command that it really was.
+fn without_harmless<'l>(lines: &[&'l str]) -> (Vec<&'l str>, Vec<String>) {
+    let (mut rest, mut complaints) = (lines.to_vec(), Vec::new());
+    for (error, command) in HARMLESS {
+        let count = |wanted: &str| lines.iter().filter(|line| **line == wanted).count();
+        let pairs = count(error).min(count(command));
+        let (mut errors, mut commands) = (pairs, pairs);
+        rest.retain(|line| {
+            let left = match *line {
+                line if line == error => &mut errors,
+                line if line == command => &mut commands,
+                _ => return true,
+            };
+            let is_one = *left > 0;
+            *left = left.saturating_sub(1);
+            !is_one
+        });
+        complaints.extend(std::iter::repeat_n(error.to_owned(), pairs));
+    }
+    (rest, complaints)
 }
 
 #[cfg(test)]
@@ -444,6 +470,30 @@ mod tests {
     const TIMEOUT: &str = "pg_restore: error: could not execute query: ERROR:  unrecognized configuration parameter \"transaction_timeout\"\nCommand was: SET transaction_timeout = 0;\n";
     const PUBLIC: &str = "pg_restore: error: could not execute query: ERROR:  schema \"public\" already exists\nCommand was: CREATE SCHEMA public;\n\n\n";
 
+    /// Under load, one process of pg_restore wrote between another's error and its command.
+    #[test]
+    fn a_harmless_complaint_in_the_middle_of_another_is_taken_out() {
+        let (error, command) = TIMEOUT.split_at(TIMEOUT.find("Command").unwrap());
+        let other = "pg_restore: error: could not execute query: ERROR:  relation \"x\" already exists\n";
+        let theirs = "Command was: CREATE INDEX x ON t (id);\n";
+        let said = format!("{error}{other}{command}{theirs}{}", ignored(2));
+        let (warnings, found) = judge_after_rows(&exit(1, &said), &[]);
+        assert_eq!((warnings.len(), found.len()), (1, 1), "{found:?}");
+        assert_eq!(found[0].object, "CREATE INDEX");
+        assert_eq!(
+            judge_after_rows(&exit(1, &format!("{error}{error}{command}{command}{}", ignored(1))), &[]).1,
+            []
+        );
+        // A function that raises the words of a harmless complaint does not get away with it.
+        let forged = format!("{error}{command}{theirs}{}", ignored(1));
+        assert!(judge(&exit(1, &forged), &[]).is_err());
+        let (_, found) = judge_after_rows(&exit(1, &forged), &[]);
+        assert_eq!(
+            (found.len(), found[0].fault, found[0].object.as_str()),
+            (1, Fault::Trouble, "CREATE INDEX")
+        );
+    }
+
     fn ignored(n: u32) -> String {
         format!("pg_restore: warning: errors ignored on restore: {n}\n")
     }
@@ -451,12 +501,15 @@ mod tests {
     /// What pg_restore 13, 17 and 18 really wrote, into 13, 14 and 17.
     #[test]
     fn harmless_complaints_are_warnings() {
+        let (error, command) = TIMEOUT.split_at(TIMEOUT.find("Command").unwrap());
         let cases = [
             (format!("{TIMEOUT}{}", ignored(1)), 1),
             (format!("{PUBLIC}{}", ignored(1)), 1),
             (format!("{TIMEOUT}{PUBLIC}{}", ignored(2)), 2),
             // With --jobs=3 five are said and two are counted.
             (format!("{}{}", TIMEOUT.repeat(5), ignored(2)), 5),
+            // Two at once.
+            (format!("{error}{error}{command}{command}{}", ignored(1)), 2),
             (
                 format!(
                     "pg_restore: while PROCESSING TOC:\npg_restore: from TOC entry 3; 2615 2200 SCHEMA public postgres\n{PUBLIC}{}",
