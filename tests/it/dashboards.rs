@@ -26,7 +26,7 @@ const ABSENT: &[(&str, &str)] = &[
     ("opsd_postgres_standby_", "the server has no standby"),
     ("opsd_postgres_replication_state", "the server has no standby"),
     ("opsd_postgres_slot_", "the server has no slot"),
-    ("opsd_postgres_archive_failures_total", "the server archives nothing"),
+    ("opsd_postgres_archive_", "the server archives nothing"),
     ("opsd_postgres_oldest_", "nobody has a transaction open for longer than a moment"),
     ("opsd_postgres_table_", "no table has dead rows"),
     ("opsd_postgres_sequence_", "there may be no sequence"),
