@@ -22,6 +22,8 @@ const ABSENT: &[(&str, &str)] = &[
     ("opsd_mqtt_", "no broker is watched here"),
     ("opsd_queue", "no queues are watched here; tests/it/monitor_queues.rs does"),
     ("opsd_redis_", "no Redis is watched here; tests/it/monitor_redis.rs does"),
+    ("kind=~\"http", "nothing is probed here"),
+    ("kind=\"redis\"", "no Redis is watched here"),
     ("opsd_monitor_concern_failure", "a superuser may see everything"),
     ("opsd_postgres_standby_", "the server has no standby"),
     ("opsd_postgres_replication_state", "the server has no standby"),
