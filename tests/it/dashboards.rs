@@ -159,5 +159,5 @@ fn every_query_succeeds_and_finds_what_is_there() {
             assert_eq!(!found.is_empty(), watched, "{query}");
         }
     }
-    assert!(asked > 20, "only {asked} queries found anything");
+    assert!(asked >= 15, "only {asked} queries found anything");
 }
