@@ -1,6 +1,6 @@
 //! A PostgreSQL server, version 13 to 18: one connection, one query a concern, each failing alone.
 //!
-//! A concern is a file in `postgres/` and a line in [`CONCERNS`]. The server itself ends a statement
+//! A concern is a file in `postgres/` and a line in `CONCERNS`. The server itself ends a statement
 //! that takes too long or waits for a lock, so that a late collection leaves nothing behind; the
 //! connection is kept between collections, and given up with one that was dropped. Everything works
 //! for a role with only `pg_monitor`; pieces that need it are not asked for without it, and named.

@@ -1,6 +1,6 @@
 //! Queues in Redis: how many jobs wait, for how long, who works on them, and when it will be over.
 //!
-//! A kind is a file in `queue/`: it asks, and says of each queue what it found as a [`Reading`]; what
+//! A kind is a file in `queue/`: it asks, and says of each queue what it found as a `Reading`; what
 //! follows from two collections is computed here, for all kinds alike. Each command is O(1) in the
 //! length of a queue or bounded by a constant, and none writes: the libraries' own ways of counting
 //! often do. A queue without a key is empty; one that cannot be read is absent. Deliberately absent:
