@@ -118,8 +118,9 @@ impl<'a> Site<'a> {
         let (_, cost) = run(&mut self.shell(
             "pg_dump -Fc -Z0 \"$DB\" | zstd -q -3 -T2 | age -r \"$RECIPIENT\" | rclone rcat \"WEED:$BUCKET/pipe/$DB\"",
         ));
-        let (size, _) =
-            run(&mut self.shell("rclone size --json \"WEED:$BUCKET/pipe/\" | tr -dc '0-9,' | cut -d, -f2"));
+        let (size, _) = run(&mut self.shell(
+            "rclone size --json --include \"/$DB\" \"WEED:$BUCKET/pipe/\" | tr -dc '0-9,' | cut -d, -f2",
+        ));
         self.stored_by_pipe = size.trim().parse().expect("a size");
         cost
     }
