@@ -269,7 +269,11 @@ assert = ["select count(*) > 10000 from accounts"]
         );
         prompt("cat opsd.toml");
         print!("{text}");
-        std::fs::write(self.path("opsd.toml"), text).map_err(|e| format!("opsd.toml: {e}"))
+        // Whatever the mask: opsd warns of a configuration that others may write.
+        let path = self.path("opsd.toml");
+        std::fs::write(&path, text)
+            .and_then(|()| std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)))
+            .map_err(|e| format!("opsd.toml: {e}"))
     }
 
     fn command(&self, arguments: &str) -> Command {
