@@ -10,7 +10,7 @@
 //! - [`set`], [`postgres`], [`rules`]: what a set is; how to talk to PostgreSQL and its tools; what
 //!   Prometheus's rules need;
 //! - [`store`]: bytes under keys;
-//! - [`config`], [`process`], [`progress`], [`shutdown`]: what the rest stands on;
+//! - [`config`], [`pem`], [`process`], [`progress`], [`shutdown`]: what the rest stands on;
 //! - [`metrics`]: the catalogue of what is measured, which the configuration's thresholds name, too;
 //! - [`error`] below all.
 //!
@@ -24,6 +24,7 @@ pub mod error;
 pub mod exporter;
 pub mod metrics;
 pub mod monitor;
+pub mod pem;
 pub mod postgres;
 pub mod process;
 pub mod progress;

@@ -17,7 +17,7 @@ const TIERS: &[&[&str]] = &[
     &["backup", "restore", "monitor"],
     &["set", "postgres", "rules"],
     &["store"],
-    &["config", "process", "progress", "shutdown"],
+    &["config", "pem", "process", "progress", "shutdown"],
     &["metrics"],
     &["error"],
 ];

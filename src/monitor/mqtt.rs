@@ -19,8 +19,7 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::TlsConnector;
 
-use super::trust::{self, place};
-use super::{Collected, Concern, Failure, Monitor, Reason, tcp};
+use super::{Collected, Concern, Failure, Monitor, Reason, tcp, trust};
 use crate::config::Threshold;
 use crate::config::monitoring::{Bound, Mqtt};
 use crate::error::{Error, Result};
@@ -116,7 +115,7 @@ struct Connection {
 
 impl Target {
     fn on(&self, error: impl Into<Error>) -> Error {
-        error.into().context(format!("MQTT broker {}", place(&self.mqtt.address)))
+        error.into().context(format!("MQTT broker {}", self.mqtt.address))
     }
 
     fn failure(&self, reason: Reason, error: impl Into<Error>) -> Failure {

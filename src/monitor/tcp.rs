@@ -5,7 +5,6 @@ use std::time::Instant;
 use async_trait::async_trait;
 use tokio::net::TcpStream;
 
-use super::trust::place;
 use super::{Collected, Failure, Monitor, Reason};
 use crate::config::Threshold;
 use crate::config::monitoring::{Bound, Tcp};
@@ -34,7 +33,7 @@ pub fn open(name: &str, address: &Tcp) -> Target {
 /// Connects, to the first of the name's addresses that answers.
 pub(super) async fn connect(address: &Tcp) -> Result<TcpStream, Failure> {
     TcpStream::connect((address.host.as_str(), address.port)).await.map_err(|error| {
-        let error = Error::from(error).context(format!("cannot connect to {}", place(address)));
+        let error = Error::from(error).context(format!("cannot connect to {address}"));
         Failure::new(Reason::Unreachable, error)
     })
 }

@@ -13,12 +13,12 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio_rustls::TlsConnector;
 
-use super::trust::{self, place};
-use super::{Collected, Concern, Failure, Monitor, Reason, tcp};
+use super::{Collected, Concern, Failure, Monitor, Reason, tcp, trust};
 use crate::config::Threshold;
 use crate::config::monitoring::{Bound, Tls};
 use crate::error::{Error, Result};
 use crate::metrics::{self, Metric, Sample, states};
+use crate::pem;
 
 const DAY: f64 = 86_400.0;
 
@@ -80,7 +80,7 @@ impl Monitor for Target {
             let read = tokio::task::spawn_blocking(move || {
                 files
                     .into_iter()
-                    .map(|file| (file.display().to_string(), trust::certificates(&file)))
+                    .map(|file| (file.display().to_string(), pem::certificates(&file, "certificates")))
                     .collect::<Vec<_>>()
             });
             let read = read.await.map_err(|e| Failure::new(Reason::Internal, Error::new(e)))?;
@@ -140,7 +140,7 @@ impl Target {
         match (&shaken, &seen) {
             // A server that wants a client's certificate has shown its own all the same.
             (Err(error), None) => {
-                let error = Error::new(error).context(format!("cannot shake hands with {}", place(address)));
+                let error = Error::new(error).context(format!("cannot shake hands with {address}"));
                 return Err(Failure::new(Reason::Tls, error));
             }
             (Err(_), Some(_)) => {}

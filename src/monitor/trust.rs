@@ -5,20 +5,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::client::WebPkiServerVerifier;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 use x509_cert::der::Decode;
 
-use crate::config::monitoring::Tcp;
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
+use crate::pem;
 
 /// A verifier that trusts the authorities in a file, or the system's.
 pub fn verifier(ca_file: Option<&Path>) -> Result<Arc<WebPkiServerVerifier>> {
     let mut roots = RootCertStore::empty();
     let found = match ca_file {
-        Some(path) => certificates(path)?,
-        None => rustls_native_certs::load_native_certs().certs,
+        Some(path) => pem::certificates(path, "certificates")?,
+        None => pem::system_certificates("ca_file")?,
     };
     roots.add_parsable_certificates(found);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -37,25 +36,10 @@ pub fn client(ca_file: Option<&Path>, own: Option<&(PathBuf, PathBuf)>) -> Resul
         .map_err(|e| Error::new(e).context("cannot set up TLS"))?
         .with_webpki_verifier(verifier(ca_file)?);
     let Some((cert, key)) = own else { return Ok(builder.with_no_client_auth()) };
-    let chain = certificates(cert)?;
-    let key = PrivateKeyDer::from_pem_file(key)
-        .map_err(|e| Error::new(e).with_hint("the key must be PEM and not encrypted"))
-        .with_context(|| format!("cannot read key {}", key.display()))?;
+    let chain = pem::certificates(cert, "client certificate")?;
     builder
-        .with_client_auth_cert(chain, key)
+        .with_client_auth_cert(chain, pem::private_key(key)?)
         .map_err(|e| Error::new(e).context(format!("client certificate {}", cert.display())))
-}
-
-/// Every certificate in a PEM file; none is an error.
-pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
-    let found = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(Error::new)
-        .with_context(|| format!("cannot read certificates {}", path.display()))?;
-    if found.is_empty() {
-        return Err(Error::new(format!("{} holds no PEM certificate", path.display())));
-    }
-    Ok(found)
 }
 
 /// What is shown of a certificate.
@@ -78,13 +62,4 @@ pub fn shown(certificate: &CertificateDer<'_>) -> Result<Shown> {
     let name = subject.split([',', '+']).find_map(|part| part.trim().strip_prefix("CN="));
     let subject = name.unwrap_or(&subject).chars().take(SUBJECT_MAX).collect();
     Ok(Shown { subject, not_after: parsed.tbs_certificate.validity.not_after.to_unix_duration() })
-}
-
-/// An address for messages.
-pub fn place(address: &Tcp) -> String {
-    if address.host.contains(':') {
-        format!("[{}]:{}", address.host, address.port)
-    } else {
-        format!("{}:{}", address.host, address.port)
-    }
 }

@@ -17,14 +17,14 @@ use std::sync::Arc;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::config::{Connection, SslMode};
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
+use crate::pem;
 
 /// `sslrootcert` that means the operating system's store, as in libpq.
 const SYSTEM: &str = "system";
@@ -48,8 +48,8 @@ pub fn connector(connection: &Connection) -> Result<MakeRustlsConnect> {
     };
     let trusted = match (check, connection.sslrootcert.as_deref()) {
         (Check::Nothing, _) => Vec::new(),
-        (_, Some(path)) if path != Path::new(SYSTEM) => read_certificates(path, "root certificate")?,
-        _ => system_certificates()?,
+        (_, Some(path)) if path != Path::new(SYSTEM) => pem::certificates(path, "root certificate")?,
+        _ => pem::system_certificates("sslrootcert")?,
     };
     let mut roots = RootCertStore::empty();
     let (_, unusable) = roots.add_parsable_certificates(trusted.iter().cloned());
@@ -64,8 +64,8 @@ pub fn connector(connection: &Connection) -> Result<MakeRustlsConnect> {
         .with_custom_certificate_verifier(Arc::new(verifier));
     let config = match (&connection.sslcert, &connection.sslkey) {
         (Some(cert), Some(key)) => {
-            let chain = read_certificates(cert, "client certificate")?;
-            let key = read_key(key)?;
+            let chain = pem::certificates(cert, "client certificate")?;
+            let key = pem::private_key(key)?;
             builder
                 .with_client_auth_cert(chain, key)
                 .map_err(|e| Error::new(e).context(format!("client certificate {}", cert.display())))?
@@ -76,35 +76,6 @@ pub fn connector(connection: &Connection) -> Result<MakeRustlsConnect> {
         }
     };
     Ok(MakeRustlsConnect::new(config))
-}
-
-fn read_certificates(path: &Path, what: &str) -> Result<Vec<CertificateDer<'static>>> {
-    let certificates = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(Error::new)
-        .with_context(|| format!("cannot read {what} {}", path.display()))?;
-    if certificates.is_empty() {
-        return Err(Error::new(format!("{what} {} holds no PEM certificate", path.display())));
-    }
-    Ok(certificates)
-}
-
-fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
-    // The error of the PEM reader names what is missing, never what the file holds.
-    PrivateKeyDer::from_pem_file(path)
-        .map_err(|e| Error::new(e).with_hint("the key must be PEM and not encrypted"))
-        .with_context(|| format!("cannot read client key {}", path.display()))
-}
-
-fn system_certificates() -> Result<Vec<CertificateDer<'static>>> {
-    let found = rustls_native_certs::load_native_certs();
-    if found.certs.is_empty() {
-        let why = found.errors.first().map_or_else(|| "none found".to_owned(), ToString::to_string);
-        return Err(Error::new(why)
-            .context("cannot read the system's root certificates")
-            .with_hint("install the ca-certificates package, or set sslrootcert"));
-    }
-    Ok(found.certs)
 }
 
 #[derive(Debug)]

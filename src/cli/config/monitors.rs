@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::show::exact_duration;
-use crate::config::monitoring::{Auth, End, Http, Mqtt, Scores, SecretSource, Tcp, Tls};
+use crate::config::monitoring::{Auth, End, Http, Mqtt, Scores, SecretSource, Tls};
 use crate::config::{Databases, Monitor, MonitorKind, Queue, QueueKind};
 
 /// The keys of one `[monitor.NAME]`.
@@ -37,7 +37,7 @@ fn kind(kind: &MonitorKind) -> Vec<(&'static str, Value)> {
             vec![("backups", table([("jobs", json!(jobs)), ("rpo", json!(rpo))]))]
         }
         MonitorKind::Http(http) => vec![("http", self::http(http))],
-        MonitorKind::Tcp(tcp) => vec![("tcp", json!(address(tcp)))],
+        MonitorKind::Tcp(tcp) => vec![("tcp", json!(tcp.to_string()))],
         MonitorKind::Tls(tls) => vec![("tls", self::tls(tls))],
         MonitorKind::Host(host) => {
             let disks = Some(&host.disks).filter(|disks| !disks.is_empty());
@@ -103,7 +103,7 @@ fn http(http: &Http) -> Value {
 
 fn tls(tls: &Tls) -> Value {
     table([
-        ("address", json!(tls.address.as_ref().map(address))),
+        ("address", json!(tls.address.as_ref().map(ToString::to_string))),
         ("server_name", json!(tls.server_name)),
         ("ca_file", json!(tls.ca_file)),
         ("files", json!(Some(&tls.files).filter(|files| !files.is_empty()))),
@@ -114,7 +114,7 @@ fn mqtt(mqtt: &Mqtt) -> Value {
     let scheme = if mqtt.tls { "mqtts" } else { "mqtt" };
     let password = mqtt.password.as_ref();
     table([
-        ("url", json!(format!("{scheme}://{}", address(&mqtt.address)))),
+        ("url", json!(format!("{scheme}://{}", mqtt.address))),
         ("user", json!(mqtt.user)),
         ("password", value(password)),
         ("password_file", file(password)),
@@ -125,11 +125,6 @@ fn mqtt(mqtt: &Mqtt) -> Value {
         ("topic", json!(mqtt.topic)),
         ("sys", json!(mqtt.sys)),
     ])
-}
-
-fn address(tcp: &Tcp) -> String {
-    let host = if tcp.host.contains(':') { format!("[{}]", tcp.host) } else { tcp.host.clone() };
-    format!("{host}:{}", tcp.port)
 }
 
 fn value(secret: Option<&SecretSource>) -> Value {

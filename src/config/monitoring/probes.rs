@@ -72,6 +72,15 @@ pub struct Tcp {
     pub port: u16,
 }
 
+impl std::fmt::Display for Tcp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
+
 /// `tls = { … }`.
 #[derive(Debug, Clone)]
 pub struct Tls {

@@ -1,0 +1,39 @@
+//! Certificates and keys out of PEM files, and the system's authorities: for whoever speaks TLS.
+
+use std::path::Path;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::error::{Context, Error, Result};
+
+/// Every certificate in a file, in its order; none is an error. `what` it is called in errors.
+pub fn certificates(path: &Path, what: &str) -> Result<Vec<CertificateDer<'static>>> {
+    let found = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(Error::new)
+        .with_context(|| format!("cannot read {what} {}", path.display()))?;
+    if found.is_empty() {
+        return Err(Error::new(format!("{what} {} holds no PEM certificate", path.display())));
+    }
+    Ok(found)
+}
+
+/// The first key in a file. The reader's errors name what is missing, never what the file holds.
+pub fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
+    PrivateKeyDer::from_pem_file(path)
+        .map_err(|e| Error::new(e).with_hint("the key must be PEM and not encrypted"))
+        .with_context(|| format!("cannot read client key {}", path.display()))
+}
+
+/// The authorities that this host trusts; none is an error, whose hint names `setting`.
+pub fn system_certificates(setting: &str) -> Result<Vec<CertificateDer<'static>>> {
+    let found = rustls_native_certs::load_native_certs();
+    if found.certs.is_empty() {
+        let why = found.errors.first().map_or_else(|| "none found".to_owned(), ToString::to_string);
+        return Err(Error::new(why)
+            .context("cannot read the system's root certificates")
+            .with_hint(format!("install the ca-certificates package, or set {setting}")));
+    }
+    Ok(found.certs)
+}
