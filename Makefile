@@ -19,7 +19,7 @@ build: ## The binary, optimised: target/release/opsd
 test: setup ## Every test, against real servers
 	$(CARGO) test --no-fail-fast
 
-torture: setup ## Every integration test with more rounds and longer faults, then the fuzz targets: an hour, not minutes
+torture: setup ## Every integration test with more rounds and longer faults, then the fuzz targets
 	$(CARGO) build --example demo
 	OPSD_TORTURE=1 $(CARGO) test --no-fail-fast --test it
 	$(MAKE) fuzz
@@ -51,9 +51,9 @@ fuzz: ## Fuzz what reads foreign bytes, each target for a minute
 			-timeout=10 -rss_limit_mb=2048 -max_len=8192 -print_final_stats=1 -verbosity=0; \
 	done
 
-# BENCH=--skip-big leaves out what needs 30 GB of disk.
+# BENCH=--skip-big leaves out the largest, which needs some 30 GB of disk.
 BENCH ?=
 
-bench: setup ## opsd beside what people use today, with targets; half an hour after the build
+bench: setup ## opsd beside what people use today, with targets
 	@command -v rclone >/dev/null || { echo "make bench needs rclone for the pipe: apt-get install rclone" >&2; exit 1; }
 	$(CARGO) bench --bench bench -- $(BENCH)
