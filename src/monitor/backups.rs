@@ -107,13 +107,23 @@ impl Target {
         for job in self.jobs.keys() {
             jobs.entry(job.clone()).or_default();
         }
+        // Nothing to watch is not the same as nothing wrong.
+        let none = jobs.is_empty().then(|| {
+            let error = Error::new(format!("no job is configured here, and there is none in {}", store.describe()))
+                .context(format!("site {:?}", self.site))
+                .with_hint("is the repository's url right, and the site's name? Else name jobs: backups = { jobs = [\"db\"] }");
+            Failure::new(Reason::Refused, error)
+        });
         self.known.retain(|(job, id), _| {
             jobs.get(job).is_some_and(|entries| entries.binary_search_by(|e| e.id.cmp(id)).is_ok())
         });
         let unread = self.learn(store, jobs.values().flatten().cloned().collect()).await;
         let readable = unread.is_none();
-        let concerns =
-            vec![Concern { name: "listing", failure: None }, Concern { name: "manifests", failure: unread }];
+        let concerns = vec![
+            Concern { name: "listing", failure: None },
+            Concern { name: "manifests", failure: unread },
+            Concern { name: "jobs", failure: none },
+        ];
         let now = Utc::now();
         let mut samples = Vec::new();
         for (name, entries) in jobs {

@@ -195,6 +195,21 @@ fn a_host_without_jobs_watches_those_of_others() {
     check(&watcher, 2, "backup \"files\"");
 }
 
+/// Seen by hand: a wrong directory was `ok`.
+#[test]
+fn nothing_to_watch_is_not_ok() {
+    let mut watcher = Opsd::without_server();
+    watcher.more = "[monitor.backups]\nbackups = {}\n".to_owned();
+    let scrape = collected(&watcher);
+    assert_eq!(scrape.one("opsd_monitor_concern_up", &["concern=\"jobs\""]), Some(0.0), "{}", scrape.text);
+    check(&watcher, 3, "no job is configured here");
+    let nowhere = watcher.path("nowhere");
+    watcher.repository.set("url", quoted(&format!("file://{}", nowhere.display())));
+    check(&watcher, 3, "nowhere");
+    let run = watcher.ok(&["status"]);
+    assert!(run.stdout.starts_with("test: unknown"), "{run}");
+}
+
 #[test]
 fn an_exporter_follows_the_repository() {
     let (server, mut opsd, database) = site("");
