@@ -9,6 +9,8 @@
 //!
 //! Deliberately absent: histograms, and any registry of live values. Values live in snapshots.
 
+use std::time::SystemTime;
+
 mod backups;
 mod exporter;
 mod markdown;
@@ -34,6 +36,11 @@ pub static CATALOGUE: &[(&str, &[&Metric])] = &[
     ("Redis and Valkey", redis::ROWS),
     ("Queues", queue::ROWS),
 ];
+
+/// A timestamp's value: seconds since 1970, to the millisecond.
+pub fn timestamp(at: SystemTime) -> f64 {
+    at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as f64 / 1000.0
+}
 
 /// A row of the catalogue.
 #[derive(Debug, PartialEq, Eq)]

@@ -216,6 +216,13 @@ pub struct Threshold {
     pub critical: Option<Bound>,
 }
 
+impl Threshold {
+    /// Of a number that is no state.
+    pub const fn of(metric: &'static Metric, warning: Option<Bound>, critical: Option<Bound>) -> Self {
+        Self { metric, state: None, warning, critical }
+    }
+}
+
 /// A side of a number.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Bound {

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use crate::metrics::{self, Metric, Sample};
 use crate::monitor::{Reason, View, Watch};
@@ -97,10 +96,10 @@ fn about(watch: &Watch, view: &View) -> Vec<Sample> {
         let up = f64::from(u8::from(last.failure.is_none()));
         samples.push(Sample::plain(&metrics::MONITOR_UP, up));
         samples.push(Sample::plain(&metrics::MONITOR_COLLECT_DURATION, last.took.as_secs_f64()));
-        samples.push(Sample::plain(&metrics::MONITOR_ATTEMPTED_TIMESTAMP, timestamp(last.at)));
+        samples.push(Sample::plain(&metrics::MONITOR_ATTEMPTED_TIMESTAMP, metrics::timestamp(last.at)));
     }
     if let Some(snapshot) = &view.snapshot {
-        samples.push(Sample::plain(&metrics::MONITOR_COLLECTED_TIMESTAMP, timestamp(snapshot.at)));
+        samples.push(Sample::plain(&metrics::MONITOR_COLLECTED_TIMESTAMP, metrics::timestamp(snapshot.at)));
         samples.push(Sample::plain(&metrics::MONITOR_SERIES, snapshot.samples.len() as f64));
         for concern in &snapshot.concerns {
             let up = f64::from(u8::from(concern.failure.is_none()));
@@ -112,10 +111,4 @@ fn about(watch: &Watch, view: &View) -> Vec<Sample> {
         }
     }
     samples
-}
-
-/// Seconds since 1970, to the millisecond.
-pub fn timestamp(at: SystemTime) -> f64 {
-    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    since.as_millis() as f64 / 1000.0
 }

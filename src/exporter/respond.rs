@@ -9,7 +9,7 @@ use hyper::header::{
 };
 use hyper::{Method, Request, Response, StatusCode};
 
-use super::page::{Page, timestamp};
+use super::page::Page;
 use super::{Exporter, openmetrics, text};
 use crate::metrics::{self, Sample};
 
@@ -68,7 +68,7 @@ fn metrics(exporter: &Exporter, request: &Request<Incoming>) -> Response<Full<By
     let scrapes = 1 + exporter.scrapes.fetch_add(1, Ordering::Relaxed);
     let refused = exporter.refused.load(Ordering::Relaxed);
     let own = vec![
-        Sample::plain(&metrics::START_TIMESTAMP, timestamp(exporter.started)),
+        Sample::plain(&metrics::START_TIMESTAMP, metrics::timestamp(exporter.started)),
         Sample::plain(&metrics::EXPORTER_SCRAPES, scrapes as f64),
         Sample::plain(&metrics::EXPORTER_CONNECTIONS_REFUSED, refused as f64),
     ];

@@ -25,7 +25,7 @@ pub static THRESHOLDS: &[Threshold] = &[
 
 const fn above(metric: &'static Metric, warning: f64, critical: f64) -> Threshold {
     let (warning, critical) = (Some(Bound::Above(warning)), Some(Bound::Above(critical)));
-    Threshold { metric, state: None, warning, critical }
+    Threshold::of(metric, warning, critical)
 }
 
 /// A monitor of this host.

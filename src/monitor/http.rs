@@ -31,12 +31,7 @@ pub static THRESHOLDS: &[Threshold] = &[
     must(&metrics::HTTP_BODY_EXPECTED),
     must(&metrics::HTTP_JSON_EXPECTED),
     must(&metrics::HTTP_COMPONENT_UP),
-    Threshold {
-        metric: &metrics::HTTP_DURATION,
-        state: None,
-        warning: Some(Bound::Above(5.0)),
-        critical: None,
-    },
+    Threshold::of(&metrics::HTTP_DURATION, Some(Bound::Above(5.0)), None),
 ];
 
 const fn must(metric: &'static Metric) -> Threshold {

@@ -27,12 +27,8 @@ use crate::metrics::{self, Metric, Sample};
 use packet::Packet;
 
 /// When a broker is bad unless the configuration says otherwise.
-pub static THRESHOLDS: &[Threshold] = &[Threshold {
-    metric: &metrics::MQTT_ROUND_TRIP,
-    state: None,
-    warning: Some(Bound::Above(1.0)),
-    critical: None,
-}];
+pub static THRESHOLDS: &[Threshold] =
+    &[Threshold::of(&metrics::MQTT_ROUND_TRIP, Some(Bound::Above(1.0)), None)];
 
 const SYS: &str = "$SYS/broker/";
 const VERSION: &str = "version";
@@ -216,7 +212,8 @@ impl Target {
                 other => connection.note(other),
             }
         }
-        let mut samples = vec![Sample::plain(&metrics::MQTT_CONNECTED_TIMESTAMP, seconds(connection.since))];
+        let mut samples =
+            vec![Sample::plain(&metrics::MQTT_CONNECTED_TIMESTAMP, metrics::timestamp(connection.since))];
         samples.extend(round_trip.map(|took| Sample::plain(&metrics::MQTT_ROUND_TRIP, took)));
         let mut concerns = Vec::new();
         if self.mqtt.topic.is_some() {
@@ -287,10 +284,6 @@ impl Connection {
     }
 }
 
-fn seconds(time: SystemTime) -> f64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as f64 / 1000.0
-}
-
 fn figures(said: &BTreeMap<String, (String, SystemTime)>) -> Vec<Sample> {
     let mut samples = Vec::new();
     if let Some((version, _)) = said.get(VERSION) {
@@ -304,7 +297,7 @@ fn figures(said: &BTreeMap<String, (String, SystemTime)>) -> Vec<Sample> {
     if let Some((text, at)) = said.get(UPTIME)
         && let Some(uptime) = text.split(' ').next().and_then(|word| word.parse::<f64>().ok())
     {
-        samples.push(Sample::plain(&metrics::MQTT_START_TIMESTAMP, seconds(*at) - uptime));
+        samples.push(Sample::plain(&metrics::MQTT_START_TIMESTAMP, metrics::timestamp(*at) - uptime));
     }
     samples
 }

@@ -22,7 +22,7 @@ use async_trait::async_trait;
 use super::redis::link::Link;
 use super::redis::now;
 use super::{Collected, Concern, Failure, Monitor};
-use crate::config::monitoring::Bound::{self, Above};
+use crate::config::monitoring::Bound::Above;
 use crate::config::{self, Queue, QueueKind, Redis, Threshold};
 use crate::metrics::{self, Metric, Sample, states};
 
@@ -244,18 +244,14 @@ fn unread(consumers: Consumers, waiting: f64, moved: Option<bool>) -> (Option<f6
 
 /// When queues are bad unless the configuration says otherwise.
 pub static THRESHOLDS: &[Threshold] = &[
-    of(&metrics::QUEUE_UNREAD, None, Some(Above(0.0))),
-    of(&metrics::QUEUE_OLDEST_TIMESTAMP, Some(Above(600.0)), Some(Above(3_600.0))),
-    of(&metrics::QUEUE_HEAD_TIMESTAMP, Some(Above(600.0)), Some(Above(3_600.0))),
-    of(&metrics::QUEUE_OVERDUE_TIMESTAMP, Some(Above(300.0)), Some(Above(3_600.0))),
-    of(&metrics::QUEUES_OVERDUE_TIMESTAMP, Some(Above(300.0)), Some(Above(3_600.0))),
+    Threshold::of(&metrics::QUEUE_UNREAD, None, Some(Above(0.0))),
+    Threshold::of(&metrics::QUEUE_OLDEST_TIMESTAMP, Some(Above(600.0)), Some(Above(3_600.0))),
+    Threshold::of(&metrics::QUEUE_HEAD_TIMESTAMP, Some(Above(600.0)), Some(Above(3_600.0))),
+    Threshold::of(&metrics::QUEUE_OVERDUE_TIMESTAMP, Some(Above(300.0)), Some(Above(3_600.0))),
+    Threshold::of(&metrics::QUEUES_OVERDUE_TIMESTAMP, Some(Above(300.0)), Some(Above(3_600.0))),
     // Then it is given to a second worker.
-    of(&metrics::QUEUES_OLDEST_UNACKNOWLEDGED_TIMESTAMP, Some(Above(3_600.0)), None),
+    Threshold::of(&metrics::QUEUES_OLDEST_UNACKNOWLEDGED_TIMESTAMP, Some(Above(3_600.0)), None),
 ];
-
-const fn of(metric: &'static Metric, warning: Option<Bound>, critical: Option<Bound>) -> Threshold {
-    Threshold { metric, state: None, warning, critical }
-}
 
 /// `sidekiq: 1200 waiting in 3 queues, 7 that nobody reads, default is empty in 40 s`.
 pub fn headline(samples: &[Sample]) -> String {

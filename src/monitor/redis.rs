@@ -8,14 +8,13 @@
 mod info;
 pub(super) mod link;
 
-use std::borrow::Cow;
 use std::time::SystemTime;
 
 use ::redis::Value;
 use async_trait::async_trait;
 
 use super::{Collected, Concern, Failure, Monitor, Reason};
-use crate::config::monitoring::Bound::{self, Above, Below};
+use crate::config::monitoring::Bound::{Above, Below};
 use crate::config::{self, Redis, Threshold};
 use crate::error::Error;
 use crate::metrics::{self, Metric, Sample};
@@ -92,7 +91,7 @@ fn slowlog(length: Reply, last: Reply) -> Result<Vec<Sample>, Failure> {
 
 /// This host's clock.
 pub(super) fn now() -> f64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+    metrics::timestamp(SystemTime::now())
 }
 
 /// An answer that is not what was asked for.
@@ -110,18 +109,14 @@ fn text(value: Value) -> Result<String, Failure> {
 
 /// When a server's figures are bad unless the configuration says otherwise.
 pub static THRESHOLDS: &[Threshold] = &[
-    of(&metrics::REDIS_LOADING, Some(Above(0.5)), None),
-    of(&metrics::REDIS_MEMORY_EXHAUSTION, Some(Above(0.85)), Some(Above(0.95))),
-    of(&metrics::REDIS_CLIENTS_USED, Some(Above(0.8)), Some(Above(0.95))),
-    of(&metrics::REDIS_RDB_OK, None, Some(Below(0.5))),
-    of(&metrics::REDIS_AOF_WRITE_OK, None, Some(Below(0.5))),
-    of(&metrics::REDIS_AOF_REWRITE_OK, Some(Below(0.5)), None),
-    of(&metrics::REDIS_LINK_UP, None, Some(Below(0.5))),
+    Threshold::of(&metrics::REDIS_LOADING, Some(Above(0.5)), None),
+    Threshold::of(&metrics::REDIS_MEMORY_EXHAUSTION, Some(Above(0.85)), Some(Above(0.95))),
+    Threshold::of(&metrics::REDIS_CLIENTS_USED, Some(Above(0.8)), Some(Above(0.95))),
+    Threshold::of(&metrics::REDIS_RDB_OK, None, Some(Below(0.5))),
+    Threshold::of(&metrics::REDIS_AOF_WRITE_OK, None, Some(Below(0.5))),
+    Threshold::of(&metrics::REDIS_AOF_REWRITE_OK, Some(Below(0.5)), None),
+    Threshold::of(&metrics::REDIS_LINK_UP, None, Some(Below(0.5))),
 ];
-
-const fn of(metric: &'static Metric, warning: Option<Bound>, critical: Option<Bound>) -> Threshold {
-    Threshold { metric, state: None::<Cow<'static, str>>, warning, critical }
-}
 
 /// `redis 7.0.15 primary, 1.2 MiB of 10.0 MiB, 98 % hits, 12 clients`.
 pub fn headline(samples: &[Sample]) -> String {

@@ -12,12 +12,7 @@ use crate::error::{Error, Result};
 use crate::metrics::{self, Sample};
 
 /// A handshake over half of the world takes a fifth of it.
-pub static THRESHOLDS: &[Threshold] = &[Threshold {
-    metric: &metrics::TCP_CONNECT,
-    state: None,
-    warning: Some(Bound::Above(1.0)),
-    critical: None,
-}];
+pub static THRESHOLDS: &[Threshold] = &[Threshold::of(&metrics::TCP_CONNECT, Some(Bound::Above(1.0)), None)];
 
 /// A monitor of one port.
 pub struct Target {

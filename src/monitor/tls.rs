@@ -24,24 +24,18 @@ const DAY: f64 = 86_400.0;
 
 /// certbot renews thirty days before; whoever has not in ten will not by itself.
 pub static THRESHOLDS: &[Threshold] = &[
-    Threshold {
-        metric: &metrics::TLS_EXPIRY_TIMESTAMP,
-        state: None,
-        warning: Some(Bound::Below(20.0 * DAY)),
-        critical: Some(Bound::Below(7.0 * DAY)),
-    },
+    Threshold::of(
+        &metrics::TLS_EXPIRY_TIMESTAMP,
+        Some(Bound::Below(20.0 * DAY)),
+        Some(Bound::Below(7.0 * DAY)),
+    ),
     bad("expired"),
     bad("not_yet_valid"),
     bad("unknown_issuer"),
     bad("wrong_name"),
     bad("revoked"),
     bad("invalid"),
-    Threshold {
-        metric: &metrics::TLS_FILE_UP,
-        state: None,
-        warning: None,
-        critical: Some(Bound::Below(0.5)),
-    },
+    Threshold::of(&metrics::TLS_FILE_UP, None, Some(Bound::Below(0.5))),
 ];
 
 const fn bad(state: &'static str) -> Threshold {

@@ -37,14 +37,14 @@ const fn is(metric: &'static Metric, state: &'static str, critical: bool) -> Thr
 const fn below(metric: &'static Metric, limit: f64, critical: bool) -> Threshold {
     let bound = Some(Below(limit));
     let (warning, critical) = if critical { (None, bound) } else { (bound, None) };
-    Threshold { metric, state: None, warning, critical }
+    Threshold::of(metric, warning, critical)
 }
 
 /// Anything above nothing.
 const fn above(metric: &'static Metric, critical: bool) -> Threshold {
     let bound = Some(Above(0.0));
     let (warning, critical) = if critical { (None, bound) } else { (bound, None) };
-    Threshold { metric, state: None, warning, critical }
+    Threshold::of(metric, warning, critical)
 }
 
 fn seconds(time: DateTime<Utc>) -> f64 {

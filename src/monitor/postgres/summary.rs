@@ -33,7 +33,7 @@ const fn above(metric: &'static Metric, warning: Option<f64>, critical: Option<f
         Some(limit) => Some(Above(limit)),
         None => None,
     };
-    Threshold { metric, state: None, warning, critical }
+    Threshold::of(metric, warning, critical)
 }
 
 const fn is(
