@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
-use crate::measure::{Cost, median};
+use crate::measure::{Cost, median, percentile};
 
 /// Everything that was measured.
 #[derive(Default)]
@@ -38,6 +38,22 @@ impl Report {
             Some((_, _, costs)) => costs.push(cost),
             None => self.runs.push((data.into(), contender.into(), vec![cost])),
         }
+    }
+
+    /// One contender's scrapes, in seconds each, and its peak memory.
+    pub fn scrapes(&mut self, data: &str, contender: &str, taken: &[f64], peak: u64) {
+        let [half, most] = [0.5, 0.99].map(|part| percentile(taken, part) * 1e3);
+        eprintln!(
+            "  {contender:<40}{half:>9.2} ms {most:>9.2} ms (p99) {:>6.1} MiB",
+            peak as f64 / 1_048_576.0
+        );
+        let costs = taken.iter().map(|wall| Cost { wall: *wall, peak, ..Cost::default() }).collect();
+        self.runs.push((data.into(), contender.into(), costs));
+    }
+
+    /// A figure against its limit.
+    pub fn value(&mut self, what: &str, data: &str, value: f64, target: f64, unit: &'static str) {
+        self.measure(what, data, value, target, unit);
     }
 
     /// Bytes that a contender's backup takes.
