@@ -218,12 +218,20 @@ impl Workers {
 
     /// Adds one listed process: `info`, `busy` and `quiet` of its hash, and what its threads do.
     fn add(&mut self, info: Option<&[u8]>, busy: Option<f64>, quiet: bool, work: &[Vec<u8>]) {
-        #[derive(Deserialize)]
+        /// Version 8.1 gives each capsule (threads with queues of their own) its concurrency, and no sum.
+        #[derive(Default, Deserialize)]
         struct About {
+            concurrency: Option<f64>,
+            queues: Option<Vec<String>>,
+            #[serde(default)]
+            capsules: BTreeMap<String, Capsule>,
+        }
+        #[derive(Deserialize)]
+        struct Capsule {
             #[serde(default)]
             concurrency: f64,
             #[serde(default)]
-            queues: Vec<String>,
+            weights: BTreeMap<String, serde::de::IgnoredAny>,
         }
         #[derive(Deserialize)]
         struct Work {
@@ -240,14 +248,17 @@ impl Workers {
                 *self.busy_on.entry(queue).or_default() += 1.0;
             }
         }
-        let about = serde_json::from_slice(info).unwrap_or(About { concurrency: 0.0, queues: Vec::new() });
+        let about: About = serde_json::from_slice(info).unwrap_or_default();
         if quiet {
             self.quiet += 1.0;
             return;
         }
-        self.concurrency += about.concurrency;
-        // A weight is written as a repetition.
-        for queue in about.queues.into_iter().collect::<BTreeSet<_>>() {
+        let capsules = about.capsules.values();
+        self.concurrency += about.concurrency.unwrap_or_else(|| capsules.map(|c| c.concurrency).sum());
+        let weighted = about.capsules.into_values().flat_map(|capsule| capsule.weights.into_keys());
+        // A weight was written as a repetition.
+        let queues: BTreeSet<String> = weighted.chain(about.queues.into_iter().flatten()).collect();
+        for queue in queues {
             *self.readers.entry(queue).or_default() += 1.0;
         }
     }
@@ -336,6 +347,19 @@ mod tests {
         assert_eq!((workers.concurrency, workers.busy), (5.0, 1.0));
         assert_eq!(workers.readers, BTreeMap::from([("mail".into(), 1.0), ("low".into(), 1.0)]));
         assert_eq!(workers.busy_on, BTreeMap::from([("mail".into(), 1.0)]));
+    }
+
+    /// As Sidekiq 8.1.7 writes it, with a second capsule.
+    #[test]
+    fn capsules_are_added_up() {
+        let mut workers = Workers::default();
+        let info = br#"{"hostname":"h","pid":1,"tag":"app","capsules":{
+            "default":{"concurrency":2,"mode":"strict","weights":{"default":0}},
+            "single":{"concurrency":1,"mode":"weighted","weights":{"mail":2,"low":1}}},
+            "queues":["default","mail","low"],"weights":[{"default":0},{"mail":2,"low":1}],"version":"8.1.7"}"#;
+        workers.add(Some(info), Some(0.0), false, &[]);
+        assert_eq!(workers.concurrency, 3.0);
+        assert_eq!(workers.readers.keys().collect::<Vec<_>>(), ["default", "low", "mail"]);
     }
 
     proptest! {
