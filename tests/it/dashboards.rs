@@ -174,7 +174,7 @@ fn dashboards_are_whole() {
 fn against_the_types(files: &[PathBuf]) -> Vec<String> {
     let run = Command::new("python3")
         .arg("-B")
-        .arg(root().join("tests/fixtures/grafana_types.py"))
+        .arg(root().join("tests/it/dashboards/grafana_types.py"))
         .args(files)
         .env("PYTHONPATH", servers_directory().join("grafana-types"))
         .output()
