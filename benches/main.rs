@@ -1,6 +1,6 @@
 //! `make bench`: opsd beside what people use today, on the same server, the same bucket, in one run.
 //!
-//! `cargo bench -- [web] [many] [wide] [list] [big] [--skip-big] [--rounds N] [--json FILE]`; without
+//! `cargo bench -- [web] [many] [wide] [list] [exporter] [big] [--skip-big] [--rounds N] [--json FILE]`; without
 //! names all of them. Contenders take turns within a round, so that what disturbs the machine disturbs
 //! them all; what is reported are medians and ratios. `README.md` beside this file says what is
 //! measured, and what came out. `--dump FILE` only writes the data as `pg_dump -Fc -Z0` does, for a
@@ -19,15 +19,18 @@
 
 mod contenders;
 mod data;
+mod exporter;
 mod measure;
 mod report;
 /// What the tests stand on, as far as it is needed here.
 #[path = "../tests/it/support"]
 mod support {
+    pub mod exporter;
     pub mod many_sets;
     pub mod opsd;
     pub mod postgres;
     pub mod processes;
+    pub mod redis;
     pub mod s3;
 }
 
@@ -59,21 +62,11 @@ fn main() {
     let weed = runtime.block_on(SeaweedFs::start());
     let mut report = Report::default();
     for name in &plan.names {
-        eprintln!("{name}: making the data");
-        if name == "list" {
-            list(&runtime, &weed, plan.rounds, &mut report);
-            continue;
-        }
-        let mut site = Site::new(name, &weed);
-        if let Some(file) = &plan.dump {
-            site.dump_to(file);
-            continue;
-        }
+        eprintln!("{name}: making what is measured");
         match name.as_str() {
-            "web" => web(&mut site, plan.rounds, &mut report),
-            "many" | "wide" => backups(&mut site, plan.rounds, &mut report),
-            "big" => big(&mut site, &mut report),
-            _ => unreachable!("plan() lets nothing else through"),
+            "list" => list(&runtime, &weed, plan.rounds, &mut report),
+            "exporter" => exporter::measure(&mut report),
+            _ => data_path(name, &weed, &plan, &mut report),
         }
     }
     println!("{report}");
@@ -81,6 +74,20 @@ fn main() {
     println!("as JSON: {}", plan.json.display());
 }
 
+/// Backups, restores, rehearsals of one database.
+fn data_path(name: &str, weed: &SeaweedFs, plan: &Plan, report: &mut Report) {
+    let mut site = Site::new(name, weed);
+    if let Some(file) = &plan.dump {
+        site.dump_to(file);
+        return;
+    }
+    match name {
+        "web" => web(&mut site, plan.rounds, report),
+        "many" | "wide" => backups(&mut site, plan.rounds, report),
+        "big" => big(&mut site, report),
+        _ => unreachable!("plan() lets nothing else through"),
+    }
+}
 fn plan() -> Plan {
     let mut plan = Plan {
         names: Vec::new(),
@@ -97,14 +104,14 @@ fn plan() -> Plan {
             "--json" => plan.json = arguments.next().expect("--json FILE").into(),
             "--dump" => plan.dump = Some(arguments.next().expect("--dump FILE").into()),
             "--skip-big" => skip_big = true,
-            "web" | "many" | "wide" | "list" | "big" => plan.names.push(argument),
+            "web" | "many" | "wide" | "list" | "exporter" | "big" => plan.names.push(argument),
             _ => panic!(
-                "unknown argument {argument}: [web] [many] [wide] [list] [big] [--skip-big] [--rounds N] [--json FILE]"
+                "unknown argument {argument}: [web] [many] [wide] [list] [exporter] [big] [--skip-big] [--rounds N] [--json FILE]"
             ),
         }
     }
     if plan.names.is_empty() {
-        plan.names = ["web", "many", "wide", "list", "big"].map(str::to_owned).to_vec();
+        plan.names = ["web", "many", "wide", "list", "exporter", "big"].map(str::to_owned).to_vec();
     }
     plan.names.retain(|name| !(skip_big && name == "big"));
     plan

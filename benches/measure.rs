@@ -1,4 +1,4 @@
-//! One process (or pipeline) measured: wall time, CPU time, peak memory.
+//! One process (or pipeline) measured: wall time, CPU time, peak memory; and one that goes on.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -54,14 +54,15 @@ pub fn run(command: &mut Command) -> (String, Cost) {
     (text(out), cost)
 }
 
-fn peak(pid: u32) -> u64 {
+/// Peak resident memory of a process so far, in bytes.
+pub fn peak(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
-/// Seconds of the process, and with its children.
-fn cpu(pid: u32) -> (f64, f64) {
+/// CPU seconds of a process so far, and with the children it waited for.
+pub fn cpu(pid: u32) -> (f64, f64) {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The name, in parentheses, may hold anything; utime is the 12th field after it.
     let fields: Vec<f64> = stat
@@ -71,6 +72,14 @@ fn cpu(pid: u32) -> (f64, f64) {
     let ticks = rustix::param::clock_ticks_per_second() as f64;
     let at = |i: usize| fields.get(i).copied().unwrap_or(0.0);
     ((at(11) + at(12)) / ticks, (at(11) + at(12) + at(13) + at(14)) / ticks)
+}
+
+/// The value below which this part of the values lies.
+pub fn percentile(values: &[f64], part: f64) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    let last = values.len().saturating_sub(1);
+    values.get((part * last as f64).ceil() as usize).copied().unwrap_or(f64::NAN)
 }
 
 /// The middle one.

@@ -2,8 +2,8 @@
 //! library keeps for all of its queues together.
 
 super::rows! {
-    QUEUE_SOURCE = Info None "opsd_queue_source" ["kind"]
-        "What keeps the queues.";
+    QUEUE_SOURCE = Info None "opsd_queue_source" ["kind", "address"]
+        "What keeps the queues, and in which Redis: `host:port` or a socket.";
     QUEUE_WAITING = Gauge None "opsd_queue_waiting" ["queue"]
         "Jobs that wait to be taken, of all priorities; 0 for a configured queue that Redis has no key for.";
     QUEUE_ACTIVE = Gauge None "opsd_queue_active" ["queue"]

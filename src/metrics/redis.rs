@@ -1,8 +1,8 @@
 //! What a Redis monitor measures.
 
 super::rows! {
-    REDIS_SERVER = Info None "opsd_redis_server" ["software", "version", "mode"]
-        "Which server it is: redis or valkey.";
+    REDIS_SERVER = Info None "opsd_redis_server" ["software", "version", "mode", "address"]
+        "Which server it is (redis or valkey), and how it was reached: `host:port` or a socket.";
     REDIS_START_TIMESTAMP = Gauge Timestamp "opsd_redis_start_timestamp_seconds" []
         "When the server was started.";
     REDIS_LOADING = Gauge None "opsd_redis_loading" []

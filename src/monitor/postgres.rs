@@ -11,6 +11,7 @@ mod archiver;
 mod checkpointer;
 mod connections;
 mod databases;
+mod others;
 mod replication;
 mod sequences;
 mod server;
@@ -34,6 +35,7 @@ use crate::error::{Context, Error, Result};
 use crate::metrics::Sample;
 use crate::postgres::connect::{self, Session};
 
+use others::Others;
 use server::Facts;
 pub use summary::{THRESHOLDS, headline};
 pub use verdict::Board;
@@ -108,6 +110,7 @@ pub struct Target {
     timeout: Duration,
     /// Absent while a collection has it, and after one that failed or was dropped.
     session: Option<Session>,
+    others: Others,
     pairs: verdict::Pairs,
 }
 
@@ -119,6 +122,7 @@ pub fn open(monitor: &config::Monitor, server: &Postgres, databases: &Databases,
         databases: databases.clone(),
         timeout: monitor.timeout,
         session: None,
+        others: Others::default(),
         pairs: verdict::Pairs::new(board.clone(), monitor.interval),
     }
 }
@@ -133,18 +137,26 @@ impl Monitor for Target {
         let started = Instant::now();
         let session = match self.session.take().filter(|session| !session.client.is_closed()) {
             Some(session) => session,
-            None => self.connect(None).await?,
+            None => {
+                // It may be long ago that they were asked.
+                self.others = Others::default();
+                self.connect(None).await?
+            }
         };
-        let mut pass = Pass { started, timeout: self.timeout, found: Found::default(), concerns: Vec::new() };
+        let mut pass = Pass::new(started, self.timeout);
         let facts = server::facts(&session, self.connection.dbname.clone()).await.map_err(whole)?;
         pass.found.samples.extend(server::samples(&facts));
         let own = self.has_own_database();
         for concern in CONCERNS.iter().filter(|c| c.scope == Scope::Server || own) {
             pass.ask(concern, &session, &facts).await?;
         }
-        if self.databases != Databases::Url {
-            self.others(&mut pass, &session, &facts).await?;
-        }
+        let mut others = match &self.databases {
+            Databases::Url => Vec::new(),
+            Databases::Named(names) => names.clone(),
+            Databases::All => databases::names(&session).await.map_err(whole)?,
+        };
+        others.retain(|name| *name != self.connection.dbname);
+        self.visit(&mut pass, others, &facts).await;
         let Pass { mut found, concerns, .. } = pass;
         let verdicts = self.pairs.judge(&facts, std::mem::take(&mut found.senders), found.receiver.take());
         found.samples.extend(verdicts);
@@ -174,35 +186,6 @@ impl Target {
             Databases::Named(names) => names.contains(&self.connection.dbname),
         }
     }
-
-    /// The other databases, one transient connection after the other. One that cannot be connected to
-    /// takes the local concerns down, and no more.
-    async fn others(&self, pass: &mut Pass, session: &Session, facts: &Facts) -> Result<(), Failure> {
-        let names = match &self.databases {
-            Databases::Url => Vec::new(),
-            Databases::Named(names) => names.clone(),
-            Databases::All => databases::names(session).await.map_err(whole)?,
-        };
-        for name in names.into_iter().filter(|name| *name != self.connection.dbname) {
-            let other = if pass.is_late() { Err(no_time()) } else { self.connect(Some(&name)).await };
-            let facts = Facts { database: name, ..facts.clone() };
-            for concern in CONCERNS.iter().filter(|concern| concern.scope == Scope::Database) {
-                match &other {
-                    Ok(session) => {
-                        // A connection that broke is this database's trouble.
-                        if let Err(failure) = pass.ask(concern, session, &facts).await {
-                            pass.note(concern.name, Some(failure));
-                        }
-                    }
-                    Err(failure) => pass.note(concern.name, Some(failure.clone())),
-                }
-            }
-            if let Ok(session) = other {
-                session.close().await;
-            }
-        }
-        Ok(())
-    }
 }
 
 /// One collection under way.
@@ -214,6 +197,10 @@ struct Pass {
 }
 
 impl Pass {
+    fn new(started: Instant, timeout: Duration) -> Self {
+        Self { started, timeout, found: Found::default(), concerns: Vec::new() }
+    }
+
     fn is_late(&self) -> bool {
         self.started.elapsed() > self.timeout.mul_f64(LAST_START)
     }

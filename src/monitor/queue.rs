@@ -169,8 +169,8 @@ impl Monitor for Target {
             QueueKind::Stream => generic::streams(&mut link, queues, &mut found).await,
         }?;
         self.link = Some(link);
-        let kind = self.queue.kind.as_str();
-        let mut samples = vec![Sample::new(&metrics::QUEUE_SOURCE, [kind], 1.0)];
+        let source = [self.queue.kind.as_str(), &self.server.address.to_string()];
+        let mut samples = vec![Sample::new(&metrics::QUEUE_SOURCE, source, 1.0)];
         samples.append(&mut found.samples);
         let at = self.started.elapsed().as_secs_f64();
         let mut past = HashMap::new();

@@ -54,7 +54,7 @@ impl Monitor for Target {
         let mut next = || replies.next().unwrap_or(Ok(Value::Nil));
         let text = text(next()?)?;
         let info = Info::parse(&text).ok_or_else(|| protocol("INFO was answered with something else"))?;
-        let mut samples = info::samples(&info, now());
+        let mut samples = info::samples(&info, now(), &self.server.address.to_string());
         let reads = info.reads();
         if let (Some(before), Some(after)) = (&self.reads, &reads) {
             let ratio = info::hit_ratio(before, after);

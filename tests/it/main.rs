@@ -68,3 +68,4 @@ mod tablespaces;
 mod talk;
 mod terminal;
 mod traps;
+mod watching;

@@ -45,6 +45,16 @@ pub enum RedisAddress {
     Unix(PathBuf),
 }
 
+/// `host:port`, or the socket's path.
+impl std::fmt::Display for RedisAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            RedisAddress::Tcp { host, port, .. } => write!(f, "{host}:{port}"),
+            RedisAddress::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
 /// Reads one `[redis.NAME]`.
 pub(in crate::config) fn redis(walk: &mut Walk<'_>, section: &Section<'_>, name: &str) -> Option<Redis> {
     const FORMS: &str =

@@ -68,9 +68,9 @@ pub fn hit_ratio(before: &Reads, after: &Reads) -> Option<f64> {
 }
 
 /// Every figure that an answer holds; `ours` is this host's clock.
-pub fn samples(info: &Info<'_>, ours: f64) -> Vec<Sample> {
+pub fn samples(info: &Info<'_>, ours: f64, address: &str) -> Vec<Sample> {
     let mut samples = Vec::new();
-    server(info, ours, &mut samples);
+    server(info, ours, address, &mut samples);
     memory(info, &mut samples);
     for (metric, field) in PLAIN {
         samples.extend(info.number(field).map(|value| Sample::plain(metric, value)));
@@ -108,14 +108,14 @@ static PLAIN: &[(&Metric, &str)] = &[
     (&metrics::REDIS_REPLICAS, "connected_slaves"),
 ];
 
-fn server(info: &Info<'_>, ours: f64, samples: &mut Vec<Sample>) {
+fn server(info: &Info<'_>, ours: f64, address: &str, samples: &mut Vec<Sample>) {
     let software = info.text("server_name").unwrap_or("redis");
     let version = match software {
         "valkey" => info.text("valkey_version"),
         _ => info.text("redis_version"),
     };
     let mode = info.text("server_mode").or(info.text("redis_mode")).unwrap_or("standalone");
-    samples.extend(version.map(|v| Sample::new(&metrics::REDIS_SERVER, [software, v, mode], 1.0)));
+    samples.extend(version.map(|v| Sample::new(&metrics::REDIS_SERVER, [software, v, mode, address], 1.0)));
     if let Some(uptime) = info.number("uptime_in_seconds") {
         // Whole seconds of one clock: the difference does not flicker.
         let start = info.now(ours).floor() - uptime;
@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn a_primary() {
-        let samples = samples(&Info::parse(PRIMARY).unwrap(), 0.0);
+        let samples = samples(&Info::parse(PRIMARY).unwrap(), 0.0, "");
         assert!(samples.iter().all(Sample::is_whole));
         let of = |metric| value(&samples, metric, None);
         assert_eq!(of(&metrics::REDIS_START_TIMESTAMP), Some(1_699_999_900.0));
@@ -276,7 +276,7 @@ mod tests {
     fn a_replica_whose_link_is_cut() {
         let text = "redis_version:6.2.0\nserver_time_usec:1000000000\nrole:slave\nmaster_link_status:down\n\
             master_last_io_seconds_ago:-1\nmaster_link_down_since_seconds:40\nmaster_sync_in_progress:0\nslave_repl_offset:7\n";
-        let samples = samples(&Info::parse(text).unwrap(), 0.0);
+        let samples = samples(&Info::parse(text).unwrap(), 0.0, "");
         let of = |metric| value(&samples, metric, None);
         assert_eq!(of(&metrics::REDIS_LINK_UP), Some(0.0));
         assert_eq!(of(&metrics::REDIS_LINK_DOWN_TIMESTAMP), Some(960.0));
@@ -303,7 +303,7 @@ mod tests {
         #[test]
         fn any_text_gives_whole_figures(text in "(redis_version:7\n)?([a-z_0-9]{1,8}:[-0-9a-z.,=]{0,12}\n){0,30}") {
             if let Some(info) = Info::parse(&text) {
-                prop_assert!(samples(&info, 0.0).iter().all(Sample::is_whole));
+                prop_assert!(samples(&info, 0.0, "").iter().all(Sample::is_whole));
             }
         }
     }

@@ -43,14 +43,13 @@ impl Link {
     /// Connects, authenticates and selects the database. The password's file is read each time, so
     /// that a new password needs no restart.
     pub async fn connect(server: &Redis) -> Result<Link, Failure> {
+        let on = || format!("cannot connect to {}", server.address);
         let mut link = match &server.address {
             RedisAddress::Unix(path) => {
                 let stream = UnixStream::connect(path).await;
-                let on = || format!("cannot connect to {}", path.display());
                 Link::over(stream.with_context(on).map_err(unreachable)?).await?
             }
             RedisAddress::Tcp { host, port, tls } => {
-                let on = || format!("cannot connect to {host}:{port}");
                 let stream = TcpStream::connect((host.as_str(), *port)).await;
                 let stream = stream.with_context(on).map_err(unreachable)?;
                 let _ = stream.set_nodelay(true);

@@ -68,7 +68,7 @@ impl Exporter {
     }
 
     /// Scrapes until it is as it should be.
-    pub fn scrape_until(&self, what: &str, is_so: impl Fn(&Scrape) -> bool) -> Scrape {
+    pub fn scrape_until(&self, what: &str, mut is_so: impl FnMut(&Scrape) -> bool) -> Scrape {
         let mut scrape = self.scrape();
         let mut tries = 0;
         until(what, || {

@@ -56,7 +56,10 @@ impl Drop for Kept {
 /// Which server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Software {
+    /// The distribution's.
     Redis,
+    /// The oldest that is watched; built for x86_64 only.
+    Redis62,
     Valkey,
 }
 
@@ -73,6 +76,7 @@ impl Redis {
     pub fn start(software: Software, args: &[&str]) -> Redis {
         let program = servers_directory().join(match software {
             Software::Redis => "redis/redis-server",
+            Software::Redis62 => "redis62/redis-server",
             Software::Valkey => "valkey/valkey-server",
         });
         assert!(program.exists(), "{} is missing: run make setup", program.display());

@@ -1,0 +1,121 @@
+//! What watching costs, over many collections: connections, visits, memory.
+
+use std::fmt::Write as _;
+
+use crate::support::exporter::{Exporter, Scrape};
+use crate::support::opsd::{Opsd, quoted, quoted_list};
+use crate::support::postgres::{self, SUPERUSER};
+use crate::support::redis::{Redis, Software};
+use crate::support::torture::rounds;
+
+fn collections(scrape: &Scrape) -> f64 {
+    scrape.of("opsd_monitor_collections_total", &[]).iter().map(|(_, count)| count).sum()
+}
+
+/// Twelve databases: more than a collection visits twice.
+#[test]
+fn databases_are_visited_in_turn() {
+    let server = postgres::default_server();
+    let names: Vec<String> = (0..12).map(|_| server.fresh_database("turn")).collect();
+    for name in &names {
+        server.psql(name, "CREATE SEQUENCE s MAXVALUE 100; SELECT setval('s', 11)");
+    }
+    let mut opsd = Opsd::without_server();
+    opsd.more = format!(
+        "[postgres.main]\nurl = {}\n[monitor.main]\npostgres = \"main\"\ndatabases = {}\ninterval = \"1s\"\n",
+        quoted(&server.socket_url(SUPERUSER, "postgres")),
+        quoted_list(&names)
+    );
+    let exporter = Exporter::start(&mut opsd, "");
+    let used = |scrape: &Scrape, name: &str| {
+        let database = format!("database=\"{name}\"");
+        scrape.one("opsd_postgres_sequence_used_ratio", &[&database])
+    };
+    let all = |value: f64| {
+        let names = &names;
+        move |scrape: &Scrape| names.iter().all(|name| used(scrape, name) == Some(value))
+    };
+    let first = exporter.scrape_until("the first collection", |scrape| scrape.up("main").is_some());
+    assert!(all(10.0 / 99.0)(&first), "{}", first.text);
+    for name in &names {
+        server.psql(name, "SELECT setval('s', 100)");
+    }
+    let before = collections(&exporter.scrape());
+    let after = exporter.scrape_until("every database had a turn", all(1.0));
+    assert_eq!(after.one("opsd_monitor_concern_up", &["concern=\"sequences\""]), Some(1.0));
+    // The one under way, one that visits ten, and one that visits two and eight others.
+    assert!(collections(&after) >= before + 1.0, "{}", after.text);
+
+    // One that is gone takes the concern down at its turn, its figures with it, and nobody else.
+    server.drop_database(&names[3]);
+    let scrape = exporter.scrape_until("it is gone", |scrape| used(scrape, &names[3]).is_none());
+    assert_eq!(scrape.one("opsd_monitor_concern_up", &["concern=\"sequences\""]), Some(0.0));
+    assert_eq!(scrape.of("opsd_postgres_sequence_used_ratio", &[]).len(), 11);
+    exporter.stop();
+    for name in names.iter().filter(|name| **name != names[3]) {
+        server.drop_database(name);
+    }
+}
+
+/// 10,000 collections in `make torture`.
+#[test]
+fn many_collections_leave_memory_and_connections_as_they_were() {
+    let wanted = rounds(200, 10_000) as f64;
+    let server = postgres::default_server();
+    let roles = [postgres::unique("one"), postgres::unique("two")];
+    let stores = [Redis::start(Software::Redis, &[]), Redis::start(Software::Valkey, &[])];
+    let mut opsd = Opsd::without_server();
+    for role in &roles {
+        server.psql("postgres", &format!("CREATE ROLE {role} LOGIN; GRANT pg_monitor TO {role}"));
+        let url = quoted(&server.socket_url(role, "postgres"));
+        let _ = write!(
+            opsd.more,
+            "[postgres.{role}]\nurl = {url}\n[monitor.{role}]\npostgres = \"{role}\"\ninterval = \"1s\"\n"
+        );
+    }
+    for (i, store) in stores.iter().enumerate() {
+        let _ = write!(
+            opsd.more,
+            "[redis.r{i}]\nurl = {}\n[monitor.r{i}]\nredis = \"r{i}\"\ninterval = \"1s\"\n",
+            quoted(&store.url(0))
+        );
+    }
+    for i in 0..10 {
+        stores[i % 2].push(&format!("queue:q{i}"), 10, "{\"enqueued_at\":1790000000.5,\"n\":", "}");
+        let _ = write!(
+            opsd.more,
+            "[monitor.q{i}]\nqueue = {{ kind = \"sidekiq\", redis = \"r{}\", queues = [\"q{i}\"] }}\ninterval = \"1s\"\n",
+            i % 2
+        );
+    }
+    let exporter = Exporter::start(&mut opsd, "");
+    let resident = || {
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", exporter.pid().as_raw_pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<f64>().unwrap()
+    };
+    let sessions = |role: &str| {
+        server.psql("postgres", &format!("SELECT count(*) FROM pg_stat_activity WHERE usename = '{role}'"))
+    };
+    let mut memory = Vec::new();
+    let mut scrape = exporter.scrape();
+    while collections(&scrape) < wanted {
+        let next = collections(&scrape) + 20.0;
+        scrape = exporter.scrape_until("twenty more", |scrape| collections(scrape) >= next);
+        memory.push(resident());
+        for role in &roles {
+            assert!(sessions(role).parse::<u32>().unwrap() <= 1, "{role} has several sessions");
+        }
+    }
+    // By then everything has been needed once.
+    let before = memory[memory.len() / 5];
+    let most = memory.iter().copied().fold(0.0, f64::max);
+    assert!(most <= before * 1.1 + 1024.0, "memory grew from {before} kB to {most} kB");
+    let up = scrape.of("opsd_monitor_up", &[]);
+    assert!(up.len() == 14 && up.iter().all(|(_, up)| *up == 1.0), "{}", scrape.text);
+    exporter.stop();
+    for role in roles {
+        server.psql("postgres", &format!("DROP ROLE {role}"));
+    }
+}
