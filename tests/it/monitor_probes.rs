@@ -41,7 +41,7 @@ fn answer(request: &str) -> (&'static str, &'static str) {
     }
 }
 
-async fn serve() -> u16 {
+pub(crate) async fn serve() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
@@ -130,7 +130,7 @@ async fn tcp_connects() {
 }
 
 /// A TLS server that shows these certificates.
-async fn tls_server(chain: &[&Pair]) -> u16 {
+pub(crate) async fn tls_server(chain: &[&Pair]) -> u16 {
     let certificates = chain.iter().map(|pair| pair.certificate.der().clone()).collect();
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(chain[0].key.serialize_der()));
     let provider = Arc::new(rustls::crypto::ring::default_provider());

@@ -33,7 +33,7 @@ fn now() -> f64 {
 }
 
 /// A Sidekiq worker of `queues`, whose jobs sleep, fail or work.
-fn sidekiq(redis: &Redis, queues: &[&str]) -> Kept {
+pub(crate) fn sidekiq(redis: &Redis, queues: &[&str]) -> Kept {
     const JOBS: &str = "class Work\n  include Sidekiq::Worker\n  sidekiq_options retry: 3\n  sidekiq_retry_in { 3600 }\n\
         def perform(what)\n    sleep 3600 if what == 'sleep'\n    raise 'no' if what == 'fail'\n  end\nend\n";
     std::fs::write(redis.path("jobs.rb"), JOBS).unwrap();
@@ -149,7 +149,7 @@ fn sidekiq_of_both_formats_in_a_namespace_with_its_own_list() {
     assert_eq!(scrape.up("jobs"), Some(1.0));
 }
 
-const CELERY: &str = "import os, time\nfrom celery import Celery\n\
+pub(crate) const CELERY: &str = "import os, time\nfrom celery import Celery\n\
     app = Celery('tasks', broker=os.environ['REDIS_URL'])\n\
     app.conf.broker_transport_options = {'queue_order_strategy': 'priority'}\n\
     app.conf.task_acks_late = True\n\
@@ -216,7 +216,7 @@ fn celery_with_priorities_and_a_killed_worker() {
 }
 
 /// A program by its whole path, as `PATH` of this process finds it.
-fn which(program: &str) -> std::path::PathBuf {
+pub(crate) fn which(program: &str) -> std::path::PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found =
         std::env::split_paths(&path).map(|directory| directory.join(program)).find(|file| file.exists());

@@ -24,13 +24,17 @@ pub struct Prometheus {
 impl Prometheus {
     /// Starts it; `target` is `host:port`.
     pub fn start(target: &str) -> Prometheus {
+        Prometheus::with_config(&format!(
+            "global: {{scrape_interval: 1s, scrape_timeout: 1s}}\nscrape_configs:\n- job_name: opsd\n  \
+             static_configs: [{{targets: [\"{target}\"]}}]\n"
+        ))
+    }
+
+    /// Starts it with a configuration of its own.
+    pub fn with_config(text: &str) -> Prometheus {
         let directory =
             tempfile::Builder::new().prefix("opsd-it-prometheus-").tempdir().expect("a directory");
         let config = directory.path().join("prometheus.yml");
-        let text = format!(
-            "global: {{scrape_interval: 1s, scrape_timeout: 1s}}\nscrape_configs:\n- job_name: opsd\n  \
-             static_configs: [{{targets: [\"{target}\"]}}]\n"
-        );
         std::fs::write(&config, text).expect("write");
         let address = format!("127.0.0.1:{}", free_port());
         let mut command = Command::new(program("prometheus"));
