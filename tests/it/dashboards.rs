@@ -334,6 +334,10 @@ fn every_query_finds_what_is_there_and_nothing_of_what_is_gone() {
     let before = ask(&site, &all, is_right);
     shown(&all, &before, "opsd-postgres: Up", "main-db", 1.0);
     check_legends(&all, &before);
+    // Seen on a panel once: a standby whose configuration says `archive_mode = on` has no backlog of 0.
+    let archiving = |metric: &str| site.prometheus.query(&format!("{metric}{{monitor=\"replica-db\"}}"));
+    assert!(archiving("opsd_postgres_archive_backlog").is_empty());
+    assert!(archiving("opsd_postgres_archiver_enabled").iter().all(|s| value(s) == 0.0));
 
     site.stop_the_primary();
     // Staleness is opsd's to see; every query is asked when it has.

@@ -3,18 +3,21 @@
 use super::{Concern, Scope, get, number, truth};
 use crate::metrics;
 
+/// On a standby, `on` means that it does not archive, and `always` that it does.
+const ENABLED: &str = "current_setting('archive_mode') IN \
+     ('always', CASE WHEN pg_is_in_recovery() THEN 'always' ELSE 'on' END)";
+
 pub(super) const CONCERN: Concern = Concern {
     name: "archiver",
     privileged: false,
     scope: Scope::Server,
     sql: |_| {
-        // On a standby, `on` means that it does not archive, and `always` that it does.
-        let sql = "SELECT current_setting('archive_mode') IN ('always',
-                                 CASE WHEN pg_is_in_recovery() THEN 'always' ELSE 'on' END) AS enabled,
-                          archived_count::float8 AS archived, failed_count::float8 AS failed,
-                          extract(epoch FROM last_archived_time)::float8 AS last_archived,
-                          extract(epoch FROM last_failed_time)::float8 AS last_failed
-                     FROM pg_stat_archiver";
+        let sql = format!(
+            "SELECT {ENABLED} AS enabled, archived_count::float8 AS archived, failed_count::float8 AS failed,
+                    extract(epoch FROM last_archived_time)::float8 AS last_archived,
+                    extract(epoch FROM last_failed_time)::float8 AS last_failed
+               FROM pg_stat_archiver"
+        );
         Some(sql.into())
     },
     read: |_, rows, found| {
@@ -37,9 +40,11 @@ pub(super) const BACKLOG: Concern = Concern {
     privileged: true,
     scope: Scope::Server,
     sql: |_| {
-        let sql = "SELECT CASE WHEN current_setting('archive_mode') <> 'off'
-                               THEN (SELECT count(*)::float8 FROM pg_ls_archive_statusdir()
-                                      WHERE name LIKE '%.ready') END AS backlog";
+        let sql = format!(
+            "SELECT CASE WHEN {ENABLED}
+                         THEN (SELECT count(*)::float8 FROM pg_ls_archive_statusdir()
+                                WHERE name LIKE '%.ready') END AS backlog"
+        );
         Some(sql.into())
     },
     read: |_, rows, found| {
