@@ -189,3 +189,21 @@ fn the_way_back_without_opsd_is_one() {
         "{run}"
     );
 }
+
+/// A word that ends with `_` stands for all that begin with it.
+#[test]
+fn documents_name_metrics_that_exist() {
+    let others = include_str!("../../docs/other-exporters.md");
+    let names: Vec<String> = opsd::metrics::all().map(|metric| metric.series()).collect();
+    for (file, text) in [("README.md", README), ("docs/other-exporters.md", others)] {
+        let is_part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        let words = text.split(|c| !is_part(c)).filter(|word| word.starts_with("opsd_"));
+        let mut count = 0;
+        for word in words {
+            let begins = |name: &String| word.ends_with('_') && name.starts_with(word);
+            assert!(names.iter().any(|name| *name == word || begins(name)), "{file}: {word}");
+            count += 1;
+        }
+        assert!(count > 3, "{file} names {count}");
+    }
+}
