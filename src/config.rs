@@ -122,6 +122,8 @@ pub struct Connection {
     pub user: String,
     /// Password, from the URL, PGPASSWORD, or the password file.
     pub password: Option<Secret>,
+    /// The password file, where only that may have one.
+    pub passfile: Option<PathBuf>,
     /// Database.
     pub dbname: String,
     /// How TLS is negotiated.

@@ -106,6 +106,18 @@ pub fn dbname_argument(dbname: &str) -> String {
 }
 
 impl Connection {
+    /// The same with the password that the password file has now, for whoever connects again after
+    /// weeks. A file that has none any more leaves none: the server says that it wants one.
+    pub fn with_current_password(&self) -> Connection {
+        let mut connection = self.clone();
+        if let Some(file) = &self.passfile {
+            // What is wrong with the file was said when the configuration was read.
+            let (issues, warnings) = (&mut Vec::new(), &mut Vec::new());
+            connection.password = password_for(file, &self.hosts, &self.dbname, &self.user, issues, warnings);
+        }
+        connection
+    }
+
     /// Settings from a URL or key=value string on the command line. A password in it is refused:
     /// everybody on the host can read command lines.
     pub fn from_arg(dsn: &str) -> Result<Resolved> {
@@ -266,11 +278,12 @@ fn build(
             CONNECT_TIMEOUT
         }
     };
-    let password = match get("password") {
-        Some(password) => Some(Secret::new(password)),
+    let (password, passfile) = match get("password") {
+        Some(password) => (Some(Secret::new(password)), None),
         None => {
             let passfile = get("passfile").map(PathBuf::from).or_else(|| home.map(|h| h.join(".pgpass")));
-            passfile.and_then(|f| password_for(&f, &hosts, &dbname, &user, issues, warnings))
+            let find = |file: &PathBuf| password_for(file, &hosts, &dbname, &user, issues, warnings);
+            (passfile.as_ref().and_then(find), passfile)
         }
     };
     if password.as_ref().is_some_and(|p| p.expose().contains('\0')) {
@@ -281,6 +294,7 @@ fn build(
         hosts,
         user,
         password,
+        passfile,
         dbname,
         sslmode,
         sslrootcert,

@@ -175,7 +175,8 @@ impl Target {
             ("max_parallel_workers_per_gather", "0"),
             ("jit", "off"),
         ];
-        let connected = connect::connect_with(&self.connection, database, APPLICATION, &settings).await;
+        let connection = self.connection.with_current_password();
+        let connected = connect::connect_with(&connection, database, APPLICATION, &settings).await;
         connected.map_err(|error| Failure::new(reason(&error).unwrap_or(Reason::Unreachable), error))
     }
 

@@ -170,6 +170,7 @@ impl Scratch {
             hosts: vec![(self.place.sockets().display().to_string(), PORT)],
             user: role.to_owned(),
             password: None,
+            passfile: None,
             dbname: dbname.to_owned(),
             sslmode: SslMode::Disable,
             sslrootcert: None,

@@ -25,6 +25,7 @@ fn connection_to(host: &str, port: u16) -> Connection {
         hosts: vec![(host.to_owned(), port)],
         user: SUPERUSER.to_owned(),
         password: Some(Secret::new(PASSWORD)),
+        passfile: None,
         dbname: "postgres".to_owned(),
         sslmode: SslMode::Prefer,
         sslrootcert: None,

@@ -1,9 +1,9 @@
-//! What watching costs, over many collections: connections, visits, memory.
+//! Watching for a long time: connections, visits, memory, and passwords that change meanwhile.
 
 use std::fmt::Write as _;
 
-use crate::support::exporter::{Exporter, Scrape};
-use crate::support::opsd::{Opsd, quoted, quoted_list};
+use crate::support::exporter::{Exporter, Scrape, postgres_monitor};
+use crate::support::opsd::{Opsd, quoted, quoted_list, write_private};
 use crate::support::postgres::{self, SUPERUSER};
 use crate::support::redis::{Redis, Software};
 use crate::support::torture::rounds;
@@ -55,6 +55,28 @@ fn databases_are_visited_in_turn() {
     for name in names.iter().filter(|name| **name != names[3]) {
         server.drop_database(name);
     }
+}
+
+#[test]
+fn a_new_password_in_the_password_file_needs_no_restart() {
+    let server = postgres::default_server();
+    let role = postgres::unique("renewed");
+    let sql = |text: &str| server.psql("postgres", &text.replace("$role", &role));
+    sql("CREATE ROLE $role LOGIN PASSWORD 'first'; GRANT pg_monitor TO $role");
+    let mut opsd = Opsd::without_server();
+    opsd.more = postgres_monitor("main", &server.url(&role, "postgres"), "");
+    let file = opsd.path("pgpass");
+    opsd.env("PGPASSFILE", &file);
+    write_private(&file, &format!("*:*:*:{role}:first\n"));
+    let exporter = Exporter::start(&mut opsd, "");
+    exporter.scrape_until("up", |scrape| scrape.up("main") == Some(1.0));
+    sql("ALTER ROLE $role PASSWORD 'second'");
+    sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '$role'");
+    exporter.scrape_until("down", |scrape| scrape.up("main") == Some(0.0));
+    write_private(&file, &format!("*:*:*:{role}:second\n"));
+    exporter.scrape_until("up again", |scrape| scrape.up("main") == Some(1.0));
+    exporter.stop();
+    sql("DROP ROLE $role");
 }
 
 /// 10,000 collections in `make torture`.
