@@ -156,6 +156,7 @@ pub fn run_all(major: u32, snippets: &[Snippet]) -> Vec<String> {
     let mut wrong = Vec::new();
     let sql = snippets.iter().filter(|snippet| snippet.kind == Kind::Sql);
     let (look, act): (Vec<_>, Vec<_>) = sql.partition(|snippet| snippet.section == LOOK);
+    assert!(look.len() > 25 && act.len() > 20, "{} and {}", look.len(), act.len());
     let server_of = |snippet: &Snippet| {
         let is_there =
             snippet.around.starts_with("On the standby") || STANDBY.iter().any(|w| snippet.text.contains(w));

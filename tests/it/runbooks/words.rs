@@ -111,7 +111,7 @@ pub fn unknown(snippets: &[Snippet]) -> Vec<String> {
     let redis = of_redis();
     let postgres: Vec<_> = majors().into_iter().map(of_postgres).collect();
     let alerts = texts("alerts", "yml");
-    let states = texts("src/monitor", "rs");
+    let states = texts("src", "rs");
     let reasons = [
         Reason::Timeout,
         Reason::Unreachable,
