@@ -122,7 +122,7 @@ fn every_page_has_commands_to_look_and_to_act_and_a_sign_of_the_end() {
             Err(error) => wrong.push(format!("{snippet}\n  {error}")),
             Ok(expr) => {
                 for name in expr.selectors().into_iter().filter_map(|selector| selector.name.clone()) {
-                    if !metrics::find(&name).is_some_and(|metric| metric.series() == name) {
+                    if metrics::find(&name).is_none_or(|metric| metric.series() != name) {
                         wrong.push(format!("{snippet}\n  opsd has no metric {name}"));
                     }
                 }

@@ -129,7 +129,7 @@ fn of_page(page: &str, text: &str, kind_of: &impl Fn(&str) -> Kind) -> Vec<Snipp
 
 /// What stands between backticks.
 fn spans(paragraph: &str) -> impl Iterator<Item = &str> {
-    assert!(paragraph.matches('`').count() % 2 == 0, "an odd number of backticks: {paragraph}");
+    assert!(paragraph.matches('`').count().is_multiple_of(2), "an odd number of backticks: {paragraph}");
     paragraph.split('`').skip(1).step_by(2)
 }
 

@@ -298,7 +298,7 @@ impl Host {
             ]
         };
         for (part, value) in ports {
-            text = text.replace(&part, &value);
+            text = text.replace(part, &value);
         }
         let parts = [
             ("-h REPLICA", local(&self.replica)),
@@ -431,7 +431,7 @@ impl Host {
         if !accepted || complains || refused.iter().any(|word| run.stdout.contains(word)) {
             return Err(run.to_string());
         }
-        let silent = run.stdout.trim().is_empty() && !(own && !run.stderr.is_empty());
+        let silent = run.stdout.trim().is_empty() && (!own || run.stderr.is_empty());
         if snippet.section == LOOK && silent && !finds_nothing {
             return Err(format!("prints nothing: {run}"));
         }

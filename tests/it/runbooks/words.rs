@@ -151,6 +151,17 @@ pub fn unknown(snippets: &[Snippet]) -> Vec<String> {
         .map(|snippet| format!("{snippet}\n  whose word is it?"))
         .collect();
 
+    // Units are made as README says.
+    let readme = include_str!("../../../README.md");
+    for snippet in snippets.iter().filter(|snippet| snippet.kind == Kind::Shell) {
+        let words = snippet.text.split(|c: char| !c.is_ascii_alphanumeric() && c != '-');
+        for unit in words.filter(|word| word.starts_with("opsd-")) {
+            if !readme.contains(&format!("`{unit}`")) && !readme.contains(&format!("/{unit}.service`")) {
+                wrong.push(format!("{snippet}\n  README makes no unit {unit}"));
+            }
+        }
+    }
+
     let titles = panels();
     for (page, text) in pages() {
         let text = text.replace('\n', " ").replace("  ", " ");
