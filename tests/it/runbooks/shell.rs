@@ -86,7 +86,7 @@ const LINES_NOT_RUN: &[(&str, &str)] =
 
 /// Commands to look with that may print nothing.
 const PRINTS_NOTHING: &[(&str, &str)] = &[
-    ("lsof +L1", "nothing may be deleted and open"),
+    ("lsof -nP +L1", "nothing may be deleted and open"),
     ("invalid page", "no page is damaged"),
     ("deadlock detected", "nobody has deadlocked"),
 ];
@@ -390,8 +390,9 @@ impl Host {
         let server = if text.contains("pg_promote") { &self.standby } else { &self.primary };
         let tools = bin_dir(server.major);
         let bin = self.opsd.path("bin");
-        let mut bash = Command::new("/bin/bash");
-        bash.args(["-o", "pipefail", "-c", &text])
+        // Whoever waits longer for a command at night believes that it hangs.
+        let mut bash = Command::new("timeout");
+        bash.args(["90", "/bin/bash", "-o", "pipefail", "-c", &text])
             .env_clear()
             .env("PATH", format!("{}:{}:/usr/bin:/bin:/usr/sbin:/sbin", bin.display(), tools.display()))
             .env("HOME", self.opsd.path(""))
