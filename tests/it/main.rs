@@ -56,6 +56,7 @@ mod repository;
 mod restore_md;
 mod restores;
 mod roundtrip;
+mod runbooks;
 mod s3;
 mod s3_doubt;
 mod s3_faults;
