@@ -218,6 +218,9 @@ fn nothing_to_watch_is_not_ok() {
     let nowhere = watcher.path("nowhere");
     watcher.repository.set("url", quoted(&format!("file://{}", nowhere.display())));
     check(&watcher, 3, "nowhere");
+    watcher.more.push_str("interval = \"1s\"\n");
+    let exporter = watched(&mut watcher, "");
+    exporter.until_alerts(&["OpsdPieceFailing{concern=jobs}"]);
     let run = watcher.ok(&["status"]);
     assert!(run.stdout.starts_with("test: unknown"), "{run}");
 }

@@ -391,6 +391,7 @@ fn lists_sorted_sets_and_streams() {
     let redis = Redis::start(Software::Redis, &[]);
     redis.cli(&["RPUSH", "left", "a", "b", "c"]);
     redis.cli(&["ZADD", "due", "1700000000", "job", "9999999999", "later"]);
+    redis.cli(&["ZADD", "later", "9999999999", "job"]);
     redis.cli(&["XADD", "log", "1700000000000-0", "f", "v"]);
     redis.cli(&["XADD", "log", "1700000001000-0", "f", "v"]);
     redis.cli(&["XADD", "log", "1700000002000-0", "f", "v"]);
@@ -398,14 +399,19 @@ fn lists_sorted_sets_and_streams() {
     redis.cli(&["XGROUP", "CREATE", "log", "nobody", "0"]);
     redis.cli(&["XREADGROUP", "GROUP", "mailers", "one", "COUNT", "1", "STREAMS", "log", ">"]);
     let mut opsd = watching(&redis, "kind = \"list\", queues = [\"left\"], take_from = \"left\"");
-    opsd.more.push_str("[monitor.due]\nqueue = { kind = \"zset\", redis = \"main\", queues = [\"due\"], scores = \"seconds\" }\ninterval = \"1s\"\n");
+    opsd.more.push_str("[monitor.due]\nqueue = { kind = \"zset\", redis = \"main\", queues = [\"due\", \"later\"], scores = \"seconds\" }\ninterval = \"1s\"\n");
     opsd.more.push_str("[monitor.log]\nqueue = { kind = \"stream\", redis = \"main\", queues = [\"log\", \"none\"] }\ninterval = \"1s\"\n");
-    let exporter = Exporter::start(&mut opsd, "");
+    let exporter = watched(&mut opsd, "");
     let scrape = exporter.scrape_until("all have collected", |scrape| {
         ["jobs", "due", "log"].iter().all(|name| scrape.up(name) == Some(1.0))
     });
     assert_eq!(waiting(&scrape, "left"), Some(3.0));
     assert_eq!(waiting(&scrape, "due"), Some(2.0));
+    // Nobody waits for the list, but somebody may look into it now and then; and a job whose time has not
+    // come is next for as long as that takes. Neither is an alarm.
+    assert_eq!(scrape.of("opsd_queues_workers", &[]), []);
+    let since = |queue: &str| of(&scrape, "opsd_queue_head_since_timestamp_seconds", queue);
+    assert_eq!((since("due").is_some(), since("later")), (true, None));
     assert_eq!(of(&scrape, "opsd_queue_overdue_timestamp_seconds", "due"), Some(1_700_000_000.0));
     assert_eq!((waiting(&scrape, "log/mailers"), waiting(&scrape, "log/nobody")), (Some(2.0), Some(3.0)));
     assert_eq!(waiting(&scrape, "none"), Some(0.0));
@@ -418,6 +424,7 @@ fn lists_sorted_sets_and_streams() {
     // Nobody waits for the list, and its head stays.
     exporter
         .scrape_until("the list is unread", |scrape| of(scrape, "opsd_queue_unread", "left") == Some(3.0));
+    exporter.until_alerts(&["QueueUnread{queue=left}", "QueueUnread{queue=log/nobody}", "QueueDelayedOverdue{queue=due}"]);
 
     // Two are taken, one put in: it will be empty.
     redis.cli(&["LPOP", "left", "2"]);
