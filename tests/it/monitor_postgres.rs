@@ -208,7 +208,8 @@ fn a_pair_of_servers_is_judged_from_both_ends() {
     assert_eq!(scrape.one("opsd_postgres_slot_active", &["monitor=\"main\""]), Some(0.0));
     let run = pair.opsd.run(&["check"]).expect_code(2);
     assert!(run.stdout.contains("postgres_replication_state is link_cut"), "{run}");
-    let [main, at_standby] = ["main", "standby"].map(|m| format!("PostgresReplicationLinkCut{{monitor={m}}}"));
+    let [main, at_standby] =
+        ["main", "standby"].map(|m| format!("PostgresReplicationLinkCut{{monitor={m}}}"));
     pair.exporter.until_alerts(&[&main, &at_standby]);
     pair.proxy.refuse(false);
     pair.until_both("source_idle");

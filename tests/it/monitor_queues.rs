@@ -151,7 +151,11 @@ fn sidekiq_of_both_formats_in_a_namespace_with_its_own_list() {
     let run = opsd.run(&["check"]).expect_code(2);
     assert!(run.stdout.contains("queues_overdue_timestamp_seconds (set \"schedule\")"), "{run}");
 
-    exporter.until_alerts(&["QueueVeryLate{queue=six}", "QueueVeryLate{queue=eight}", "QueueScheduleOverdue{set=schedule}"]);
+    exporter.until_alerts(&[
+        "QueueVeryLate{queue=six}",
+        "QueueVeryLate{queue=eight}",
+        "QueueScheduleOverdue{set=schedule}",
+    ]);
 
     // A key of another type is this queue's trouble alone: absent, not 0.
     redis.cli(&["DEL", "app:queue:six"]);
@@ -424,7 +428,11 @@ fn lists_sorted_sets_and_streams() {
     // Nobody waits for the list, and its head stays.
     exporter
         .scrape_until("the list is unread", |scrape| of(scrape, "opsd_queue_unread", "left") == Some(3.0));
-    exporter.until_alerts(&["QueueUnread{queue=left}", "QueueUnread{queue=log/nobody}", "QueueDelayedOverdue{queue=due}"]);
+    exporter.until_alerts(&[
+        "QueueUnread{queue=left}",
+        "QueueUnread{queue=log/nobody}",
+        "QueueDelayedOverdue{queue=due}",
+    ]);
 
     // Two are taken, one put in: it will be empty.
     redis.cli(&["LPOP", "left", "2"]);

@@ -127,7 +127,8 @@ impl Exporter {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let alerts = self.alerts();
-            let left: Vec<_> = alerts.iter().filter(|alert| ended.iter().any(|name| is(alert, name))).collect();
+            let left: Vec<_> =
+                alerts.iter().filter(|alert| ended.iter().any(|name| is(alert, name))).collect();
             if left.is_empty() {
                 return;
             }
