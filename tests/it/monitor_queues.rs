@@ -81,7 +81,7 @@ fn sidekiq_from_the_first_job_to_a_killed_worker() {
     exporter.scrape_until("the worker is seen", |scrape| {
         of(scrape, "opsd_queue_consumers", "default") == Some(1.0)
     });
-    assert_eq!(exporter.troubles(), []);
+    exporter.until_quiet();
     sidekiq_push(&redis, "default", "work", 5);
     sidekiq_push(&redis, "default", "fail", 1);
     sidekiq_push(&redis, "default", "die", 11);

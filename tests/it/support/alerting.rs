@@ -27,6 +27,8 @@ const FIRST_PORT: u16 = 21_000;
 /// As that of `until`.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(50);
+/// How often a site is looked at until it is quiet.
+const LOOKS: u32 = 10;
 
 /// An address of loopback that no other process of this machine uses: its number is part of it.
 fn address(slot: u16) -> String {
@@ -144,10 +146,22 @@ impl Exporter {
         wait("a scrape", || !prometheus().query(&seen).is_empty());
     }
 
-    /// The critical alerts and warnings that stand after Prometheus has judged what is so now by every rule,
-    /// and once more, for rules that need others.
-    pub fn troubles(&self) -> Vec<Alert> {
+    /// Waits until no critical alert and no warning stands, once Prometheus has judged what is so now by every
+    /// rule. What a moment's load raises is over at another look; a false alarm stays.
+    pub fn until_quiet(&self) {
+        let mut troubles = Vec::new();
+        for _ in 0..LOOKS {
+            troubles = self.troubles();
+            if troubles.is_empty() {
+                return;
+            }
+        }
+        panic!("not quiet: {troubles:#?} of\n{}", self.scrape().text);
+    }
+
+    fn troubles(&self) -> Vec<Alert> {
         self.until_seen();
+        // Once more for rules that need others.
         for _ in 0..2 {
             let since = Utc::now();
             wait("an evaluation of all rules", || {
