@@ -434,9 +434,8 @@ fn lists_sorted_sets_and_streams() {
         "QueueDelayedOverdue{queue=due}",
     ]);
 
-    // Two are taken, one put in: it will be empty.
-    redis.cli(&["LPOP", "left", "2"]);
-    redis.cli(&["RPUSH", "left", "d"]);
+    // Two are taken, one put in, between two collections: it will be empty.
+    redis.cli(&["EVAL", "redis.call('LPOP', 'left', '2'); redis.call('RPUSH', 'left', 'd')", "0"]);
     let scrape = exporter.scrape_until("it moves", |scrape| {
         of(scrape, "opsd_queue_until_empty_seconds", "left").is_some_and(|seconds| seconds > 0.0)
     });
