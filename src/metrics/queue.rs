@@ -44,7 +44,7 @@ super::rows! {
     QUEUES_FAILED = Counter None "opsd_queues_failed" []
         "Jobs that failed, each attempt.";
     QUEUES_WORKERS = Gauge None "opsd_queues_workers" []
-        "Live worker processes. Celery leaves no trace of its workers: there it is clients that wait for any list of the database.";
+        "Live worker processes. Celery leaves no trace of its workers: there it is clients that wait for any list of the database. So it is for lists and sorted sets, and absent where none waits, because others may ask without waiting.";
     QUEUES_WORKERS_LOST = Gauge None "opsd_queues_workers_lost" []
         "Worker processes that ended without taking leave, and are still listed.";
     QUEUES_WORKERS_QUIET = Gauge None "opsd_queues_workers_quiet" []

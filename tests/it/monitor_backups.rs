@@ -3,7 +3,8 @@
 
 use serde_json::json;
 
-use crate::support::exporter::{Exporter, Scrape, collected};
+use crate::support::alerting::watched;
+use crate::support::exporter::{Scrape, collected};
 use crate::support::opsd::{Opsd, quoted, quoted_list};
 use crate::support::postgres::{self, Server};
 use crate::support::sets::{back_up, directory, forge, manifest, next_second};
@@ -39,7 +40,7 @@ fn check(opsd: &Opsd, code: i32, words: &str) {
 
 #[test]
 fn missing_fresh_and_proven() {
-    let (server, opsd, database) = site("");
+    let (server, mut opsd, database) = site("");
     let scrape = collected(&opsd);
     assert_eq!(scrape.up("backups"), Some(1.0), "{}", scrape.text);
     assert_eq!(state(&scrape, "recovery_point_state").as_deref(), Some("missing"));
@@ -94,6 +95,10 @@ fn missing_fresh_and_proven() {
     let sum: f64 = phases.iter().map(|(_, seconds)| seconds).sum();
     assert!(phases.len() > 2 && sum > 0.0 && sum <= total + 0.1, "{phases:?} of {total}");
     assert_eq!(["complete", "incomplete"].map(|state| sets(&scrape, state)), [Some(1.0), Some(1.0)]);
+    opsd.more.push_str("interval = \"1s\"\n");
+    let exporter = watched(&mut opsd, "");
+    exporter.scrape_until("the first collection", |scrape| scrape.up("backups") == Some(1.0));
+    exporter.until_quiet();
     let run = opsd.ok(&["status"]);
     assert!(run.stdout.contains("db fresh, 1 set, proven 20"), "{run}");
     server.drop_database(&database);
@@ -101,7 +106,9 @@ fn missing_fresh_and_proven() {
 
 #[test]
 fn stale_shrunk_and_gone() {
-    let (server, opsd, database) = site("");
+    let (server, mut opsd, database) = site("");
+    opsd.more.push_str("interval = \"1s\"\n");
+    let exporter = watched(&mut opsd, "");
     let first = back_up(&opsd);
     next_second();
     server.psql(&database, "DELETE FROM numbers WHERE n > 400");
@@ -111,6 +118,7 @@ fn stale_shrunk_and_gone() {
     let bytes = scrape.one("opsd_backup_database_bytes_ratio", &[]).unwrap();
     assert!((0.3..0.5).contains(&bytes), "{bytes}");
     check(&opsd, 2, "backup_database_rows_ratio (backup \"db\"");
+    exporter.until_alerts(&["BackupShrunk{backup=db}"]);
 
     // The newest one lost an object, so the one before it is what there is.
     let object = manifest(&opsd, &second)["databases"][0]["streams"][0]["objects"][0]["key"].clone();
@@ -118,6 +126,7 @@ fn stale_shrunk_and_gone() {
     let scrape = collected(&opsd);
     assert_eq!((one(&scrape, "objects_missing"), one(&scrape, "last_rows")), (Some(1.0), Some(1000.0)));
     check(&opsd, 2, "backup_objects_missing (backup \"db\") is 1");
+    exporter.until_alerts(&["BackupObjectsMissing{backup=db}"]);
 
     // And that is two days old.
     std::fs::remove_dir_all(directory(&opsd, &second)).unwrap();
@@ -129,6 +138,8 @@ fn stale_shrunk_and_gone() {
         chrono::Utc::now().timestamp() as f64 - one(&scrape, "recovery_point_timestamp_seconds").unwrap();
     assert!((age - 48.0 * 3600.0).abs() < 300.0, "{age}");
     check(&opsd, 2, "backup_recovery_point_state is overdue");
+    exporter.until_alerts(&["BackupOverdue{backup=db}"]);
+    exporter.until_over(&["BackupShrunk", "BackupObjectsMissing"]);
 
     // A database that was in all sets before is gone.
     next_second();
@@ -139,6 +150,7 @@ fn stale_shrunk_and_gone() {
     let scrape = collected(&opsd);
     let present = |name: &str| scrape.one("opsd_backup_database_present", &[&format!("database=\"{name}\"")]);
     assert_eq!((present(&database), present("other")), (Some(0.0), Some(1.0)), "{}", scrape.text);
+    exporter.until_alerts(&["BackupDatabaseVanished{backup=db}"]);
     server.drop_database(&database);
 }
 
@@ -206,6 +218,9 @@ fn nothing_to_watch_is_not_ok() {
     let nowhere = watcher.path("nowhere");
     watcher.repository.set("url", quoted(&format!("file://{}", nowhere.display())));
     check(&watcher, 3, "nowhere");
+    watcher.more.push_str("interval = \"1s\"\n");
+    let exporter = watched(&mut watcher, "");
+    exporter.until_alerts(&["OpsdPieceFailing{concern=jobs}"]);
     let run = watcher.ok(&["status"]);
     assert!(run.stdout.starts_with("test: unknown"), "{run}");
 }
@@ -214,11 +229,13 @@ fn nothing_to_watch_is_not_ok() {
 fn an_exporter_follows_the_repository() {
     let (server, mut opsd, database) = site("");
     opsd.more.push_str("interval = \"1s\"\n");
-    let exporter = Exporter::start(&mut opsd, "");
+    let exporter = watched(&mut opsd, "");
     let is = |scrape: &Scrape, wanted: &str| state(scrape, "recovery_point_state").as_deref() == Some(wanted);
     exporter.scrape_until("no backup", |scrape| is(scrape, "missing"));
+    exporter.until_alerts(&["BackupMissing{backup=db}"]);
     let id = back_up(&opsd);
     exporter.scrape_until("a backup", |scrape| is(scrape, "fresh"));
+    exporter.until_over(&["BackupMissing"]);
     std::fs::remove_dir_all(directory(&opsd, &id)).unwrap();
     exporter.scrape_until("no backup again", |scrape| is(scrape, "missing"));
     server.drop_database(&database);

@@ -3,6 +3,7 @@
 use rustix::process::Signal;
 use tokio::runtime::Runtime;
 
+use crate::support::alerting::watched;
 use crate::support::exporter::{Exporter, Scrape, postgres_monitor, site};
 use crate::support::opsd::{Opsd, quoted};
 use crate::support::postgres::{self, Options, SUPERUSER, Server, identifier, literal};
@@ -145,7 +146,7 @@ fn pair() -> Pair {
     until("the standby streams through the proxy", || proxy.accepted() > 0);
     let mut opsd = site(&primary);
     opsd.more.push_str(&postgres_monitor("standby", &standby.socket_url(SUPERUSER, "postgres"), ""));
-    let exporter = Exporter::start(&mut opsd, "");
+    let exporter = watched(&mut opsd, "");
     Pair { exporter, opsd, proxy, standby, primary, runtime }
 }
 
@@ -176,6 +177,7 @@ fn a_pair_of_servers_is_judged_from_both_ends() {
     let states = scrape.of("opsd_postgres_replication_state", &["monitor=\"standby\""]);
     assert_eq!(states.len(), 6, "{states:?}");
     pair.opsd.ok(&["check"]);
+    pair.exporter.until_quiet();
 
     // Replay is paused: few bytes, and yet it is seen, at both ends.
     standby.psql("postgres", "SELECT pg_wal_replay_pause()");
@@ -188,6 +190,7 @@ fn a_pair_of_servers_is_judged_from_both_ends() {
     assert_eq!(lag.state("opsd_postgres_standby_stream_state", &[]).as_deref(), Some("streaming"));
     let run = pair.opsd.run(&["check"]).expect_code(1);
     assert!(run.stdout.contains("postgres_replication_state is paused"), "{run}");
+    pair.exporter.until_alerts(&["PostgresReplayPaused{monitor=standby}"]);
     standby.psql("postgres", "SELECT pg_wal_replay_resume()");
     standby.catch_up(primary);
     pair.until_both("source_idle");
@@ -205,8 +208,12 @@ fn a_pair_of_servers_is_judged_from_both_ends() {
     assert_eq!(scrape.one("opsd_postgres_slot_active", &["monitor=\"main\""]), Some(0.0));
     let run = pair.opsd.run(&["check"]).expect_code(2);
     assert!(run.stdout.contains("postgres_replication_state is link_cut"), "{run}");
+    let [main, at_standby] =
+        ["main", "standby"].map(|m| format!("PostgresReplicationLinkCut{{monitor={m}}}"));
+    pair.exporter.until_alerts(&[&main, &at_standby]);
     pair.proxy.refuse(false);
     pair.until_both("source_idle");
+    pair.exporter.until_over(&["PostgresReplicationLinkCut", "PostgresReplayPaused"]);
 
     // Promoted: the new primary is no end of a pair, and the old one has lost its standby.
     standby.psql("postgres", "SELECT pg_promote()");
@@ -216,6 +223,9 @@ fn a_pair_of_servers_is_judged_from_both_ends() {
     });
     assert_eq!(scrape.of("opsd_postgres_receiver_up", &[]), []);
     assert!(scrape.one("opsd_postgres_wal_position_bytes", &["monitor=\"standby\""]).is_some());
+    let run = pair.opsd.run(&["check"]).expect_code(2);
+    assert!(run.stdout.contains("main: postgres_replication_state is link_cut"), "{run}");
+    pair.exporter.until_alerts(&[&main]);
     let Pair { exporter, proxy, runtime, .. } = pair;
     drop(exporter);
     runtime.block_on(async { drop(proxy) });
@@ -228,7 +238,7 @@ fn an_exclusive_lock_takes_down_only_what_it_covers() {
     server.psql(&database, "CREATE TABLE t (id serial); INSERT INTO t DEFAULT VALUES");
     let mut opsd = Opsd::without_server();
     opsd.more = postgres_monitor("main", &server.socket_url(SUPERUSER, &database), "");
-    let exporter = Exporter::start(&mut opsd, "");
+    let exporter = watched(&mut opsd, "");
     exporter.scrape_until("the first collection", |scrape| scrape.up("main").is_some());
     let sessions = format!(
         "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'opsd monitor' AND datname = {}",
@@ -236,20 +246,25 @@ fn an_exclusive_lock_takes_down_only_what_it_covers() {
     );
     std::thread::scope(|scope| {
         let holder = scope.spawn(|| {
-            let sql = "BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE; DROP SEQUENCE t_id_seq CASCADE;
-                       SELECT 'the holder', pg_sleep(300)";
+            // It takes ACCESS EXCLUSIVE of the table and of the sequence that goes with its column.
+            let sql = "BEGIN; ALTER TABLE t DROP COLUMN id; SELECT 'the holder', pg_sleep(300)";
             server.try_psql(&database, sql)
         });
         let held = "SELECT count(*) FROM pg_locks WHERE relation = 't_id_seq'::regclass AND granted
                     AND mode = 'AccessExclusiveLock'";
         until("the lock is held", || server.psql(&database, held) == "1");
         for _ in 0..3 {
-            let scrape = exporter.next_scrape("main");
-            assert_eq!(scrape.up("main"), Some(1.0), "{}", scrape.text);
-            assert_eq!(down(&scrape, "main"), ["sequences locked"]);
+            exporter.next_scrape("main");
+            // On a busy machine a collection of a second may be late as a whole, too.
+            let scrape = exporter.scrape_until("only the sequences are missing", |scrape| {
+                scrape.up("main") == Some(1.0) && down(scrape, "main") == ["sequences locked"]
+            });
             assert!(scrape.one("opsd_postgres_oldest_transaction_timestamp_seconds", &[]).is_some());
             assert_eq!(server.psql(&database, &sessions), "1");
         }
+        let run = opsd.run(&["check"]).expect_code(3);
+        assert!(run.stdout.contains("no sequences, locked"), "{run}");
+        exporter.until_alerts(&["OpsdPieceFailing{concern=sequences,reason=locked}"]);
         let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%''the holder''%'
                    AND pid <> pg_backend_pid()";
         server.psql(&database, end);
@@ -269,7 +284,7 @@ fn a_full_server_is_still_watched_and_the_newcomer_says_why_not() {
     server.psql("postgres", "CREATE ROLE watcher LOGIN; GRANT pg_monitor TO watcher; CREATE ROLE app LOGIN");
     let mut opsd = Opsd::without_server();
     opsd.more = postgres_monitor("main", &server.socket_url("watcher", "postgres"), "");
-    let exporter = Exporter::start(&mut opsd, "");
+    let exporter = watched(&mut opsd, "");
     exporter.scrape_until("the first collection", |scrape| scrape.up("main") == Some(1.0));
     let runtime = Runtime::new().unwrap();
     let clients = runtime.block_on(async {
@@ -297,6 +312,7 @@ fn a_full_server_is_still_watched_and_the_newcomer_says_why_not() {
     assert_eq!(scrape.one("opsd_postgres_connections", &["state=\"idle\""]), Some(8.0));
     let run = opsd.run(&["check", "--json"]).expect_code(2);
     assert_eq!(run.json()["monitors"][0]["reason"], "too_many_connections", "{run}");
+    exporter.until_alerts(&["PostgresConnectionsHigh", "PostgresConnectionsExhausted"]);
     drop(clients);
     opsd.ok(&["check"]);
 }
@@ -305,10 +321,13 @@ fn a_full_server_is_still_watched_and_the_newcomer_says_why_not() {
 fn a_restarted_server_is_down_and_up_again() {
     let mut server = Server::start(postgres::default_major(), &Options::default());
     let mut opsd = site(&server);
-    let exporter = Exporter::start(&mut opsd, "");
+    let exporter = watched(&mut opsd, "");
     let before = exporter.scrape_until("up", |scrape| scrape.up("main") == Some(1.0));
     server.crash(Signal::QUIT);
     let scrape = exporter.scrape_until("down", |scrape| scrape.up("main") == Some(0.0));
+    let run = opsd.run(&["check"]).expect_code(2);
+    assert!(run.stdout.contains("main: down, unreachable"), "{run}");
+    exporter.until_alerts(&["PostgresDown"]);
     // The last good figures are served for a while, with the time that they are of; then they are gone.
     assert!(scrape.one("opsd_monitor_collected_timestamp_seconds", &[]).is_some());
     let scrape = exporter.scrape_until("stale figures vanish", |scrape| {
@@ -320,6 +339,8 @@ fn a_restarted_server_is_down_and_up_again() {
     let after = exporter.scrape_until("up again", |scrape| scrape.up("main") == Some(1.0));
     let started = |scrape: &Scrape| scrape.one("opsd_postgres_start_timestamp_seconds", &[]).unwrap();
     assert!(started(&after) > started(&before));
+    opsd.ok(&["check"]);
+    exporter.until_over(&["PostgresDown"]);
     let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'opsd monitor'";
     assert_eq!(server.psql("postgres", sessions), "1");
 }
@@ -349,15 +370,34 @@ fn a_stopped_server_is_a_timeout_and_the_page_is_there() {
 }
 
 #[test]
-fn a_wrong_password_is_named_and_not_shown() {
+fn a_rotated_password_is_named_and_not_shown() {
     let server = postgres::default_server();
     let role = postgres::unique("rotated");
-    server.psql("postgres", &format!("CREATE ROLE {} LOGIN PASSWORD 'right'", identifier(&role)));
+    let sql = |text: &str| server.psql("postgres", &text.replace("$role", &identifier(&role)));
+    sql("CREATE ROLE $role LOGIN PASSWORD 'f1rstsecret'; GRANT pg_monitor TO $role");
     let mut opsd = Opsd::without_server();
-    let url = format!("postgres://{role}:wr0ngsecret@127.0.0.1:{}/postgres", server.port);
+    let url = format!("postgres://{role}:${{PASSWORD}}@127.0.0.1:{}/postgres", server.port);
     opsd.more = postgres_monitor("main", &url, "");
+    opsd.env("PASSWORD", "f1rstsecret");
+    let exporter = watched(&mut opsd, "");
+    exporter.scrape_until("up", |scrape| scrape.up("main") == Some(1.0));
+    // Whoever is connected stays so; the next connection is refused.
+    sql("ALTER ROLE $role PASSWORD 's3condsecret'");
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = ";
+    server.psql("postgres", &format!("{end}{}", literal(&role)));
+    let refused = ["reason=\"authentication\""];
+    let scrape = exporter.scrape_until("the refusal", |scrape| {
+        scrape.up("main") == Some(0.0)
+            && scrape.one("opsd_monitor_failures_total", &refused).is_some_and(|count| count >= 1.0)
+    });
     let run = opsd.run(&["check", "--json"]).expect_code(2);
-    server.psql("postgres", &format!("DROP ROLE {}", identifier(&role)));
     assert_eq!(run.json()["monitors"][0]["reason"], "authentication", "{run}");
-    assert!(!run.to_string().contains("wr0ngsecret"), "{run}");
+    exporter.until_alerts(&["PostgresDown"]);
+    let (_, said) = exporter.stop();
+    for text in [&scrape.text, &run.stdout, &run.stderr, &said] {
+        assert!(!text.contains("f1rstsecret"), "{text}");
+    }
+    opsd.env("PASSWORD", "s3condsecret");
+    opsd.ok(&["check"]);
+    sql("DROP ROLE $role");
 }

@@ -7,8 +7,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
+use crate::support::alerting::watched;
 use crate::support::certificates::{Authority, Pair, in_days};
-use crate::support::exporter::{Exporter, Scrape, collected};
+use crate::support::exporter::{Scrape, collected};
 use crate::support::mosquitto::Mosquitto;
 use crate::support::opsd::{Opsd, quoted, write_private};
 use crate::support::postgres::free_port;
@@ -223,6 +224,15 @@ async fn tls_sees_the_whole_chain_whatever_is_wrong_with_it() {
     check(&opsd, "late", 2, "tls_verification_state is expired");
     check(&opsd, "other", 2, "tls_verification_state is wrong_name");
     assert_eq!((scrape.up("http-good"), http(&scrape, "http-good", "status")), (Some(1.0), Some(200.0)));
+    let exporter = watched(&mut opsd, "");
+    exporter.until_alerts(&[
+        "TlsCertificateExpiring{monitor=good}",
+        "TlsCertificateExpiryCritical{monitor=soon,source=handshake}",
+        "TlsNotVerified{monitor=late,state=expired}",
+        "TlsNotVerified{monitor=other,state=wrong_name}",
+        "TlsFileUnreadable{monitor=files}",
+        "HttpDown{monitor=http-late}",
+    ]);
     for name in ["late", "other", "unknown"] {
         check(&opsd, &format!("http-{name}"), 2, "down, tls: GET https://localhost");
     }
@@ -271,7 +281,7 @@ fn a_broker_goes_and_comes_back() {
     let monitors = monitor("broker", "t0psecret") + &monitor("wrong", "guess");
     opsd.more = monitors;
     let broker = Mosquitto::start(&opsd.path(""), port, &settings);
-    let exporter = Exporter::start(&mut opsd, "");
+    let exporter = watched(&mut opsd, "");
     let of = |scrape: &Scrape, metric: &str| scrape.one(&format!("opsd_mqtt_{metric}"), &[]);
     let scrape = exporter.scrape_until("figures", |scrape| {
         of(scrape, "messages_received_total").is_some() && scrape.up("wrong").is_some()
@@ -291,11 +301,14 @@ fn a_broker_goes_and_comes_back() {
     let scrape = exporter.scrape_until("the broker is gone", |scrape| scrape.up("broker") == Some(0.0));
     let failed = scrape.one("opsd_monitor_failures_total", &["monitor=\"broker\"", "reason=\"unreachable\""]);
     assert!(failed.unwrap() >= 1.0, "{}", scrape.text);
+    check(&opsd, "broker", 2, "down, unreachable");
+    exporter.until_alerts(&["MqttDown{monitor=broker}"]);
     exporter.scrape_until("its figures are gone", |scrape| of(scrape, "messages_received_total").is_none());
     let broker = Mosquitto::start(&opsd.path(""), port, &settings);
     exporter.scrape_until("the broker is back", |scrape| {
         scrape.up("broker") == Some(1.0) && of(scrape, "connected_timestamp_seconds") > since
     });
+    exporter.until_over(&["MqttDown{monitor=broker}"]);
     let (_, said) = exporter.stop();
     assert!(!said.contains("t0psecret") && !said.contains("guess"), "{said}");
     drop(broker);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::support::alerting::watched;
 use crate::support::exporter::{Exporter, Scrape};
 use crate::support::opsd::{Opsd, quoted};
 use crate::support::postgres::servers_directory;
@@ -46,9 +47,11 @@ pub(crate) fn sidekiq(redis: &Redis, queues: &[&str]) -> Kept {
 }
 
 fn sidekiq_push(redis: &Redis, queue: &str, what: &str, count: u32) {
+    // One that may not be tried again is dead when it fails.
+    let (what, more) = if what == "die" { ("fail", ", 'retry' => 0") } else { (what, "") };
     let script = format!(
         "require 'sidekiq'; require './jobs'; {count}.times {{ \
-         Sidekiq::Client.push('class' => 'Work', 'queue' => '{queue}', 'args' => ['{what}']) }}"
+         Sidekiq::Client.push('class' => 'Work', 'queue' => '{queue}', 'args' => ['{what}']{more}) }}"
     );
     let output = std::process::Command::new("ruby")
         .args(["-e", &script])
@@ -64,7 +67,7 @@ fn sidekiq_push(redis: &Redis, queue: &str, what: &str, count: u32) {
 fn sidekiq_from_the_first_job_to_a_killed_worker() {
     let redis = Redis::start(Software::Redis, &[]);
     let mut opsd = watching(&redis, "kind = \"sidekiq\", queues = [\"default\", \"lonely\"]");
-    let exporter = Exporter::start(&mut opsd, "");
+    let exporter = watched(&mut opsd, "");
     // Nothing is there yet: configured queues are 0.
     let scrape = exporter.scrape_until("the first collection", |scrape| scrape.up("jobs").is_some());
     assert_eq!((waiting(&scrape, "default"), waiting(&scrape, "lonely")), (Some(0.0), Some(0.0)));
@@ -78,8 +81,10 @@ fn sidekiq_from_the_first_job_to_a_killed_worker() {
     exporter.scrape_until("the worker is seen", |scrape| {
         of(scrape, "opsd_queue_consumers", "default") == Some(1.0)
     });
+    exporter.until_quiet();
     sidekiq_push(&redis, "default", "work", 5);
     sidekiq_push(&redis, "default", "fail", 1);
+    sidekiq_push(&redis, "default", "die", 11);
     sidekiq_push(&redis, "default", "sleep", 2);
     sidekiq_push(&redis, "default", "work", 3);
     sidekiq_push(&redis, "lonely", "work", 4);
@@ -87,14 +92,15 @@ fn sidekiq_from_the_first_job_to_a_killed_worker() {
     let scrape = exporter.scrape_until("the worker is busy", |scrape| {
         of(scrape, "opsd_queue_active", "default") == Some(2.0)
             && waiting(scrape, "lonely") == Some(4.0)
-            && scrape.one("opsd_queues_processed_total", &[]) == Some(6.0)
+            && scrape.one("opsd_queues_processed_total", &[]) == Some(17.0)
     });
     assert_eq!(waiting(&scrape, "default"), Some(3.0));
     assert_eq!(of(&scrape, "opsd_queue_unread", "default"), Some(0.0));
     assert_eq!(of(&scrape, "opsd_queue_unread", "lonely"), Some(4.0));
     assert_eq!(of(&scrape, "opsd_queue_consumers", "lonely"), Some(0.0));
     assert_eq!(scrape.one("opsd_queues_retrying", &[]), Some(1.0));
-    assert_eq!(scrape.one("opsd_queues_failed_total", &[]), Some(1.0));
+    assert_eq!(scrape.one("opsd_queues_dead", &[]), Some(11.0));
+    assert_eq!(scrape.one("opsd_queues_failed_total", &[]), Some(12.0));
     assert_eq!(scrape.one("opsd_queues_concurrency", &[]), Some(2.0));
     let oldest = of(&scrape, "opsd_queue_oldest_job_timestamp_seconds", "default").unwrap();
     assert!(oldest <= now() && oldest > now() - 300.0, "{oldest}");
@@ -102,6 +108,8 @@ fn sidekiq_from_the_first_job_to_a_killed_worker() {
     assert_eq!(of(&scrape, "opsd_queue_until_empty_seconds", "default"), None);
     let run = opsd.run(&["check"]).expect_code(2);
     assert!(run.stdout.contains("queue_unread (queue \"lonely\") is 4"), "{run}");
+    exporter.until_alerts(&["QueueUnread{queue=lonely}", "QueueDeadGrowing"]);
+    exporter.until_alert_with("QueueRetryingMany", "> 1000", "> 0");
 
     // Killed, it stays listed; without a heartbeat (which would take a minute) it is lost.
     worker.kill();
@@ -113,6 +121,9 @@ fn sidekiq_from_the_first_job_to_a_killed_worker() {
     assert_eq!(scrape.one("opsd_queues_workers", &[]), Some(0.0));
     assert_eq!(of(&scrape, "opsd_queue_unread", "default"), Some(3.0));
     assert_eq!(redis.cli(&["SCARD", "processes"]), "1", "nothing was cleaned up");
+    let run = opsd.run(&["check"]).expect_code(2);
+    assert!(run.stdout.contains("queue_unread (queue \"default\") is 3"), "{run}");
+    exporter.until_alerts(&["QueueWorkersLost", "QueueWorkersGone", "QueueUnread{queue=default}"]);
 }
 
 #[test]
@@ -126,7 +137,7 @@ fn sidekiq_of_both_formats_in_a_namespace_with_its_own_list() {
     redis.cli(&["SADD", "app:paused", "eight"]);
     redis.cli(&["ZADD", "app:schedule", "1700000001.5", "{}", "9999999999", "{\"a\":1}"]);
     let mut opsd = watching(&redis, "kind = \"sidekiq\", namespace = \"app\"");
-    let exporter = Exporter::start(&mut opsd, "");
+    let exporter = watched(&mut opsd, "");
     let scrape = exporter.scrape_until("the first collection", |scrape| scrape.up("jobs") == Some(1.0));
     for queue in ["six", "eight"] {
         assert_eq!(of(&scrape, "opsd_queue_oldest_job_timestamp_seconds", queue), Some(seconds));
@@ -139,6 +150,12 @@ fn sidekiq_of_both_formats_in_a_namespace_with_its_own_list() {
     assert_eq!(overdue, Some(1_700_000_001.5));
     let run = opsd.run(&["check"]).expect_code(2);
     assert!(run.stdout.contains("queues_overdue_timestamp_seconds (set \"schedule\")"), "{run}");
+
+    exporter.until_alerts(&[
+        "QueueVeryLate{queue=six}",
+        "QueueVeryLate{queue=eight}",
+        "QueueScheduleOverdue{set=schedule}",
+    ]);
 
     // A key of another type is this queue's trouble alone: absent, not 0.
     redis.cli(&["DEL", "app:queue:six"]);
@@ -154,7 +171,9 @@ pub(crate) const CELERY: &str = "import os, time\nfrom celery import Celery\n\
     app.conf.broker_transport_options = {'queue_order_strategy': 'priority'}\n\
     app.conf.task_acks_late = True\n\
     app.conf.worker_prefetch_multiplier = 1\n\
-    @app.task(name='work')\ndef work(seconds):\n    time.sleep(seconds)\n";
+    @app.task(name='work')\ndef work(seconds):\n    time.sleep(seconds)\n\
+    @app.task(name='fail')\ndef fail(): raise Exception('no')\n\
+    @app.task(name='retry', bind=True)\ndef retry(self): raise self.retry(countdown=3600)\n";
 
 fn celery_push(redis: &Redis, seconds: u32, priority: u32, count: u32) {
     let script =
@@ -169,7 +188,7 @@ fn celery_with_priorities_and_a_killed_worker() {
     celery_push(&redis, 0, 9, 3);
     celery_push(&redis, 0, 0, 2);
     assert_eq!(redis.cli(&["LLEN", "celery"]), "2", "the rest is elsewhere");
-    let exporter = Exporter::start(&mut opsd, "");
+    let exporter = watched(&mut opsd, "");
     let scrape = exporter.scrape_until("the first collection", |scrape| scrape.up("jobs") == Some(1.0));
     assert_eq!(waiting(&scrape, "celery"), Some(5.0));
     assert_eq!(scrape.one("opsd_queues_workers", &[]), Some(0.0));
@@ -178,6 +197,9 @@ fn celery_with_priorities_and_a_killed_worker() {
     assert!(of(&scrape, "opsd_queue_head_since_timestamp_seconds", "celery").is_some());
     let run = opsd.run(&["check"]).expect_code(2);
     assert!(run.stdout.contains("queue_unread (queue \"celery\") is 5"), "{run}");
+    exporter.until_alerts(&["QueueUnread{queue=celery}", "QueueWorkersGone"]);
+    // Celery records no time: the head's is that of the first look, which no test waits half an hour after.
+    exporter.until_alert_with("QueueStuck", "> 1800", "> 0");
     // What comes in is counted, in the same list and in another.
     celery_push(&redis, 0, 9, 4);
     exporter.scrape_until("arrivals are counted", |scrape| {
@@ -199,9 +221,16 @@ fn celery_with_priorities_and_a_killed_worker() {
     assert_eq!(of(&scrape, "opsd_queue_unread", "celery"), Some(0.0));
     // Redis has no key for it any more, and that is 0.
     assert_eq!(redis.cli(&["EXISTS", "celery"]), "0");
+    exporter.until_over(&["QueueUnread", "QueueWorkersGone"]);
+    // One that fails is done with, as Celery sees it; one that is to be tried again in an hour is kept by the
+    // worker, and acknowledged then.
+    redis.python(&format!("{CELERY}\nfail.delay(); retry.delay()"), &[]);
+    exporter.scrape_until("one waits for its next attempt", |scrape| {
+        waiting(scrape, "celery") == Some(0.0) && scrape.one("opsd_queues_unacknowledged", &[]) == Some(1.0)
+    });
     celery_push(&redis, 3_600, 0, 5);
     let scrape = exporter.scrape_until("a task is being done", |scrape| {
-        scrape.one("opsd_queues_unacknowledged", &[]).is_some_and(|tasks| tasks >= 1.0)
+        scrape.one("opsd_queues_unacknowledged", &[]).is_some_and(|tasks| tasks >= 2.0)
     });
     assert!(waiting(&scrape, "celery").unwrap() >= 3.0, "{}", scrape.text);
     assert_eq!(scrape.one("opsd_queues_workers", &[]), Some(1.0), "{}", scrape.text);
@@ -213,6 +242,10 @@ fn celery_with_priorities_and_a_killed_worker() {
         .scrape_until("no worker is left", |scrape| scrape.one("opsd_queues_workers", &[]) == Some(0.0));
     assert_eq!(of(&scrape, "opsd_queue_unread", "celery"), waiting(&scrape, "celery"));
     assert_eq!(scrape.one("opsd_queues_oldest_unacknowledged_timestamp_seconds", &[]), Some(taken));
+    let run = opsd.run(&["check"]).expect_code(2);
+    assert!(run.stdout.contains("queue_unread (queue \"celery\") is "), "{run}");
+    exporter.until_alerts(&["QueueUnread{queue=celery}", "QueueWorkersGone"]);
+    exporter.until_alert_with("QueueUnacknowledgedOld", "> 3600", "> 0");
 }
 
 /// A program by its whole path, as `PATH` of this process finds it.
@@ -227,6 +260,8 @@ pub(crate) fn which(program: &str) -> std::path::PathBuf {
 fn bullmq_with_delayed_failed_and_urgent_jobs() {
     const PRODUCE: &str = "import asyncio, os\nfrom bullmq import Queue\nasync def main():\n\
         \x20 q = Queue('mail', {'connection': os.environ['REDIS_URL']})\n\
+        \x20 for i in range(11): await q.add('f', {'i': 1})\n\
+        \x20 await q.add('r', {'i': 1}, {'attempts': 3, 'backoff': {'type': 'fixed', 'delay': 3600000}})\n\
         \x20 for i in range(6): await q.add('a', {'i': i})\n\
         \x20 await q.add('b', {}, {'delay': 3600000})\n\
         \x20 await q.add('c', {}, {'priority': 5})\n\
@@ -241,17 +276,18 @@ fn bullmq_with_delayed_failed_and_urgent_jobs() {
     let redis = Redis::start(Software::Redis, &[]);
     let mut opsd = watching(&redis, "kind = \"bullmq\", queues = [\"mail\", \"none\"]");
     redis.python(PRODUCE, &[]);
-    let exporter = Exporter::start(&mut opsd, "");
+    let exporter = watched(&mut opsd, "");
     let scrape = exporter.scrape_until("the first collection", |scrape| scrape.up("jobs") == Some(1.0));
     assert_eq!(
         (waiting(&scrape, "mail"), waiting(&scrape, "none")),
-        (Some(7.0), Some(0.0)),
+        (Some(19.0), Some(0.0)),
         "{}",
         scrape.text
     );
     assert_eq!(of(&scrape, "opsd_queue_delayed", "mail"), Some(1.0));
     assert_eq!(of(&scrape, "opsd_queue_overdue_timestamp_seconds", "mail"), None);
-    assert_eq!(of(&scrape, "opsd_queue_unread", "mail"), Some(7.0));
+    assert_eq!(of(&scrape, "opsd_queue_unread", "mail"), Some(19.0));
+    exporter.until_alerts(&["QueueUnread{queue=mail}"]);
     let oldest = of(&scrape, "opsd_queue_oldest_job_timestamp_seconds", "mail").unwrap();
     assert!(oldest <= now() && oldest > now() - 300.0, "{oldest}");
 
@@ -260,21 +296,28 @@ fn bullmq_with_delayed_failed_and_urgent_jobs() {
     let env = [("REDIS_URL", OsStr::new(&url)), ("PYTHONPATH", python.as_os_str())];
     let args = ["-c".to_owned(), WORK.to_owned()];
     let worker = Kept::start(which("python3").as_os_str(), &args, &env, redis.directory.path(), "bullmq.log");
-    let scrape = exporter.scrape_until("a job sleeps, and one has failed", |scrape| {
+    let scrape = exporter.scrape_until("a job sleeps, and others have failed", |scrape| {
         of(scrape, "opsd_queue_active", "mail") == Some(1.0)
-            && of(scrape, "opsd_queue_kept_failed", "mail") == Some(1.0)
+            && of(scrape, "opsd_queue_kept_failed", "mail") == Some(12.0)
             && waiting(scrape, "mail") == Some(2.0)
     });
     assert!(of(&scrape, "opsd_queue_consumers", "mail").is_some_and(|n| n >= 1.0), "{}", scrape.text);
     assert_eq!(of(&scrape, "opsd_queue_consumers", "none"), Some(0.0));
+    assert_eq!(of(&scrape, "opsd_queue_delayed", "mail"), Some(2.0), "one is to be tried again");
+    exporter.until_alerts(&["QueueKeptFailed{queue=mail}"]);
+    exporter.until_over(&["QueueUnread"]);
     assert_eq!(of(&scrape, "opsd_queue_unread", "mail"), Some(0.0));
     worker.kill();
     exporter.scrape_until("nobody reads", |scrape| of(scrape, "opsd_queue_unread", "mail") == Some(2.0));
+    let run = opsd.run(&["check"]).expect_code(2);
+    assert!(run.stdout.contains("queue_unread (queue \"mail\") is 2"), "{run}");
+    exporter.until_alerts(&["QueueUnread{queue=mail}"]);
     // One whose time has come, and nobody moves it on.
     redis.cli(&["ZADD", "bull:mail:delayed", &(1_700_000_000_250u64 * 4096).to_string(), "8"]);
     exporter.scrape_until("it is overdue", |scrape| {
         of(scrape, "opsd_queue_overdue_timestamp_seconds", "mail") == Some(1_700_000_000.25)
     });
+    exporter.until_alerts(&["QueueDelayedOverdue{queue=mail}"]);
     // A marker of version 4 is no job.
     redis.cli(&["DEL", "bull:mail:wait"]);
     redis.cli(&["RPUSH", "bull:mail:wait", "0:0"]);
@@ -352,6 +395,7 @@ fn lists_sorted_sets_and_streams() {
     let redis = Redis::start(Software::Redis, &[]);
     redis.cli(&["RPUSH", "left", "a", "b", "c"]);
     redis.cli(&["ZADD", "due", "1700000000", "job", "9999999999", "later"]);
+    redis.cli(&["ZADD", "later", "9999999999", "job"]);
     redis.cli(&["XADD", "log", "1700000000000-0", "f", "v"]);
     redis.cli(&["XADD", "log", "1700000001000-0", "f", "v"]);
     redis.cli(&["XADD", "log", "1700000002000-0", "f", "v"]);
@@ -359,14 +403,19 @@ fn lists_sorted_sets_and_streams() {
     redis.cli(&["XGROUP", "CREATE", "log", "nobody", "0"]);
     redis.cli(&["XREADGROUP", "GROUP", "mailers", "one", "COUNT", "1", "STREAMS", "log", ">"]);
     let mut opsd = watching(&redis, "kind = \"list\", queues = [\"left\"], take_from = \"left\"");
-    opsd.more.push_str("[monitor.due]\nqueue = { kind = \"zset\", redis = \"main\", queues = [\"due\"], scores = \"seconds\" }\ninterval = \"1s\"\n");
+    opsd.more.push_str("[monitor.due]\nqueue = { kind = \"zset\", redis = \"main\", queues = [\"due\", \"later\"], scores = \"seconds\" }\ninterval = \"1s\"\n");
     opsd.more.push_str("[monitor.log]\nqueue = { kind = \"stream\", redis = \"main\", queues = [\"log\", \"none\"] }\ninterval = \"1s\"\n");
-    let exporter = Exporter::start(&mut opsd, "");
+    let exporter = watched(&mut opsd, "");
     let scrape = exporter.scrape_until("all have collected", |scrape| {
         ["jobs", "due", "log"].iter().all(|name| scrape.up(name) == Some(1.0))
     });
     assert_eq!(waiting(&scrape, "left"), Some(3.0));
     assert_eq!(waiting(&scrape, "due"), Some(2.0));
+    // Nobody waits for the list, but somebody may look into it now and then; and a job whose time has not
+    // come is next for as long as that takes. Neither is an alarm.
+    assert_eq!(scrape.of("opsd_queues_workers", &[]), []);
+    let since = |queue: &str| of(&scrape, "opsd_queue_head_since_timestamp_seconds", queue);
+    assert_eq!((since("due").is_some(), since("later")), (true, None));
     assert_eq!(of(&scrape, "opsd_queue_overdue_timestamp_seconds", "due"), Some(1_700_000_000.0));
     assert_eq!((waiting(&scrape, "log/mailers"), waiting(&scrape, "log/nobody")), (Some(2.0), Some(3.0)));
     assert_eq!(waiting(&scrape, "none"), Some(0.0));
@@ -379,10 +428,14 @@ fn lists_sorted_sets_and_streams() {
     // Nobody waits for the list, and its head stays.
     exporter
         .scrape_until("the list is unread", |scrape| of(scrape, "opsd_queue_unread", "left") == Some(3.0));
+    exporter.until_alerts(&[
+        "QueueUnread{queue=left}",
+        "QueueUnread{queue=log/nobody}",
+        "QueueDelayedOverdue{queue=due}",
+    ]);
 
-    // Two are taken, one put in: it will be empty.
-    redis.cli(&["LPOP", "left", "2"]);
-    redis.cli(&["RPUSH", "left", "d"]);
+    // Two are taken, one put in, between two collections: it will be empty.
+    redis.cli(&["EVAL", "redis.call('LPOP', 'left', '2'); redis.call('RPUSH', 'left', 'd')", "0"]);
     let scrape = exporter.scrape_until("it moves", |scrape| {
         of(scrape, "opsd_queue_until_empty_seconds", "left").is_some_and(|seconds| seconds > 0.0)
     });
@@ -400,7 +453,7 @@ fn a_broker_that_goes_leaves_nothing_behind() {
     let mut redis = Redis::start(Software::Redis, &[]);
     redis.push("q", 3, "job", "");
     let mut opsd = watching(&redis, "kind = \"list\", queues = [\"q\"]");
-    let exporter = Exporter::start(&mut opsd, "");
+    let exporter = watched(&mut opsd, "");
     exporter.scrape_until("it is seen", |scrape| waiting(scrape, "q") == Some(3.0));
     redis.stop();
     exporter.scrape_until("it is gone", |scrape| {
@@ -408,6 +461,7 @@ fn a_broker_that_goes_leaves_nothing_behind() {
     });
     let run = opsd.run(&["check"]).expect_code(2);
     assert!(run.stdout.contains("jobs: down, unreachable"), "{run}");
+    exporter.until_alerts(&["QueueSourceDown"]);
     until("nothing listens", || std::net::TcpStream::connect(("127.0.0.1", redis.port)).is_err());
 }
 

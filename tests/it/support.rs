@@ -1,5 +1,6 @@
 //! What the integration tests stand on: servers, the binary, fixtures, comparison.
 
+pub mod alerting;
 pub mod certificates;
 pub mod compare;
 pub mod exporter;

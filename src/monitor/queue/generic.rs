@@ -91,6 +91,8 @@ fn sorted_set(queue: &str, scores: Scores, [size, lowest]: [Reply; 2]) -> Result
         Scores::Milliseconds => score.map(|score| score / 1_000.0),
     };
     let overdue = due.filter(|due| *due < now());
+    // One that is next for days because its time has not come is not stuck.
+    let head = head.filter(|_| due.is_none() || overdue.is_some());
     let more = overdue.map(|due| (&metrics::QUEUE_OVERDUE_TIMESTAMP, due)).into_iter().collect();
     Ok(Reading { queue: queue.to_owned(), waiting, head, more, ..Reading::default() })
 }
@@ -105,7 +107,8 @@ async fn readers(
     match clients::list(link).await? {
         Ok(clients) => {
             let waiting = clients::waiting(&clients, database, commands);
-            found.plain(&metrics::QUEUES_WORKERS, Some(waiting));
+            // One that asks again and again leaves no trace: that none waits does not mean that none is there.
+            found.plain(&metrics::QUEUES_WORKERS, Some(waiting).filter(|waiting| *waiting > 0.0));
             found.note("workers", None);
             Ok(Consumers::Waiting(waiting))
         }

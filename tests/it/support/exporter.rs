@@ -34,13 +34,20 @@ pub struct Exporter {
     stderr: BufReader<ChildStderr>,
     /// `127.0.0.1:port`.
     pub address: String,
+    /// The name of its site in the Prometheus of `alerting`, where that scrapes it.
+    pub site: Option<String>,
 }
 
 impl Exporter {
     /// Starts it on a free port; `settings` are further keys of `[exporter]`.
     pub fn start(opsd: &mut Opsd, settings: &str) -> Exporter {
+        Exporter::start_at(opsd, "127.0.0.1:0", settings)
+    }
+
+    /// Starts it on an address.
+    pub fn start_at(opsd: &mut Opsd, listen: &str, settings: &str) -> Exporter {
         let before = opsd.more.len();
-        opsd.more.push_str(&format!("\n[exporter]\nlisten = \"127.0.0.1:0\"\n{settings}\n"));
+        opsd.more.push_str(&format!("\n[exporter]\nlisten = {}\n{settings}\n", quoted(listen)));
         let mut child = opsd.command(&["exporter"]).spawn().expect("start opsd exporter");
         opsd.more.truncate(before);
         let mut stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
@@ -52,7 +59,7 @@ impl Exporter {
             stderr.read_to_string(&mut line).expect("read");
             panic!("the exporter did not start: {line}");
         };
-        Exporter { child, stderr, address }
+        Exporter { child, stderr, address, site: None }
     }
 
     /// One GET; status, head and body.

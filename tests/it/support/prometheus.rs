@@ -1,11 +1,11 @@
-//! A real Prometheus that scrapes one address every second.
+//! A real Prometheus that scrapes one address every second, or does what a test's configuration says.
 
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 
 use super::exporter::request;
 use super::postgres::{free_port, servers_directory};
 use super::processes::until;
+use super::redis::Kept;
 
 /// A program of Debian's package `prometheus`, as `make setup` unpacked it.
 pub fn program(name: &str) -> PathBuf {
@@ -14,11 +14,10 @@ pub fn program(name: &str) -> PathBuf {
     program
 }
 
-/// A running Prometheus; it ends, and its data with it, when dropped.
+/// A running Prometheus; it ends, and its data with it, when dropped or with the test's process.
 pub struct Prometheus {
-    child: Child,
+    _kept: Kept,
     address: String,
-    _directory: tempfile::TempDir,
 }
 
 impl Prometheus {
@@ -33,19 +32,18 @@ impl Prometheus {
     /// Starts it with a configuration of its own.
     pub fn with_config(text: &str) -> Prometheus {
         let directory =
-            tempfile::Builder::new().prefix("opsd-it-prometheus-").tempdir().expect("a directory");
-        let config = directory.path().join("prometheus.yml");
+            tempfile::Builder::new().prefix("opsd-it-prometheus-").tempdir().expect("a directory").keep();
+        let config = directory.join("prometheus.yml");
         std::fs::write(&config, text).expect("write");
         let address = format!("127.0.0.1:{}", free_port());
-        let mut command = Command::new(program("prometheus"));
-        command.arg(format!("--config.file={}", config.display()));
-        command.arg(format!("--storage.tsdb.path={}", directory.path().join("data").display()));
-        command.arg(format!("--web.listen-address={address}"));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn().expect("start prometheus");
-        let prometheus = Prometheus { child, address, _directory: directory };
-        until("Prometheus listens", || std::net::TcpStream::connect(&prometheus.address).is_ok());
-        prometheus
+        let args = [
+            format!("--config.file={}", config.display()),
+            format!("--storage.tsdb.path={}", directory.join("data").display()),
+            format!("--web.listen-address={address}"),
+        ];
+        let kept = Kept::start_in(program("prometheus").as_os_str(), &args, &directory, "log");
+        until("Prometheus listens", || std::net::TcpStream::connect(&address).is_ok());
+        Prometheus { _kept: kept, address }
     }
 
     /// Where it is.
@@ -61,11 +59,16 @@ impl Prometheus {
     /// The same; an expression that fails is an error.
     pub fn answer(&self, expression: &str) -> Result<Vec<serde_json::Value>, String> {
         let encoded = percent_encoding::utf8_percent_encode(expression, percent_encoding::NON_ALPHANUMERIC);
-        let (_, head, body) = request(&self.address, "GET", &format!("/api/v1/query?query={encoded}"), &[]);
+        let answer = self.get(&format!("/api/v1/query?query={encoded}"));
+        answer["data"]["result"].as_array().cloned().ok_or_else(|| answer.to_string())
+    }
+
+    /// What a path of its API answers; null where that is no JSON.
+    pub fn get(&self, path: &str) -> serde_json::Value {
+        let (_, head, body) = request(&self.address, "GET", path, &[]);
         let is_chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
         let body = if is_chunked { joined(&body) } else { body };
-        let answer: serde_json::Value = serde_json::from_str(&body).unwrap_or_default();
-        answer["data"]["result"].as_array().cloned().ok_or(body)
+        serde_json::from_str(&body).unwrap_or_default()
     }
 
     /// Waits until an expression returns something.
@@ -88,11 +91,4 @@ fn joined(body: &str) -> String {
         rest = &after[(size + 2).min(after.len())..];
     }
     text
-}
-
-impl Drop for Prometheus {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }

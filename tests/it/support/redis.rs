@@ -22,10 +22,26 @@ impl Kept {
         directory: &Path,
         log: &str,
     ) -> Kept {
+        Kept::spawn("", program, args, env, directory, log)
+    }
+
+    /// The same in a directory that goes with it.
+    pub fn start_in(program: &OsStr, args: &[String], directory: &Path, log: &str) -> Kept {
+        Kept::spawn("cd /; rm -rf \"$HOME\"", program, args, &[], directory, log)
+    }
+
+    fn spawn(
+        last: &str,
+        program: &OsStr,
+        args: &[String],
+        env: &[(&str, &OsStr)],
+        directory: &Path,
+        log: &str,
+    ) -> Kept {
         let log = std::fs::File::create(directory.join(log)).expect("create a log");
         let script = "\"$@\" </dev/null & child=$!; echo $child >pid-$$; read end; kill -9 $child; wait";
         let shell = Command::new("/bin/sh")
-            .args(["-c", script, "sh"])
+            .args(["-c", &format!("{script}; {last}"), "sh"])
             .arg(program)
             .args(args)
             .env_clear()
