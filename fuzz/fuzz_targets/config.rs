@@ -26,7 +26,8 @@ fn names_a_device(text: &str) -> bool {
 
 fuzz_target!(|data: &[u8]| {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    if names_a_device(text) {
+    // libFuzzer learns the canary from the comparison below; what stands in the file may be shown.
+    if names_a_device(text) || text.contains(CANARY) {
         return;
     }
     let parsed = raw::parse(text, Path::new("opsd.toml"), &environment);
