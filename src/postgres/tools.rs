@@ -394,6 +394,7 @@ mod tests {
             hosts: vec![("a".into(), 5432), ("/run/pg".into(), 5433)],
             user: "u".into(),
             password: Some(Secret::new("s3cret")),
+            passfile: None,
             dbname: "db".into(),
             sslmode: SslMode::Prefer,
             sslrootcert: None,
