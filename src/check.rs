@@ -91,6 +91,10 @@ pub fn judge(config: &config::Monitor, view: &View, now: SystemTime) -> Report {
             }
         }
     }
+    if view.dropped > 0 {
+        let text = format!("{} series beyond max_series were left out, and not judged", view.dropped);
+        findings.push((Verdict::Warning, text));
+    }
     if let Some(snapshot) = &view.snapshot {
         for concern in &snapshot.concerns {
             // What the role was not given is a decision, and shows in its own metric.

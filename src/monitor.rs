@@ -225,3 +225,6 @@ pub fn headline(kind: &MonitorKind, samples: &[Sample]) -> String {
         MonitorKind::Queue(_) => queue::headline(samples),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,7 +19,7 @@ use crate::metrics::{self, Metric, Sample};
 /// When a host is bad unless the configuration says otherwise; load depends on what it is for.
 pub static THRESHOLDS: &[Threshold] = &[
     above(&metrics::HOST_DISK_USED, 0.85, 0.95),
-    above(&metrics::HOST_DISK_INODES_USED, 0.85, 0.95),
+    Threshold::of(&metrics::HOST_DISK_INODES_USED, Some(Bound::Above(0.85)), None),
     above(&metrics::HOST_MEMORY_USED, 0.9, 0.97),
 ];
 

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio_postgres::Row;
-use tokio_postgres::types::FromSql;
+use tokio_postgres::types::{FromSql, Type};
 
 use super::{Collected, Failure, Monitor, Reason};
 use crate::config::{self, Connection, Databases, Postgres};
@@ -66,10 +66,17 @@ const STATEMENT_PART: u32 = 3;
 const LOCK_PART: u32 = 10;
 /// No statement is begun later than this part of the time: it would end too late.
 const LAST_START: f64 = 0.6;
+/// Connecting to one database of many may take this part.
+const CONNECT_PART: u32 = 5;
+/// After so many attempts in a row that did not end, no more collections are left out: seven.
+const LATE_MAX: u32 = 4;
 /// A server that has a statement for longer is to stop, however patient the monitor is.
 const STATEMENT_MAX: Duration = Duration::from_secs(10);
 /// Whoever wants an exclusive lock queues behind one that waits.
 const LOCK_MAX: Duration = Duration::from_secs(1);
+
+/// What the page after this one begins after; none after the last.
+type Next = fn(&[Row]) -> Option<i64>;
 
 /// One query and what is made of its rows.
 struct Concern {
@@ -81,6 +88,8 @@ struct Concern {
     scope: Scope,
     /// The query for this server; none where it has nothing to answer.
     sql: fn(&Facts) -> Option<Cow<'static, str>>,
+    /// Where it takes several statements, whose `$1` is what a page begins after.
+    pages: Option<Next>,
     /// What the rows say.
     read: fn(&Facts, &[Row], &mut Found) -> Result<()>,
 }
@@ -111,6 +120,9 @@ pub struct Target {
     /// Absent while a collection has it, and after one that failed or was dropped.
     session: Option<Session>,
     others: Others,
+    /// Attempts to connect in a row that did not end, and collections that are to pass before the next.
+    late: u32,
+    pause: u32,
     pairs: verdict::Pairs,
 }
 
@@ -123,6 +135,8 @@ pub fn open(monitor: &config::Monitor, server: &Postgres, databases: &Databases,
         timeout: monitor.timeout,
         session: None,
         others: Others::default(),
+        late: 0,
+        pause: 0,
         pairs: verdict::Pairs::new(board.clone(), monitor.interval),
     }
 }
@@ -139,8 +153,8 @@ impl Monitor for Target {
             Some(session) => session,
             None => {
                 // It may be long ago that they were asked.
-                self.others = Others::default();
-                self.connect(None).await?
+                self.others.forget();
+                self.reconnect().await?
             }
         };
         let mut pass = Pass::new(started, self.timeout);
@@ -150,22 +164,38 @@ impl Monitor for Target {
         for concern in CONCERNS.iter().filter(|c| c.scope == Scope::Server || own) {
             pass.ask(concern, &session, &facts).await?;
         }
-        let mut others = match &self.databases {
-            Databases::Url => Vec::new(),
-            Databases::Named(names) => names.clone(),
-            Databases::All => databases::names(&session).await.map_err(whole)?,
-        };
-        others.retain(|name| *name != self.connection.dbname);
-        self.visit(&mut pass, others, &facts).await;
-        let Pass { mut found, concerns, .. } = pass;
-        let verdicts = self.pairs.judge(&facts, std::mem::take(&mut found.senders), found.receiver.take());
-        found.samples.extend(verdicts);
+        let (senders, receiver) = (std::mem::take(&mut pass.found.senders), pass.found.receiver.take());
+        let verdicts = self.pairs.judge(&facts, senders, receiver);
+        // The first ones stay where there is room for so many only.
+        pass.found.samples.splice(0..0, verdicts);
+        self.list_others(&mut pass, &session).await?;
+        // It stays, whatever becomes of the visits.
         self.session = Some(session);
-        Ok(Collected { samples: found.samples, concerns })
+        self.visit(&mut pass, &facts).await;
+        Ok(Collected { samples: pass.found.samples, concerns: pass.concerns })
     }
 }
 
 impl Target {
+    /// Connects. A server process that hangs before it asks for the password notices nobody's leaving: an
+    /// attempt that did not end in time is followed by none in the next collections, the more of them the
+    /// more such attempts there were, so that they do not pile up.
+    async fn reconnect(&mut self) -> Result<Session, Failure> {
+        if self.pause > 0 {
+            self.pause -= 1;
+            let error =
+                Error::new("the last attempts to connect did not end in time; the next one follows soon");
+            return Err(Failure::new(Reason::Timeout, error));
+        }
+        self.late = (self.late + 1).min(LATE_MAX);
+        self.pause = (1 << (self.late - 1)) - 1;
+        let connected = self.connect(None).await;
+        if !connected.as_ref().is_err_and(|failure| failure.reason == Reason::Timeout) {
+            (self.late, self.pause) = (0, 0);
+        }
+        connected
+    }
+
     async fn connect(&self, database: Option<&str>) -> Result<Session, Failure> {
         let bound = |part: u32, max: Duration| (self.timeout / part).min(max).as_millis().max(1).to_string();
         let settings = [
@@ -175,7 +205,10 @@ impl Target {
             ("max_parallel_workers_per_gather", "0"),
             ("jit", "off"),
         ];
-        let connection = self.connection.with_current_password();
+        let mut connection = self.connection.with_current_password();
+        // One host that hangs leaves time for the others, and a database for the rest of the collection.
+        let parts = if database.is_some() { CONNECT_PART } else { 1 + connection.hosts.len() as u32 };
+        connection.connect_timeout = connection.connect_timeout.min(self.timeout / parts);
         let connected = connect::connect_with(&connection, database, APPLICATION, &settings).await;
         connected.map_err(|error| Failure::new(reason(&error).unwrap_or(Reason::Unreachable), error))
     }
@@ -219,7 +252,11 @@ impl Pass {
             self.note(concern.name, Some(no_time()));
             return Ok(());
         }
-        let failure = match session.client.query_typed(&sql, &[]).await {
+        let answer = match concern.pages {
+            None => session.client.query_typed(&sql, &[]).await,
+            Some(next) => self.pages(session, &sql, next).await,
+        };
+        let failure = match answer {
             Ok(rows) => {
                 let kept = self.found.samples.len();
                 let read = (concern.read)(facts, &rows, &mut self.found);
@@ -236,6 +273,22 @@ impl Pass {
         };
         self.note(concern.name, failure);
         Ok(())
+    }
+
+    /// All pages of a query that is asked page by page, as long as there is time.
+    async fn pages(
+        &self,
+        session: &Session,
+        sql: &str,
+        next: Next,
+    ) -> Result<Vec<Row>, tokio_postgres::Error> {
+        let (mut rows, mut after) = (Vec::new(), Some(0));
+        while let Some(from) = after.filter(|_| !self.is_late()) {
+            let page = session.client.query_typed(sql, &[(&from, Type::INT8)]).await?;
+            after = next(&page);
+            rows.extend(page);
+        }
+        Ok(rows)
     }
 
     /// A concern is asked in several databases, and is up if it could be read in all.

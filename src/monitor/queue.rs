@@ -22,7 +22,7 @@ use async_trait::async_trait;
 use super::redis::link::Link;
 use super::redis::now;
 use super::{Collected, Concern, Failure, Monitor};
-use crate::config::monitoring::Bound::Above;
+use crate::config::monitoring::Bound::{Above, Below};
 use crate::config::{self, Queue, QueueKind, Redis, Threshold};
 use crate::metrics::{self, Metric, Sample, states};
 
@@ -198,7 +198,11 @@ fn judge(reading: &Reading, past: &mut Past, at: f64, now: f64) -> Vec<Sample> {
     add(&metrics::QUEUE_CONSUMERS, consumers);
     add(&metrics::QUEUE_UNREAD, unread);
     let arrived = match reading.arrivals {
-        Arrivals::Unknown => None,
+        // What comes until it is known again is nobody's rate.
+        Arrivals::Unknown => {
+            past.total = None;
+            None
+        }
         Arrivals::Counted(number) => Some(number),
         Arrivals::Total(total) => {
             past.total.replace(total).map(|before| total - before).filter(|number| *number >= 0.0)
@@ -246,9 +250,11 @@ fn unread(consumers: Consumers, waiting: f64, moved: Option<bool>) -> (Option<f6
 pub static THRESHOLDS: &[Threshold] = &[
     Threshold::of(&metrics::QUEUE_UNREAD, None, Some(Above(0.0))),
     Threshold::of(&metrics::QUEUE_OLDEST_TIMESTAMP, Some(Above(600.0)), Some(Above(3_600.0))),
-    Threshold::of(&metrics::QUEUE_HEAD_TIMESTAMP, Some(Above(600.0)), Some(Above(3_600.0))),
-    Threshold::of(&metrics::QUEUE_OVERDUE_TIMESTAMP, Some(Above(300.0)), Some(Above(3_600.0))),
-    Threshold::of(&metrics::QUEUES_OVERDUE_TIMESTAMP, Some(Above(300.0)), Some(Above(3_600.0))),
+    Threshold::of(&metrics::QUEUE_OVERDUE_TIMESTAMP, Some(Above(300.0)), None),
+    Threshold::of(&metrics::QUEUES_OVERDUE_TIMESTAMP, Some(Above(300.0)), None),
+    Threshold::of(&metrics::QUEUES_WORKERS, None, Some(Below(0.5))),
+    Threshold::of(&metrics::QUEUES_WORKERS_LOST, Some(Above(0.0)), None),
+    Threshold::of(&metrics::QUEUES_RETRYING, Some(Above(1_000.0)), None),
     // Then it is given to a second worker.
     Threshold::of(&metrics::QUEUES_OLDEST_UNACKNOWLEDGED_TIMESTAMP, Some(Above(3_600.0)), None),
 ];

@@ -111,11 +111,12 @@ fn text(value: Value) -> Result<String, Failure> {
 pub static THRESHOLDS: &[Threshold] = &[
     Threshold::of(&metrics::REDIS_LOADING, Some(Above(0.5)), None),
     Threshold::of(&metrics::REDIS_MEMORY_EXHAUSTION, Some(Above(0.85)), Some(Above(0.95))),
-    Threshold::of(&metrics::REDIS_CLIENTS_USED, Some(Above(0.8)), Some(Above(0.95))),
+    Threshold::of(&metrics::REDIS_CLIENTS_USED, Some(Above(0.8)), None),
     Threshold::of(&metrics::REDIS_RDB_OK, None, Some(Below(0.5))),
     Threshold::of(&metrics::REDIS_AOF_WRITE_OK, None, Some(Below(0.5))),
     Threshold::of(&metrics::REDIS_AOF_REWRITE_OK, Some(Below(0.5)), None),
     Threshold::of(&metrics::REDIS_LINK_UP, None, Some(Below(0.5))),
+    Threshold::of(&metrics::REDIS_REPLICA_LAG, Some(Above(64.0 * 1_048_576.0)), None),
 ];
 
 /// `redis 7.0.15 primary, 1.2 MiB of 10.0 MiB, 98 % hits, 12 clients`.

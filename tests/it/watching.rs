@@ -1,10 +1,14 @@
-//! Watching for a long time: connections, visits, memory, and passwords that change meanwhile.
+//! Watching for a long time and much: connections, visits, locks, memory, and passwords that change
+//! meanwhile.
 
 use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::Stdio;
 
-use crate::support::exporter::{Exporter, Scrape, postgres_monitor};
+use crate::support::exporter::{Exporter, Scrape, collected, postgres_monitor};
 use crate::support::opsd::{Opsd, quoted, quoted_list, write_private};
 use crate::support::postgres::{self, SUPERUSER};
+use crate::support::processes::until;
 use crate::support::redis::{Redis, Software};
 use crate::support::torture::rounds;
 
@@ -55,6 +59,69 @@ fn databases_are_visited_in_turn() {
     for name in names.iter().filter(|name| **name != names[3]) {
         server.drop_database(name);
     }
+}
+
+/// A session for a locked database would wait where no timeout of the server's reaches it.
+#[test]
+fn a_locked_database_costs_only_itself() {
+    let server = postgres::default_server();
+    let names: Vec<String> = (0..2).map(|_| server.fresh_database("locked")).collect();
+    for name in &names {
+        server.psql(name, "CREATE SEQUENCE s MAXVALUE 100; SELECT setval('s', 11)");
+    }
+    let role = postgres::unique("visitor");
+    server.psql("postgres", &format!("CREATE ROLE {role} LOGIN SUPERUSER"));
+    let mut psql = server.client("psql");
+    let rename = format!("BEGIN; ALTER DATABASE {} RENAME TO {}_renamed;\n", names[0], names[0]);
+    let mut holder = psql.arg("postgres").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    holder.stdin.as_mut().unwrap().write_all(rename.as_bytes()).unwrap();
+    let locked = format!(
+        "SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND locktype = 'object'
+            AND objid = (SELECT oid FROM pg_database WHERE datname = '{}')",
+        names[0]
+    );
+    until("the database is locked", || server.psql("postgres", &locked) == "1");
+    let mut opsd = Opsd::without_server();
+    let more = format!("databases = {}", quoted_list(&names));
+    opsd.more = postgres_monitor("main", &server.socket_url(&role, "postgres"), &more);
+    let exporter = Exporter::start(&mut opsd, "");
+    let reason = ["concern=\"sequences\"", "reason=\"locked\""];
+    let seen = |scrape: &Scrape| scrape.one("opsd_monitor_concern_failure", &reason) == Some(1.0);
+    let first = exporter.scrape_until("it is seen", seen);
+    assert_eq!(first.up("main"), Some(1.0), "{}", first.text);
+    assert_eq!(first.of("opsd_postgres_sequence_used_ratio", &[]).len(), 1, "{}", first.text);
+    let scrape = exporter.scrape_until("more collections", |scrape| collections(scrape) >= 4.0);
+    assert_eq!(scrape.one("opsd_monitor_failures_total", &["reason=\"timeout\""]), Some(0.0));
+    // Rolled back.
+    drop(holder.stdin.take());
+    holder.wait().unwrap();
+    exporter.scrape_until("it is visited again", |scrape| {
+        scrape.of("opsd_postgres_sequence_used_ratio", &[]).len() == 2 && !seen(scrape)
+    });
+    exporter.stop();
+    names.iter().for_each(|name| server.drop_database(name));
+    server.psql("postgres", &format!("DROP ROLE {role}"));
+}
+
+/// Each is locked to the end of the statement that reads it.
+#[test]
+fn sequences_are_read_page_by_page() {
+    let server = postgres::default_server();
+    let database = server.fresh_database("sequences");
+    server.psql(
+        &database,
+        "DO $$ BEGIN FOR i IN 1..1200 LOOP EXECUTE format('CREATE SEQUENCE s%s MAXVALUE 1000', i); END LOOP; END $$;
+         SELECT setval('s1', 991); SELECT setval('s600', 992); SELECT setval('s1200', 993)",
+    );
+    let mut opsd = Opsd::without_server();
+    opsd.more = postgres_monitor("main", &server.socket_url(SUPERUSER, &database), "");
+    opsd.more = opsd.more.replace("\"1s\"", "\"30s\"");
+    let scrape = collected(&opsd);
+    let used =
+        |name: &str| scrape.one("opsd_postgres_sequence_used_ratio", &[&format!("sequence=\"{name}\"")]);
+    assert_eq!(["s1", "s600", "s1200"].map(used), [990.0, 991.0, 992.0].map(|n| Some(n / 999.0)));
+    assert_eq!(scrape.one("opsd_postgres_sequences_unreadable", &[]), Some(0.0));
+    server.drop_database(&database);
 }
 
 #[test]

@@ -18,12 +18,14 @@ pub static THRESHOLDS: &[Threshold] = &[
     is(&metrics::BACKUP_SIGNATURE_STATE, "refused", true),
     is(&metrics::BACKUP_REHEARSAL_STATE, "differs", true),
     is(&metrics::BACKUP_REHEARSAL_STATE, "failed", false),
+    is(&metrics::BACKUP_REHEARSAL_STATE, "unproven", false),
+    is(&metrics::BACKUP_SETS, "refused", true),
     // As retention freezes.
     below(&metrics::BACKUP_DATABASE_ROWS_RATIO, 0.5, true),
     below(&metrics::BACKUP_DATABASE_BYTES_RATIO, 0.5, true),
     below(&metrics::BACKUP_DATABASE_PRESENT, 0.5, true),
-    below(&metrics::BACKUP_RECIPIENTS_EXPECTED, 0.5, false),
-    above(&metrics::BACKUP_RECIPIENTS_CHANGED, false),
+    below(&metrics::BACKUP_RECIPIENTS_EXPECTED, 0.5, true),
+    Threshold::of(&metrics::BACKUP_RECIPIENTS_CHANGED, Some(Above(0.5)), None),
     above(&metrics::BACKUP_OBJECTS_MISSING, true),
     above(&metrics::BACKUP_SETS_AHEAD, false),
 ];

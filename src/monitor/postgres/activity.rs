@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::metrics;
 
 pub(super) const CONCERN: Concern =
-    Concern { name: "activity", privileged: true, scope: Scope::Server, sql, read };
+    Concern { name: "activity", privileged: true, scope: Scope::Server, sql, pages: None, read };
 
 /// Waits are counted by their wait event, which costs nothing; `pg_blocking_pids` locks the lock
 /// table. When a wait began is known since version 14.
@@ -46,6 +46,7 @@ pub(super) const PREPARED: Concern = Concern {
     name: "prepared_transactions",
     privileged: false,
     scope: Scope::Server,
+    pages: None,
     sql: |_| {
         let sql = "SELECT count(*)::float8 AS count, extract(epoch FROM min(prepared))::float8 AS oldest
                      FROM pg_prepared_xacts";

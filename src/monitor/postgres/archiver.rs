@@ -11,6 +11,7 @@ pub(super) const CONCERN: Concern = Concern {
     name: "archiver",
     privileged: false,
     scope: Scope::Server,
+    pages: None,
     sql: |_| {
         let sql = format!(
             "SELECT {ENABLED} AS enabled, archived_count::float8 AS archived, failed_count::float8 AS failed,
@@ -39,6 +40,7 @@ pub(super) const BACKLOG: Concern = Concern {
     name: "archive_backlog",
     privileged: true,
     scope: Scope::Server,
+    pages: None,
     sql: |_| {
         let sql = format!(
             "SELECT CASE WHEN {ENABLED}

@@ -18,6 +18,7 @@ pub(super) const CONCERN: Concern = Concern {
     name: "checkpointer",
     privileged: false,
     scope: Scope::Server,
+    pages: None,
     sql: |facts| Some(if facts.version >= 170_000 { SINCE_17 } else { UNTIL_16 }.into()),
     read: |_, rows, found| {
         for row in rows {

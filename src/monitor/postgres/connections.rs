@@ -20,7 +20,7 @@ const STATES: &[&str] = &[
 ];
 
 pub(super) const CONCERN: Concern =
-    Concern { name: "connections", privileged: false, scope: Scope::Server, sql, read };
+    Concern { name: "connections", privileged: false, scope: Scope::Server, sql, pages: None, read };
 
 /// Since 10 the view has background processes, too. A role without `pg_monitor` sees that others'
 /// sessions are there, but neither their kind nor their state; their database is visible. States that later versions

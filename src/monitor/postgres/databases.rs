@@ -1,37 +1,41 @@
 //! Counters of each database, and its size.
 
 use super::{Concern, Scope, get, text};
-use crate::error::Result;
 use crate::metrics;
-use crate::postgres::connect::{self, Session};
 
-/// Templates aside, what can be connected to.
-const NAMES: &str = "SELECT datname::text AS name FROM pg_database
+/// The databases that `["*"]` means: templates aside, what can be connected to.
+pub(super) const NAMES: &str = "SELECT datname::text AS name FROM pg_database
                       WHERE datallowconn AND NOT datistemplate ORDER BY datname";
 
-/// The databases that `["*"]` means.
-pub(super) async fn names(session: &Session) -> Result<Vec<String>> {
-    let rows = session.client.query_typed(NAMES, &[]).await.map_err(connect::error)?;
-    rows.iter().map(|row| text(row, "name").map(str::to_owned)).collect()
-}
+/// Instead of a database's name.
+const SHARED: &str = "(shared)";
 
 pub(super) const CONCERN: Concern = Concern {
     name: "databases",
     privileged: false,
     scope: Scope::Server,
+    pages: None,
     sql: |_| {
-        let sql = "SELECT d.datname::text AS name, s.xact_commit::float8 AS commits,
+        let sql = "SELECT coalesce(d.datname, '')::text AS name, s.xact_commit::float8 AS commits,
                           s.xact_rollback::float8 AS rollbacks, s.blks_hit::float8 AS hits,
                           s.blks_read::float8 AS reads, s.temp_bytes::float8 AS temporary,
                           s.deadlocks::float8 AS deadlocks, s.conflicts::float8 AS conflicts,
                           s.checksum_failures::float8 AS checksums
-                     FROM pg_stat_database s JOIN pg_database d ON d.oid = s.datid
-                    WHERE NOT d.datistemplate ORDER BY d.datname";
+                     FROM pg_stat_database s LEFT JOIN pg_database d ON d.oid = s.datid
+                    WHERE d.datistemplate IS NOT TRUE ORDER BY d.datname";
         Some(sql.into())
     },
     read: |_, rows, found| {
         for row in rows {
-            let name = [text(row, "name")?];
+            let checksums = get(row, "checksums")?;
+            let name = match text(row, "name")? {
+                // The catalogs that all databases share: nobody commits there, and a page may be damaged.
+                "" => {
+                    found.add(&metrics::POSTGRES_DATABASE_CHECKSUM_FAILURES, [SHARED], checksums);
+                    continue;
+                }
+                name => [name],
+            };
             found.add(&metrics::POSTGRES_DATABASE_COMMITS, name, get(row, "commits")?);
             found.add(&metrics::POSTGRES_DATABASE_ROLLBACKS, name, get(row, "rollbacks")?);
             found.add(&metrics::POSTGRES_DATABASE_BLOCK_HITS, name, get(row, "hits")?);
@@ -39,7 +43,7 @@ pub(super) const CONCERN: Concern = Concern {
             found.add(&metrics::POSTGRES_DATABASE_TEMPORARY_BYTES, name, get(row, "temporary")?);
             found.add(&metrics::POSTGRES_DATABASE_DEADLOCKS, name, get(row, "deadlocks")?);
             found.add(&metrics::POSTGRES_DATABASE_CONFLICTS, name, get(row, "conflicts")?);
-            found.add(&metrics::POSTGRES_DATABASE_CHECKSUM_FAILURES, name, get(row, "checksums")?);
+            found.add(&metrics::POSTGRES_DATABASE_CHECKSUM_FAILURES, name, checksums);
         }
         Ok(())
     },
@@ -51,6 +55,7 @@ pub(super) const SIZE: Concern = Concern {
     name: "database_size",
     privileged: true,
     scope: Scope::Server,
+    pages: None,
     sql: |_| {
         let sql = "SELECT datname::text AS name, pg_database_size(oid)::float8 AS size
                      FROM pg_database WHERE NOT datistemplate ORDER BY datname";

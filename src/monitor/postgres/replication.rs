@@ -12,7 +12,7 @@ use crate::metrics;
 const STATES: &[&str] = &["startup", "catchup", "streaming", "backup", "stopping"];
 
 pub(super) const CONCERN: Concern =
-    Concern { name: "replication", privileged: true, scope: Scope::Server, sql, read };
+    Concern { name: "replication", privileged: true, scope: Scope::Server, sql, pages: None, read };
 
 /// Up to where this server has WAL to send: a standby may feed others.
 pub(super) fn written(facts: &Facts) -> &'static str {
@@ -25,7 +25,7 @@ pub(super) fn written(facts: &Facts) -> &'static str {
 
 /// A standby is called by its slot, and where it has none by its application name: two that share
 /// one (`walreceiver`) are told apart by their address. A physical slot without a reader is a standby
-/// that is away.
+/// that is away; a temporary one is that of a base backup, which comes and goes.
 fn sql(facts: &Facts) -> Option<Cow<'static, str>> {
     let now = written(facts);
     let sql = format!(
@@ -44,7 +44,7 @@ fn sql(facts: &Facts) -> Option<Cow<'static, str>> {
                 extract(epoch FROM r.replay_lag)::float8 AS replay_seconds
            FROM pg_stat_replication r
            FULL JOIN pg_replication_slots s ON s.active_pid = r.pid
-          WHERE r.pid IS NOT NULL OR (s.slot_type = 'physical' AND NOT s.active)
+          WHERE NOT coalesce(s.temporary, false) AND (r.pid IS NOT NULL OR (s.slot_type = 'physical' AND NOT s.active))
           ORDER BY 1, 2"
     );
     Some(sql.into())

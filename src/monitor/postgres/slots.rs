@@ -12,7 +12,7 @@ use crate::metrics;
 const WAL_STATES: &[&str] = &["reserved", "extended", "unreserved", "lost"];
 
 pub(super) const CONCERN: Concern =
-    Concern { name: "slots", privileged: false, scope: Scope::Server, sql, read };
+    Concern { name: "slots", privileged: false, scope: Scope::Server, sql, pages: None, read };
 
 fn sql(facts: &Facts) -> Option<Cow<'static, str>> {
     let now = super::replication::written(facts);

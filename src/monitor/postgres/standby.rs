@@ -7,6 +7,9 @@ use crate::metrics;
 const SQL: &str = "
     SELECT coalesce(r.slot_name::text, nullif(current_setting('primary_slot_name'), ''),
                     substring(r.conninfo FROM 'application_name=(\\S+)'),
+                    -- While it is not connected there is no row of it.
+                    (SELECT substring(setting FROM 'application_name=''?([^'' ]+)')
+                       FROM pg_settings WHERE name = 'primary_conninfo'),
                     nullif(current_setting('cluster_name'), ''), 'walreceiver') AS standby,
            coalesce(r.status = 'streaming', false) AS streaming,
            extract(epoch FROM r.last_msg_receipt_time)::float8 AS heard,
@@ -25,6 +28,7 @@ pub(super) const CONCERN: Concern = Concern {
     name: "standby",
     privileged: true,
     scope: Scope::Server,
+    pages: None,
     sql: |facts| facts.in_recovery.then_some(SQL.into()),
     read: |_, rows, found| {
         for row in rows {

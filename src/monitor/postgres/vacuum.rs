@@ -13,7 +13,7 @@ use crate::metrics;
 const WORST: usize = 10;
 
 pub(super) const CONCERN: Concern =
-    Concern { name: "vacuum", privileged: false, scope: Scope::Database, sql, read };
+    Concern { name: "vacuum", privileged: false, scope: Scope::Database, sql, pages: None, read };
 
 /// A standby does not vacuum, and knows of no dead rows. Options of a table's own win. The first row is
 /// the sum, and has no table.

@@ -9,6 +9,7 @@ pub(super) const CONCERN: Concern = Concern {
     name: "wraparound",
     privileged: false,
     scope: Scope::Server,
+    pages: None,
     sql,
     read: |_, rows, found| {
         for row in rows {

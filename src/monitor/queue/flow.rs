@@ -69,7 +69,9 @@ impl Flow {
     /// Adds how it stands now.
     pub fn push(&mut self, point: Point) {
         self.points.push_back(point);
-        while self.points.len() > POINTS_MAX || self.points.front().is_some_and(|p| point.at - p.at > WINDOW)
+        // Two stay, however long ago the first one was: an interval may be longer than the window.
+        while self.points.len() > POINTS_MAX
+            || (self.points.len() > 2 && self.points.front().is_some_and(|p| point.at - p.at > WINDOW))
         {
             self.points.pop_front();
         }

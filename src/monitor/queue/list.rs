@@ -15,7 +15,7 @@ use crate::config::monitoring::End;
 /// How far Redis looks for a job: a fraction of a millisecond.
 const LOOK: usize = 2_000;
 /// A job larger than this is not remembered, nor sent back to be looked for.
-const MARK_MAX: usize = 64 << 10;
+const MARK_MAX: usize = 4 << 10;
 
 /// The newest job of each list.
 pub type Marks = HashMap<String, Vec<u8>>;
@@ -65,8 +65,9 @@ pub fn read(
     let (length, head, newest) = (next(), next(), next());
     let found = if marks.remove(key).is_some() { next() } else { Ok(Value::Nil) };
     let length = integer(length?)?;
-    let arrived = match found? {
-        Value::Array(found) => arrived(end, length, &found),
+    // Whoever may not ask for it has no rates, and all the rest.
+    let arrived = match found {
+        Ok(Value::Array(found)) => arrived(end, length, &found),
         _ => None,
     };
     if let Some(newest) = bytes(newest?)?.filter(|job| job.len() <= MARK_MAX) {

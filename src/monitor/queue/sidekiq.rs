@@ -167,6 +167,9 @@ fn queue(
     more.push((&metrics::QUEUE_PAUSED, paused? as f64));
     let consumers = workers.map_or(Consumers::Unknown, |workers| {
         more.push((&metrics::QUEUE_ACTIVE, workers.busy_on.get(name).copied().unwrap_or(0.0)));
+        if workers.vague {
+            return Consumers::Unknown;
+        }
         Consumers::Exactly(workers.readers.get(name).copied().unwrap_or(0.0))
     });
     let arrivals = state.arrived.map_or(Arrivals::Unknown, Arrivals::Counted);
@@ -199,6 +202,8 @@ struct Workers {
     live: f64,
     lost: f64,
     quiet: f64,
+    /// Whether one did not tell which queues it reads.
+    vague: bool,
     concurrency: f64,
     busy: f64,
     /// Processes that take jobs from a queue.
@@ -251,6 +256,11 @@ impl Workers {
         let about: About = serde_json::from_slice(info).unwrap_or_default();
         if quiet {
             self.quiet += 1.0;
+            return;
+        }
+        if about.queues.is_none() && about.capsules.is_empty() {
+            // What it reads is not known, and so of no queue whether anybody reads it.
+            self.vague = true;
             return;
         }
         let capsules = about.capsules.values();
@@ -360,6 +370,9 @@ mod tests {
         workers.add(Some(info), Some(0.0), false, &[]);
         assert_eq!(workers.concurrency, 3.0);
         assert_eq!(workers.readers.keys().collect::<Vec<_>>(), ["default", "low", "mail"]);
+        assert!(!workers.vague);
+        workers.add(Some(b"{\"pid\":1}"), None, false, &[]);
+        assert!(workers.vague, "a format that is not known is not nobody");
     }
 
     proptest! {
