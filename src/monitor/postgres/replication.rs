@@ -78,6 +78,7 @@ fn read(_: &Facts, rows: &[Row], found: &mut Found) -> Result<()> {
                 position: get(row, "position")?,
                 replayed: get(row, "replayed")?,
                 moved: None,
+                before: None,
             };
             found.senders.push((standby.to_owned(), client.to_owned(), sender));
         }

@@ -53,6 +53,8 @@ pub(super) const CONCERN: Concern = Concern {
                 replayed,
                 paused,
                 moved: None,
+                before: None,
+                replays: false,
             };
             found.receiver = Some((text(row, "standby")?.to_owned(), receiver));
         }

@@ -63,6 +63,8 @@ pub struct Sender {
     pub replayed: Option<f64>,
     /// Whether WAL was written since the collection before.
     pub moved: Option<bool>,
+    /// Up to where there was WAL then.
+    pub before: Option<f64>,
 }
 
 /// A standby as it sees itself.
@@ -80,10 +82,18 @@ pub struct Receiver {
     pub paused: bool,
     /// Whether WAL arrived since the collection before.
     pub moved: Option<bool>,
+    /// Up to where it had WAL then.
+    pub before: Option<f64>,
+    /// Whether it has replayed something since then.
+    pub replays: bool,
 }
 
 /// The verdict; an end that nobody watches is absent.
 pub fn decide(sender: Option<&Sender>, receiver: Option<&Receiver>) -> State {
+    // As long as its archive has WAL, a standby does not even try to connect.
+    if receiver.is_some_and(|r| !r.connected && r.replays) {
+        return State::Replaying;
+    }
     let no_reader = sender.is_some_and(|s| !s.connected);
     let no_stream = receiver.is_some_and(|r| !r.connected && r.configured != Some(false));
     if no_reader || no_stream {
@@ -97,7 +107,11 @@ pub fn decide(sender: Option<&Sender>, receiver: Option<&Receiver>) -> State {
     let (Some(replayed), Some(end)) = (replayed, ends.into_iter().flatten().reduce(f64::max)) else {
         return State::Unknown;
     };
-    if end - replayed > CAUGHT_UP_BYTES {
+    // A busy primary is always ahead of what it sent a moment ago; what it had written at the collection
+    // before should be replayed by now.
+    let before = [sender.and_then(|s| s.before), receiver.and_then(|r| r.before)];
+    let due = before.into_iter().flatten().reduce(f64::max).unwrap_or(end);
+    if end - replayed > CAUGHT_UP_BYTES && replayed < due {
         return State::Replaying;
     }
     let moved = [sender.and_then(|s| s.moved), receiver.and_then(|r| r.moved)];
@@ -128,12 +142,14 @@ pub struct Pairs {
     believed: Duration,
     /// The end of WAL at the collection before.
     before: Option<f64>,
+    /// How far replay was then.
+    replayed: Option<f64>,
 }
 
 impl Pairs {
     /// A monitor that collects so often.
     pub fn new(board: Board, interval: Duration) -> Self {
-        Self { board, believed: interval.saturating_mul(BELIEVED_INTERVALS), before: None }
+        Self { board, believed: interval.saturating_mul(BELIEVED_INTERVALS), before: None, replayed: None }
     }
 
     /// The verdicts on every pair that this server is an end of.
@@ -144,8 +160,11 @@ impl Pairs {
         receiver: Option<(String, Receiver)>,
     ) -> Vec<Sample> {
         let now = facts.position.or(receiver.as_ref().and_then(|(_, r)| r.end));
-        let moved = self.before.zip(now).map(|(before, now)| now > before);
-        self.before = now;
+        let before = std::mem::replace(&mut self.before, now);
+        let moved = before.zip(now).map(|(before, now)| now > before);
+        let replayed = receiver.as_ref().and_then(|(_, r)| r.replayed);
+        let replayed_before = std::mem::replace(&mut self.replayed, replayed);
+        let replays = replayed_before.zip(replayed).is_some_and(|(before, now)| now > before);
         let mut samples = Vec::new();
         let mut say = |standby: &str, client: &str, state: State| {
             let metric = &metrics::POSTGRES_REPLICATION_STATE;
@@ -153,10 +172,14 @@ impl Pairs {
         };
         let expires = Instant::now() + self.believed;
         let mut board = self.board.0.lock().unwrap_or_else(PoisonError::into_inner);
+        board.retain(|_, ends| fresh(&ends.sender).is_some() || fresh(&ends.receiver).is_some());
         let key = |standby: &str| facts.system_identifier.clone().map(|id| (id, standby.to_owned()));
+        let names: Vec<String> = senders.iter().map(|(standby, _, _)| standby.clone()).collect();
+        // Of two that are called the same, nobody knows which one left its end.
+        let is_one = |standby: &str| names.iter().filter(|name| *name == standby).count() == 1;
         for (standby, client, sender) in senders {
-            let sender = Sender { moved, ..sender };
-            let ends = key(&standby).map(|key| board.entry(key).or_default());
+            let sender = Sender { moved, before, ..sender };
+            let ends = key(&standby).filter(|_| is_one(&standby)).map(|key| board.entry(key).or_default());
             // What it replayed was true a while ago; the standby's own report to this server is newer.
             let other = ends.as_ref().and_then(|ends| fresh(&ends.receiver)).map(|receiver| Receiver {
                 replayed: sender.replayed.or(receiver.replayed),
@@ -169,7 +192,7 @@ impl Pairs {
             }
         }
         if let Some((standby, receiver)) = receiver {
-            let receiver = Receiver { moved, ..receiver };
+            let receiver = Receiver { moved, before, replays, ..receiver };
             let ends = key(&standby).map(|key| board.entry(key).or_default());
             let other = ends.as_ref().and_then(|ends| fresh(&ends.sender));
             say(&standby, "", decide(other.as_ref(), Some(&receiver)));
@@ -197,6 +220,7 @@ mod tests {
             position: Some(100.0 * MIB),
             replayed: Some(100.0 * MIB),
             moved: Some(true),
+            before: Some(100.0 * MIB),
         }
     }
 
@@ -208,6 +232,8 @@ mod tests {
             replayed: Some(100.0 * MIB),
             paused: false,
             moved: Some(true),
+            before: Some(100.0 * MIB),
+            replays: false,
         }
     }
 
@@ -261,6 +287,32 @@ mod tests {
         assert_eq!(decide(Some(&sender()), Some(&short)), State::Replaying);
         let nearly = Receiver { replayed: Some(99.5 * MIB), ..receiver() };
         assert_eq!(decide(None, Some(&nearly)), State::CaughtUp);
+    }
+
+    #[test]
+    fn a_busy_primary_is_ahead_of_what_it_sent_a_moment_ago() {
+        let busy = Sender { position: Some(150.0 * MIB), replayed: Some(101.0 * MIB), ..sender() };
+        assert_eq!(decide(Some(&busy), None), State::CaughtUp);
+        assert_eq!(decide(Some(&Sender { replayed: Some(99.0 * MIB), ..busy }), None), State::Replaying);
+    }
+
+    #[test]
+    fn a_standby_that_reads_the_archive_is_on_its_way() {
+        let reads = Receiver { connected: false, replays: true, ..receiver() };
+        let away = Sender { connected: false, replayed: None, ..sender() };
+        assert_eq!(decide(None, Some(&reads)), State::Replaying);
+        assert_eq!(decide(Some(&away), Some(&reads)), State::Replaying);
+    }
+
+    #[test]
+    fn of_two_with_one_name_neither_hears_of_the_other() {
+        let board = Board::default();
+        let [mut primary, mut standby] = [(); 2].map(|()| Pairs::new(board.clone(), Duration::from_secs(15)));
+        let paused = Receiver { paused: true, ..receiver() };
+        standby.judge(&facts(None), Vec::new(), Some(("walreceiver".into(), paused)));
+        let two = ["10.0.0.2", "10.0.0.3"].map(|at| ("walreceiver".into(), at.into(), sender()));
+        let found = primary.judge(&facts(sender().position), two.to_vec(), None);
+        assert_eq!(said(&found), [("walreceiver", "caught_up"); 2]);
     }
 
     #[test]
