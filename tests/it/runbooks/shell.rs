@@ -13,7 +13,7 @@ use crate::security::executable;
 use crate::support::certificates::{Authority, in_days};
 use crate::support::exporter::Exporter;
 use crate::support::mosquitto::Mosquitto;
-use crate::support::opsd::{Opsd, finish, quoted};
+use crate::support::opsd::{Opsd, finish, quoted, write_private};
 use crate::support::postgres::{
     self, SUPERUSER, Server, bin_dir, default_major, free_port, servers_directory,
 };
@@ -98,6 +98,7 @@ const AT_LAST: &[&str] = &["pg_promote", "replicaof no one", "unlink"];
 const PLACEHOLDERS: &[&str] = &[
     "APP",
     "BUCKET",
+    "COUNT",
     "DATABASE",
     "DATADIR",
     "DEVICE",
@@ -224,7 +225,7 @@ impl Host {
         server.write(&opsd.path("server.pem"), &opsd.path("server.key"), &[&authority.pair]);
         client.write(&opsd.path("client.pem"), &opsd.path("client.key"), &[]);
         std::fs::write(opsd.path("ca.pem"), authority.pair.certificate.pem()).unwrap();
-        std::fs::write(opsd.path("passwords"), "").unwrap();
+        write_private(&opsd.path("passwords"), "");
         let made = Command::new("mosquitto_passwd")
             .args(["-b", opsd.path("passwords").to_str().unwrap(), "user", "secret"])
             .output()
@@ -347,6 +348,8 @@ impl Host {
         };
         let fill = [
             ("APP", "app".to_owned()),
+            // Less than the open files that a machine allows an ordinary process.
+            ("COUNT", "500".to_owned()),
             ("DATABASE", "app".to_owned()),
             ("DATADIR", data.display().to_string()),
             ("FILE", file),
