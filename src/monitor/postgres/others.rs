@@ -20,8 +20,7 @@ use crate::postgres::connect::{self, Session};
 /// Databases that a collection visits again.
 const VISITS: usize = 10;
 
-/// What the last visit of each found.
-/// A database whose connection hung is left alone for a minute, then two, and so on to an hour.
+/// A database whose connection hung is left alone for a minute, then two, and so on to about an hour.
 const REST: Duration = Duration::from_secs(60);
 const RESTS_MAX: u32 = 6;
 
