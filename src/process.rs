@@ -8,16 +8,20 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
+use std::io::IoSliceMut;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal};
-use tokio::io::{AsyncRead, AsyncReadExt, Interest};
+use tokio::io::{AsyncReadExt, Interest};
+use tokio::net::UnixStream;
 use tokio::net::unix::pipe::Receiver;
-use tokio::process::Command;
+use tokio::process::{ChildStderr, Command};
 use tokio::task::JoinHandle;
 
 use crate::error::{Context, Error, Result};
@@ -28,6 +32,9 @@ const STDERR_TAIL: usize = 32 * 1024;
 
 /// After its leader is gone, how long a group's other members may keep stderr open.
 const DRAIN_BOUND: Duration = Duration::from_secs(2);
+
+/// Processes of one child whose stderr is kept apart; more than a machine restores with.
+const WRITERS: usize = 64;
 
 /// Between the polite signal and SIGKILL.
 const STOP_BOUND: Duration = Duration::from_secs(5);
@@ -76,7 +83,7 @@ struct Inner {
     child: tokio::process::Child,
     group: Pid,
     polite: Signal,
-    stderr: Arc<Mutex<Kept>>,
+    stderr: Arc<Mutex<Stderr>>,
     drain: JoinHandle<()>,
     ended: bool,
 }
@@ -135,6 +142,31 @@ pub fn spawn_stopped_by(
     stdout: Output,
     polite: Signal,
 ) -> Result<Child> {
+    command.stderr(Stdio::piped());
+    let (mut child, own_stdin, own_stdout) = start(name, command, stdin, stdout)?;
+    let stderr = Arc::default();
+    let drain = tokio::spawn(drain(child.stderr.take(), Arc::clone(&stderr)));
+    Child::of(name, child, polite, stderr, drain, (own_stdin, own_stdout))
+}
+
+/// The same for a program of several processes that write to stderr at once, a word at a time
+/// (pg_restore with `--jobs`): what each of them wrote stays together, its leader's at the end.
+///
+/// Their stderr is a socket that tells the writer of every byte. Such a one cannot be opened again as
+/// `/dev/stderr`, which is why other programs have a pipe.
+pub fn spawn_apart(name: &str, mut command: Command, stdin: Input, stdout: Output) -> Result<Child> {
+    let (read, write) = socket_pair().context("cannot make a socket for stderr")?;
+    command.stderr(write);
+    let (child, own_stdin, own_stdout) = start(name, command, stdin, stdout)?;
+    let stderr = Arc::default();
+    let drain = tokio::spawn(drain_apart(read, Arc::clone(&stderr)));
+    Child::of(name, child, Signal::TERM, stderr, drain, (own_stdin, own_stdout))
+}
+
+type Started = (tokio::process::Child, Option<File>, Option<File>);
+
+/// Starts it with its ends of the pipes; the others come back.
+fn start(name: &str, mut command: Command, stdin: Input, stdout: Output) -> Result<Started> {
     let (child_stdin, own_stdin) = match stdin {
         Input::Null => (Stdio::null(), None),
         Input::File(file) => (file.into(), None),
@@ -151,25 +183,16 @@ pub fn spawn_stopped_by(
             (write.into(), Some(read))
         }
     };
-    let mut child = command
+    let child = command
         .stdin(child_stdin)
         .stdout(child_stdout)
-        .stderr(Stdio::piped())
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
         .with_context(|| format!("cannot start {name}"))?;
     // The command holds the child's ends of the pipes; kept open, end-of-file would never come.
     drop(command);
-    let group = child
-        .id()
-        .and_then(|id| i32::try_from(id).ok())
-        .and_then(Pid::from_raw)
-        .ok_or_else(|| Error::new(format!("{name} ended before it began")))?;
-    let stderr = Arc::new(Mutex::new(Kept::default()));
-    let drain = tokio::spawn(drain(child.stderr.take(), Arc::clone(&stderr)));
-    let inner = Inner { name: name.to_owned(), child, group, polite, stderr, drain, ended: false };
-    Ok(Child { stdin: own_stdin, stdout: own_stdout, inner: Some(inner) })
+    Ok((child, own_stdin, own_stdout))
 }
 
 /// Runs `command` to its end within `bound` and returns what it wrote to stdout, as text and cut at a
@@ -236,6 +259,14 @@ fn pipe() -> Result<(File, File)> {
     Ok((read.into(), write.into()))
 }
 
+/// A stream whose reading end is told who wrote, and in which no two writers' bytes are read as one.
+fn socket_pair() -> std::io::Result<(UnixStream, OwnedFd)> {
+    let (read, write) = std::os::unix::net::UnixStream::pair()?;
+    rustix::net::sockopt::set_socket_passcred(&read, true)?;
+    read.set_nonblocking(true)?;
+    Ok((UnixStream::from_std(read)?, write.into()))
+}
+
 /// Waits, without reading anything, until the pipe has a byte (true) or its writers are gone without
 /// having written one (false).
 pub async fn first_byte(pipe: &File) -> Result<bool> {
@@ -259,6 +290,24 @@ pub async fn first_byte(pipe: &File) -> Result<bool> {
 }
 
 impl Child {
+    fn of(
+        name: &str,
+        child: tokio::process::Child,
+        polite: Signal,
+        stderr: Arc<Mutex<Stderr>>,
+        drain: JoinHandle<()>,
+        (stdin, stdout): (Option<File>, Option<File>),
+    ) -> Result<Child> {
+        let group = child
+            .id()
+            .and_then(|id| i32::try_from(id).ok())
+            .and_then(Pid::from_raw)
+            .ok_or_else(|| Error::new(format!("{name} ended before it began")))?;
+        let name = name.to_owned();
+        let inner = Inner { name, child, group, polite, stderr, drain, ended: false };
+        Ok(Child { stdin, stdout, inner: Some(inner) })
+    }
+
     /// Its process id, which is its group's.
     pub fn id(&self) -> Option<u32> {
         self.inner.as_ref().and_then(|inner| inner.child.id())
@@ -266,7 +315,7 @@ impl Child {
 
     /// What it has written to stderr so far.
     pub fn stderr(&self) -> String {
-        self.inner.as_ref().map(|inner| lock(&inner.stderr).text()).unwrap_or_default()
+        self.inner.as_ref().map(|inner| lock(&inner.stderr).text(inner.group)).unwrap_or_default()
     }
 
     /// Whether it has ended already, without waiting.
@@ -315,7 +364,7 @@ impl Inner {
             self.ended = true;
         }
         let kept = lock(&self.stderr);
-        let (stderr, is_cut) = (kept.text(), kept.dropped > 0);
+        let (stderr, is_cut) = (kept.text(self.group), kept.is_cut());
         Ok(Exit { name: self.name.clone(), status, stderr, is_cut })
     }
 
@@ -371,18 +420,70 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn drain(stderr: Option<impl AsyncRead + Unpin>, kept: Arc<Mutex<Kept>>) {
+async fn drain(stderr: Option<ChildStderr>, kept: Arc<Mutex<Stderr>>) {
     let Some(mut stderr) = stderr else { return };
     let mut buffer = vec![0; 16 * 1024];
     loop {
         match stderr.read(&mut buffer).await {
             Ok(0) | Err(_) => return,
-            Ok(n) => {
-                if let Some(read) = buffer.get(..n) {
-                    lock(&kept).push(read);
-                }
-            }
+            Ok(n) => lock(&kept).push(None, buffer.get(..n).unwrap_or_default()),
         }
+    }
+}
+
+async fn drain_apart(stderr: UnixStream, kept: Arc<Mutex<Stderr>>) {
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        if stderr.readable().await.is_err() {
+            return;
+        }
+        match stderr.try_io(Interest::READABLE, || receive(&stderr, &mut buffer)) {
+            Ok((_, 0)) => return,
+            Ok((writer, n)) => lock(&kept).push(writer, buffer.get(..n).unwrap_or_default()),
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// Some bytes of one writer, and who that is.
+fn receive(stderr: &UnixStream, buffer: &mut [u8]) -> std::io::Result<(Option<Pid>, usize)> {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let read = rustix::net::recvmsg(stderr, &mut [IoSliceMut::new(buffer)], &mut control, flags)?;
+    let writer = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmCredentials(credentials) => Some(credentials.pid),
+        _ => None,
+    });
+    Ok((writer, read.bytes))
+}
+
+/// What a child's processes wrote, by who wrote it where that is known.
+#[derive(Debug, Default)]
+struct Stderr(Vec<(Option<Pid>, Kept)>);
+
+impl Stderr {
+    fn push(&mut self, writer: Option<Pid>, bytes: &[u8]) {
+        let at = self.0.iter().position(|(known, _)| *known == writer).unwrap_or_else(|| {
+            if self.0.len() < WRITERS {
+                self.0.push((writer, Kept::default()));
+            }
+            self.0.len() - 1
+        });
+        if let Some((_, kept)) = self.0.get_mut(at) {
+            kept.push(bytes);
+        }
+    }
+
+    /// In the order in which they began to write, the leader last: it says how it ended.
+    fn text(&self, leader: Pid) -> String {
+        let (last, first): (Vec<_>, Vec<_>) = self.0.iter().partition(|(writer, _)| *writer == Some(leader));
+        first.into_iter().chain(last).map(|(_, kept)| kept.text()).collect()
+    }
+
+    fn is_cut(&self) -> bool {
+        self.0.iter().any(|(_, kept)| kept.dropped > 0)
     }
 }
 
@@ -475,6 +576,39 @@ mod tests {
         let mut rest = exit.stderr.lines().filter(|l| *l != "first" && !l.contains("left out"));
         let odd = rest.find(|l| !noise(l));
         assert_eq!(odd, Some("last"), "lines are whole");
+    }
+
+    /// As pg_restore's workers write: a word at a time, all to one stderr.
+    #[tokio::test]
+    async fn what_processes_write_at_once_stays_apart() {
+        let script = "say() { for i in $(seq 200); do for word in 'tool: ' 'error: ' \"$1\" ' and ' \"$1\"; do \
+                      printf '%s' \"$word\"; done; echo; done >&2; }; \
+                      say a & say b & say c & say d & wait; echo 'tool: 4 errors' >&2; exit 1";
+        let mut child = spawn_apart("tool", sh(script), Input::Null, Output::Null).unwrap();
+        let exit = child.wait().await.unwrap();
+        assert_eq!(exit.status.code(), Some(1));
+        let lines: Vec<&str> = exit.stderr.lines().collect();
+        assert_eq!((lines.len(), lines.last()), (801, Some(&"tool: 4 errors")));
+        for of_one in lines[..800].chunks(200) {
+            let begin = of_one[0].strip_prefix("tool: error: ").unwrap();
+            assert!(["a and a", "b and b", "c and c", "d and d"].contains(&begin), "{begin}");
+            assert!(of_one.iter().all(|line| *line == of_one[0]), "{of_one:?}");
+        }
+        // The same through a pipe is not: without that this test says nothing.
+        let together = spawn("tool", sh(script), Input::Null, Output::Null).unwrap().wait().await.unwrap();
+        assert_ne!(together.stderr, exit.stderr);
+    }
+
+    #[tokio::test]
+    async fn a_flood_from_many_processes_neither_blocks_nor_grows() {
+        let script = "for i in $(seq 100); do (i=0; while [ $i -lt 300 ]; do \
+                      echo \"line $i of noise that is long enough to fill what is kept of one of them, \
+                      and of all the others, too, and more than once\"; i=$((i+1)); done >&2) & done; \
+                      wait; echo last >&2";
+        let mut child = spawn_apart("tool", sh(script), Input::Null, Output::Null).unwrap();
+        let exit = child.wait().await.unwrap();
+        assert!(exit.is_cut && exit.status.success());
+        assert!(exit.stderr.len() <= WRITERS * (STDERR_HEAD + STDERR_TAIL + 64), "{}", exit.stderr.len());
     }
 
     #[tokio::test]

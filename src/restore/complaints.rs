@@ -428,8 +428,7 @@ fn harmless(lines: &[String]) -> Option<Vec<String>> {
     Some(complaints)
 }
 
-/// What is left without harmless errors and as many of their commands, and those errors. With `--jobs`
-/// several processes write at once, so that a command need not stand right behind its error. Text of the
+/// What is left without harmless errors and as many of their commands, and those errors. Text of the
 /// database's choosing that looks like both leaves the command that it really was.
 fn without_harmless<'l>(lines: &[&'l str]) -> (Vec<&'l str>, Vec<String>) {
     let (mut rest, mut complaints) = (lines.to_vec(), Vec::new());

@@ -270,6 +270,8 @@ async fn restore_part(
             list = Some(file);
         }
     }
+    // In a container a path means nothing, and from stdin there is one job.
+    let jobs = if target.tools.run_here() { jobs } else { 1 };
     let stdin = if target.tools.run_here() {
         if jobs > 1 {
             command.arg(format!("--jobs={jobs}"));
@@ -278,10 +280,13 @@ async fn restore_part(
         command.arg(path_of(archive));
         Input::Null
     } else {
-        // In a container the path means nothing, and from stdin there is one job.
         Input::File(File::open(path_of(archive)).context("cannot read the schema again")?)
     };
-    let mut child = process::spawn("pg_restore", command, stdin, Output::Null)?;
+    let mut child = if jobs > 1 {
+        process::spawn_apart("pg_restore", command, stdin, Output::Null)?
+    } else {
+        process::spawn("pg_restore", command, stdin, Output::Null)?
+    };
     let exit = child.wait().await?;
     drop(list); // read by now
     Ok(exit)
