@@ -323,6 +323,22 @@ async fn what_passes_is_outlasted() {
     all_of(work);
 }
 
+/// A third of all connections is reset, and by bad luck a run's first six are.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_cuts_off_the_first_connections_is_waited_for() {
+    let site = Site::new().await;
+    let requests = AtomicUsize::new(0);
+    let plan = move |_: &Request<'_>, random: &mut StdRng| match requests.fetch_add(1, Ordering::SeqCst) {
+        number @ 0..6 if number % 2 == 0 => Fate::CutRequest(random.random_range(0..100)),
+        0..6 => Fate::CutAnswer(random.random_range(0..100)),
+        _ => Fate::Forward,
+    };
+    let proxy = Proxy::start(&site.s3.endpoint, 1, Duration::ZERO, plan).await;
+    let place = site.place("first", &proxy.endpoint);
+    let run = tokio::task::block_in_place(|| place.ok(&["-v", "backups", "list", "--json"]));
+    assert!(proxy.faults() == 6 && run.stderr.contains(": attempt 6, next in"), "{run}");
+}
+
 /// A proxy that forwards the first few requests that `hits` picks, and does `fate` to all others of
 /// them.
 async fn turning(

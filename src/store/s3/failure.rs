@@ -119,6 +119,12 @@ impl Failure {
         self.broke.is_some()
     }
 
+    /// Whether somebody took the connection, and ended it without an answer.
+    pub(super) fn is_cut_off(&self) -> bool {
+        self.is_broken()
+            || self.transport_says(&["connection reset", "before message completed", "broken pipe"])
+    }
+
     fn transport_says(&self, words: &[&str]) -> bool {
         let said = self.transport.as_deref().unwrap_or_default().to_lowercase();
         words.iter().any(|word| said.contains(word))
@@ -323,6 +329,21 @@ mod tests {
     use super::*;
     use crate::config::{Location, Repository};
     use crate::store::s3::{self, Access, Options};
+
+    #[test]
+    fn a_connection_that_was_taken_is_told_from_one_that_was_refused() {
+        for cut_off in [
+            "connection error: Connection reset by peer (os error 104)",
+            "connection closed before message completed",
+            "error writing a body to connection: Broken pipe (os error 32)",
+        ] {
+            assert!(Failure::unreached(cut_off).is_cut_off(), "{cut_off}");
+        }
+        assert!(Failure::broke("5 bytes of 9 arrived").is_cut_off());
+        for nobody in ["tcp connect error: Connection refused", "dns error", "invalid HTTP version parsed"] {
+            assert!(!Failure::unreached(nobody).is_cut_off(), "{nobody}");
+        }
+    }
 
     #[test]
     fn endpoints_are_shown_without_secrets() {

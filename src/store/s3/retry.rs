@@ -3,8 +3,8 @@
 //! The SDK's own retries are off: their quota starves where a third of all requests fail, they end
 //! after half a minute, and they do not cover the body of an answer. Here one rule holds for every
 //! request of a run. A store that has answered is waited for, three minutes from the first failure,
-//! since hours of work may depend on it. A store that never answered is given up in seconds: its
-//! end point is probably mistyped. What waiting cannot change (a credential that has expired, a
+//! since hours of work may depend on it. A store that never answered is given up in seconds, or in half
+//! a minute where it takes connections: its end point is probably mistyped. What waiting cannot change (a credential that has expired, a
 //! full bucket) is final at once.
 //!
 //! Every repetition is logged at `info`, and at `warn` once a request has failed for a while. A run
@@ -23,6 +23,10 @@ const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The same for one that never answered, and for what nothing depends on (aborting an upload).
 const BRIEF_PATIENCE: Duration = Duration::from_secs(6);
+
+/// The same for one that never answered, but ended a connection that it had taken: something listens
+/// there, and a mistyped end point seldom does.
+const SOME_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Attempts that are made however long each of them takes.
 const LEAST_ATTEMPTS: u32 = 3;
@@ -158,7 +162,11 @@ impl S3Store {
             let wait = wait(number, rand::random());
             let since = first_failure.get_or_insert_with(Instant::now).elapsed();
             let full = patience == Patience::Full && reached.load(Ordering::Relaxed);
-            let patience = if full { PATIENCE } else { BRIEF_PATIENCE };
+            let patience = match patience {
+                Patience::Full if full => PATIENCE,
+                Patience::Full if failure.is_cut_off() => SOME_PATIENCE,
+                Patience::Full | Patience::Brief => BRIEF_PATIENCE,
+            };
             if !goes_on(verdict, number, few, since + wait, patience) {
                 if verdict == Verdict::Patiently && full {
                     // It is gone: what else is tried now need not wait as long again.
@@ -268,6 +276,8 @@ mod tests {
             assert!(time > Duration::from_secs(165) && time <= PATIENCE, "{attempts} in {time:?}");
             let (attempts, time) = endurance(Verdict::Patiently, BRIEF_PATIENCE, random);
             assert!(attempts >= 5 && time <= BRIEF_PATIENCE, "{attempts} in {time:?}");
+            let (attempts, time) = endurance(Verdict::Patiently, SOME_PATIENCE, random);
+            assert!(attempts >= 8 && time <= SOME_PATIENCE, "{attempts} in {time:?}");
             let (attempts, time) = endurance(Verdict::AFewTimes, PATIENCE, random);
             assert!(attempts == FEW_ATTEMPTS && time < Duration::from_secs(3), "{attempts} in {time:?}");
             assert_eq!(endurance(Verdict::Final, PATIENCE, random), (1, Duration::ZERO));
