@@ -73,7 +73,7 @@ pub async fn textfile(config: &Config, file: &Path, shutdown: &Shutdown) -> Resu
     };
     shutdown.guard(collected).await?;
     let watches: Vec<Arc<Watch>> = targets.iter().map(|target| target.watch.clone()).collect();
-    let text = text::encode(&page::Page::new(&config.site, &watches, Vec::new()));
+    let text = text::encode(&page::Page::of_one_collection(&config.site, &watches));
     write_atomically(file, &text).with_context(|| format!("cannot write {}", file.display()))
 }
 

@@ -43,13 +43,22 @@ impl Series<'_> {
 
 impl Page {
     /// Gathers what is known of the monitors, and figures of the exporter's own.
-    pub fn new(site: &str, watches: &[Arc<Watch>], mut own: Vec<Sample>) -> Self {
+    pub fn new(site: &str, watches: &[Arc<Watch>], own: Vec<Sample>) -> Self {
+        Self::gather(site, watches, own, true)
+    }
+
+    /// The same after one collection: when the next one is, cron decides.
+    pub fn of_one_collection(site: &str, watches: &[Arc<Watch>]) -> Self {
+        Self::gather(site, watches, Vec::new(), false)
+    }
+
+    fn gather(site: &str, watches: &[Arc<Watch>], mut own: Vec<Sample>, repeats: bool) -> Self {
         own.push(Sample::new(&metrics::BUILD, [env!("CARGO_PKG_VERSION")], 1.0));
         let mut sources = vec![Source { monitor: None, samples: Arc::new(own) }];
         for watch in watches {
             let view = watch.view();
             let monitor = Some(watch.config.name.clone());
-            let about = Arc::new(about(watch, &view));
+            let about = Arc::new(about(watch, &view, repeats));
             sources.push(Source { monitor: monitor.clone(), samples: about });
             if let Some(snapshot) = &view.snapshot {
                 sources.push(Source { monitor, samples: snapshot.samples.clone() });
@@ -79,15 +88,17 @@ impl Page {
 }
 
 /// What the exporter says about a monitor.
-fn about(watch: &Watch, view: &View) -> Vec<Sample> {
+fn about(watch: &Watch, view: &View, repeats: bool) -> Vec<Sample> {
     let config = &watch.config;
     let mut samples = vec![
         Sample::new(&metrics::MONITOR, [config.kind.as_str()], 1.0),
-        Sample::plain(&metrics::MONITOR_INTERVAL, config.interval.as_secs_f64()),
         Sample::plain(&metrics::MONITOR_COLLECTIONS, view.collections as f64),
         Sample::plain(&metrics::MONITOR_SERIES_LIMIT, config.max_series as f64),
         Sample::plain(&metrics::MONITOR_SERIES_DROPPED, view.dropped as f64),
     ];
+    if repeats {
+        samples.push(Sample::plain(&metrics::MONITOR_INTERVAL, config.interval.as_secs_f64()));
+    }
     for reason in Reason::ALL {
         let count = view.failures[reason as usize] as f64;
         samples.push(Sample::new(&metrics::MONITOR_FAILURES, [reason.as_str()], count));

@@ -18,7 +18,7 @@ super::rows! {
     MONITOR_ATTEMPTED_TIMESTAMP = Gauge Timestamp "opsd_monitor_attempted_timestamp_seconds" []
         "When the last collection ended, well or not.";
     MONITOR_INTERVAL = Gauge Seconds "opsd_monitor_interval_seconds" []
-        "How often the monitor collects.";
+        "How often the monitor collects; not in a textfile, which cron decides about.";
     MONITOR_COLLECT_DURATION = Gauge Seconds "opsd_monitor_collect_duration_seconds" []
         "How long the last collection took.";
     MONITOR_COLLECTIONS = Counter None "opsd_monitor_collections" []

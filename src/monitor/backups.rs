@@ -30,6 +30,9 @@ use crate::store::{self, Store, StoreError};
 pub use figures::{THRESHOLDS, headline};
 use history::{Job, Known, Standing};
 
+/// Refused sets that a collection looks at again, the newest of them.
+const REFUSED_AGAIN: usize = 10;
+
 /// A monitor of one repository.
 pub struct Target {
     name: String,
@@ -139,17 +142,20 @@ impl Target {
     }
 
     /// Reads the documents of complete sets that are new or changed, newest first: where time runs out,
-    /// those matter most, and what was read is kept. The failure says why sets could not be read.
+    /// those matter most, and what was read is kept. A few that were refused are looked at again: the
+    /// store may have been at fault. The failure says why sets could not be read.
     async fn learn(&mut self, store: &dyn Store, entries: Vec<Entry>) -> Option<Failure> {
-        let mut new: Vec<Entry> = entries
-            .into_iter()
-            .filter(|entry| entry.state == State::Complete)
-            .filter(|entry| {
-                let known = self.known.get(&(entry.job.clone(), entry.id.clone()));
-                known.is_none_or(|(seen, _)| *seen != fingerprint(entry))
-            })
-            .collect();
+        let mut new: Vec<Entry> =
+            entries.into_iter().filter(|entry| entry.state == State::Complete).collect();
         new.sort_by(|a, b| b.id.cmp(&a.id));
+        let mut again = 0;
+        new.retain(|entry| match self.known.get(&(entry.job.clone(), entry.id.clone())) {
+            Some((seen, known)) if *seen == fingerprint(entry) => {
+                again += usize::from(matches!(known, Known::Refused));
+                matches!(known, Known::Refused) && again <= REFUSED_AGAIN
+            }
+            _ => true,
+        });
         // One refusal stands for those of all the others.
         if let Some(entry) = new.first()
             && let Err(error @ StoreError::Denied(_)) = is_readable(store, entry).await
@@ -160,21 +166,21 @@ impl Target {
         let trusted_keys = self.trusted_keys.clone();
         let mut sets = std::pin::pin!(catalog::load_each(store, &trusted_keys, new));
         while let Some((entry, loaded)) = sets.next().await {
-            let known = match loaded {
-                Ok(set) => Known::of_set(&set, canonical(&set.manifest.recipients)),
-                // What disagrees is refused. Anything else may be a store that does not answer.
-                Err(error) if error.kind() == Kind::Differs => Known::Refused,
-                Err(_) => match is_readable(store, &entry).await {
-                    Ok(()) => Known::Refused,
+            // What disagrees is refused. Anything else may be a store that does not answer, or did not.
+            let loaded = match loaded {
+                Err(error) if error.kind() != Kind::Differs => match is_readable(store, &entry).await {
+                    Ok(()) => catalog::load_entry(store, &trusted_keys, entry.clone()).await,
                     Err(StoreError::NotFound(_)) => continue,
                     Err(error) => {
                         unread.get_or_insert_with(|| failure(error));
                         continue;
                     }
                 },
+                loaded => loaded,
             };
-            // A refusal is looked at again: a signature may still be on its way.
-            let seen = if matches!(known, Known::Refused) { 0 } else { fingerprint(&entry) };
+            let known =
+                loaded.map_or(Known::Refused, |set| Known::of_set(&set, canonical(&set.manifest.recipients)));
+            let seen = fingerprint(&entry);
             self.known.insert((entry.job, entry.id), (seen, known));
         }
         unread

@@ -172,7 +172,9 @@ impl Monitor for Target {
         // It stays, whatever becomes of the visits.
         self.session = Some(session);
         self.visit(&mut pass, &facts).await;
-        Ok(Collected { samples: pass.found.samples, concerns: pass.concerns })
+        let mut samples = pass.found.samples;
+        server::set_clock(&mut samples, facts.ahead);
+        Ok(Collected { samples, concerns: pass.concerns })
     }
 }
 
@@ -228,15 +230,22 @@ struct Pass {
     timeout: Duration,
     found: Found,
     concerns: Vec<super::Concern>,
+    /// Whether there was no time for something.
+    is_cut: bool,
 }
 
 impl Pass {
     fn new(started: Instant, timeout: Duration) -> Self {
-        Self { started, timeout, found: Found::default(), concerns: Vec::new() }
+        Self { started, timeout, found: Found::default(), concerns: Vec::new(), is_cut: false }
     }
 
     fn is_late(&self) -> bool {
         self.started.elapsed() > self.timeout.mul_f64(LAST_START)
+    }
+
+    fn run_out(&mut self, name: &'static str) {
+        self.is_cut = true;
+        self.note(name, Some(no_time()));
     }
 
     /// Asks one concern. Only a connection that is gone fails the collection.
@@ -249,15 +258,19 @@ impl Pass {
             return Ok(());
         }
         if self.is_late() {
-            self.note(concern.name, Some(no_time()));
+            self.run_out(concern.name);
             return Ok(());
         }
         let answer = match concern.pages {
-            None => session.client.query_typed(&sql, &[]).await,
+            None => session.client.query_typed(&sql, &[]).await.map(Some),
             Some(next) => self.pages(session, &sql, next).await,
         };
         let failure = match answer {
-            Ok(rows) => {
+            Ok(None) => {
+                self.run_out(concern.name);
+                return Ok(());
+            }
+            Ok(Some(rows)) => {
                 let kept = self.found.samples.len();
                 let read = (concern.read)(facts, &rows, &mut self.found);
                 read.err().map(|error| {
@@ -275,20 +288,23 @@ impl Pass {
         Ok(())
     }
 
-    /// All pages of a query that is asked page by page, as long as there is time.
+    /// All pages of a query that is asked page by page; none where there is no time for all of them.
     async fn pages(
         &self,
         session: &Session,
         sql: &str,
         next: Next,
-    ) -> Result<Vec<Row>, tokio_postgres::Error> {
+    ) -> Result<Option<Vec<Row>>, tokio_postgres::Error> {
         let (mut rows, mut after) = (Vec::new(), Some(0));
-        while let Some(from) = after.filter(|_| !self.is_late()) {
+        while let Some(from) = after {
+            if self.is_late() {
+                return Ok(None);
+            }
             let page = session.client.query_typed(sql, &[(&from, Type::INT8)]).await?;
             after = next(&page);
             rows.extend(page);
         }
-        Ok(rows)
+        Ok(Some(rows))
     }
 
     /// A concern is asked in several databases, and is up if it could be read in all.

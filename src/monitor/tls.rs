@@ -2,8 +2,10 @@
 //!
 //! The handshake goes through whatever is wrong with the certificates, so that each of them is seen;
 //! whether they hold is a figure of its own. Nothing is sent after it.
+//! Files are read by one thread at a time: on a disk that hangs, it hangs.
 //! Deliberately absent: revocation lists, STARTTLS, and weak versions of TLS, which rustls does not speak.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -11,6 +13,7 @@ use async_trait::async_trait;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
+use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 
 use super::{Collected, Concern, Failure, Monitor, Reason, tcp, trust};
@@ -54,11 +57,12 @@ const STATES: &[&str] =
 pub struct Target {
     name: String,
     tls: Tls,
+    reading: Option<JoinHandle<Vec<(String, Result<Vec<CertificateDer<'static>>>)>>>,
 }
 
 /// A monitor that has seen nothing yet.
 pub fn open(name: &str, tls: &Tls) -> Target {
-    Target { name: name.to_owned(), tls: tls.clone() }
+    Target { name: name.to_owned(), tls: tls.clone(), reading: None }
 }
 
 #[async_trait]
@@ -70,28 +74,8 @@ impl Monitor for Target {
     async fn collect(&mut self) -> Result<Collected, Failure> {
         let (mut samples, mut concerns) = (Vec::new(), Vec::new());
         if !self.tls.files.is_empty() {
-            let files = self.tls.files.clone();
-            let read = tokio::task::spawn_blocking(move || {
-                files
-                    .into_iter()
-                    .map(|file| (file.display().to_string(), pem::certificates(&file, "certificates")))
-                    .collect::<Vec<_>>()
-            });
-            let read = read.await.map_err(|e| Failure::new(Reason::Internal, Error::new(e)))?;
-            let mut broken = None;
-            for (source, found) in read {
-                match found.and_then(|found| of_chain(&source, &found)) {
-                    Ok(found) => {
-                        samples.push(Sample::new(&metrics::TLS_FILE_UP, [&source], 1.0));
-                        samples.extend(found);
-                    }
-                    Err(error) => {
-                        samples.push(Sample::new(&metrics::TLS_FILE_UP, [&source], 0.0));
-                        broken.get_or_insert(Failure::new(Reason::Refused, error));
-                    }
-                }
-            }
-            concerns.push(Concern { name: "files", failure: broken });
+            let failure = self.files(&mut samples).await.err();
+            concerns.push(Concern { name: "files", failure });
         }
         if self.tls.address.is_some() {
             match self.handshake().await {
@@ -109,6 +93,35 @@ impl Monitor for Target {
 }
 
 impl Target {
+    /// What the files say; outside, what is the matter with the first one that is broken.
+    async fn files(&mut self, samples: &mut Vec<Sample>) -> Result<(), Failure> {
+        if self.reading.as_ref().is_some_and(|reading| !reading.is_finished()) {
+            let error = Error::new("a file has not been read since the last time; its disk hangs");
+            return Err(Failure::new(Reason::Timeout, error));
+        }
+        let files = self.tls.files.clone();
+        let reading = self.reading.insert(tokio::task::spawn_blocking(move || {
+            let read = |file: PathBuf| (file.display().to_string(), pem::certificates(&file, "certificates"));
+            files.into_iter().map(read).collect()
+        }));
+        let read = reading.await.map_err(|e| Failure::new(Reason::Internal, Error::new(e)));
+        self.reading = None;
+        let mut broken = Ok(());
+        for (source, found) in read? {
+            match found.and_then(|found| of_chain(&source, &found)) {
+                Ok(found) => {
+                    samples.push(Sample::new(&metrics::TLS_FILE_UP, [&source], 1.0));
+                    samples.extend(found);
+                }
+                Err(error) => {
+                    samples.push(Sample::new(&metrics::TLS_FILE_UP, [&source], 0.0));
+                    broken = broken.and(Err(Failure::new(Reason::Refused, error)));
+                }
+            }
+        }
+        broken
+    }
+
     async fn handshake(&self) -> Result<Vec<Sample>, Failure> {
         let Some(address) = &self.tls.address else { return Ok(Vec::new()) };
         let internal = |error: Error| Failure::new(Reason::Internal, error);

@@ -80,3 +80,31 @@ async fn a_store_that_does_not_answer_refuses_no_set() {
     assert_eq!(value(&found, &metrics::BACKUP_RECOVERY_POINT_STATE, Some("missing")), Some(1.0));
     assert!(found.concerns[1].failure.is_none());
 }
+
+#[tokio::test]
+async fn a_read_that_fails_once_refuses_no_set_and_a_refused_one_is_looked_at_again() {
+    let manifest = crate::set::manifest::tests::manifest();
+    let prefix = format!("{}/{}/{}", manifest.site, manifest.job, manifest.id);
+    let store = Arc::new(MemoryStore::new());
+    let bytes = serde_json::to_string(&manifest).unwrap();
+    store.overwrite(&format!("{prefix}/manifest.json"), bytes);
+    for object in manifest.databases.iter().flat_map(|d| &d.streams).flat_map(|s| &s.objects) {
+        store.overwrite(&format!("{prefix}/{}", object.key), "x".repeat(object.size as usize));
+    }
+    let mut target = Target { site: manifest.site.clone(), ..target() };
+    target.jobs = BTreeMap::from([(manifest.job.clone(), None)]);
+    let refused = |found: &Collected| value(found, &metrics::BACKUP_SETS, Some("refused"));
+    // The first call asks whether anything may be read, the second reads the manifest.
+    let fails = |nth| Rule::new(Operation::Read, nth, Fault::Fail(StoreError::Other("broken".into())));
+    let stumbles = FaultyStore::new(store.clone(), vec![fails(2)]);
+    assert_eq!(refused(&target.read(&stumbles).await.unwrap()), Some(0.0));
+    target.known.clear();
+    // Twice in a row, and the next collection believes it all the same.
+    let stumbles = FaultyStore::new(store.clone(), vec![fails(2), fails(4)]);
+    assert_eq!(refused(&target.read(&stumbles).await.unwrap()), Some(1.0));
+    assert_eq!(refused(&target.read(&*store).await.unwrap()), Some(0.0));
+    // What is known is not read again.
+    let dead = FaultyStore::new(store, vec![fails(0)]);
+    let found = target.read(&dead).await.unwrap();
+    assert!(refused(&found) == Some(0.0) && found.concerns[1].failure.is_none());
+}

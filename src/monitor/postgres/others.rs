@@ -20,6 +20,9 @@ use crate::postgres::connect::{self, Session};
 /// Databases that a collection visits again.
 const VISITS: usize = 10;
 
+/// Whoever is visited before this part of the time is over has had enough of it.
+const FAIR_START: f64 = 0.3;
+
 /// A database whose connection hung is left alone for a minute, then two, and so on to about an hour.
 const REST: Duration = Duration::from_secs(60);
 const RESTS_MAX: u32 = 6;
@@ -126,6 +129,7 @@ impl Target {
                 break;
             }
             let mut visit = Pass::new(pass.started, self.timeout);
+            let had_time = pass.started.elapsed() < self.timeout.mul_f64(FAIR_START);
             match self.connect(Some(&name)).await {
                 Ok(session) => {
                     self.others.hung(&name, false, Instant::now());
@@ -143,7 +147,10 @@ impl Target {
                     local().for_each(|concern| visit.note(concern, Some(failure.clone())));
                 }
             }
-            self.others.note(name, visit.found.samples, visit.concerns);
+            // Cut short by those before it, it has not had its turn; cut short by itself, it has.
+            if had_time || !visit.is_cut {
+                self.others.note(name, visit.found.samples, visit.concerns);
+            }
         }
         for name in &self.others.names {
             let locked = || Failure::new(Reason::Locked, Error::new(format!("database {name:?} is locked")));

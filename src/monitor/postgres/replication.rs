@@ -17,7 +17,8 @@ pub(super) const CONCERN: Concern =
 /// Up to where this server has WAL to send: a standby may feed others.
 pub(super) fn written(facts: &Facts) -> &'static str {
     if facts.in_recovery {
-        "coalesce(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())"
+        // What comes from an archive is replayed and was never received; NULL counts for nothing.
+        "greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())"
     } else {
         "pg_current_wal_lsn()"
     }

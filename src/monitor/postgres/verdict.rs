@@ -348,6 +348,7 @@ mod tests {
             started: 0.0,
             position,
             database: "postgres".into(),
+            ahead: 0.0,
         }
     }
 

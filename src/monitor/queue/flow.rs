@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 /// Figures are about this much of the past, in seconds: long enough to even out, short enough to tell
 /// of now.
 const WINDOW: f64 = 300.0;
-/// Points that are kept, where the interval is short.
+/// Points that are kept; where collections are less than five seconds apart, that is less of the past.
 const POINTS_MAX: usize = 64;
 
 /// A queue at one collection.

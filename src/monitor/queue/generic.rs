@@ -21,6 +21,10 @@ const SET_WAITS: &[&str] = &["bzpopmin", "bzpopmax", "bzmpop"];
 /// A consumer of a group that asked for nothing for so long does not live: while entries wait, asking
 /// is answered at once.
 const IDLE_MAX_MS: i64 = 300_000;
+/// One that holds entries may be at work on them, and has an hour.
+const BUSY_MAX_MS: i64 = 3_600_000;
+/// More consumers of a group are not listed: names that are never used again stay for ever.
+const CONSUMERS_MAX: f64 = 1_000.0;
 /// Groups of a stream that are looked at.
 const GROUPS_MAX: usize = 50;
 
@@ -168,6 +172,8 @@ struct Stream {
 #[derive(Debug, PartialEq)]
 struct Group {
     name: String,
+    /// That were ever seen, and not removed.
+    consumers: f64,
     /// Delivered and not acknowledged.
     pending: f64,
     /// Not delivered; unknown before Redis 7, and after entries were deleted.
@@ -191,6 +197,7 @@ fn stream(length: Reply, about: Reply, groups: Reply) -> Result<Stream, Failure>
         let text = |key| text(key).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         Some(Group {
             name: text("name")?,
+            consumers: field(entry, "consumers").and_then(whole)?,
             pending: field(entry, "pending").and_then(whole)?,
             lag: field(entry, "lag").and_then(whole),
             last_delivered: text("last-delivered-id")?,
@@ -224,10 +231,14 @@ async fn of_group(
     let mut next = redis::cmd("XRANGE");
     next.arg(stream).arg(format!("({}", group.last_delivered)).arg("+").arg("COUNT").arg(1);
     let mut pending = redis::cmd("XPENDING");
-    pending.arg(stream).arg(&group.name);
-    let mut consumers = redis::cmd("XINFO");
-    consumers.arg("CONSUMERS").arg(stream).arg(&group.name);
-    let mut replies = link.ask(vec![next, pending, consumers]).await?.into_iter();
+    pending.arg(stream).arg(&group.name).arg("-").arg("+").arg(1);
+    let mut commands = vec![next, pending];
+    if group.consumers <= CONSUMERS_MAX {
+        let mut consumers = redis::cmd("XINFO");
+        consumers.arg("CONSUMERS").arg(stream).arg(&group.name);
+        commands.push(consumers);
+    }
+    let mut replies = link.ask(commands).await?.into_iter();
     let mut reply = || replies.next().unwrap_or(Ok(Value::Nil));
     let (next, pending, consumers) = (reply(), reply(), reply());
     let read = || -> Result<Reading, Failure> {
@@ -241,17 +252,17 @@ async fn of_group(
         let time = |id: &str| id.split('-').next()?.parse::<f64>().ok().map(|ms| (ms / 1_000.0).min(now()));
         let oldest = first.as_deref().and_then(time);
         more.extend(oldest.map(|at| (&metrics::QUEUE_OLDEST_TIMESTAMP, at)));
-        if let Value::Array(summary) = pending? {
-            let oldest = summary.get(1).cloned().map(bytes).transpose()?.flatten();
-            let oldest = oldest.and_then(|id| time(std::str::from_utf8(&id).ok()?));
-            more.extend(oldest.map(|at| (&metrics::QUEUE_OLDEST_ACTIVE_TIMESTAMP, at)));
-        }
+        let oldest = first_id(&pending?).and_then(|id| time(&id));
+        more.extend(oldest.map(|at| (&metrics::QUEUE_OLDEST_ACTIVE_TIMESTAMP, at)));
         Ok(Reading {
             queue: name,
             waiting,
             arrivals: added.map_or(Arrivals::Unknown, Arrivals::Total),
             head: first.map(String::into_bytes),
-            consumers: Consumers::Exactly(live(&consumers?)),
+            consumers: match consumers? {
+                Value::Array(consumers) => Consumers::Exactly(live(&consumers)),
+                _ => Consumers::Unknown,
+            },
             more,
         })
     };
@@ -266,11 +277,15 @@ fn first_id(range: &Value) -> Option<String> {
     Some(String::from_utf8_lossy(&id).into_owned())
 }
 
-/// Consumers that asked for something lately.
-fn live(consumers: &Value) -> f64 {
-    let Value::Array(consumers) = consumers else { return 0.0 };
-    let idle = |consumer: &&Value| field(consumer, "idle").and_then(whole);
-    consumers.iter().filter(|c| idle(c).is_some_and(|idle| idle < IDLE_MAX_MS as f64)).count() as f64
+/// Consumers that asked for something lately, or may be at work.
+fn live(consumers: &[Value]) -> f64 {
+    let number = |consumer: &Value, key| field(consumer, key).and_then(whole);
+    let lives = |consumer: &&Value| {
+        let holds = number(consumer, "pending").is_some_and(|pending| pending > 0.0);
+        let patience = if holds { BUSY_MAX_MS } else { IDLE_MAX_MS };
+        number(consumer, "idle").is_some_and(|idle| idle < patience as f64)
+    };
+    consumers.iter().filter(lives).count() as f64
 }
 
 #[cfg(test)]
@@ -317,8 +332,13 @@ mod tests {
 
     #[test]
     fn consumers_that_asked_lately_live() {
-        let consumer = |idle| Value::Array(vec![text("name"), text("c"), text("idle"), Value::Int(idle)]);
-        assert_eq!(live(&Value::Array(vec![consumer(10), consumer(IDLE_MAX_MS), consumer(0)])), 2.0);
+        let consumer = |pending, idle| {
+            let named = vec![text("name"), text("c"), text("pending"), Value::Int(pending)];
+            Value::Array([named, vec![text("idle"), Value::Int(idle)]].concat())
+        };
+        assert_eq!(live(&[consumer(0, 10), consumer(0, IDLE_MAX_MS), consumer(0, 0)]), 2.0);
+        // At work for a quarter of an hour, and gone for two hours.
+        assert_eq!(live(&[consumer(1, 900_000), consumer(1, 7_200_000)]), 1.0);
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //!
 //! Never its clean-up of dead processes, which writes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use redis::{Cmd, Value};
 use serde::Deserialize;
@@ -94,9 +94,13 @@ pub(super) async fn collect(
         }
     };
 
+    // A queue that is gone leaves nothing behind.
+    let key = |name: &String| format!("{prefix}queue:{name}");
+    let keys: HashSet<String> = names.iter().map(key).collect();
+    marks.retain(|marked, _| keys.contains(marked));
     let mut commands = Vec::new();
     for name in &names {
-        commands.extend(list::commands(&format!("{prefix}queue:{name}"), End::Right, marks));
+        commands.extend(list::commands(&key(name), End::Right, marks));
         let mut paused = command("SISMEMBER", "paused");
         paused.arg(name);
         commands.push(paused);

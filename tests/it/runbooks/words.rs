@@ -29,7 +29,7 @@ const OTHERS: &[(&str, &[&str])] = &[
         "Rails, Puma and Sidekiq",
         &["DB_POOL", "PUMA_WORKERS", "SIDEKIQ_CONCURRENCY", "-q NAME", "--concurrency"],
     ),
-    ("Celery", &["visibility_timeout", "-Q NAME"]),
+    ("Celery", &["visibility_timeout", "-Q NAME", "eta", "countdown"]),
     ("BullMQ", &["job.retry()", "queue.resume()"]),
     ("Mastodon's queues", &["default", "push", "ingress", "mailers", "pull", "scheduler", "fasp"]),
     ("Mosquitto", &["max_queued_messages", "persistent_client_expiration 7d"]),
@@ -112,17 +112,6 @@ pub fn unknown(snippets: &[Snippet]) -> Vec<String> {
     let postgres: Vec<_> = majors().into_iter().map(of_postgres).collect();
     let alerts = texts("alerts", "yml");
     let states = texts("src", "rs");
-    let reasons = [
-        Reason::Timeout,
-        Reason::Unreachable,
-        Reason::Tls,
-        Reason::Authentication,
-        Reason::Permission,
-        Reason::TooManyConnections,
-        Reason::NotReady,
-        Reason::Locked,
-        Reason::Protocol,
-    ];
     let is_known = |word: &str| {
         let bare = word.trim_end_matches("()");
         let (first, value) = word.split_once([' ', '=', ':', '{']).unwrap_or((word, ""));
@@ -135,7 +124,7 @@ pub fn unknown(snippets: &[Snippet]) -> Vec<String> {
             return configuration.contains(table) && (key.is_empty() || configuration.contains(key.trim()));
         }
         OTHERS.iter().any(|(_, words)| words.contains(&word))
-            || reasons.iter().any(|reason| reason.as_str() == word)
+            || Reason::ALL.iter().any(|reason| reason.as_str() == word)
             || configuration.contains(word)
             || metrics::all().any(|metric| metric.labels.contains(&word))
             // A state that a monitor tells, or an alert.
