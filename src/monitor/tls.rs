@@ -53,11 +53,14 @@ const fn bad(state: &'static str) -> Threshold {
 const STATES: &[&str] =
     &["verified", "expired", "not_yet_valid", "unknown_issuer", "wrong_name", "revoked", "invalid"];
 
+/// A file, and what stands in it.
+type Read = (String, Result<Vec<CertificateDer<'static>>>);
+
 /// A monitor of certificates.
 pub struct Target {
     name: String,
     tls: Tls,
-    reading: Option<JoinHandle<Vec<(String, Result<Vec<CertificateDer<'static>>>)>>>,
+    reading: Option<JoinHandle<Vec<Read>>>,
 }
 
 /// A monitor that has seen nothing yet.

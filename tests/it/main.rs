@@ -46,6 +46,7 @@ mod monitor_postgres;
 mod monitor_probes;
 mod monitor_queues;
 mod monitor_redis;
+mod monitor_standbys;
 mod names;
 mod postgres;
 mod postgres_faults;

@@ -3,7 +3,10 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::net::TcpListener;
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::support::exporter::{Exporter, Scrape, collected, postgres_monitor};
 use crate::support::opsd::{Opsd, quoted, quoted_list, write_private};
@@ -122,6 +125,33 @@ fn sequences_are_read_page_by_page() {
     assert_eq!(["s1", "s600", "s1200"].map(used), [990.0, 991.0, 992.0].map(|n| Some(n / 999.0)));
     assert_eq!(scrape.one("opsd_postgres_sequences_unreadable", &[]), Some(0.0));
     server.drop_database(&database);
+}
+
+/// A server that takes connections and says nothing may have a process for each of them, which never
+/// learns that nobody waits any more.
+#[test]
+fn a_server_that_hangs_is_not_asked_each_time() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let accepted = Arc::new(AtomicU64::new(0));
+    let count = accepted.clone();
+    // Ends with the tests.
+    std::thread::spawn(move || {
+        let mut held = Vec::new();
+        for stream in listener.incoming() {
+            count.fetch_add(1, Ordering::SeqCst);
+            held.push(stream);
+        }
+    });
+    let mut opsd = Opsd::without_server();
+    opsd.more = postgres_monitor("main", &format!("postgres://u@127.0.0.1:{port}/db?sslmode=disable"), "");
+    let exporter = Exporter::start(&mut opsd, "");
+    // It is asked at the first, second, fourth, eighth and sixteenth collection.
+    let scrape = exporter.scrape_until("nine collections", |scrape| collections(scrape) >= 9.0);
+    assert!(collections(&scrape) < 15.0, "{}", scrape.text);
+    assert_eq!(accepted.load(Ordering::SeqCst), 4, "{}", scrape.text);
+    let failures = scrape.one("opsd_monitor_failures_total", &["monitor=\"main\"", "reason=\"timeout\""]);
+    assert_eq!(failures, Some(collections(&scrape)), "{}", scrape.text);
 }
 
 #[test]
