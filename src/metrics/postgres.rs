@@ -95,8 +95,8 @@ super::rows! {
     POSTGRES_REPLICATION_STATE = Gauge None "opsd_postgres_replication_state" ["standby", "client", "state"]
         "The verdict on a pair of servers, from the pieces of both ends as far as they are watched.";
 
-    POSTGRES_ARCHIVER_ENABLED = Gauge None "opsd_postgres_archiver_enabled" []
-        "Whether this server archives its WAL.";
+    POSTGRES_ARCHIVER_STATE = Gauge None "opsd_postgres_archiver_state" ["state"]
+        "Whether this server archives its WAL: off, working, or failing (nothing was archived since the last failure).";
     POSTGRES_ARCHIVED_SEGMENTS = Counter None "opsd_postgres_archived_segments" []
         "WAL segments archived.";
     POSTGRES_ARCHIVE_FAILURES = Counter None "opsd_postgres_archive_failures" []

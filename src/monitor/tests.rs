@@ -16,7 +16,6 @@ const ALERTS_ALONE: &[(&str, &str)] = &[
     ("PostgresReplayPaused", "check judges the verdict on the pair"),
     ("PostgresSlotAbandoned", "two figures"),
     ("PostgresVacuumBehind", "two figures"),
-    ("PostgresArchiverFailing", "two figures"),
     ("BackupNeverProven", "a first backup is not proven at once"),
     ("BackupOld", "two figures"),
     ("BackupUnproven", "two figures"),

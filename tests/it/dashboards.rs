@@ -337,7 +337,9 @@ fn every_query_finds_what_is_there_and_nothing_of_what_is_gone() {
     // Seen on a panel once: a standby whose configuration says `archive_mode = on` has no backlog of 0.
     let archiving = |metric: &str| site.prometheus.query(&format!("{metric}{{monitor=\"replica-db\"}}"));
     assert!(archiving("opsd_postgres_archive_backlog").is_empty());
-    assert!(archiving("opsd_postgres_archiver_enabled").iter().all(|s| value(s) == 0.0));
+    let states = archiving("opsd_postgres_archiver_state");
+    let is_on = |s: &&Value| value(s) == 1.0;
+    assert!(states.iter().filter(is_on).all(|s| s["metric"]["state"] == "off"), "{states:?}");
 
     site.stop_the_primary();
     // Staleness is opsd's to see; every query is asked when it has.

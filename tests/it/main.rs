@@ -62,6 +62,7 @@ mod s3;
 mod s3_doubt;
 mod s3_faults;
 mod scarcity;
+mod sections;
 mod security;
 mod standby;
 mod store;

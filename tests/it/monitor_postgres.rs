@@ -47,7 +47,7 @@ const ALWAYS: &[&str] = &[
     "opsd_postgres_database_deadlocks_total",
     "opsd_postgres_database_conflicts_total",
     "opsd_postgres_wraparound_ratio",
-    "opsd_postgres_archiver_enabled",
+    "opsd_postgres_archiver_state",
     "opsd_postgres_checkpoints_total",
     "opsd_postgres_checkpoint_write_seconds_total",
     "opsd_postgres_checkpoint_sync_seconds_total",
@@ -274,6 +274,30 @@ fn an_exclusive_lock_takes_down_only_what_it_covers() {
     assert_eq!(scrape.one("opsd_monitor_concern_up", &["concern=\"sequences\""]), Some(1.0));
     drop(exporter);
     server.drop_database(&database);
+}
+
+#[test]
+fn an_archive_that_takes_nothing_is_failing_until_it_does() {
+    let settings = [("archive_mode", "on"), ("archive_command", "false")];
+    let server =
+        Server::start(postgres::default_major(), &Options { settings: &settings, ..Options::default() });
+    let mut opsd = site(&server);
+    let exporter = watched(&mut opsd, "");
+    let is = |wanted: &'static str| {
+        move |scrape: &Scrape| scrape.state("opsd_postgres_archiver_state", &[]).as_deref() == Some(wanted)
+    };
+    exporter.scrape_until("nothing was tried yet", is("working"));
+    server.psql("postgres", "CREATE TABLE t (); SELECT pg_switch_wal()");
+    let scrape = exporter.scrape_until("it failed", is("failing"));
+    assert!(scrape.one("opsd_postgres_archive_failures_total", &[]) >= Some(1.0), "{}", scrape.text);
+    let run = opsd.run(&["check"]).expect_code(2);
+    assert!(run.stdout.contains("postgres_archiver_state is failing"), "{run}");
+    exporter.until_alerts(&["PostgresArchiverFailing{monitor=main}"]);
+    server.psql("postgres", "ALTER SYSTEM SET archive_command = 'true'");
+    server.psql("postgres", "SELECT pg_reload_conf()");
+    exporter.scrape_until("it works again", is("working"));
+    exporter.until_over(&["PostgresArchiverFailing"]);
+    opsd.ok(&["check"]);
 }
 
 #[test]

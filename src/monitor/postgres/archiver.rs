@@ -1,7 +1,9 @@
 //! Whether WAL gets into the archive.
 
-use super::{Concern, Scope, get, number, truth};
+use super::{Concern, Scope, get, number};
 use crate::metrics;
+
+const STATES: &[&str] = &["off", "working", "failing"];
 
 /// On a standby, `on` means that it does not archive, and `always` that it does.
 const ENABLED: &str = "current_setting('archive_mode') IN \
@@ -24,12 +26,21 @@ pub(super) const CONCERN: Concern = Concern {
     read: |_, rows, found| {
         for row in rows {
             let enabled = get(row, "enabled")?.unwrap_or(false);
-            found.plain(&metrics::POSTGRES_ARCHIVER_ENABLED, Some(truth(enabled)));
+            let (archived, failed): (Option<f64>, Option<f64>) =
+                (get(row, "last_archived")?, get(row, "last_failed")?);
+            // A failure that a success followed is over; one that follows no success is not.
+            let state = match (enabled, failed > archived) {
+                (false, _) => "off",
+                (true, false) => "working",
+                (true, true) => "failing",
+            };
+            let metric = &metrics::POSTGRES_ARCHIVER_STATE;
+            found.samples.extend(metrics::states(metric, &[], STATES, state));
             if enabled {
                 found.plain(&metrics::POSTGRES_ARCHIVED_SEGMENTS, Some(number(row, "archived")?));
                 found.plain(&metrics::POSTGRES_ARCHIVE_FAILURES, Some(number(row, "failed")?));
-                found.plain(&metrics::POSTGRES_ARCHIVED_TIMESTAMP, get(row, "last_archived")?);
-                found.plain(&metrics::POSTGRES_ARCHIVE_FAILED_TIMESTAMP, get(row, "last_failed")?);
+                found.plain(&metrics::POSTGRES_ARCHIVED_TIMESTAMP, archived);
+                found.plain(&metrics::POSTGRES_ARCHIVE_FAILED_TIMESTAMP, failed);
             }
         }
         Ok(())
