@@ -4,7 +4,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test torture fuzz lint demo bench
+.PHONY: help setup build test torture fuzz fuzz-tools lint demo bench
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -19,7 +19,7 @@ build: ## The binary, optimised: target/release/opsd
 test: setup ## Every test, against real servers
 	$(CARGO) test --no-fail-fast
 
-torture: setup ## Every integration test with more rounds and longer faults, then the fuzz targets
+torture: setup fuzz-tools ## Every integration test with more rounds and longer faults, then the fuzz targets
 	$(CARGO) build --example demo
 	OPSD_TORTURE=1 $(CARGO) test --no-fail-fast --test it
 	$(MAKE) fuzz
@@ -40,9 +40,12 @@ FUZZ_SECONDS ?= 60
 FUZZ_TARGETS := archive manifest config keys
 FUZZ := RUSTC_BOOTSTRAP=1 $(CARGO) fuzz
 
-fuzz: ## Fuzz what reads foreign bytes, each target for a minute
+# Asked for before anything that takes long.
+fuzz-tools:
 	@command -v c++ >/dev/null || { echo "make fuzz needs a C++ compiler: apt-get install g++" >&2; exit 1; }
 	@command -v cargo-fuzz >/dev/null || $(CARGO) install cargo-fuzz --locked
+
+fuzz: fuzz-tools ## Fuzz what reads foreign bytes, each target for a minute
 	python3 fuzz/seeds.py fuzz/corpus
 	cd fuzz && $(FUZZ) build --dev --sanitizer none
 	@set -e; cd fuzz; for target in $(FUZZ_TARGETS); do \

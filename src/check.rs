@@ -51,6 +51,8 @@ pub struct Report {
     pub findings: Vec<(Verdict, String)>,
     /// Every figure that a threshold speaks of.
     pub figures: Vec<Figure>,
+    /// Pieces that are not judged, because the role may not read them.
+    pub forbidden: Vec<&'static str>,
 }
 
 /// A figure beside its thresholds.
@@ -83,13 +85,14 @@ pub fn thresholds(config: &config::Monitor) -> Vec<&Threshold> {
 pub fn judge(config: &config::Monitor, view: &View, now: SystemTime) -> Report {
     let mut findings = Vec::new();
     let mut figures = Vec::new();
+    let mut forbidden = Vec::new();
     match &view.last {
         None => findings.push((Verdict::Unknown, "nothing was collected yet".to_owned())),
-        Some(last) => {
-            if let Some(failure) = &last.failure {
-                findings.push((Verdict::Critical, format!("down, {failure}")));
-            }
-        }
+        Some(last) => match (&last.failure, &view.snapshot) {
+            (Some(failure), _) => findings.push((Verdict::Critical, format!("down, {failure}"))),
+            (None, None) => findings.push((Verdict::Unknown, "its figures are stale".to_owned())),
+            (None, Some(_)) => {}
+        },
     }
     if view.dropped > 0 {
         let text = format!("{} series beyond max_series were left out, and not judged", view.dropped);
@@ -97,10 +100,11 @@ pub fn judge(config: &config::Monitor, view: &View, now: SystemTime) -> Report {
     }
     if let Some(snapshot) = &view.snapshot {
         for concern in &snapshot.concerns {
-            // What the role was not given is a decision, and shows in its own metric.
-            let failure = concern.failure.as_ref().filter(|failure| failure.reason != Reason::Permission);
-            if let Some(failure) = failure {
-                findings.push((Verdict::Unknown, format!("no {}, {failure}", concern.name)));
+            match &concern.failure {
+                // What the role was not given is a decision.
+                Some(failure) if failure.reason == Reason::Permission => forbidden.push(concern.name),
+                Some(failure) => findings.push((Verdict::Unknown, format!("no {}, {failure}", concern.name))),
+                None => {}
             }
         }
         for threshold in thresholds(config) {
@@ -115,7 +119,7 @@ pub fn judge(config: &config::Monitor, view: &View, now: SystemTime) -> Report {
     }
     findings.sort_by_key(|(verdict, _)| std::cmp::Reverse(*verdict));
     let verdict = findings.first().map_or(Verdict::Ok, |(verdict, _)| *verdict);
-    Report { verdict, findings, figures }
+    Report { verdict, findings, figures, forbidden }
 }
 
 fn concerns(threshold: &Threshold, sample: &Sample) -> bool {
@@ -222,6 +226,9 @@ pub fn plugin_line(reports: &[(&str, &Report)]) -> String {
     if said.is_empty() {
         let names: Vec<&str> = reports.iter().map(|(name, _)| *name).collect();
         said.push(names.join(", "));
+    }
+    for (name, report) in reports.iter().filter(|(_, report)| !report.forbidden.is_empty()) {
+        said.push(format!("{name} may not read {}", report.forbidden.join(", ")));
     }
     let mut line = format!("OPSD {} - {}", verdict.as_str().to_uppercase(), said.join("; "));
     // A line break or a bar of an error's would end the text.

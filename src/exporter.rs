@@ -44,9 +44,16 @@ pub async fn run(config: &Config, shutdown: &Shutdown, listening: impl FnOnce(&s
     let gate = auth::Gate::open(&settings.auth).context("[exporter]")?;
     let targets = monitor::open(config, &[])?;
     let listener = TcpListener::bind(settings.listen).await.map_err(|e| {
-        Error::from(e)
-            .context(format!("cannot listen on {}", settings.listen))
-            .with_hint("is an exporter running already? [exporter] listen = \"ADDRESS:PORT\" moves it")
+        let hint = match e.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                "is an exporter running already? [exporter] listen = \"ADDRESS:PORT\" moves it"
+            }
+            std::io::ErrorKind::AddrNotAvailable => {
+                "this host has no such address; 0.0.0.0 and [::] stand for all that it has"
+            }
+            _ => "[exporter] listen = \"ADDRESS:PORT\" says where",
+        };
+        Error::from(e).context(format!("cannot listen on {}", settings.listen)).with_hint(hint)
     })?;
     let exporter = Arc::new(Exporter {
         site: config.site.clone(),
@@ -67,13 +74,10 @@ pub async fn run(config: &Config, shutdown: &Shutdown, listening: impl FnOnce(&s
 /// Collects once and replaces `file` by the result, for node_exporter's textfile collector.
 pub async fn textfile(config: &Config, file: &Path, shutdown: &Shutdown) -> Result<()> {
     let mut targets = monitor::open(config, &[])?;
-    let collected = async {
-        driver::collect_once(&mut targets).await;
-        Ok(())
-    };
-    shutdown.guard(collected).await?;
-    let watches: Vec<Arc<Watch>> = targets.iter().map(|target| target.watch.clone()).collect();
-    let text = text::encode(&page::Page::of_one_collection(&config.site, &watches));
+    let collected = async { Ok(driver::collect_once(&mut targets).await) };
+    let views = shutdown.guard(collected).await?;
+    let watches = targets.iter().map(|target| &*target.watch);
+    let text = text::encode(&page::Page::of_one_collection(&config.site, watches.zip(views)));
     write_atomically(file, &text).with_context(|| format!("cannot write {}", file.display()))
 }
 

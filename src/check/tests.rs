@@ -1,6 +1,5 @@
 //! Thresholds, and the line that plugins write.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
@@ -36,9 +35,8 @@ fn monitor(thresholds: Vec<Threshold>) -> config::Monitor {
 
 async fn report(config: config::Monitor, outcome: Result<Collected, Failure>) -> Report {
     let mut targets = [Target::new(config.clone(), Box::new(Once(Some(outcome))))];
-    driver::collect_once(&mut targets).await;
-    let watch = Arc::clone(&targets[0].watch);
-    judge(&config, &watch.view(), SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000))
+    let views = driver::collect_once(&mut targets).await;
+    judge(&config, &views[0], SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000))
 }
 
 fn found(samples: Vec<Sample>) -> Result<Collected, Failure> {

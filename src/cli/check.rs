@@ -36,7 +36,8 @@ pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<u8>
         Err(error) if matches!(error.kind(), Kind::Interrupted | Kind::Terminated) => Err(error),
         Err(error) => {
             // Plugins are read on stdout, and by their first line.
-            let first = error.to_string().replace('\n', "; ").replace('|', "/");
+            let lines: Vec<String> = error.to_string().lines().map(|line| line.trim().to_owned()).collect();
+            let first = lines.join("; ").replace('|', "/");
             if args.json {
                 output::json(&json!({ "verdict": Verdict::Unknown.as_str(), "error": error.to_string() }))?;
             } else {
@@ -54,14 +55,20 @@ async fn judge(args: &Args, config: &config::Config, shutdown: &Shutdown) -> Res
     let judged = collect(config, &args.monitors, shutdown).await?;
     let verdict = check::worst(judged.iter().map(|one| one.report.verdict));
     if args.json {
-        let monitors: Vec<Value> = judged.iter().map(Judged::json).collect();
-        output::json(&json!({ "site": config.site, "verdict": verdict.as_str(), "monitors": monitors }))?;
+        output::json(&document(config, &judged))?;
     } else {
         let reports: Vec<(&str, &Report)> =
             judged.iter().map(|one| (one.config.name.as_str(), &one.report)).collect();
         output::text(check::plugin_line(&reports))?;
     }
     Ok(verdict)
+}
+
+/// All of it for programs.
+pub(super) fn document(config: &config::Config, judged: &[Judged]) -> Value {
+    let verdict = check::worst(judged.iter().map(|one| one.report.verdict));
+    let monitors: Vec<Value> = judged.iter().map(Judged::json).collect();
+    json!({ "site": config.site, "verdict": verdict.as_str(), "monitors": monitors })
 }
 
 /// A monitor, what it found, and what that means.
@@ -78,19 +85,15 @@ pub(super) async fn collect(
     shutdown: &Shutdown,
 ) -> Result<Vec<Judged>> {
     let mut targets = monitor::open(config, names)?;
-    let collected = async {
-        driver::collect_once(&mut targets).await;
-        Ok::<_, Error>(())
-    };
-    shutdown.guard(collected).await?;
+    let collected = async { Ok::<_, Error>(driver::collect_once(&mut targets).await) };
+    let views = shutdown.guard(collected).await?;
     let now = SystemTime::now();
-    let judge = |target: &monitor::Target| {
+    let judge = |(target, view): (&monitor::Target, View)| {
         let config = target.watch.config.clone();
-        let view = target.watch.view();
         let report = check::judge(&config, &view, now);
         Judged { config, view, report }
     };
-    Ok(targets.iter().map(judge).collect())
+    Ok(targets.iter().zip(views).map(judge).collect())
 }
 
 impl Judged {

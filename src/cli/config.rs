@@ -129,14 +129,24 @@ fn summary(config: &Config, is_named: bool) -> String {
         }
     };
     let likewise = if is_named { " (same --config)" } else { "" };
-    format!(
-        "{}: ok: site {}, {}, {}\n  \
-           only the file was read, and nothing was connected to\n  \
-           next: opsd repository probe, then opsd backup --dry-run{likewise}",
-        config.path.display(),
-        config.site,
+    let mut said = vec![
+        format!("site {}", config.site),
         names("postgres", config.postgres.keys().collect()),
         names("backup", config.backup.keys().collect()),
+    ];
+    if !config.monitor.is_empty() {
+        said.push(names("monitor", config.monitor.keys().collect()));
+    }
+    let next = match (config.backup.is_empty(), config.monitor.is_empty()) {
+        (true, false) => "opsd status",
+        _ => "opsd repository probe, then opsd backup --dry-run",
+    };
+    format!(
+        "{}: ok: {}\n  \
+           only the file was read, and nothing was connected to\n  \
+           next: {next}{likewise}",
+        config.path.display(),
+        said.join(", "),
     )
 }
 

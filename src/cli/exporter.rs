@@ -10,7 +10,7 @@ use crate::shutdown::Shutdown;
 /// Arguments of `opsd exporter`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  opsd exporter\n  \
-                        opsd exporter --textfile /var/lib/node_exporter/opsd.prom")]
+                        opsd exporter --textfile /var/lib/prometheus/node-exporter/opsd.prom")]
 pub struct Args {
     /// Collect once and replace FILE, for node_exporter's textfile collector
     #[arg(long, value_name = "FILE")]

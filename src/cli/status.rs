@@ -1,6 +1,6 @@
 //! `opsd status`: one screen for a person: each target, its verdict, the figure that matters.
 
-use super::check::{Judged, collect};
+use super::check::{Judged, collect, document};
 use super::output;
 use crate::check::{self, Verdict};
 use crate::config::Config;
@@ -13,12 +13,21 @@ const FINDINGS: usize = 3;
 
 /// Arguments of `opsd status`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  opsd status")]
-pub struct Args {}
+#[command(
+    after_help = "Exit code 0 whatever the verdict; `opsd check` exits with it.\n\nExample:\n  opsd status"
+)]
+pub struct Args {
+    /// Print one JSON document, as `opsd check` does
+    #[arg(long)]
+    json: bool,
+}
 
 /// Runs it.
-pub async fn run(_args: Args, config: &Config, shutdown: &Shutdown) -> Result<()> {
+pub async fn run(args: Args, config: &Config, shutdown: &Shutdown) -> Result<()> {
     let judged = collect(config, &[], shutdown).await?;
+    if args.json {
+        return output::json(&document(config, &judged));
+    }
     let worst = check::worst(judged.iter().map(|one| one.report.verdict));
     let width = judged.iter().map(|one| one.config.name.chars().count()).max().unwrap_or(0);
     let mut text = format!("{}: {}\n\n", config.site, worst.as_str());
@@ -41,16 +50,9 @@ fn line(one: &Judged, width: usize) -> String {
     if findings.len() > FINDINGS {
         text.push_str(&format!("           and {} more\n", findings.len() - FINDINGS));
     }
-    let lacks: Vec<&str> = one
-        .view
-        .snapshot
-        .iter()
-        .flat_map(|snapshot| &snapshot.concerns)
-        .filter(|concern| concern.failure.as_ref().is_some_and(|f| f.reason == monitor::Reason::Permission))
-        .map(|concern| concern.name)
-        .collect();
-    if !lacks.is_empty() {
-        text.push_str(&output::wrapped("           not permitted: ", &lacks.join(", ")));
+    let forbidden = &one.report.forbidden;
+    if !forbidden.is_empty() {
+        text.push_str(&output::wrapped("           not permitted: ", &forbidden.join(", ")));
     }
     text
 }

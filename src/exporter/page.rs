@@ -44,19 +44,23 @@ impl Series<'_> {
 impl Page {
     /// Gathers what is known of the monitors, and figures of the exporter's own.
     pub fn new(site: &str, watches: &[Arc<Watch>], own: Vec<Sample>) -> Self {
-        Self::gather(site, watches, own, true)
+        Self::gather(site, watches.iter().map(|watch| (&**watch, watch.view())), own, true)
     }
 
     /// The same after one collection: when the next one is, cron decides.
-    pub fn of_one_collection(site: &str, watches: &[Arc<Watch>]) -> Self {
-        Self::gather(site, watches, Vec::new(), false)
+    pub fn of_one_collection<'w>(site: &str, found: impl Iterator<Item = (&'w Watch, View)>) -> Self {
+        Self::gather(site, found, Vec::new(), false)
     }
 
-    fn gather(site: &str, watches: &[Arc<Watch>], mut own: Vec<Sample>, repeats: bool) -> Self {
+    fn gather<'w>(
+        site: &str,
+        found: impl Iterator<Item = (&'w Watch, View)>,
+        mut own: Vec<Sample>,
+        repeats: bool,
+    ) -> Self {
         own.push(Sample::new(&metrics::BUILD, [env!("CARGO_PKG_VERSION")], 1.0));
         let mut sources = vec![Source { monitor: None, samples: Arc::new(own) }];
-        for watch in watches {
-            let view = watch.view();
+        for (watch, view) in found {
             let monitor = Some(watch.config.name.clone());
             let about = Arc::new(about(watch, &view, repeats));
             sources.push(Source { monitor: monitor.clone(), samples: about });

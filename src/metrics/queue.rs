@@ -5,7 +5,7 @@ super::rows! {
     QUEUE_SOURCE = Info None "opsd_queue_source" ["kind", "address"]
         "What keeps the queues, and in which Redis: `host:port` or a socket.";
     QUEUE_WAITING = Gauge None "opsd_queue_waiting" ["queue"]
-        "Jobs that wait to be taken, of all priorities; 0 for a configured queue that Redis has no key for.";
+        "Jobs that wait to be taken, of all priorities; 0 for a configured queue that Redis has no key for. Absent for a group of a stream where Redis does not know (before 7, or after entries were deleted).";
     QUEUE_ACTIVE = Gauge None "opsd_queue_active" ["queue"]
         "Jobs that were taken and are not finished.";
     QUEUE_DELAYED = Gauge None "opsd_queue_delayed" ["queue"]
@@ -17,7 +17,7 @@ super::rows! {
     QUEUE_OLDEST_TIMESTAMP = Gauge Timestamp "opsd_queue_oldest_job_timestamp_seconds" ["queue"]
         "When the job that is next to be taken was put in; absent when none waits, or the library does not record it.";
     QUEUE_HEAD_TIMESTAMP = Gauge Timestamp "opsd_queue_head_since_timestamp_seconds" ["queue"]
-        "Since when the same job has been the next one, as far as this monitor has seen; absent when none waits.";
+        "Since when the same job has been the next one, as far as this monitor has seen; absent when none waits, and at the first look.";
     QUEUE_OLDEST_ACTIVE_TIMESTAMP = Gauge Timestamp "opsd_queue_oldest_active_timestamp_seconds" ["queue"]
         "When the oldest unfinished job was put in; absent when there is none, or it is not known.";
     QUEUE_PAUSED = Gauge None "opsd_queue_paused" ["queue"]

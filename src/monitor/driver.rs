@@ -142,9 +142,14 @@ pub fn start(targets: Vec<Target>) -> JoinSet<()> {
     tasks
 }
 
-/// Collects from all at once, each within its own deadline.
-pub async fn collect_once(targets: &mut [Target]) {
-    join_all(targets.iter_mut().map(collect)).await;
+/// Collects from all at once, each within its own deadline, and tells what was found, in their order. Whoever
+/// is done early is looked at then: its figures are not stale because another one takes its time.
+pub async fn collect_once(targets: &mut [Target]) -> Vec<View> {
+    let looks = targets.iter_mut().map(async |target| {
+        collect(target).await;
+        target.watch.view()
+    });
+    join_all(looks).await
 }
 
 async fn run(mut target: Target) {

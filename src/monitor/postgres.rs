@@ -61,6 +61,9 @@ const CONCERNS: &[&Concern] = &[
 /// What these sessions are called in `pg_stat_activity`.
 const APPLICATION: &str = "opsd monitor";
 
+/// Where collections are rare, not even one is left out after this time.
+const PAUSE_MAX: Duration = Duration::from_secs(120);
+
 /// A statement may take this part of a collection's time, and wait for a lock for a tenth of it.
 const STATEMENT_PART: u32 = 3;
 const LOCK_PART: u32 = 10;
@@ -120,9 +123,11 @@ pub struct Target {
     /// Absent while a collection has it, and after one that failed or was dropped.
     session: Option<Session>,
     others: Others,
-    /// Attempts to connect in a row that did not end, and collections that are to pass before the next.
+    /// Attempts to connect in a row that did not end, collections that are to pass before the next, and when
+    /// the last one began.
     late: u32,
     pause: u32,
+    tried: Option<Instant>,
     pairs: verdict::Pairs,
 }
 
@@ -137,6 +142,7 @@ pub fn open(monitor: &config::Monitor, server: &Postgres, databases: &Databases,
         others: Others::default(),
         late: 0,
         pause: 0,
+        tried: None,
         pairs: verdict::Pairs::new(board.clone(), monitor.interval),
     }
 }
@@ -183,12 +189,14 @@ impl Target {
     /// attempt that did not end in time is followed by none in the next collections, the more of them the
     /// more such attempts there were, so that they do not pile up.
     async fn reconnect(&mut self) -> Result<Session, Failure> {
-        if self.pause > 0 {
+        let is_recent = self.tried.is_some_and(|tried| tried.elapsed() < PAUSE_MAX);
+        if self.pause > 0 && is_recent {
             self.pause -= 1;
             let error =
                 Error::new("the last attempts to connect did not end in time; the next one follows soon");
             return Err(Failure::new(Reason::Timeout, error));
         }
+        self.tried = Some(Instant::now());
         self.late = (self.late + 1).min(LATE_MAX);
         self.pause = (1 << (self.late - 1)) - 1;
         let connected = self.connect(None).await;
@@ -334,6 +342,12 @@ fn whole(error: Error) -> Failure {
 fn reason(error: &Error) -> Option<Reason> {
     if connect::is_late(error) {
         return Some(Reason::Timeout);
+    }
+    if connect::is_without_password(error) {
+        return Some(Reason::Authentication);
+    }
+    if connect::is_about_tls(error) {
+        return Some(Reason::Tls);
     }
     connect::sqlstate(error).map(by_state)
 }

@@ -45,6 +45,8 @@ pub struct Target {
 #[derive(Default)]
 struct Past {
     flow: Flow,
+    /// Whether it was looked at before.
+    is_known: bool,
     /// Hash of the job that is next, and since when.
     head: Option<(u64, f64)>,
     /// Jobs that ever came in.
@@ -80,6 +82,8 @@ enum Consumers {
 struct Reading {
     queue: String,
     waiting: f64,
+    /// Whether more may be waiting than that: how many, nobody knows.
+    is_least: bool,
     arrivals: Arrivals,
     /// What tells the next job from another.
     head: Option<Vec<u8>>,
@@ -188,12 +192,15 @@ impl Monitor for Target {
 /// Everything about one queue; `at` is for rates, `now` for timestamps.
 fn judge(reading: &Reading, past: &mut Past, at: f64, now: f64) -> Vec<Sample> {
     let queue = [reading.queue.as_str()];
-    let mut samples = vec![Sample::new(&metrics::QUEUE_WAITING, queue, reading.waiting)];
+    let mut samples = Vec::new();
     let mut add = |metric, value: Option<f64>| {
         samples.extend(value.map(|value| Sample::new(metric, queue, value)));
     };
+    add(&metrics::QUEUE_WAITING, Some(reading.waiting).filter(|_| !reading.is_least));
+    let is_first = !std::mem::replace(&mut past.is_known, true);
     let moved = head(reading, past, now);
-    add(&metrics::QUEUE_HEAD_TIMESTAMP, past.head.map(|(_, since)| since));
+    // Since when a job is next that was so at the first look, the second one can tell.
+    add(&metrics::QUEUE_HEAD_TIMESTAMP, past.head.map(|(_, since)| since).filter(|_| !is_first));
     let (consumers, unread) = unread(reading.consumers, reading.waiting, moved);
     add(&metrics::QUEUE_CONSUMERS, consumers);
     add(&metrics::QUEUE_UNREAD, unread);
@@ -208,7 +215,11 @@ fn judge(reading: &Reading, past: &mut Past, at: f64, now: f64) -> Vec<Sample> {
             past.total.replace(total).map(|before| total - before).filter(|number| *number >= 0.0)
         }
     };
-    past.flow.push(Point { at, waiting: reading.waiting, arrived });
+    if reading.is_least {
+        past.flow = Flow::default();
+    } else {
+        past.flow.push(Point { at, waiting: reading.waiting, arrived });
+    }
     let rates = past.flow.rates();
     add(&metrics::QUEUE_ARRIVAL_RATE, rates.map(|(arrivals, _)| arrivals));
     add(&metrics::QUEUE_DRAIN_RATE, rates.map(|(_, drained)| drained));
@@ -319,7 +330,7 @@ mod tests {
         };
         let since =
             |figures: HashMap<&str, f64>| figures.get("opsd_queue_head_since_timestamp_seconds").copied();
-        assert_eq!(since(figures(&reading(Some("a")), &mut past, 0.0)), Some(1_000.0));
+        assert_eq!(since(figures(&reading(Some("a")), &mut past, 0.0)), None, "nobody knows since when");
         assert_eq!(since(figures(&reading(Some("a")), &mut past, 9.0)), Some(1_000.0));
         assert_eq!(since(figures(&reading(Some("b")), &mut past, 10.0)), Some(1_010.0));
         assert_eq!(since(figures(&reading(None), &mut past, 11.0)), None);

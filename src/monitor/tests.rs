@@ -23,6 +23,7 @@ const ALERTS_ALONE: &[(&str, &str)] = &[
     ("QueueStuck", "one look cannot tell since when the same job is next"),
     ("QueueNeverEmpty", "two figures"),
     ("QueueDrainSlow", "an estimate, which one look is too few for"),
+    ("MqttNoRoundTrip", "check calls a piece that cannot be read unknown"),
     ("QueuePaused", "somebody does it on purpose, and not for an hour"),
 ];
 /// Thresholds that no alert can be the same as, and why.

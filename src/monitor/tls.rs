@@ -78,6 +78,11 @@ impl Monitor for Target {
         let (mut samples, mut concerns) = (Vec::new(), Vec::new());
         if !self.tls.files.is_empty() {
             let failure = self.files(&mut samples).await.err();
+            if let Some(failure) =
+                failure.as_ref().filter(|_| samples.is_empty() && self.tls.address.is_none())
+            {
+                return Err(failure.clone());
+            }
             concerns.push(Concern { name: "files", failure });
         }
         if self.tls.address.is_some() {

@@ -391,7 +391,7 @@ fn is_password_missing(e: &tokio_postgres::Error) -> bool {
 /// Why a connection was not made, in the operator's words.
 fn explain(e: tokio_postgres::Error, target: &Target<'_>) -> Error {
     if is_password_missing(&e) {
-        return Error::usage("the server asks for a password, and none is configured")
+        return Error::usage(NO_PASSWORD)
             .with_hint("give one in the URL (${VAR} expands), PGPASSWORD or the password file");
     }
     let hint = match e.as_db_error() {
@@ -526,6 +526,18 @@ pub fn sqlstate(error: &Error) -> Option<&str> {
 pub fn is_late(error: &Error) -> bool {
     error.message().starts_with(NO_ANSWER)
 }
+
+/// Whether an error says that a server asked for a password that nobody gave.
+pub fn is_without_password(error: &Error) -> bool {
+    error.message().contains(NO_PASSWORD)
+}
+
+/// Whether an error says that there is a server, and no agreement on TLS with it.
+pub fn is_about_tls(error: &Error) -> bool {
+    error.message().contains("error performing TLS handshake")
+}
+
+const NO_PASSWORD: &str = "the server asks for a password, and none is configured";
 
 /// Data exceptions and violated constraints quote the row in their detail.
 fn detail_quotes_rows(code: &SqlState) -> bool {

@@ -88,6 +88,8 @@ pub struct S3Store {
 struct Learned {
     /// It has answered, and not been given up since.
     reached: AtomicBool,
+    /// Whether it was waited for in vain.
+    given_up: AtomicBool,
     /// Why credentials could not be loaded the first time: the SDK tells that only once, to whoever asked
     /// first, and to all others that it was told.
     no_credentials: OnceLock<String>,

@@ -13,6 +13,7 @@ use opsd::rules::promql;
 use serde_json::{Value, json};
 
 use crate::support::postgres::servers_directory;
+use crate::support::prometheus;
 use site::{OF_THE_PRIMARY, Site};
 
 /// Rates that are 0 on the site of these tests, and why. No query of a dashboard finds nothing there.
@@ -333,6 +334,8 @@ fn every_query_finds_what_is_there_and_nothing_of_what_is_gone() {
     };
     let before = ask(&site, &all, is_right);
     shown(&all, &before, "opsd-postgres: Up", "main-db", 1.0);
+    // Every kind of monitor is on this page.
+    assert_eq!(prometheus::complaints(&site.exporter.scrape().text), None);
     check_legends(&all, &before);
     // Seen on a panel once: a standby whose configuration says `archive_mode = on` has no backlog of 0.
     let archiving = |metric: &str| site.prometheus.query(&format!("{metric}{{monitor=\"replica-db\"}}"));

@@ -123,6 +123,24 @@ fn every_major_answers_and_a_role_with_pg_monitor_is_enough() {
     });
 }
 
+/// A runbook goes by the reason: a server that is there and asks for what it is not given is not unreachable.
+#[test]
+fn what_the_server_asks_for_in_vain_is_the_reason() {
+    let server = postgres::default_server();
+    let mut opsd = Opsd::without_server();
+    let without_tls = format!("{}?sslmode=require", server.url(SUPERUSER, "postgres"));
+    opsd.more.push_str(&postgres_monitor("password", &server.url(SUPERUSER, "postgres"), ""));
+    opsd.more.push_str(&postgres_monitor("encryption", &without_tls, ""));
+    opsd.more.push_str(&postgres_monitor("database", &server.socket_url(SUPERUSER, "nowhere"), ""));
+    let scrape = collect(&opsd);
+    for (monitor, reason) in [("password", "authentication"), ("encryption", "tls"), ("database", "refused")]
+    {
+        let labels = [format!("monitor=\"{monitor}\""), format!("reason=\"{reason}\"")];
+        let failures = scrape.one("opsd_monitor_failures_total", &labels.each_ref().map(String::as_str));
+        assert_eq!(failures, Some(1.0), "{monitor}\n{}", scrape.text);
+    }
+}
+
 /// A primary, its standby, and a way between them that can be cut; an exporter that watches both.
 struct Pair {
     exporter: Exporter,

@@ -9,6 +9,7 @@ use crate::metrics::{MONITOR_CONCERN_UP, MONITOR_UP};
 enum Act {
     Good(f64),
     Fail,
+    Slow,
     Hang,
     Panic,
 }
@@ -47,6 +48,10 @@ impl Monitor for Script {
                 concerns: Vec::new(),
             }),
             Act::Fail => Err(Failure::new(Reason::Refused, Error::new("no"))),
+            Act::Slow => {
+                tokio::time::sleep(Duration::from_millis(15)).await;
+                Err(Failure::new(Reason::Refused, Error::new("no")))
+            }
             Act::Hang => std::future::pending().await,
             Act::Panic => panic!("a mistake"),
         }
@@ -99,6 +104,19 @@ async fn a_late_collection_is_dropped_and_the_next_one_works() {
     collect(&mut target).await;
     let view = target.watch.view();
     assert!(view.last.unwrap().failure.is_none() && view.snapshot.is_some());
+}
+
+/// Its figures were left out where another monitor took longer than three of its intervals, and that was
+/// called well.
+#[tokio::test]
+async fn whoever_is_done_early_is_not_stale_when_the_last_one_is_done() {
+    let (mut early, _) = target(vec![Act::Good(7.0)]);
+    let watch = Arc::get_mut(&mut early.watch).unwrap();
+    watch.config.interval = Duration::from_millis(1);
+    let (late, _) = target(vec![Act::Slow]);
+    let views = collect_once(&mut [early, late]).await;
+    assert_eq!(views[0].snapshot.as_ref().unwrap().samples[0].value, 7.0);
+    assert_eq!(views[1].last.as_ref().unwrap().failure.as_ref().unwrap().reason, Reason::Refused);
 }
 
 #[test]

@@ -124,7 +124,7 @@ impl Target {
     /// Visits those whose turn it is, one transient connection after the other, as long as there is time,
     /// and adds what is known of all of them.
     pub(super) async fn visit(&mut self, pass: &mut Pass, facts: &Facts) {
-        for name in self.others.due(Instant::now()) {
+        for (number, name) in self.others.due(Instant::now()).into_iter().enumerate() {
             if pass.is_late() {
                 break;
             }
@@ -148,7 +148,7 @@ impl Target {
                 }
             }
             // Cut short by those before it, it has not had its turn; cut short by itself, it has.
-            if had_time || !visit.is_cut {
+            if had_time || number == 0 || !visit.is_cut {
                 self.others.note(name, visit.found.samples, visit.concerns);
             }
         }

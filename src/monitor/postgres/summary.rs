@@ -26,6 +26,7 @@ pub static THRESHOLDS: &[Threshold] = &[
     above(&metrics::POSTGRES_DATABASE_CHECKSUM_FAILURES, None, Some(0.0)),
     is(&metrics::POSTGRES_ARCHIVER_STATE, "failing", None, Some(Above(0.5))),
     above(&metrics::POSTGRES_ARCHIVE_BACKLOG, Some(100.0), None),
+    above(&metrics::POSTGRES_SEQUENCES_UNREADABLE, Some(0.0), None),
     above(&metrics::POSTGRES_SEQUENCE_USED, Some(0.8), Some(0.95)),
 ];
 

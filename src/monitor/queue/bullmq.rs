@@ -160,8 +160,8 @@ fn counts(queue: &str, answers: Vec<Reply>) -> Result<(Reading, Option<String>),
             _ => Arrivals::Unknown,
         },
         head: oldest.or(urgent),
-        consumers: Consumers::Unknown,
         more,
+        ..Reading::default()
     };
     Ok((reading, id))
 }

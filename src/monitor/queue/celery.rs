@@ -90,7 +90,7 @@ fn reading(queue: &str, lists: Vec<list::State>, consumers: Consumers) -> Readin
         arrivals: arrived.map_or(Arrivals::Unknown, Arrivals::Counted),
         head: lists.into_iter().find_map(|list| list.head),
         consumers,
-        more: Vec::new(),
+        ..Reading::default()
     }
 }
 

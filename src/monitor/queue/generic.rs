@@ -47,7 +47,7 @@ pub(super) async fn lists(
             arrivals: state.arrived.map_or(Arrivals::Unknown, Arrivals::Counted),
             head: state.head,
             consumers: waits,
-            more: Vec::new(),
+            ..Reading::default()
         });
         found.queue(queue, reading);
     }
@@ -243,10 +243,11 @@ async fn of_group(
     let (next, pending, consumers) = (reply(), reply(), reply());
     let read = || -> Result<Reading, Failure> {
         let first = first_id(&next?);
-        let waiting = match (group.lag, &first) {
-            (_, None) => 0.0,
-            (Some(lag), Some(_)) => lag,
-            (None, Some(_)) => return Err(protocol("the server does not know how far the group is")),
+        // Before Redis 7, and after entries were deleted, the server does not know how far the group is.
+        let (waiting, is_least) = match (group.lag, &first) {
+            (_, None) => (0.0, false),
+            (Some(lag), Some(_)) => (lag, false),
+            (None, Some(_)) => (1.0, true),
         };
         let mut more = vec![(&metrics::QUEUE_ACTIVE, group.pending)];
         let time = |id: &str| id.split('-').next()?.parse::<f64>().ok().map(|ms| (ms / 1_000.0).min(now()));
@@ -257,10 +258,11 @@ async fn of_group(
         Ok(Reading {
             queue: name,
             waiting,
+            is_least,
             arrivals: added.map_or(Arrivals::Unknown, Arrivals::Total),
             head: first.map(String::into_bytes),
             consumers: match consumers? {
-                Value::Array(consumers) => Consumers::Exactly(live(&consumers)),
+                Value::Array(consumers) => live(&consumers),
                 _ => Consumers::Unknown,
             },
             more,
@@ -277,15 +279,16 @@ fn first_id(range: &Value) -> Option<String> {
     Some(String::from_utf8_lossy(&id).into_owned())
 }
 
-/// Consumers that asked for something lately, or may be at work.
-fn live(consumers: &[Value]) -> f64 {
+/// Consumers that asked for something lately. Where there is none, one that holds an entry may be at work
+/// on it, or dead.
+fn live(consumers: &[Value]) -> Consumers {
     let number = |consumer: &Value, key| field(consumer, key).and_then(whole);
-    let lives = |consumer: &&Value| {
-        let holds = number(consumer, "pending").is_some_and(|pending| pending > 0.0);
-        let patience = if holds { BUSY_MAX_MS } else { IDLE_MAX_MS };
-        number(consumer, "idle").is_some_and(|idle| idle < patience as f64)
-    };
-    consumers.iter().filter(lives).count() as f64
+    let idle = |consumer: &Value, less: i64| number(consumer, "idle").is_some_and(|idle| idle < less as f64);
+    let holds = |consumer: &Value| number(consumer, "pending").is_some_and(|pending| pending > 0.0);
+    match consumers.iter().filter(|consumer| idle(consumer, IDLE_MAX_MS)).count() {
+        0 if consumers.iter().any(|c| holds(c) && idle(c, BUSY_MAX_MS)) => Consumers::Unknown,
+        live => Consumers::Exactly(live as f64),
+    }
 }
 
 #[cfg(test)]
@@ -336,9 +339,12 @@ mod tests {
             let named = vec![text("name"), text("c"), text("pending"), Value::Int(pending)];
             Value::Array([named, vec![text("idle"), Value::Int(idle)]].concat())
         };
-        assert_eq!(live(&[consumer(0, 10), consumer(0, IDLE_MAX_MS), consumer(0, 0)]), 2.0);
-        // At work for a quarter of an hour, and gone for two hours.
-        assert_eq!(live(&[consumer(1, 900_000), consumer(1, 7_200_000)]), 1.0);
+        let exactly = Consumers::Exactly;
+        assert_eq!(live(&[consumer(0, 10), consumer(0, IDLE_MAX_MS), consumer(0, 0)]), exactly(2.0));
+        // At work for a quarter of an hour, or dead; gone for two hours.
+        assert_eq!(live(&[consumer(1, 900_000), consumer(1, 7_200_000)]), Consumers::Unknown);
+        assert_eq!(live(&[consumer(1, 900_000), consumer(0, 10)]), exactly(1.0));
+        assert_eq!(live(&[consumer(1, 7_200_000)]), exactly(0.0));
     }
 
     #[test]

@@ -184,6 +184,7 @@ fn queue(
         head: state.head,
         consumers,
         more,
+        ..Reading::default()
     })
 }
 

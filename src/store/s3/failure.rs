@@ -122,7 +122,12 @@ impl Failure {
     /// Whether somebody took the connection, and ended it without an answer.
     pub(super) fn is_cut_off(&self) -> bool {
         self.is_broken()
-            || self.transport_says(&["connection reset", "before message completed", "broken pipe"])
+            || self.transport_says(&[
+                "connection reset",
+                "before message completed",
+                "broken pipe",
+                "handshake eof",
+            ])
     }
 
     fn transport_says(&self, words: &[&str]) -> bool {
@@ -336,6 +341,7 @@ mod tests {
             "connection error: Connection reset by peer (os error 104)",
             "connection closed before message completed",
             "error writing a body to connection: Broken pipe (os error 32)",
+            "tls handshake eof",
         ] {
             assert!(Failure::unreached(cut_off).is_cut_off(), "{cut_off}");
         }

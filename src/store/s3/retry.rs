@@ -142,7 +142,7 @@ impl S3Store {
     where
         F: Future<Output = Result<T, Failure>>,
     {
-        let reached = &self.learned.reached;
+        let (reached, given_up) = (&self.learned.reached, &self.learned.given_up);
         let (mut number, mut few, mut first_failure) = (1, 0, None);
         loop {
             let mut failure = match attempt(Attempt::new(number)).await {
@@ -161,16 +161,16 @@ impl S3Store {
             few += u32::from(verdict == Verdict::AFewTimes);
             let wait = wait(number, rand::random());
             let since = first_failure.get_or_insert_with(Instant::now).elapsed();
-            let full = patience == Patience::Full && reached.load(Ordering::Relaxed);
-            let patience = match patience {
-                Patience::Full if full => PATIENCE,
-                Patience::Full if failure.is_cut_off() => SOME_PATIENCE,
+            let bound = match patience {
+                Patience::Full if reached.load(Ordering::Relaxed) => PATIENCE,
+                Patience::Full if failure.is_cut_off() && !given_up.load(Ordering::Relaxed) => SOME_PATIENCE,
                 Patience::Full | Patience::Brief => BRIEF_PATIENCE,
             };
-            if !goes_on(verdict, number, few, since + wait, patience) {
-                if verdict == Verdict::Patiently && full {
+            if !goes_on(verdict, number, few, since + wait, bound) {
+                if verdict == Verdict::Patiently && patience == Patience::Full {
                     // It is gone: what else is tried now need not wait as long again.
                     reached.store(false, Ordering::Relaxed);
+                    given_up.store(true, Ordering::Relaxed);
                 }
                 return Err(failure);
             }

@@ -30,7 +30,7 @@ pub const OF_THE_PRIMARY: [&str; 2] = ["main-db", "app-db"];
 /// All of it; it ends with this value, the watchers first.
 pub struct Site {
     pub prometheus: Prometheus,
-    _exporter: Exporter,
+    pub exporter: Exporter,
     _load: Vec<Kept>,
     _redis: [Redis; 3],
     _broker: Mosquitto,
@@ -82,7 +82,7 @@ impl Site {
         prometheus.until_some("opsd_start_timestamp_seconds");
         Site {
             prometheus,
-            _exporter: exporter,
+            exporter,
             _load: load,
             _redis: redis,
             _broker: broker,

@@ -1,9 +1,10 @@
 //! A real Prometheus that scrapes one address every second, or does what a test's configuration says.
 
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use super::exporter::request;
-use super::postgres::{free_port, servers_directory};
+use super::postgres::{free_port, run_with_input, servers_directory};
 use super::processes::until;
 use super::redis::Kept;
 
@@ -80,6 +81,15 @@ impl Prometheus {
         });
         found
     }
+}
+
+/// What promtool says against a page in the text format.
+pub fn complaints(page: &str) -> Option<String> {
+    let mut command = Command::new(program("promtool"));
+    command.args(["check", "metrics"]).stdin(Stdio::piped());
+    let output = run_with_input(command, page.as_bytes());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    (!output.status.success() || !said.is_empty()).then_some(said)
 }
 
 /// What chunks hold.
