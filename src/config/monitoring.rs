@@ -29,6 +29,8 @@ pub use probes::{Backups, Host, Http, Tcp, Tls};
 /// What a monitor can watch: the keys of which `[monitor.NAME]` has exactly one.
 pub const KINDS: &[&str] = &["postgres", "backups", "redis", "queue", "http", "tcp", "tls", "host", "mqtt"];
 /// Keys that every kind has.
+/// A bucket that is listed more often than this is listed for nothing.
+const OFTEN: Duration = Duration::from_secs(60);
 const COMMON: &[&str] = &["interval", "timeout", "max_series", "thresholds"];
 
 /// Where the exporter listens unless told otherwise; not a port that Prometheus' list gives away.
@@ -166,6 +168,22 @@ pub enum MonitorKind {
 }
 
 impl MonitorKind {
+    /// What the names of its metrics begin with.
+    fn prefix(&self) -> &'static str {
+        match self {
+            MonitorKind::Postgres { .. } => "opsd_postgres_",
+            MonitorKind::Backups(_) => "opsd_backup_",
+            MonitorKind::Http(_) => "opsd_http_",
+            MonitorKind::Tcp(_) => "opsd_tcp_",
+            MonitorKind::Tls(_) => "opsd_tls_",
+            MonitorKind::Host(_) => "opsd_host_",
+            MonitorKind::Mqtt(_) => "opsd_mqtt_",
+            MonitorKind::Redis { .. } => "opsd_redis_",
+            // Of one queue, and of all.
+            MonitorKind::Queue(_) => "opsd_queue",
+        }
+    }
+
     /// Its key in the configuration.
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -344,6 +362,10 @@ pub(super) fn monitor(
             walk.mistake(&place, "is longer than a day", "as in \"15s\"");
         }
         positive(walk, &place, given);
+        if matches!(kind, Some(MonitorKind::Backups(_))) && given < OFTEN {
+            let hint = "every listing is paid for; a few minutes are often enough";
+            walk.warn(&place, "reads the repository more often than once a minute", Some(hint));
+        }
         interval = given;
     }
     let mut timeout = kind.as_ref().map_or(TIMEOUT, MonitorKind::timeout).min(interval);
@@ -369,6 +391,11 @@ pub(super) fn monitor(
                 walk.mistake(&place, "there is no such metric", &hint);
                 continue;
             };
+            if let Some(kind) = kind.as_ref().filter(|kind| !metric.name.starts_with(kind.prefix())) {
+                let message = format!("a {} monitor has no such figure", kind.as_str());
+                walk.mistake(&place, message, &format!("its own begin with {}", kind.prefix()));
+                continue;
+            }
             replaced.push(metric);
             if let Some(bounds) = walk.section(&table, &key) {
                 threshold(walk, &bounds, metric, &mut thresholds);

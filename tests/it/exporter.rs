@@ -267,6 +267,25 @@ fn a_real_prometheus_takes_the_page() {
     assert_eq!(found[0]["metric"]["monitor"], "main", "{found:?}");
     assert_eq!(prometheus.query("up == 1").len(), 1);
     assert_eq!(prometheus.query("opsd_monitor_up{site=\"test\",monitor=\"main\"} == 1").len(), 1);
+    // It asked for OpenMetrics; here it gets the text format, whatever it asks for.
+    let (_, _, text) = exporter.get("/metrics", &[]);
+    assert!(!text.contains("# EOF"), "{text}");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    // Ends with the tests.
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let (kind, size) = ("text/plain; version=0.0.4", text.len());
+            let head = format!(
+                "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {size}\r\nConnection: close\r\n\r\n"
+            );
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all((head + &text).as_bytes());
+        }
+    });
+    let other = Prometheus::start(&address);
+    let found = other.until_some("opsd_postgres_database_commits_total{database=\"postgres\"} > 0");
+    assert_eq!(found[0]["metric"]["monitor"], "main", "{found:?}");
     // An age, as an alert would reckon it.
     assert_eq!(prometheus.query("time() - opsd_monitor_collected_timestamp_seconds < 60").len(), 1);
 }

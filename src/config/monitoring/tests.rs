@@ -130,12 +130,16 @@ fn mistakes_have_their_line_key_and_hint() {
             "13 monitor.a.thresholds.opsd_postgres_conections: there is no such metric (did you mean opsd_postgres_connections?)",
         ),
         (
-            "[monitor.a]\npostgres = \"main\"\nthresholds = { opsd_monitor_up = { warning = 2, critical = 1 } }\n",
-            "13 monitor.a.thresholds.opsd_monitor_up: is critical before it is a warning",
+            "[monitor.a]\npostgres = \"main\"\nthresholds = { opsd_postgres_blocked_sessions = { warning = 2, critical = 1 } }\n",
+            "13 monitor.a.thresholds.opsd_postgres_blocked_sessions: is critical before it is a warning",
         ),
         (
-            "[monitor.a]\npostgres = \"main\"\nthresholds = { opsd_monitor_up = { warning = \"1h\" } }\n",
-            "13 monitor.a.thresholds.opsd_monitor_up.warning: must be a number",
+            "[monitor.a]\npostgres = \"main\"\nthresholds = { opsd_postgres_blocked_sessions = { warning = \"1h\" } }\n",
+            "13 monitor.a.thresholds.opsd_postgres_blocked_sessions.warning: must be a number",
+        ),
+        (
+            "[monitor.a]\npostgres = \"main\"\nthresholds = { opsd_redis_clients = { warning = 1 } }\n",
+            "13 monitor.a.thresholds.opsd_redis_clients: a postgres monitor has no such figure (its own begin with opsd_postgres_)",
         ),
         ("[exporter]\nlisten = \"0.0.0.0:9911\"\n", "12 exporter.listen: listens beyond this host"),
         ("[exporter]\nlisten = \"localhost:9911\"\n", "12 exporter.listen: is no address and port"),
