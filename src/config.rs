@@ -50,7 +50,7 @@ pub struct Config {
 }
 
 /// A store and a prefix.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Repository {
     /// What kind, and where.
     pub location: Location,
@@ -63,8 +63,11 @@ pub struct Repository {
 }
 
 /// Where a repository's bytes are.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Location {
+    /// The host only watches, and its configuration names none.
+    #[default]
+    Nowhere,
     /// `s3://bucket/prefix`; the prefix has no slash at either end and may be empty.
     S3 {
         /// Bucket name.
@@ -83,6 +86,7 @@ impl Location {
             Location::S3 { bucket, prefix } if prefix.is_empty() => format!("s3://{bucket}"),
             Location::S3 { bucket, prefix } => format!("s3://{bucket}/{prefix}"),
             Location::File(path) => format!("file://{}", path.display()),
+            Location::Nowhere => "nowhere".to_owned(),
         }
     }
 }

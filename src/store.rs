@@ -155,7 +155,14 @@ pub async fn open(repository: &Repository) -> Result<Arc<dyn Store>> {
     match &repository.location {
         Location::S3 { .. } => Ok(Arc::new(open_s3(repository, &s3::Access::Chain).await?)),
         Location::File(path) => Ok(Arc::new(fs::FsStore::open(path)?)),
+        Location::Nowhere => Err(nowhere()),
     }
+}
+
+/// What is said where a command needs a repository and the configuration names none.
+fn nowhere() -> Error {
+    Error::usage("the configuration has no [repository]")
+        .with_hint("add it with url = \"s3://bucket/prefix\" or \"file:///path\"")
 }
 
 /// [`open`] for buckets, with credentials of the caller's choice.

@@ -28,9 +28,9 @@ pub use probes::{Backups, Host, Http, Tcp, Tls};
 
 /// What a monitor can watch: the keys of which `[monitor.NAME]` has exactly one.
 pub const KINDS: &[&str] = &["postgres", "backups", "redis", "queue", "http", "tcp", "tls", "host", "mqtt"];
-/// Keys that every kind has.
 /// A bucket that is listed more often than this is listed for nothing.
 const OFTEN: Duration = Duration::from_secs(60);
+/// Keys that every kind has.
 const COMMON: &[&str] = &["interval", "timeout", "max_series", "thresholds"];
 
 /// Where the exporter listens unless told otherwise; not a port that Prometheus' list gives away.
@@ -254,7 +254,11 @@ pub enum Bound {
 pub(super) struct Known<'a> {
     pub(super) postgres: &'a [String],
     pub(super) redis: &'a [String],
+    pub(super) repository: bool,
 }
+
+/// What to do where a repository is missing.
+pub(super) const REPOSITORY: &str = "add [repository] with url = \"s3://bucket/prefix\" or \"file:///path\"";
 
 pub(super) fn exporter(walk: &mut Walk<'_>, section: &Section<'_>) -> Exporter {
     walk.only(
@@ -415,6 +419,11 @@ fn kind(walk: &mut Walk<'_>, section: &Section<'_>, key: &str, known: &Known<'_>
             let server = walk.filled(section, "postgres")?;
             let server = reference(walk, server, known.postgres, "postgres")?;
             Some(MonitorKind::Postgres { server, databases })
+        }
+        "backups" if !known.repository => {
+            let place = walk.place(section, "backups");
+            walk.mistake(&place, "there is no repository to read", REPOSITORY);
+            None
         }
         "backups" => probes::backups(walk, section).map(MonitorKind::Backups),
         "http" => probes::http(walk, section).map(|http| MonitorKind::Http(Box::new(http))),

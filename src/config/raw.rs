@@ -92,21 +92,21 @@ fn site(walk: &mut Walk<'_>, table: &toml_edit::Table, path: &Path) -> Option<Co
             None
         }
     };
+    let only_watches = root.has("monitor") && !root.has("backup");
+    let has_repository = root.has("repository");
     let repository = match walk.section(&root, "repository") {
         Some(section) => repository(walk, &section),
-        None if root.has("repository") => None,
+        None if has_repository => None,
+        None if only_watches => Some(Repository::default()),
         None => {
-            walk.missing(
-                &root,
-                "repository",
-                "add [repository] with url = \"s3://bucket/prefix\" or \"file:///path\"",
-            );
+            walk.missing(&root, "repository", monitoring::REPOSITORY);
             None
         }
     };
     let encryption = match walk.section(&root, "encryption") {
         Some(section) => encryption(walk, &section),
         None if root.has("encryption") => None,
+        None if only_watches => Some(Encryption::default()),
         None => {
             walk.missing(
                 &root,
@@ -123,7 +123,7 @@ fn site(walk: &mut Walk<'_>, table: &toml_edit::Table, path: &Path) -> Option<Co
         named(walk, &root, "backup", |walk, section, key| job(walk, section, key, &server_names, s3));
     let (redis_names, redis) = named(walk, &root, "redis", monitoring::redis);
     let exporter = walk.section(&root, "exporter").map(|section| monitoring::exporter(walk, &section));
-    let known = Known { postgres: &server_names, redis: &redis_names };
+    let known = Known { postgres: &server_names, redis: &redis_names, repository: has_repository };
     let (_, monitors) =
         named(walk, &root, "monitor", |walk, section, key| monitoring::monitor(walk, section, key, &known));
     Some(Config {

@@ -54,6 +54,7 @@ pub async fn probe_with(repository: &Repository, access: &Access) -> Result<Repo
             trials.note(Name::Write, State::Yes, "");
             (Arc::new(store), Checksums::None)
         }
+        Location::Nowhere => return Err(super::nowhere()),
     };
     try_store(store.as_ref(), &mut trials).await;
     clean_up(store.as_ref(), &mut trials).await;
@@ -162,7 +163,7 @@ impl Trials {
             checksums,
             warnings: match repository.location {
                 Location::S3 { .. } => warnings(&self.found),
-                Location::File(_) => Vec::new(),
+                Location::File(_) | Location::Nowhere => Vec::new(),
             },
             capabilities: self.found,
         }

@@ -223,6 +223,34 @@ fn status_fits_a_screen_and_says_what_is_missing() {
     assert!(run.stdout.lines().all(|line| line.chars().count() <= 80), "{run}");
 }
 
+#[test]
+fn a_host_that_only_watches_needs_no_repository_and_no_keys() {
+    let server = postgres::default_server();
+    let opsd = Opsd::without_server();
+    let file = opsd.path("watch.toml");
+    let monitor = postgres_monitor("main", &server.socket_url(postgres::SUPERUSER, "postgres"), "");
+    let write = |more: &str| std::fs::write(&file, format!("site = \"home\"\n{monitor}{more}")).unwrap();
+    let run = |args: &[&str]| opsd.run(&[&["--config", file.to_str().unwrap()], args].concat());
+    write("");
+    let checked = run(&["config", "check"]).expect_code(0);
+    assert!(checked.stdout.contains("no backup, monitor main"), "{checked}");
+    assert!(checked.stdout.contains("next: opsd status") && checked.stderr.is_empty(), "{checked}");
+    let shown = run(&["config", "show"]).expect_code(0);
+    assert!(!shown.stdout.contains("[repository]") && !shown.stdout.contains("[encryption]"), "{shown}");
+    run(&["check"]).expect_code(0);
+    let status = run(&["status", "--json"]).expect_code(0).json();
+    assert_eq!((&status["verdict"], &status["monitors"][0]["monitor"]), (&"ok".into(), &"main".into()));
+    for command in [["backups", "list"], ["repository", "probe"]] {
+        run(&command).expect_failure(2, &["the configuration has no [repository]"]);
+    }
+    run(&["backup"]).expect_code(2);
+    // Whoever wants more than to watch needs them as ever.
+    write("[monitor.backups]\nbackups = {}\n");
+    run(&["config", "check"]).expect_failure(2, &["monitor.backups.backups: there is no repository to read"]);
+    write("[backup.db]\npostgres = \"main\"\n");
+    run(&["config", "check"]).expect_failure(2, &["repository: missing", "encryption: missing"]);
+}
+
 /// Prometheus' own opinion of a page; that of a whole site is asked for where there is one (`dashboards`).
 #[test]
 fn promtool_has_nothing_to_complain_about() {

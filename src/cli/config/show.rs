@@ -24,15 +24,11 @@ pub(super) fn run(config: &Config, json: bool) -> Result<()> {
 fn sections(config: &Config) -> Vec<Section> {
     let at =
         |path: &[&str], entries| Section { path: path.iter().map(ToString::to_string).collect(), entries };
-    let url = match &config.repository.location {
-        Location::S3 { bucket, prefix } if prefix.is_empty() => format!("s3://{bucket}"),
-        Location::S3 { bucket, prefix } => format!("s3://{bucket}/{prefix}"),
-        Location::File(path) => format!("file://{}", path.display()),
-    };
+    let url = config.repository.location.describe();
     let encryption = &config.encryption;
-    let mut sections = vec![
-        at(&[], vec![("site", json!(config.site))]),
-        at(
+    let mut sections = vec![at(&[], vec![("site", json!(config.site))])];
+    if config.repository.location != Location::Nowhere {
+        sections.push(at(
             &["repository"],
             vec![
                 ("url", json!(url)),
@@ -40,8 +36,8 @@ fn sections(config: &Config) -> Vec<Section> {
                 ("region", json!(config.repository.region)),
                 ("path_style", json!(config.repository.path_style)),
             ],
-        ),
-        at(
+        ));
+        sections.push(at(
             &["encryption"],
             vec![
                 ("recipients", json!(encryption.recipients)),
@@ -49,8 +45,8 @@ fn sections(config: &Config) -> Vec<Section> {
                 ("sign_key_file", json!(encryption.sign_key_file)),
                 ("trusted_keys", json!(encryption.trusted_keys)),
             ],
-        ),
-    ];
+        ));
+    }
     sections.extend(config.postgres.iter().map(|(name, server)| at(&["postgres", name], postgres(server))));
     for (name, job) in &config.backup {
         sections.push(at(&["backup", name], backup(job)));
