@@ -7,8 +7,8 @@ use std::time::Duration;
 use base64::Engine as _;
 
 use crate::support::exporter::{Exporter, Scrape, postgres_monitor, request, site};
-use crate::support::opsd::{Opsd, write_private};
-use crate::support::postgres::{self, free_port};
+use crate::support::opsd::{Opsd, quoted, write_private};
+use crate::support::postgres::{self, Options, Server, free_port};
 use crate::support::prometheus::{self, Prometheus};
 
 #[test]
@@ -169,10 +169,15 @@ fn a_textfile_is_written_whole() {
     opsd.run(&["exporter", "--textfile", nowhere.to_str().unwrap()]).expect_failure(1, &["cannot write"]);
 }
 
+/// On a server that other tests use, too, something may well be the matter.
+fn server_of_ones_own() -> Server {
+    Server::start(postgres::default_major(), &Options::default())
+}
+
 #[test]
 fn check_speaks_as_plugins_do() {
-    let server = postgres::default_server();
-    let mut opsd = site(server);
+    let server = server_of_ones_own();
+    let mut opsd = site(&server);
     let run = opsd.ok(&["check", "main"]);
     assert!(run.stdout.starts_with("OPSD OK - main | '") && run.stdout.lines().count() == 1, "{run}");
     assert!(run.stdout.contains("'main postgres_connections_used_ratio'=0."), "{run}");
@@ -225,11 +230,12 @@ fn status_fits_a_screen_and_says_what_is_missing() {
 
 #[test]
 fn a_host_that_only_watches_needs_no_repository_and_no_keys() {
-    let server = postgres::default_server();
+    let server = server_of_ones_own();
     let opsd = Opsd::without_server();
     let file = opsd.path("watch.toml");
-    let monitor = postgres_monitor("main", &server.socket_url(postgres::SUPERUSER, "postgres"), "");
-    let write = |more: &str| std::fs::write(&file, format!("site = \"home\"\n{monitor}{more}")).unwrap();
+    let url = server.socket_url(postgres::SUPERUSER, "postgres");
+    let monitor = format!("[postgres.main]\nurl = {}\n[monitor.main]\npostgres = \"main\"\n", quoted(&url));
+    let write = |more: &str| write_private(&file, &format!("site = \"home\"\n{monitor}{more}"));
     let run = |args: &[&str]| opsd.run(&[&["--config", file.to_str().unwrap()], args].concat());
     write("");
     let checked = run(&["config", "check"]).expect_code(0);
@@ -269,7 +275,8 @@ fn promtool_has_nothing_to_complain_about() {
 #[test]
 fn a_monitor_that_takes_long_takes_no_figures_of_others_along() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut opsd = site(postgres::default_server());
+    let server = server_of_ones_own();
+    let mut opsd = site(&server);
     // It connects, and waits for an answer longer than the other one's figures are good for.
     opsd.more.push_str(&format!(
         "[monitor.slow]\nhttp = {{ url = \"http://{}/\" }}\ninterval = \"10s\"\ntimeout = \"5s\"\n",
