@@ -183,7 +183,7 @@ pub async fn run(cli: Cli, shutdown: &Shutdown) -> Result<u8> {
     let global = &cli.global;
     let done = match cli.command {
         Command::Check(args) => return check::run(args, global, shutdown).await,
-        Command::Alerts(args) => return alerts::run(args, shutdown).await,
+        Command::Alerts(args) => return alerts::run(args, global, shutdown).await,
         Command::Backup(args) => {
             let work = async |config| backup::run(args, &config, global, shutdown).await;
             global.with_config(KeyAdvice::Said, work).await

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::output;
+use super::{Global, output};
 use crate::error::Result;
 use crate::rules::doctor::{Finding, Prometheus, State, examine};
 use crate::rules::{self, Rule};
@@ -39,7 +39,7 @@ struct Doctor {
 }
 
 /// Runs it; the number is the exit code.
-pub async fn run(args: Args, shutdown: &Shutdown) -> Result<u8> {
+pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<u8> {
     let Command::Doctor(args) = args.command;
     let mut rules: Vec<Rule> = Vec::new();
     for file in &args.files {
@@ -52,15 +52,30 @@ pub async fn run(args: Args, shutdown: &Shutdown) -> Result<u8> {
         let shown: Vec<_> = findings.iter().map(as_json).collect();
         output::json(&json!({ "rules": rules.len(), "never": never, "findings": shown }))?;
     } else {
-        let mut text: String = findings.iter().map(line).collect();
-        let quiet = findings.iter().filter(|finding| finding.state == State::Quiet).count();
-        text.push_str(&format!(
-            "{}, {never} can never fire, {quiet} quiet\n",
-            output::counted(rules.len() as u64, "rule")
-        ));
-        output::text(text)?;
+        output::text(text(&findings, never, global.verbose > 0))?;
     }
     Ok(u8::from(never > 0))
+}
+
+/// What is quiet is many rules where little is watched, and seldom why somebody asks.
+fn text(findings: &[Finding<'_>], never: usize, verbose: bool) -> String {
+    let (quiet, others): (Vec<_>, Vec<_>) =
+        findings.iter().partition(|finding| finding.state == State::Quiet);
+    let mut text = String::new();
+    if verbose {
+        text.extend(quiet.iter().map(|finding| line(finding)));
+    } else {
+        for of_file in quiet.chunk_by(|one, other| one.rule.file == other.rule.file) {
+            let names: Vec<&str> = of_file.iter().map(|finding| finding.rule.name.as_str()).collect();
+            let file = of_file[0].rule.file.display();
+            text.push_str(&output::wrapped("quiet  ", &format!("{file}: {}", names.join(", "))));
+        }
+    }
+    text.extend(others.into_iter().map(line));
+    let why = if quiet.is_empty() || verbose { "" } else { " (-v says why)" };
+    let rules = output::counted(findings.len() as u64, "rule");
+    text.push_str(&format!("{rules}, {never} can never fire, {} quiet{why}\n", quiet.len()));
+    text
 }
 
 /// A line for each selector that matches nothing.

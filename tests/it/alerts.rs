@@ -216,12 +216,18 @@ fn the_doctor_finds_rules_that_can_never_fire() {
         ("alert: Absent", "absent(up{job=\"opsd\"})"),
         ("alert: Waits", "time() - opsd_postgres_oldest_prepared_timestamp_seconds > 1"),
     ]);
-    let run = opsd.ok(&["alerts", "doctor", "--prometheus", &url, &good]);
+    let run = opsd.ok(&["-v", "alerts", "doctor", "--prometheus", &url, &good]);
     assert!(
         run.stdout.contains("quiet  Waits: opsd_postgres_oldest_prepared_timestamp_seconds is not"),
         "{run}"
     );
     assert!(run.stdout.ends_with("5 rules, 0 can never fire, 2 quiet\n"), "{run}");
+    let run = opsd.ok(&["alerts", "doctor", "--prometheus", &url, &good]);
+    let said = format!("quiet  {good}: Recorded, Waits\n5 rules, 0 can never fire, 2 quiet (-v says why)\n");
+    assert_eq!(
+        run.stdout.split_whitespace().collect::<Vec<_>>(),
+        said.split_whitespace().collect::<Vec<_>>()
+    );
 
     let bad = write(&[
         ("alert: Fine", "up == 0"),
