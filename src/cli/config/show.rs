@@ -214,6 +214,7 @@ fn toml_value(value: &Value) -> String {
             let items: Vec<String> = items.iter().map(toml_value).collect();
             format!("[{}]", items.join(", "))
         }
+        Value::Object(entries) if entries.is_empty() => "{}".to_owned(),
         Value::Object(entries) => {
             let entries: Vec<String> = entries
                 .iter()
