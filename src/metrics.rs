@@ -53,8 +53,10 @@ pub struct Metric {
     pub kind: Kind,
     /// What it counts in.
     pub unit: Unit,
-    /// Labels beside `site` and `monitor`.
+    /// Labels beside `site` and `monitor`; `state` stands last.
     pub labels: &'static [&'static str],
+    /// The values of the label `state`, where there is one.
+    pub states: &'static [&'static str],
     /// One sentence, ending with a full stop.
     pub help: &'static str,
 }
@@ -149,19 +151,23 @@ impl Sample {
         self.labels.get(at).map(String::as_str)
     }
 
-    /// Whether it can be exported at all: every label has a value, and the value is a number.
+    /// Whether it can be exported at all: every label has a value, a state one of the catalogue's, and the
+    /// value is a number.
     pub fn is_whole(&self) -> bool {
-        self.labels.len() == self.metric.labels.len() && self.value.is_finite()
+        self.labels.len() == self.metric.labels.len()
+            && self.label("state").is_none_or(|state| self.metric.states.contains(&state))
+            && self.value.is_finite()
     }
 }
 
-/// A state as series: 1 for the one it is in, 0 for the others. `labels` come before `state`.
-pub fn states(metric: &'static Metric, labels: &[&str], all: &[&str], now: &str) -> Vec<Sample> {
+/// A state as series: 1 for the one it is in, 0 for the others of the catalogue. `labels` come before
+/// `state`.
+pub fn states(metric: &'static Metric, labels: &[&str], now: &str) -> Vec<Sample> {
     let sample = |state: &str| {
         let labels = labels.iter().copied().chain([state]).map(str::to_owned).collect();
         Sample { metric, labels, value: f64::from(u8::from(state == now)) }
     };
-    all.iter().map(|state| sample(state)).collect()
+    metric.states.iter().map(|state| sample(state)).collect()
 }
 
 /// The row with this name, as it stands in the catalogue or as Prometheus calls the series.
@@ -174,9 +180,13 @@ pub fn all() -> impl Iterator<Item = &'static Metric> {
     CATALOGUE.iter().flat_map(|(_, rows)| rows.iter().copied())
 }
 
-/// Rows as statics, and the list of them: `NAME = Kind Unit "name" ["label", …] "Help.";`
+/// Rows as statics, and the list of them: `NAME = Kind Unit "name" ["label", …] "Help.";`, where the last
+/// label is `state` with `of ["state", …]` after the labels.
 macro_rules! rows {
-    ($($id:ident = $kind:ident $unit:ident $name:literal [$($label:literal),*] $help:literal;)*) => {
+    ($(
+        $id:ident = $kind:ident $unit:ident $name:literal [$($label:literal),*]
+            $(of [$($state:literal),*])? $help:literal;
+    )*) => {
         $(
             #[doc = $help]
             pub static $id: $crate::metrics::Metric = $crate::metrics::Metric {
@@ -185,6 +195,7 @@ macro_rules! rows {
                 kind: $crate::metrics::Kind::$kind,
                 unit: $crate::metrics::Unit::$unit,
                 labels: &[$($label),*],
+                states: &[$($($state),*)?],
                 help: $help,
             };
         )*
@@ -204,7 +215,7 @@ mod tests {
     fn names_follow_the_rules() {
         let mut names = BTreeSet::new();
         for metric in all() {
-            let Metric { name, kind, unit, labels, help, .. } = metric;
+            let Metric { name, kind, unit, labels, states, help, .. } = metric;
             assert!(names.insert(name), "{name} stands there twice");
             assert!(name.starts_with("opsd_"), "{name}");
             assert!(
@@ -220,6 +231,8 @@ mod tests {
             let timestamp = name.ends_with("_timestamp_seconds");
             assert_eq!(timestamp, matches!(unit, Unit::Timestamp | Unit::Deadline), "{name}");
             assert!(!name.ends_with("_state") || labels.contains(&"state"), "{name}");
+            assert_eq!(labels.last() == Some(&"state"), !states.is_empty(), "{name}");
+            assert_eq!(labels.contains(&"state"), labels.last() == Some(&"state"), "{name}");
             assert!(help.ends_with('.') && !help.contains(['\n', '\\', '"']), "{name}: {help}");
             assert!(*kind != Kind::Info || !labels.is_empty(), "{name}");
             let own: BTreeSet<_> = labels.iter().collect();
@@ -258,10 +271,11 @@ mod tests {
 
     #[test]
     fn a_state_is_one_among_zeros() {
-        let samples = states(&POSTGRES_REPLICATION_STATE, &["s", "c"], &["a", "b"], "b");
+        let samples = states(&REDIS_ROLE_STATE, &[], "replica");
         let seen: Vec<_> = samples.iter().map(|s| (s.label("state").unwrap(), s.value)).collect();
-        assert_eq!(seen, [("a", 0.0), ("b", 1.0)]);
+        assert_eq!(seen, [("primary", 0.0), ("replica", 1.0)]);
         assert!(samples.iter().all(Sample::is_whole));
+        assert!(!Sample::new(&REDIS_ROLE_STATE, ["master"], 1.0).is_whole());
         assert!(!Sample::plain(&POSTGRES_REPLICATION_STATE, 1.0).is_whole());
         assert!(!Sample::plain(&MONITOR_UP, f64::NAN).is_whole());
     }

@@ -31,6 +31,7 @@ pub fn run(args: &Args) -> Result<()> {
                 "type": metric.kind.as_str(),
                 "unit": metric.unit.suffix(),
                 "labels": metric.labels,
+                "states": metric.states,
                 "help": metric.help,
             })
         });

@@ -465,6 +465,15 @@ fn threshold(walk: &mut Walk<'_>, section: &Section<'_>, metric: &'static Metric
         walk.only(section, &["warning", "critical"]);
         for key in ["warning", "critical"] {
             for state in walk.strings(section, key).into_iter().flat_map(|(_, states)| states) {
+                if !metric.states.contains(&state.value.as_str()) {
+                    let known = metric.states.iter().copied();
+                    let hint = match super::units::nearest(&state.value, known) {
+                        Some(near) => format!("did you mean {near}?"),
+                        None => format!("known are: {}", metric.states.join(", ")),
+                    };
+                    walk.mistake(&state.place, "there is no such state", &hint);
+                    continue;
+                }
                 let bound = Some(Bound::Above(0.5));
                 let (warning, critical) = if key == "warning" { (bound, None) } else { (None, bound) };
                 into.push(Threshold { metric, state: Some(state.value.into()), warning, critical });

@@ -6,6 +6,7 @@ super::rows! {
     BACKUP_RPO = Gauge Seconds "opsd_backup_rpo_seconds" ["backup"]
         "How old the recovery point may be; absent where nobody said it.";
     BACKUP_RECOVERY_POINT_STATE = Gauge None "opsd_backup_recovery_point_state" ["backup", "state"]
+        of ["fresh", "overdue", "missing", "unbounded", "unknown"]
         "The recovery point against the objective: fresh, overdue, missing (there is no usable set), unbounded (there is no objective), or unknown (manifests cannot be read).";
     BACKUP_LISTED_TIMESTAMP = Gauge Timestamp "opsd_backup_listed_timestamp_seconds" ["backup"]
         "When the newest complete set was started, by its name alone and believed by nobody; for credentials that may list and not read.";
@@ -34,6 +35,7 @@ super::rows! {
     BACKUP_PROVEN_POINT_TIMESTAMP = Gauge Timestamp "opsd_backup_proven_point_timestamp_seconds" ["backup"]
         "When the newest proven set was started: what is certain to come back.";
     BACKUP_REHEARSAL_STATE = Gauge None "opsd_backup_rehearsal_state" ["backup", "state"]
+        of ["proven", "differs", "failed", "unproven", "none"]
         "What the last rehearsal of any set came to; none where there was none.";
     BACKUP_REHEARSAL_TIMESTAMP = Gauge Timestamp "opsd_backup_rehearsal_timestamp_seconds" ["backup"]
         "When the last rehearsal of any set ended, whatever it came to.";
@@ -42,6 +44,7 @@ super::rows! {
     BACKUP_RECOVERY_PHASE = Gauge Seconds "opsd_backup_recovery_phase_seconds" ["backup", "phase"]
         "The measured recovery time by phase.";
     BACKUP_SETS = Gauge None "opsd_backup_sets" ["backup", "state"]
+        of ["complete", "refused", "incomplete", "failed"]
         "Sets in the repository: complete, refused (complete, but damaged or not trusted), incomplete (under way, or left by a run that was killed), or failed.";
     BACKUP_SETS_AHEAD = Gauge None "opsd_backup_sets_ahead" ["backup"]
         "Sets dated in the future: a clock was ahead, or this one is behind.";
@@ -56,5 +59,6 @@ super::rows! {
     BACKUP_RECIPIENTS_EXPECTED = Gauge None "opsd_backup_recipients_expected" ["backup"]
         "Whether the keys that can read the newest believed set are those of the configuration here; absent where that has none.";
     BACKUP_SIGNATURE_STATE = Gauge None "opsd_backup_signature_state" ["backup", "state"]
+        of ["trusted", "unsigned", "unchecked", "refused"]
         "Who vouches for the newest complete set: trusted, unsigned or unchecked (no key is trusted here), or refused.";
 }

@@ -31,6 +31,9 @@ fn line(row: &Metric) -> String {
         Unit::Deadline => "timestamp, to come",
         Unit::Ratio => "ratio",
     };
-    let help = row.help.replace('|', "\\|");
+    let mut help = row.help.replace('|', "\\|");
+    if !row.states.iter().all(|state| row.help.contains(state)) {
+        help.push_str(&format!(" States: `{}`.", row.states.join("`, `")));
+    }
     format!("| `{}` | {} | {unit} | {} | {help} |\n", row.series(), row.kind.as_str(), labels.join(" "))
 }

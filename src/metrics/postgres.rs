@@ -13,6 +13,7 @@ super::rows! {
         "Where a primary writes its WAL, counted from the beginning of time.";
 
     POSTGRES_CONNECTIONS = Gauge None "opsd_postgres_connections" ["state"]
+        of ["active", "idle", "idle_in_transaction", "idle_in_transaction_aborted", "fastpath", "disabled", "unknown"]
         "Client connections by state; all of them under unknown where the role may not see it.";
     POSTGRES_CONNECTIONS_USABLE = Gauge None "opsd_postgres_connections_usable" []
         "Connections that ordinary roles may have: max_connections less the reserved ones.";
@@ -63,9 +64,11 @@ super::rows! {
     POSTGRES_SLOT_SAFE = Gauge Bytes "opsd_postgres_slot_safe_bytes" ["slot"]
         "WAL that may still be written before the slot is in danger; absent without max_slot_wal_keep_size.";
     POSTGRES_SLOT_WAL_STATE = Gauge None "opsd_postgres_slot_wal_state" ["slot", "state"]
+        of ["reserved", "extended", "unreserved", "lost"]
         "Whether the WAL that the slot needs is there (wal_status); lost cannot be repaired.";
 
     POSTGRES_STANDBY_STREAM_STATE = Gauge None "opsd_postgres_standby_stream_state" ["standby", "client", "state"]
+        of ["startup", "catchup", "streaming", "stopping"]
         "On the sending server: what the connection of a standby is doing.";
     POSTGRES_STANDBY_WRITE_LAG_BYTES = Gauge Bytes "opsd_postgres_standby_write_lag_bytes" ["standby", "client"]
         "On the sending server: WAL that the standby has not written.";
@@ -93,9 +96,11 @@ super::rows! {
     POSTGRES_REPLAY_PAUSED = Gauge None "opsd_postgres_replay_paused" []
         "On a standby: whether replay is paused.";
     POSTGRES_REPLICATION_STATE = Gauge None "opsd_postgres_replication_state" ["standby", "client", "state"]
+        of ["caught_up", "replaying", "link_cut", "source_idle", "paused", "unknown"]
         "The verdict on a pair of servers, from the pieces of both ends as far as they are watched.";
 
     POSTGRES_ARCHIVER_STATE = Gauge None "opsd_postgres_archiver_state" ["state"]
+        of ["off", "working", "failing"]
         "Whether this server archives its WAL: off, working, or failing (nothing was archived since the last failure).";
     POSTGRES_ARCHIVED_SEGMENTS = Counter None "opsd_postgres_archived_segments" []
         "WAL segments archived.";

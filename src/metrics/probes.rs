@@ -26,6 +26,7 @@ super::rows! {
     TLS_HANDSHAKE = Gauge Seconds "opsd_tls_handshake_seconds" []
         "Time to connect and to shake hands.";
     TLS_VERIFICATION_STATE = Gauge None "opsd_tls_verification_state" ["state"]
+        of ["verified", "expired", "not_yet_valid", "unknown_issuer", "wrong_name", "revoked", "invalid"]
         "Whether the server's certificates hold: verified, expired, not_yet_valid, unknown_issuer, wrong_name, revoked or invalid.";
     TLS_PROTOCOL = Info None "opsd_tls_protocol" ["version"]
         "Which version of TLS was agreed upon.";
@@ -68,6 +69,7 @@ super::rows! {
     MQTT_ROUND_TRIP = Gauge Seconds "opsd_mqtt_round_trip_seconds" []
         "Time from publishing a message until it arrives again.";
     MQTT_CLIENTS = Gauge None "opsd_mqtt_clients" ["state"]
+        of ["connected", "disconnected", "expired"]
         "Clients that the broker knows of: connected, disconnected (with a session that is kept), expired.";
     MQTT_CLIENTS_MAX = Gauge None "opsd_mqtt_clients_max" []
         "Most clients that were connected at the same time.";

@@ -31,6 +31,7 @@ super::rows! {
     QUEUE_DRAIN_RATE = Gauge None "opsd_queue_drain_rate" ["queue"]
         "Jobs taken out per second, over the last minutes; absent where arrivals cannot be counted.";
     QUEUE_EMPTYING_STATE = Gauge None "opsd_queue_emptying_state" ["queue", "state"]
+        of ["empty", "emptying", "never", "unknown"]
         "What becomes of the queue if the last minutes go on: empty, emptying, never (it stands or grows), or unknown yet.";
     QUEUE_UNTIL_EMPTY = Gauge Seconds "opsd_queue_until_empty_seconds" ["queue"]
         "How long until it is empty if the last minutes go on; absent for never and unknown.";

@@ -8,6 +8,7 @@ super::rows! {
     REDIS_LOADING = Gauge None "opsd_redis_loading" []
         "Whether the server is still loading its data, and answers nothing else.";
     REDIS_ROLE_STATE = Gauge None "opsd_redis_role_state" ["state"]
+        of ["primary", "replica"]
         "What the server is: primary or replica.";
 
     REDIS_MEMORY_USED = Gauge Bytes "opsd_redis_memory_used_bytes" []

@@ -26,7 +26,7 @@ use crate::config::monitoring::Bound::{Above, Below};
 use crate::config::{self, Queue, QueueKind, Redis, Threshold};
 use crate::metrics::{self, Metric, Sample, states};
 
-use flow::{Emptying, Flow, Point};
+use flow::{Flow, Point};
 use list::Marks;
 
 /// A monitor of the queues of one library.
@@ -228,7 +228,7 @@ fn judge(reading: &Reading, past: &mut Past, at: f64, now: f64) -> Vec<Sample> {
     for (metric, value) in &reading.more {
         add(metric, Some(*value));
     }
-    samples.extend(states(&metrics::QUEUE_EMPTYING_STATE, &queue, Emptying::ALL, emptying.as_str()));
+    samples.extend(states(&metrics::QUEUE_EMPTYING_STATE, &queue, emptying.as_str()));
     samples
 }
 

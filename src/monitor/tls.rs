@@ -50,9 +50,6 @@ const fn bad(state: &'static str) -> Threshold {
     }
 }
 
-const STATES: &[&str] =
-    &["verified", "expired", "not_yet_valid", "unknown_issuer", "wrong_name", "revoked", "invalid"];
-
 /// A file, and what stands in it.
 type Read = (String, Result<Vec<CertificateDer<'static>>>);
 
@@ -168,7 +165,7 @@ impl Target {
             }
         }
         if let Some((chain, state)) = seen {
-            samples.extend(states(&metrics::TLS_VERIFICATION_STATE, &[], STATES, state));
+            samples.extend(states(&metrics::TLS_VERIFICATION_STATE, &[], state));
             let found = of_chain("handshake", &chain);
             samples.extend(found.map_err(|error| Failure::new(Reason::Protocol, error))?);
         }

@@ -124,6 +124,16 @@ fn mistakes_have_their_line_key_and_hint() {
             "[monitor.a]\npostgres = \"main\"\ntimeout = \"1m\"\n",
             "13 monitor.a.timeout: is longer than the interval",
         ),
+        (
+            "[monitor.a]\npostgres = \"main\"\n\
+             thresholds = { opsd_postgres_replication_state = { critical = [\"linkcut\"] } }\n",
+            "13 monitor.a.thresholds.opsd_postgres_replication_state.critical[0]: there is no such state (did you mean link_cut?)",
+        ),
+        (
+            "[monitor.a]\npostgres = \"main\"\n\
+             thresholds = { opsd_postgres_archiver_state = { critical = [\"broken\"] } }\n",
+            "13 monitor.a.thresholds.opsd_postgres_archiver_state.critical[0]: there is no such state (known are: off, working, failing)",
+        ),
         ("[monitor.a]\npostgres = \"main\"\ninterval = 15\n", "13 monitor.a.interval: must be a duration"),
         (
             "[monitor.a]\npostgres = \"main\"\nthresholds = { opsd_postgres_conections = {} }\n",

@@ -4,11 +4,10 @@ use std::borrow::Cow;
 
 use chrono::{DateTime, Utc};
 
-use super::history::{Freshness, Job, SET_STATES};
+use super::history::{Freshness, Job};
 use crate::config::Threshold;
 use crate::config::monitoring::Bound::{Above, Below};
 use crate::metrics::{self, Metric, Sample, states};
-use crate::set::verification::Verdict;
 
 /// When backups are bad unless the configuration says otherwise.
 pub static THRESHOLDS: &[Threshold] = &[
@@ -88,26 +87,17 @@ pub(super) fn samples(name: &str, job: &Job<'_>, recipients: &[String]) -> Vec<S
     for (phase, took) in proven.into_iter().flat_map(|r| &r.phases) {
         samples.push(Sample::new(&metrics::BACKUP_RECOVERY_PHASE, [name, phase], *took));
     }
-    samples.extend(states(
-        &metrics::BACKUP_RECOVERY_POINT_STATE,
-        &[name],
-        &Freshness::ALL,
-        job.freshness.as_str(),
-    ));
-    for (state, count) in SET_STATES.iter().zip(job.counts) {
+    samples.extend(states(&metrics::BACKUP_RECOVERY_POINT_STATE, &[name], job.freshness.as_str()));
+    for (state, count) in metrics::BACKUP_SETS.states.iter().zip(job.counts) {
         samples.push(Sample::new(&metrics::BACKUP_SETS, [name, state], count as f64));
     }
     if let Some(signature) = job.signature {
-        let all = ["trusted", "unsigned", "unchecked", "refused"];
-        samples.extend(states(&metrics::BACKUP_SIGNATURE_STATE, &[name], &all, signature));
+        samples.extend(states(&metrics::BACKUP_SIGNATURE_STATE, &[name], signature));
     }
     // Where nothing could be read, there may well have been one.
     if last.is_some() || job.freshness != Freshness::Unknown {
-        let all =
-            [Verdict::Proven, Verdict::Differs, Verdict::Failed, Verdict::Unproven].map(Verdict::as_str);
-        let all: Vec<&str> = all.into_iter().chain(["none"]).collect();
         let now = last.map_or("none", |r| r.verdict.as_str());
-        samples.extend(states(&metrics::BACKUP_REHEARSAL_STATE, &[name], &all, now));
+        samples.extend(states(&metrics::BACKUP_REHEARSAL_STATE, &[name], now));
     }
     for database in job.databases() {
         let mut add = |metric: &'static Metric, value: Option<f64>| {

@@ -115,10 +115,15 @@ pub(super) enum Freshness {
 }
 
 impl Freshness {
-    pub(super) const ALL: [&str; 5] = ["fresh", "overdue", "missing", "unbounded", "unknown"];
-
+    /// As a label's value.
     pub(super) fn as_str(self) -> &'static str {
-        Self::ALL[self as usize]
+        match self {
+            Freshness::Fresh => "fresh",
+            Freshness::Overdue => "overdue",
+            Freshness::Missing => "missing",
+            Freshness::Unbounded => "unbounded",
+            Freshness::Unknown => "unknown",
+        }
     }
 }
 
@@ -126,7 +131,7 @@ impl Freshness {
 pub(super) struct Job<'a> {
     pub(super) rpo: Option<Duration>,
     pub(super) freshness: Freshness,
-    /// Complete, refused, incomplete and failed ones.
+    /// Complete, refused, incomplete and failed ones, as the catalogue has the states of sets.
     pub(super) counts: [u64; 4],
     pub(super) ahead: u64,
     pub(super) stored_bytes: u64,
@@ -139,9 +144,6 @@ pub(super) struct Job<'a> {
     /// The newest usable one, as an index of `believed`.
     pub(super) usable: Option<usize>,
 }
-
-/// The states of sets, as `counts` has them.
-pub(super) const SET_STATES: [&str; 4] = ["complete", "refused", "incomplete", "failed"];
 
 impl<'a> Job<'a> {
     /// What the sets of a job say; `readable` tells whether all documents that should be read were.

@@ -3,8 +3,6 @@
 use super::{Concern, Scope, get, number};
 use crate::metrics;
 
-const STATES: &[&str] = &["off", "working", "failing"];
-
 /// On a standby, `on` means that it does not archive, and `always` that it does.
 const ENABLED: &str = "current_setting('archive_mode') IN \
      ('always', CASE WHEN pg_is_in_recovery() THEN 'always' ELSE 'on' END)";
@@ -34,8 +32,7 @@ pub(super) const CONCERN: Concern = Concern {
                 (true, false) => "working",
                 (true, true) => "failing",
             };
-            let metric = &metrics::POSTGRES_ARCHIVER_STATE;
-            found.samples.extend(metrics::states(metric, &[], STATES, state));
+            found.samples.extend(metrics::states(&metrics::POSTGRES_ARCHIVER_STATE, &[], state));
             if enabled {
                 found.plain(&metrics::POSTGRES_ARCHIVED_SEGMENTS, Some(number(row, "archived")?));
                 found.plain(&metrics::POSTGRES_ARCHIVE_FAILURES, Some(number(row, "failed")?));

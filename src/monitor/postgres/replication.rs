@@ -8,9 +8,6 @@ use super::{Concern, Facts, Found, Scope, get, text, verdict};
 use crate::error::Result;
 use crate::metrics;
 
-/// What a sender can be doing.
-const STATES: &[&str] = &["startup", "catchup", "streaming", "backup", "stopping"];
-
 pub(super) const CONCERN: Concern =
     Concern { name: "replication", privileged: true, scope: Scope::Server, sql, pages: None, read };
 
@@ -61,8 +58,7 @@ fn read(_: &Facts, rows: &[Row], found: &mut Found) -> Result<()> {
         }
         let labels = [standby, client];
         if let Some(state) = state {
-            let metric = &metrics::POSTGRES_STANDBY_STREAM_STATE;
-            found.samples.extend(metrics::states(metric, &labels, STATES, state));
+            found.samples.extend(metrics::states(&metrics::POSTGRES_STANDBY_STREAM_STATE, &labels, state));
         }
         let bytes = |column: &str| Ok::<_, crate::error::Error>(get(row, column)?.map(|n: f64| n.max(0.0)));
         found.add(&metrics::POSTGRES_STANDBY_WRITE_LAG_BYTES, labels, bytes("write_bytes")?);

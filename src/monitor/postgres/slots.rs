@@ -8,9 +8,6 @@ use super::{Concern, Facts, Found, Scope, get, text, truth};
 use crate::error::Result;
 use crate::metrics;
 
-/// What `wal_status` can say.
-const WAL_STATES: &[&str] = &["reserved", "extended", "unreserved", "lost"];
-
 pub(super) const CONCERN: Concern =
     Concern { name: "slots", privileged: false, scope: Scope::Server, sql, pages: None, read };
 
@@ -35,8 +32,7 @@ fn read(_: &Facts, rows: &[Row], found: &mut Found) -> Result<()> {
         found.add(&metrics::POSTGRES_SLOT_RETAINED, [slot], retained.map(|bytes| bytes.max(0.0)));
         found.add(&metrics::POSTGRES_SLOT_SAFE, [slot], get(row, "safe")?);
         if let Some(status) = get::<&str>(row, "wal_status")? {
-            let states = metrics::states(&metrics::POSTGRES_SLOT_WAL_STATE, &[slot], WAL_STATES, status);
-            found.samples.extend(states);
+            found.samples.extend(metrics::states(&metrics::POSTGRES_SLOT_WAL_STATE, &[slot], status));
         }
     }
     Ok(())

@@ -36,9 +36,6 @@ pub enum Emptying {
 }
 
 impl Emptying {
-    /// Every state, as labels.
-    pub const ALL: &[&str] = &["empty", "emptying", "never", "unknown"];
-
     /// As a label's value.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -127,7 +127,7 @@ fn server(info: &Info<'_>, ours: f64, address: &str, samples: &mut Vec<Sample>) 
         _ => None,
     };
     if let Some(role) = role {
-        samples.extend(states(&metrics::REDIS_ROLE_STATE, &[], &["primary", "replica"], role));
+        samples.extend(states(&metrics::REDIS_ROLE_STATE, &[], role));
     }
     if let (Some(used), Some(limit)) = (info.number("connected_clients"), info.number("maxclients")) {
         let ratio = Sample::plain(&metrics::REDIS_CLIENTS_USED, used / limit);
