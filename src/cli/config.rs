@@ -1,6 +1,5 @@
 //! `opsd config`: a starter file, every mistake at once, the resolved settings.
 
-use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -10,7 +9,8 @@ use serde_json::json;
 
 use super::{Global, KeyAdvice, output};
 use crate::config::finding::{Finding, mistakes_error};
-use crate::config::raw::Parsed;
+use crate::config::monitoring::SecretSource;
+use crate::config::raw::{Parsed, SecretFile};
 use crate::config::{Config, Encryption, keys, load};
 use crate::error::{Context, Error, Result};
 use crate::set::signature;
@@ -95,7 +95,7 @@ fn init(path: &Path) -> Result<()> {
 fn check(global: &Global, json: bool) -> Result<()> {
     let (path, mut parsed) = load::read(global.config.as_deref())?;
     if let Some(config) = &parsed.config {
-        let (mistakes, warnings) = key_files(&path, &config.encryption, &parsed.key_files);
+        let (mistakes, warnings) = secret_files(&path, &config.encryption, &parsed.secret_files);
         parsed.mistakes.extend(mistakes);
         parsed.warnings.extend(warnings);
     }
@@ -150,55 +150,56 @@ fn summary(config: &Config, is_named: bool) -> String {
     )
 }
 
-/// Mistakes and warnings about the files with secret keys. A file that this user cannot open is only
-/// a warning: the check may run where the keys are not.
-fn key_files(
-    path: &Path,
-    encryption: &Encryption,
-    lines: &BTreeMap<String, usize>,
-) -> (Vec<Finding>, Vec<Finding>) {
+/// Mistakes and warnings about the files with secrets. A file that this user cannot open is only a
+/// warning: the check may run where the secrets are not.
+fn secret_files(path: &Path, encryption: &Encryption, files: &[SecretFile]) -> (Vec<Finding>, Vec<Finding>) {
     let (mut mistakes, mut warnings) = (Vec::new(), Vec::new());
-    let finding = |key: &str, message: String, hint: Option<&str>| {
-        let key = format!("encryption.{key}");
-        let line = lines.get(&key).copied();
-        Finding { key, path: path.to_path_buf(), line, message, hint: hint.map(str::to_string) }
-    };
-    let mut examine = |key: &str, file: &Path, read: &dyn Fn(&Path) -> Result<Option<&'static str>>| {
+    for SecretFile { key, line, path: file } in files {
+        let finding = |message: String, hint: Option<&str>| Finding {
+            key: key.clone(),
+            path: path.to_path_buf(),
+            line: Some(*line),
+            message,
+            hint: hint.map(str::to_string),
+        };
         if let Err(error) = std::fs::File::open(file) {
-            warnings.push(finding(key, format!("cannot open {}: {error}", file.display()), None));
-            return;
+            warnings.push(finding(format!("cannot open {}: {error}", file.display()), None));
+            continue;
         }
-        match read(file) {
-            Ok(Some(odd)) => warnings.push(finding(key, odd.into(), None)),
+        let (read, hint) = match key.as_str() {
+            "encryption.identity_file" => (identity(file, encryption), "`opsd keygen -o FILE` makes one"),
+            "encryption.sign_key_file" => {
+                (signing_key(file, encryption), "`opsd keygen --sign -o FILE` makes one")
+            }
+            _ => (SecretSource::File(file.clone()).read().map(|_| None), "write the secret on its one line"),
+        };
+        match read {
             Ok(None) => {}
+            Ok(Some(odd)) => warnings.push(finding(odd.into(), None)),
             Err(error) => {
-                let hint = error.hint().unwrap_or(match key {
-                    "identity_file" => "`opsd keygen -o FILE` makes one",
-                    _ => "`opsd keygen --sign -o FILE` makes one",
-                });
-                mistakes.push(finding(key, error.to_string(), Some(hint)));
+                mistakes.push(finding(error.to_string(), Some(error.hint().unwrap_or(hint))));
             }
         }
-    };
-    if let Some(file) = &encryption.identity_file {
-        examine("identity_file", file, &|file| {
-            keys::identities(file)?;
-            let own = keys::identity_recipients(file)?;
-            let fits = encryption
-                .recipients
-                .iter()
-                .any(|text| keys::parse_recipient(text).is_ok_and(|key| own.contains(&key.canonical())));
-            Ok((!fits && !encryption.recipients.is_empty())
-                .then_some("its identity belongs to none of the recipients"))
-        });
-    }
-    if let Some(file) = &encryption.sign_key_file {
-        examine("sign_key_file", file, &|file| {
-            let public = signature::public_key(file)?;
-            let trusted = &encryption.trusted_keys;
-            Ok((!trusted.is_empty() && !trusted.contains(&public))
-                .then_some("its public key is not among trusted_keys, so this host refuses its own sets"))
-        });
     }
     (mistakes, warnings)
+}
+
+/// What is odd about the identity.
+fn identity(file: &Path, encryption: &Encryption) -> Result<Option<&'static str>> {
+    keys::identities(file)?;
+    let own = keys::identity_recipients(file)?;
+    let fits = encryption
+        .recipients
+        .iter()
+        .any(|text| keys::parse_recipient(text).is_ok_and(|key| own.contains(&key.canonical())));
+    Ok((!fits && !encryption.recipients.is_empty())
+        .then_some("its identity belongs to none of the recipients"))
+}
+
+/// What is odd about the signing key.
+fn signing_key(file: &Path, encryption: &Encryption) -> Result<Option<&'static str>> {
+    let public = signature::public_key(file)?;
+    let trusted = &encryption.trusted_keys;
+    Ok((!trusted.is_empty() && !trusted.contains(&public))
+        .then_some("its public key is not among trusted_keys, so this host refuses its own sets"))
 }

@@ -183,7 +183,7 @@ pub fn generate_identity(now: chrono::DateTime<chrono::Utc>) -> (Secret, String)
 
 /// Reads a file that holds a secret key; refuses it when anybody but its owner may.
 pub fn read_secret_file(path: &Path) -> Result<Secret> {
-    let on = || format!("key file {}", path.display());
+    let on = || format!("secret file {}", path.display());
     let mut file = File::open(path).with_context(on)?;
     let meta = file.metadata().with_context(on)?;
     if !meta.is_file() {

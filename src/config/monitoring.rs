@@ -324,7 +324,7 @@ pub(super) fn exporter(walk: &mut Walk<'_>, section: &Section<'_>) -> Exporter {
 /// A secret under `key`, or in the file under `file_key`.
 fn secret(walk: &mut Walk<'_>, section: &Section<'_>, key: &str, file_key: &str) -> Option<SecretSource> {
     let value = walk.filled(section, key);
-    let file = walk.path(section, file_key);
+    let file = walk.secret_file(section, file_key);
     if let (true, Some((place, _))) = (section.has(key), &file) {
         walk.mistake(place, format!("stands beside {key}"), "give one of the two");
     }

@@ -1,6 +1,6 @@
 //! The schema of `opsd.toml`: TOML text in, [`Config`] out, or every mistake at once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use toml_edit::Document;
@@ -37,9 +37,20 @@ pub struct Parsed {
     pub mistakes: Vec<Mistake>,
     /// What the operator should know.
     pub warnings: Vec<Warning>,
-    /// Keys that name files with secret keys, and their lines: those files are not read here, and
-    /// whoever reads them has mistakes to report, too.
-    pub key_files: BTreeMap<String, usize>,
+    /// The files with secrets that it names: they are not read here, and whoever reads them has mistakes
+    /// to report, too.
+    pub secret_files: Vec<SecretFile>,
+}
+
+/// A file with a secret, and where the configuration names it.
+#[derive(Debug)]
+pub struct SecretFile {
+    /// As in `encryption.identity_file`.
+    pub key: String,
+    /// The line of the key, counted from 1.
+    pub line: usize,
+    /// The file.
+    pub path: PathBuf,
 }
 
 /// The warning about a key without a second one: for whoever configures or backs up, not for readers.
@@ -66,11 +77,14 @@ pub fn parse(text: &str, path: &Path, env: Env<'_>) -> Parsed {
             None
         }
     };
-    let Walk { mut mistakes, mut warnings, key_files, .. } = walk;
+    let Walk { mut mistakes, mut warnings, secret_files, .. } = walk;
     let in_order = |f: &Finding| (f.path != path, f.line, f.key.clone());
     mistakes.sort_by_cached_key(in_order);
     warnings.sort_by_cached_key(in_order);
-    Parsed { config: config.filter(|_| mistakes.is_empty()), mistakes, warnings, key_files }
+    let secret_files = secret_files.into_iter();
+    let secret_files =
+        secret_files.map(|(Place { key, line }, path)| SecretFile { key, line, path }).collect();
+    Parsed { config: config.filter(|_| mistakes.is_empty()), mistakes, warnings, secret_files }
 }
 
 fn site(walk: &mut Walk<'_>, table: &toml_edit::Table, path: &Path) -> Option<Config> {
@@ -292,13 +306,8 @@ fn encryption(walk: &mut Walk<'_>, section: &Section<'_>) -> Option<Encryption> 
         }
         place = file_place;
     }
-    let mut key_file = |key| {
-        let (place, path) = walk.path(section, key)?;
-        walk.key_files.insert(place.key, place.line);
-        Some(path)
-    };
-    let identity_file = key_file("identity_file");
-    let sign_key_file = key_file("sign_key_file");
+    let identity_file = walk.secret_file(section, "identity_file").map(|(_, path)| path);
+    let sign_key_file = walk.secret_file(section, "sign_key_file").map(|(_, path)| path);
     let trusted = walk.strings(section, "trusted_keys");
     let mut trusted_keys = Vec::new();
     for text in trusted.into_iter().flat_map(|(_, texts)| texts) {

@@ -4,7 +4,6 @@
 //! Deliberately not serde: its errors stop at the first mistake and lose the place. Messages never
 //! quote values, because any of them may hold a secret by mistake.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -27,8 +26,8 @@ pub(super) struct Walk<'a> {
     env: Env<'a>,
     pub(super) mistakes: Vec<Mistake>,
     pub(super) warnings: Vec<Warning>,
-    /// Keys that name files with secret keys, and their lines.
-    pub(super) key_files: BTreeMap<String, usize>,
+    /// The files with secrets that the document names.
+    pub(super) secret_files: Vec<(Place, PathBuf)>,
 }
 
 /// Where something stands in the document.
@@ -84,7 +83,7 @@ impl Section<'_> {
 
 impl<'a> Walk<'a> {
     pub(super) fn new(path: &'a Path, text: &'a str, env: Env<'a>) -> Self {
-        Self { path, text, env, mistakes: Vec::new(), warnings: Vec::new(), key_files: BTreeMap::new() }
+        Self { path, text, env, mistakes: Vec::new(), warnings: Vec::new(), secret_files: Vec::new() }
     }
 
     pub(super) fn env(&self) -> Env<'a> {
@@ -298,6 +297,13 @@ impl<'a> Walk<'a> {
     pub(super) fn path(&mut self, section: &Section<'_>, key: &str) -> Option<(Place, PathBuf)> {
         let text = self.filled(section, key)?;
         self.absolute(text)
+    }
+
+    /// The path of a file with a secret, which is not read here.
+    pub(super) fn secret_file(&mut self, section: &Section<'_>, key: &str) -> Option<(Place, PathBuf)> {
+        let found = self.path(section, key)?;
+        self.secret_files.push(found.clone());
+        Some(found)
     }
 
     /// Absolute paths.

@@ -60,7 +60,7 @@ pub(in crate::config) fn redis(walk: &mut Walk<'_>, section: &Section<'_>, name:
     const FORMS: &str =
         "as in redis://HOST:6379/0, rediss://USER:${PASSWORD}@HOST:6380/0 or unix:///run/redis.sock";
     walk.only(section, &["url", "user", "password_file", "ca_file", "cert_file", "key_file"]);
-    let password_file = walk.path(section, "password_file");
+    let password_file = walk.secret_file(section, "password_file");
     let Some(url) = walk.filled(section, "url") else {
         if !section.has("url") {
             walk.missing(section, "url", FORMS);
