@@ -36,7 +36,7 @@ use crate::progress::{Event, Progress};
 use crate::set::archive::parser::Contents;
 use crate::set::fingerprint::RowSecret;
 use crate::set::manifest::{Database, FORMAT, Manifest, Object, Server, Stream};
-use crate::set::seal::{Recipients, SealOptions, seal_bytes, sha256_hex};
+use crate::set::seal::{Recipients, SealOptions, Spare, seal_bytes, sha256_hex};
 use crate::set::{self, catalog, signature};
 use crate::shutdown::Shutdown;
 use crate::store::{self, Store, StoreError};
@@ -154,6 +154,7 @@ pub async fn create(
             level: job.compression,
             part_size: usize::try_from(job.part_size).unwrap_or(usize::MAX),
             segment_limit: job.part_size.saturating_mul(MAX_PARTS),
+            spare: Spare::default(),
         },
         progress,
         is_published: AtomicBool::new(false),

@@ -19,7 +19,13 @@ fn key_pair() -> (Box<dyn age::Recipient + Send + Sync>, Identities) {
 /// half is left for what age adds.
 fn options(recipient: Box<dyn age::Recipient + Send + Sync>, part_size: usize, segment: u64) -> SealOptions {
     let segment_limit = 2 * segment;
-    SealOptions { recipients: Arc::new(vec![recipient]), level: 3, part_size, segment_limit }
+    SealOptions {
+        recipients: Arc::new(vec![recipient]),
+        level: 3,
+        part_size,
+        segment_limit,
+        spare: Spare::default(),
+    }
 }
 
 /// Bytes that do not compress, the same every time.
