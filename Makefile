@@ -54,7 +54,7 @@ fuzz: fuzz-tools ## Fuzz what reads foreign bytes, each target for a minute
 			-timeout=10 -rss_limit_mb=2048 -max_len=8192 -print_final_stats=1 -verbosity=0; \
 	done
 
-# BENCH=--skip-big leaves out the largest, which needs some 30 GB of disk.
+# BENCH=--skip-big leaves out the largest, which needs 36 GiB of disk.
 BENCH ?=
 
 bench: setup ## opsd beside what people use today, with targets

@@ -47,6 +47,9 @@ use support::s3::SeaweedFs;
 /// Sets that are listed.
 const SETS: usize = 1_000;
 
+/// Disk for `big`: the database, its set, and twice the database for the rehearsal.
+const BIG_NEEDS: u64 = 36 << 30;
+
 /// What one run does.
 struct Plan {
     names: Vec<String>,
@@ -58,11 +61,12 @@ struct Plan {
 fn main() {
     let plan = plan();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    // The S3 server answers over the network; only starting it needs a runtime.
-    let weed = runtime.block_on(SeaweedFs::start());
     let mut report = Report::default();
     for name in &plan.names {
         eprintln!("{name}: making what is measured");
+        // Each has a store of its own, and what is stored goes with it. It answers over the network; only
+        // starting it needs a runtime.
+        let weed = runtime.block_on(SeaweedFs::start());
         match name.as_str() {
             "list" => list(&runtime, &weed, plan.rounds, &mut report),
             "exporter" => exporter::measure(&mut report),
@@ -114,6 +118,14 @@ fn plan() -> Plan {
         plan.names = ["web", "many", "wide", "list", "exporter", "big"].map(str::to_owned).to_vec();
     }
     plan.names.retain(|name| !(skip_big && name == "big"));
+    let free = rustix::fs::statvfs(std::env::temp_dir()).map_or(u64::MAX, |fs| fs.f_bavail * fs.f_frsize);
+    assert!(
+        !plan.names.iter().any(|name| name == "big") || free >= BIG_NEEDS,
+        "big needs {} GiB in {}, and {} are free: give TMPDIR, or --skip-big",
+        BIG_NEEDS >> 30,
+        std::env::temp_dir().display(),
+        free >> 30
+    );
     plan
 }
 
