@@ -162,7 +162,7 @@ fn secret_files(path: &Path, encryption: &Encryption, files: &[SecretFile]) -> (
             message,
             hint: hint.map(str::to_string),
         };
-        if let Err(error) = std::fs::File::open(file) {
+        if let Err(error) = keys::open_secret_file(file) {
             warnings.push(finding(format!("cannot open {}: {error}", file.display()), None));
             continue;
         }

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use age::secrecy::ExposeSecret;
 use age::ssh;
+use rustix::fs::OFlags;
 
 use super::secret::Secret;
 use crate::error::{Context, Error, Result};
@@ -181,10 +182,17 @@ pub fn generate_identity(now: chrono::DateTime<chrono::Utc>) -> (Secret, String)
     (Secret::new(text), recipient)
 }
 
-/// Reads a file that holds a secret key; refuses it when anybody but its owner may.
+/// Opens a file that should hold a secret, without waiting: a pipe by that name may have nobody at its
+/// other end.
+pub fn open_secret_file(path: &Path) -> std::io::Result<File> {
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).map_err(std::io::Error::other)?;
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
+}
+
+/// Reads a file that holds a secret; refuses it when anybody but its owner may.
 pub fn read_secret_file(path: &Path) -> Result<Secret> {
     let on = || format!("secret file {}", path.display());
-    let mut file = File::open(path).with_context(on)?;
+    let mut file = open_secret_file(path).with_context(on)?;
     let meta = file.metadata().with_context(on)?;
     if !meta.is_file() {
         return Err(Error::usage("not a regular file").context(on()));
@@ -202,7 +210,7 @@ pub fn read_secret_file(path: &Path) -> Result<Secret> {
     })
     .with_context(on)?;
     if text.len() as u64 > MAX_KEY_FILE {
-        return Err(Error::usage("too large to be a key").context(on()));
+        return Err(Error::usage("too large for a secret").context(on()));
     }
     Ok(Secret::new(text))
 }
@@ -240,6 +248,8 @@ fn create_new(path: &Path, contents: &str, mode: u32) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+
+    use rustix::fs::{FileType, Mode};
 
     use super::*;
     use crate::error::Kind;
@@ -325,9 +335,17 @@ mod tests {
         let binary = file_with("", 0o600);
         std::fs::write(binary.path(), [0xff, 0xfe]).expect("write");
         assert!(identities(binary.path()).err().expect("binary").to_string().contains("not a text file"));
-        assert!(
-            identities(Path::new("/")).err().expect("directory").to_string().contains("not a regular file")
-        );
+    }
+
+    #[test]
+    fn a_pipe_for_a_secret_is_refused_and_not_waited_for() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, FileType::Fifo, Mode::RUSR, 0).expect("mkfifo");
+        for path in [dir.path(), &pipe] {
+            let error = identities(path).err().expect("refused");
+            assert!(error.to_string().contains("not a regular file"), "{error}");
+        }
     }
 
     #[test]
