@@ -26,7 +26,7 @@ use std::fmt;
 
 use async_trait::async_trait;
 
-use crate::config::{Config, MonitorKind, Threshold};
+use crate::config::{Config, MonitorKind, Threshold, units};
 use crate::error::{Error, Result};
 use crate::metrics::Sample;
 
@@ -151,14 +151,13 @@ impl Reason {
 
 /// The monitors of the configuration: all, or those that are named.
 pub fn open(config: &Config, names: &[String]) -> Result<Vec<Target>> {
-    if let Some(unknown) = names.iter().find(|name| !config.monitor.contains_key(*name)) {
-        let known: Vec<&str> = config.monitor.keys().map(String::as_str).collect();
-        return Err(Error::usage(format!("there is no [monitor.{unknown}] in {}", config.path.display()))
-            .with_hint(format!("known are: {}", known.join(", "))));
-    }
     if config.monitor.is_empty() {
         return Err(Error::usage(format!("{} has no [monitor.NAME]", config.path.display()))
             .with_hint("add one, as in [monitor.main] with postgres = \"main\""));
+    }
+    if let Some(unknown) = names.iter().find(|name| !config.monitor.contains_key(*name)) {
+        return Err(Error::usage(format!("there is no [monitor.{unknown}] in {}", config.path.display()))
+            .with_hint(units::meant(unknown, config.monitor.keys().map(String::as_str))));
     }
     let board = postgres::Board::default();
     let mut targets = Vec::new();

@@ -25,7 +25,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use crate::config::{Location, Repository};
+use crate::config::{Location, Repository, monitoring};
 use crate::error::{Context, Error, Kind, Result};
 
 /// Why a store refused. Callers branch on the variant; the text is for people.
@@ -161,8 +161,7 @@ pub async fn open(repository: &Repository) -> Result<Arc<dyn Store>> {
 
 /// What is said where a command needs a repository and the configuration names none.
 fn nowhere() -> Error {
-    Error::usage("the configuration has no [repository]")
-        .with_hint("add it with url = \"s3://bucket/prefix\" or \"file:///path\"")
+    Error::usage("the configuration has no [repository]").with_hint(monitoring::REPOSITORY)
 }
 
 /// [`open`] for buckets, with credentials of the caller's choice.

@@ -321,8 +321,8 @@ fn sslmode(text: Option<&str>, root: Option<&Path>, issues: &mut Vec<Error>) -> 
         Some(text) => MODES.into_iter().find(|mode| mode.as_str() == text),
     };
     let Some(mode) = mode else {
-        let known: Vec<&str> = MODES.iter().map(|m| m.as_str()).collect();
-        issues.push(Error::usage("unknown sslmode").with_hint(format!("known are {}", known.join(", "))));
+        let hint = units::meant(text.unwrap_or_default(), MODES.iter().map(|m| m.as_str()));
+        issues.push(Error::usage("unknown sslmode").with_hint(hint));
         return SslMode::VerifyFull;
     };
     if system && mode != SslMode::VerifyFull {
@@ -410,14 +410,11 @@ fn supported(key: &str, position: &str) -> Result<&'static str> {
                 "leave it out: opsd sets it itself".to_string()
             }
             "requiressl" => "use sslmode=require".to_string(),
-            _ => format!("supported are {}", all.join(", ")),
+            _ => format!("known are: {}", all.join(", ")),
         };
         return Err(Error::usage(format!("{refused} is not supported")).with_hint(hint));
     }
-    let hint = match units::nearest(key, all.iter().copied()) {
-        Some(near) => format!("did you mean {near}?"),
-        None => format!("supported are {}", all.join(", ")),
-    };
+    let hint = units::meant(key, all);
     Err(Error::usage(format!("{position} has an unknown name")).with_hint(hint))
 }
 

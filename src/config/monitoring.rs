@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use super::secret::Secret;
 use super::walk::{Place, Section, Text, Walk};
-use super::{Databases, keys, raw};
+use super::{Databases, keys, raw, units};
 use crate::error::{Context, Result};
 use crate::metrics::{self, Metric, Unit};
 pub use queue::{End, Queue, QueueKind, Scores};
@@ -258,7 +258,7 @@ pub(super) struct Known<'a> {
 }
 
 /// What to do where a repository is missing.
-pub(super) const REPOSITORY: &str = "add [repository] with url = \"s3://bucket/prefix\" or \"file:///path\"";
+pub const REPOSITORY: &str = "add [repository] with url = \"s3://bucket/prefix\" or \"file:///path\"";
 
 pub(super) fn exporter(walk: &mut Walk<'_>, section: &Section<'_>) -> Exporter {
     walk.only(
@@ -388,7 +388,7 @@ pub(super) fn monitor(
             let place = walk.place(&table, &key);
             let Some(metric) = metrics::find(&key) else {
                 let names = metrics::all().map(|metric| metric.name);
-                let hint = match super::units::nearest(&key, names) {
+                let hint = match units::nearest(&key, names) {
                     Some(near) => format!("did you mean {near}?"),
                     None => "`opsd metrics` lists them".to_owned(),
                 };
@@ -449,11 +449,9 @@ pub(super) fn reference(walk: &mut Walk<'_>, name: Text, known: &[String], table
     if known.contains(&name.value) {
         return Some(name.value);
     }
-    let near = super::units::nearest(&name.value, known.iter().map(String::as_str));
-    let hint = match (near, known) {
-        (Some(near), _) => format!("did you mean {near}?"),
-        (None, []) => format!("add [{table}.NAME] with its url"),
-        (None, _) => format!("known are: {}", known.join(", ")),
+    let hint = match known {
+        [] => format!("add [{table}.NAME] with its url"),
+        known => units::meant(&name.value, known.iter().map(String::as_str)),
     };
     walk.mistake(&name.place, format!("there is no such [{table}.…]"), &hint);
     None
@@ -466,11 +464,7 @@ fn threshold(walk: &mut Walk<'_>, section: &Section<'_>, metric: &'static Metric
         for key in ["warning", "critical"] {
             for state in walk.strings(section, key).into_iter().flat_map(|(_, states)| states) {
                 if !metric.states.contains(&state.value.as_str()) {
-                    let known = metric.states.iter().copied();
-                    let hint = match super::units::nearest(&state.value, known) {
-                        Some(near) => format!("did you mean {near}?"),
-                        None => format!("known are: {}", metric.states.join(", ")),
-                    };
+                    let hint = units::meant(&state.value, metric.states.iter().copied());
                     walk.mistake(&state.place, "there is no such state", &hint);
                     continue;
                 }

@@ -77,6 +77,14 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .map(|(_, k)| k)
 }
 
+/// What to say of a word that is none of the `known` ones: the one that was probably meant, or else all.
+pub fn meant<'a>(word: &str, known: impl IntoIterator<Item = &'a str> + Clone) -> String {
+    match nearest(word, known.clone()) {
+        Some(near) => format!("did you mean {near}?"),
+        None => format!("known are: {}", known.into_iter().collect::<Vec<_>>().join(", ")),
+    }
+}
+
 /// Levenshtein distance where swapping neighbours counts once.
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) =

@@ -139,10 +139,7 @@ impl<'a> Walk<'a> {
             if known.contains(&key.as_str()) {
                 continue;
             }
-            let hint = match units::nearest(&key, known.iter().copied()) {
-                Some(near) => format!("did you mean {near}?"),
-                None => format!("known here: {}", known.join(", ")),
-            };
+            let hint = units::meant(&key, known.iter().copied());
             let place = self.place(section, &key);
             self.mistake(&place, "unknown key", &hint);
         }

@@ -202,7 +202,7 @@ fn refusals_name_the_key_and_the_next_step() {
         ),
         ("postgres://u@h/db?a=b&sslcrl=/x", "sslcrl is not supported"),
         ("postgres://u@h/db?sslmode", "has no ="),
-        ("postgres://u@h/db?sslmode=tls", "known are disable, allow, prefer"),
+        ("postgres://u@h/db?sslmode=tls", "known are: disable, allow, prefer"),
         ("postgres://u@h:0/db", "port is not a number"),
         ("postgres://u@h:65536/db", "port is not a number"),
         ("postgres://u@h1:1,h2:2/db?port=1,2,3", "3 ports for 2 hosts"),

@@ -4,6 +4,7 @@
 //! Queues are named, except where a library lists its own: a queue that is empty has no key in Redis,
 //! and whoever is to report 0 for it must know that it should exist.
 
+use super::super::units;
 use super::super::walk::{Section, Walk};
 use super::reference;
 
@@ -124,10 +125,9 @@ pub(super) fn queue(walk: &mut Walk<'_>, section: &Section<'_>, redis: &[String]
 }
 
 fn kind(walk: &mut Walk<'_>, section: &Section<'_>) -> Option<QueueKind> {
-    let known = format!("one of: {}", KINDS.join(", "));
     let Some(name) = walk.filled(section, "kind") else {
         if !section.has("kind") {
-            walk.missing(section, "kind", &known);
+            walk.missing(section, "kind", &format!("one of: {}", KINDS.join(", ")));
         }
         return None;
     };
@@ -174,8 +174,7 @@ fn kind(walk: &mut Walk<'_>, section: &Section<'_>) -> Option<QueueKind> {
             QueueKind::Stream
         }
         other => {
-            let hint = super::super::units::nearest(other, KINDS.iter().copied())
-                .map_or(known, |near| format!("did you mean {near}?"));
+            let hint = units::meant(other, KINDS.iter().copied());
             walk.mistake(&name.place, "is no kind of queue", &hint);
             return None;
         }
@@ -192,8 +191,7 @@ fn word<T: Copy>(
     if let Some((_, value)) = known.iter().find(|(name, _)| *name == given) {
         return Some(*value);
     }
-    let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
     let place = walk.place(section, key);
-    walk.mistake(&place, "is not known", &format!("one of: {}", names.join(", ")));
+    walk.mistake(&place, "is not known", &units::meant(given, known.iter().map(|(name, _)| *name)));
     None
 }

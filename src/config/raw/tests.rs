@@ -159,11 +159,7 @@ fn each_mistake_has_its_line_and_a_hint() {
         ("[backup.db]", "[backup.\"a b\"]", "8 backup.\"a b\": is no valid name"),
         ("[backup.db]", "[backup.verified-x]", "8 backup.verified-x: may not start with verified-"),
         // unknown keys and tables
-        (
-            "[backup.db]",
-            "[runbook.main]\n[backup.db]",
-            "8 runbook: unknown key (known here: site, repository",
-        ),
+        ("[backup.db]", "[runbook.main]\n[backup.db]", "8 runbook: unknown key (known are: site, repository"),
         ("[backup.db]", "[schedule.x]\n[backup.db]", "8 schedule: unknown key"),
         ("[backup.db]", "[backups.db]", "8 backups: unknown key (did you mean backup?)"),
         (SOURCE, &job("steams = 3"), "10 backup.db.steams: unknown key (did you mean streams?)"),

@@ -71,7 +71,7 @@ fn of_configuration() -> BTreeSet<String> {
     let run = opsd.run(&["config", "check"]).expect_code(2);
     let said = format!("{}{}", run.stdout, run.stderr);
     let mut keys = BTreeSet::new();
-    for known in said.split("known here: ").skip(1) {
+    for known in said.split("known are: ").skip(1) {
         let names = known.split([')', '\n']).next().unwrap_or_default();
         keys.extend(names.split(", ").map(str::to_owned));
     }
