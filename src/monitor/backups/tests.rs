@@ -7,6 +7,17 @@ use crate::store::memory::MemoryStore;
 
 const ID: &str = "20261121T030000Z-7f3a";
 
+#[test]
+fn every_freshness_and_verdict_is_a_label() {
+    use super::history::Freshness;
+    use crate::set::verification::Verdict;
+    let all =
+        [Freshness::Fresh, Freshness::Overdue, Freshness::Missing, Freshness::Unbounded, Freshness::Unknown];
+    assert_eq!(all.map(Freshness::as_str), metrics::BACKUP_RECOVERY_POINT_STATE.states);
+    let all = [Verdict::Proven, Verdict::Differs, Verdict::Failed, Verdict::Unproven];
+    assert_eq!([&all.map(Verdict::as_str)[..], &["none"]].concat(), metrics::BACKUP_REHEARSAL_STATE.states);
+}
+
 fn target() -> Target {
     Target {
         name: "backups".into(),

@@ -112,6 +112,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    #[test]
+    fn every_outlook_is_a_label() {
+        let all = [Emptying::Empty, Emptying::In(1.0), Emptying::Never, Emptying::Unknown];
+        assert_eq!(all.map(Emptying::as_str), crate::metrics::QUEUE_EMPTYING_STATE.states);
+    }
+
     fn flow(points: &[(f64, f64, Option<f64>)]) -> Flow {
         let mut flow = Flow::default();
         for &(at, waiting, arrived) in points {
