@@ -29,6 +29,7 @@ use serde::Serialize;
 use self::plan::Plan;
 use self::source::Source;
 use self::streams::Destination;
+use crate::buffer_pool::BufferPool;
 use crate::config::{BackupJob, Config, keys};
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::Session;
@@ -36,7 +37,7 @@ use crate::progress::{Event, Progress};
 use crate::set::archive::parser::Contents;
 use crate::set::fingerprint::RowSecret;
 use crate::set::manifest::{Database, FORMAT, Manifest, Object, Server, Stream};
-use crate::set::seal::{Recipients, SealOptions, Spare, seal_bytes, sha256_hex};
+use crate::set::seal::{Recipients, SealOptions, seal_bytes, sha256_hex};
 use crate::set::{self, catalog, signature};
 use crate::shutdown::Shutdown;
 use crate::store::{self, Store, StoreError};
@@ -154,7 +155,7 @@ pub async fn create(
             level: job.compression,
             part_size: usize::try_from(job.part_size).unwrap_or(usize::MAX),
             segment_limit: job.part_size.saturating_mul(MAX_PARTS),
-            spare: Spare::default(),
+            pool: BufferPool::default(),
         },
         progress,
         is_published: AtomicBool::new(false),

@@ -10,13 +10,14 @@
 //! - [`set`], [`postgres`], [`rules`]: what a set is; how to talk to PostgreSQL and its tools; what
 //!   Prometheus's rules need;
 //! - [`store`]: bytes under keys;
-//! - [`config`], [`pem`], [`process`], [`progress`], [`shutdown`]: what the rest stands on;
+//! - [`buffer_pool`], [`config`], [`pem`], [`process`], [`progress`], [`shutdown`]: what the rest stands on;
 //! - [`metrics`]: the catalogue of what is measured, which the configuration's thresholds name, too;
 //! - [`error`] below all.
 //!
 //! `tests/architecture.rs` holds the code to this list. `ARCHITECTURE.md` says why.
 
 pub mod backup;
+pub mod buffer_pool;
 pub mod check;
 pub mod cli;
 pub mod config;

@@ -17,7 +17,7 @@ const TIERS: &[&[&str]] = &[
     &["backup", "restore", "monitor"],
     &["set", "postgres", "rules"],
     &["store"],
-    &["config", "pem", "process", "progress", "shutdown"],
+    &["buffer_pool", "config", "pem", "process", "progress", "shutdown"],
     &["metrics"],
     &["error"],
 ];

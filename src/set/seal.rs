@@ -22,8 +22,8 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
 use self::parts::PartWriter;
-pub use self::parts::Spare;
 use super::manifest::{Object, Stream};
+use crate::buffer_pool::BufferPool;
 use crate::error::{Context, Error, Result};
 use crate::store::{Store, Upload};
 
@@ -67,8 +67,8 @@ pub struct SealOptions {
     pub part_size: usize,
     /// Most bytes in an object.
     pub segment_limit: u64,
-    /// What streams leave to those after them.
-    pub spare: Spare,
+    /// Memory of parts, which streams leave to those after them.
+    pub pool: BufferPool,
 }
 
 /// The writing end: plaintext in, [`Piece`]s out. Runs on a blocking thread.
@@ -95,7 +95,7 @@ fn block_size(level: i32) -> usize {
 /// A writer and the channel its pieces come out of.
 pub fn seal(options: &SealOptions) -> Result<(SealWriter, mpsc::Receiver<Piece>)> {
     let (sender, receiver) = mpsc::channel(1);
-    let parts = PartWriter::new(sender, options.part_size, options.spare.clone());
+    let parts = PartWriter::new(sender, options.part_size, options.pool.clone());
     let segments = Segments {
         recipients: options.recipients.clone(),
         // age adds 16 bytes to each 64 KiB, and a header of some hundred bytes a recipient. Tiny parts,

@@ -13,9 +13,9 @@
 mod coordinate;
 
 use std::fs::{self, DirBuilder, File, Permissions, TryLockError};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt, FileExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -26,6 +26,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use tempfile::NamedTempFile;
 
 use super::{ObjectMeta, Store, StoreError, Unfinished, Upload, Version, check_key, size_mismatch};
+use crate::buffer_pool::BufferPool;
 use crate::shutdown;
 
 /// Folder of unfinished uploads, in the root so that a rename never crosses file systems.
@@ -42,6 +43,8 @@ const PLACE_ATTEMPTS: usize = 10;
 #[derive(Debug, Clone)]
 pub struct FsStore {
     root: PathBuf,
+    /// Memory of what was read.
+    ranges: BufferPool,
 }
 
 impl FsStore {
@@ -57,7 +60,7 @@ impl FsStore {
         if !metadata.is_dir() {
             return Err(StoreError::Other(format!("{} is not a directory", root.display())));
         }
-        Ok(Self { root: root.to_owned() })
+        Ok(Self { root: root.to_owned(), ranges: BufferPool::default() })
     }
 
     fn path(&self, key: &str) -> Result<PathBuf, StoreError> {
@@ -136,17 +139,18 @@ impl Store for FsStore {
             if store.is_behind_link(&path) {
                 return Err(store.no_object(&key));
             }
-            let file = File::open(&path).map_err(failed)?;
+            let mut file = File::open(&path).map_err(failed)?;
             let metadata = file.metadata().map_err(failed)?;
             if metadata.is_dir() {
                 return Err(store.no_object(&key));
             }
-            let end = range.end.min(metadata.len());
-            let length = usize::try_from(end.saturating_sub(range.start))
+            let length = range.end.min(metadata.len()).saturating_sub(range.start);
+            let capacity = usize::try_from(length)
                 .map_err(|_| StoreError::Other(format!("range of {key} is too large")))?;
-            let mut bytes = vec![0; length];
-            file.read_exact_at(&mut bytes, range.start).map_err(failed)?;
-            Ok(Bytes::from(bytes))
+            let mut bytes = store.ranges.take(capacity);
+            file.seek(SeekFrom::Start(range.start)).map_err(failed)?;
+            file.take(length).read_to_end(&mut bytes).map_err(failed)?;
+            Ok(store.ranges.lend(bytes))
         })
         .await
     }

@@ -35,6 +35,7 @@ use self::attempt::{ANSWER, Attempt};
 use self::failure::{Failure, display_endpoint};
 use self::retry::Patience;
 use super::{ObjectMeta, Store, StoreError, Unfinished, Upload, Version, check_key};
+use crate::buffer_pool::BufferPool;
 use crate::config::secret::Secret;
 use crate::config::{Location, Repository};
 
@@ -81,6 +82,8 @@ pub struct S3Store {
     region: String,
     checksums: Checksums,
     learned: Arc<Learned>,
+    /// Memory of what was read.
+    ranges: BufferPool,
 }
 
 /// What requests have taught about this store and credential, so that it is asked once.
@@ -118,6 +121,7 @@ pub async fn open_with(
         region,
         checksums: options.checksums,
         learned: Arc::default(),
+        ranges: BufferPool::default(),
     })
 }
 
@@ -204,7 +208,7 @@ impl S3Store {
                 }
             },
         };
-        attempt.collect(response.body, expected).await.map(Ok)
+        attempt.collect(response.body, expected, &self.ranges).await.map(Ok)
     }
 }
 

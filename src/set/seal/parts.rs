@@ -3,7 +3,7 @@
 //! Deliberately absent: any knowledge of where parts go.
 
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex, PoisonError, mpsc as buffers};
+use std::sync::mpsc as buffers;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
 use super::{Piece, hex};
+use crate::buffer_pool::BufferPool;
 
 /// Parts of a stream that exist at the same time: one is filled while two are on their way. This is what
 /// a stream costs in memory; whoever fills waits until one comes back.
@@ -21,37 +22,21 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How often to look whether anybody still wants parts.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// The memory of parts whose stream has ended, for the next one. What an allocator gets back in pieces of
-/// megabytes from another thread it seldom gives to the system, and the next stream's thread would begin
-/// anew: the streams of a run would cost more than those that run at a time.
-#[derive(Clone, Default)]
-pub struct Spare(Arc<Mutex<Vec<Vec<u8>>>>);
-
-impl Spare {
-    fn put(&self, mut buffer: Vec<u8>) {
-        buffer.clear();
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
-    }
-
-    fn take(&self) -> Option<Vec<u8>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop()
-    }
-}
-
 /// The memory of a stream's parts, which is used again and again.
 struct Buffers {
     size: usize,
-    spare: Spare,
-    /// Not made yet.
+    /// Where it comes from, and goes when the stream has ended: to the next one.
+    pool: BufferPool,
+    /// Not taken yet.
     left: usize,
     returned: buffers::Receiver<Vec<u8>>,
     give_back: buffers::Sender<Vec<u8>>,
 }
 
 impl Buffers {
-    fn new(size: usize, spare: Spare) -> Self {
+    fn new(size: usize, pool: BufferPool) -> Self {
         let (give_back, returned) = buffers::channel();
-        Self { size, spare, left: PARTS, returned, give_back }
+        Self { size, pool, left: PARTS, returned, give_back }
     }
 
     /// An empty buffer; waits for one, but neither for ever nor for nobody.
@@ -66,14 +51,14 @@ impl Buffers {
             }
         }
         self.left = self.left.saturating_sub(1);
-        self.spare.take().unwrap_or_else(|| Vec::with_capacity(self.size))
+        self.pool.take(self.size)
     }
 }
 
 impl Drop for Buffers {
     fn drop(&mut self) {
         while let Ok(buffer) = self.returned.try_recv() {
-            self.spare.put(buffer);
+            self.pool.put(buffer);
         }
     }
 }
@@ -82,7 +67,7 @@ impl Drop for Buffers {
 /// the next stream.
 struct Part {
     bytes: Vec<u8>,
-    spare: Spare,
+    pool: BufferPool,
     give_back: buffers::Sender<Vec<u8>>,
 }
 
@@ -97,7 +82,7 @@ impl Drop for Part {
         let mut buffer = std::mem::take(&mut self.bytes);
         buffer.clear();
         if let Err(buffers::SendError(buffer)) = self.give_back.send(buffer) {
-            self.spare.put(buffer);
+            self.pool.put(buffer);
         }
     }
 }
@@ -113,8 +98,8 @@ pub(super) struct PartWriter {
 }
 
 impl PartWriter {
-    pub(super) fn new(sender: mpsc::Sender<Piece>, part_size: usize, spare: Spare) -> Self {
-        let buffers = Buffers::new(part_size, spare);
+    pub(super) fn new(sender: mpsc::Sender<Piece>, part_size: usize, pool: BufferPool) -> Self {
+        let buffers = Buffers::new(part_size, pool);
         Self { sender, buffers, part_size, part: Vec::new(), sha256: Sha256::new(), size: 0 }
     }
 
@@ -128,7 +113,7 @@ impl PartWriter {
     fn send_part(&mut self) -> io::Result<()> {
         let part = Part {
             bytes: std::mem::take(&mut self.part),
-            spare: self.buffers.spare.clone(),
+            pool: self.buffers.pool.clone(),
             give_back: self.buffers.give_back.clone(),
         };
         self.sha256.update(&part.bytes);
@@ -174,40 +159,43 @@ impl Write for PartWriter {
 mod tests {
     use super::*;
 
+    const SIZE: usize = 1 << 20;
+
     /// A connection that is neither read nor closed keeps what it was given: three of them, and a backup
     /// waited for ever.
     #[test]
     fn memory_that_does_not_come_back_is_not_waited_for_without_end() {
-        let spare = Spare::default();
-        let mut buffers = Buffers::new(10, spare.clone());
-        let kept: Vec<Vec<u8>> = (0..PARTS).map(|_| buffers.take(PATIENCE, || true)).collect();
-        assert_eq!(buffers.take(Duration::from_millis(1), || true).capacity(), 10);
-        assert_eq!(buffers.take(PATIENCE, || false).capacity(), 10, "the upload has failed");
+        let pool = BufferPool::default();
+        let mut buffers = Buffers::new(SIZE, pool.clone());
+        let mut kept: Vec<Vec<u8>> = (0..PARTS).map(|_| buffers.take(PATIENCE, || true)).collect();
+        assert_eq!(buffers.take(Duration::from_millis(1), || true).capacity(), SIZE);
+        assert_eq!(buffers.take(PATIENCE, || false).capacity(), SIZE, "the upload has failed");
         let give_back = buffers.give_back.clone();
-        let part = || Part { bytes: kept[0].clone(), spare: spare.clone(), give_back: give_back.clone() };
+        let mut part =
+            || Part { bytes: kept.pop().unwrap(), pool: pool.clone(), give_back: give_back.clone() };
         let late = part();
         drop(part());
         assert!(buffers.take(PATIENCE, || true).is_empty());
         drop(buffers);
-        assert!(spare.take().is_none());
+        assert_eq!(pool.len(), 0);
         drop(late);
-        assert!(spare.take().is_some(), "the next stream has it");
+        assert_eq!(pool.len(), 1, "the next stream has it");
     }
 
     /// Each stream has a thread of its own; one after another they cost no more than one.
     #[test]
     fn a_stream_uses_the_memory_of_those_before_it() {
-        let spare = Spare::default();
+        let pool = BufferPool::default();
         for _ in 0..4 {
             let (sender, mut pieces) = mpsc::channel(1);
-            let mut writer = PartWriter::new(sender, 1000, spare.clone());
+            let mut writer = PartWriter::new(sender, SIZE, pool.clone());
             let filler = std::thread::spawn(move || {
-                writer.write_all(&[7; 10_500]).unwrap();
+                writer.write_all(&vec![7; 10 * SIZE + 500]).unwrap();
                 writer.end_object().unwrap();
             });
             while pieces.blocking_recv().is_some() {}
             filler.join().unwrap();
-            let left = spare.0.lock().unwrap().len();
+            let left = pool.len();
             assert!((1..=PARTS).contains(&left), "{left} buffers");
         }
     }

@@ -17,12 +17,13 @@ use aws_sdk_s3::config::interceptors::BeforeTransmitInterceptorContextMut;
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_s3::error::{BoxError, ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::{ByteStream, SdkBody};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::failure::{Failure, chain};
+use crate::buffer_pool::BufferPool;
 
 /// How long a connection may take no byte of a body, or deliver none.
 const STALL: Duration = Duration::from_secs(20);
@@ -102,11 +103,16 @@ impl Attempt {
     }
 
     /// The body of an answer that has begun, which should have this many bytes.
-    pub(super) async fn collect(self, mut body: ByteStream, size: u64) -> Result<Bytes, Failure> {
+    pub(super) async fn collect(
+        self,
+        mut body: ByteStream,
+        size: u64,
+        pool: &BufferPool,
+    ) -> Result<Bytes, Failure> {
         let patience = self.extended(STALL);
         let collecting = async {
             // The size is at most that of the range that was asked for.
-            let mut bytes = BytesMut::with_capacity(usize::try_from(size).unwrap_or_default());
+            let mut bytes = pool.take(usize::try_from(size).unwrap_or_default());
             loop {
                 let arrived = bytes.len() as u64;
                 match timeout(patience, body.next()).await {
@@ -120,7 +126,7 @@ impl Attempt {
                             chain(&error)
                         )));
                     }
-                    Ok(None) if arrived == size => return Ok(bytes.freeze()),
+                    Ok(None) if arrived == size => return Ok(pool.lend(bytes)),
                     Ok(None) => return Err(Failure::broke(&format!("sent {arrived} of {size} bytes"))),
                     Err(_) => {
                         return Err(Failure::broke(&format!("sent nothing for {} s", patience.as_secs())));
@@ -251,8 +257,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_of_another_size_than_announced_is_not_taken() {
+        let pool = BufferPool::default();
         let collect =
-            |bytes: &'static [u8], size| Attempt::new(1).collect(ByteStream::from_static(bytes), size);
+            |bytes: &'static [u8], size| Attempt::new(1).collect(ByteStream::from_static(bytes), size, &pool);
         assert_eq!(collect(b"12345", 5).await.unwrap(), "12345");
         assert_eq!(collect(b"12345", 6).await.unwrap_err().in_short(), "sent 5 of 6 bytes");
         assert_eq!(collect(b"12345", 4).await.unwrap_err().in_short(), "sent more than 4 bytes");
