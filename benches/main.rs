@@ -66,11 +66,11 @@ fn main() {
         eprintln!("{name}: making what is measured");
         // Each has a store of its own, and what is stored goes with it. It answers over the network; only
         // starting it needs a runtime.
-        let weed = runtime.block_on(SeaweedFs::start());
+        let start = || runtime.block_on(SeaweedFs::start());
         match name.as_str() {
-            "list" => list(&runtime, &weed, plan.rounds, &mut report),
+            "list" => list(&runtime, &start(), plan.rounds, &mut report),
             "exporter" => exporter::measure(&mut report),
-            _ => data_path(name, &weed, &plan, &mut report),
+            _ => data_path(name, &start(), &plan, &mut report),
         }
     }
     println!("{report}");
@@ -92,6 +92,7 @@ fn data_path(name: &str, weed: &SeaweedFs, plan: &Plan, report: &mut Report) {
         _ => unreachable!("plan() lets nothing else through"),
     }
 }
+
 fn plan() -> Plan {
     let mut plan = Plan {
         names: Vec::new(),
