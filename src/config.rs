@@ -104,6 +104,9 @@ pub struct Encryption {
     pub trusted_keys: Vec<String>,
 }
 
+/// What to do where a repository is missing.
+pub const ADD_REPOSITORY: &str = "add [repository] with url = \"s3://bucket/prefix\" or \"file:///path\"";
+
 /// A PostgreSQL server: how to connect, and which client tools to use.
 #[derive(Debug, Clone)]
 pub struct Postgres {

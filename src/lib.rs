@@ -12,6 +12,7 @@
 //! - [`store`]: bytes under keys;
 //! - [`buffer_pool`], [`config`], [`pem`], [`process`], [`progress`], [`shutdown`]: what the rest stands on;
 //! - [`metrics`]: the catalogue of what is measured, which the configuration's thresholds name, too;
+//!   [`regular_file`]: files that were named to be read;
 //! - [`error`] below all.
 //!
 //! `tests/architecture.rs` holds the code to this list. `ARCHITECTURE.md` says why.
@@ -29,6 +30,7 @@ pub mod pem;
 pub mod postgres;
 pub mod process;
 pub mod progress;
+pub mod regular_file;
 pub mod restore;
 pub mod rules;
 pub mod set;

@@ -6,13 +6,16 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::error::{Context, Error, Result};
+use crate::regular_file;
 
 /// Every certificate in a file, in its order; none is an error. `what` it is called in errors.
 pub fn certificates(path: &Path, what: &str) -> Result<Vec<CertificateDer<'static>>> {
-    let found = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+    let on = || format!("cannot read {what} {}", path.display());
+    let text = regular_file::read(path).with_context(on)?;
+    let found: Vec<_> = CertificateDer::pem_slice_iter(&text)
+        .collect::<Result<_, _>>()
         .map_err(Error::new)
-        .with_context(|| format!("cannot read {what} {}", path.display()))?;
+        .with_context(on)?;
     if found.is_empty() {
         return Err(Error::new(format!("{what} {} holds no PEM certificate", path.display())));
     }
@@ -21,9 +24,11 @@ pub fn certificates(path: &Path, what: &str) -> Result<Vec<CertificateDer<'stati
 
 /// The first key in a file. The reader's errors name what is missing, never what the file holds.
 pub fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
-    PrivateKeyDer::from_pem_file(path)
+    let on = || format!("cannot read client key {}", path.display());
+    let text = regular_file::read(path).with_context(on)?;
+    PrivateKeyDer::from_pem_slice(&text)
         .map_err(|e| Error::new(e).with_hint("the key must be PEM and not encrypted"))
-        .with_context(|| format!("cannot read client key {}", path.display()))
+        .with_context(on)
 }
 
 /// The authorities that this host trusts; none is an error, whose hint names `setting`.

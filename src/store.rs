@@ -25,8 +25,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use crate::config::{Location, Repository, monitoring};
+use crate::config::{ADD_REPOSITORY, Location, Repository};
 use crate::error::{Context, Error, Kind, Result};
+
+/// Bytes of an object that are best read at once. Large enough that a round trip is amortised, small
+/// enough that several in flight stay well within the memory budget.
+pub const READ_SIZE: usize = 4 << 20;
 
 /// Why a store refused. Callers branch on the variant; the text is for people.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -105,7 +109,7 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     async fn begin(&self, key: &str, if_absent: bool) -> Result<Box<dyn Upload>, StoreError>;
 
     /// The bytes of a range; shorter than asked only where the object ends. Callers bound the
-    /// range: it is held in memory.
+    /// range: it is held in memory, which for ranges of [`READ_SIZE`] stays with the store for the next.
     async fn read(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError>;
 
     /// Size and time of one object.
@@ -161,7 +165,7 @@ pub async fn open(repository: &Repository) -> Result<Arc<dyn Store>> {
 
 /// What is said where a command needs a repository and the configuration names none.
 fn nowhere() -> Error {
-    Error::usage("the configuration has no [repository]").with_hint(monitoring::REPOSITORY)
+    Error::usage("the configuration has no [repository]").with_hint(ADD_REPOSITORY)
 }
 
 /// [`open`] for buckets, with credentials of the caller's choice.

@@ -18,7 +18,7 @@ const TIERS: &[&[&str]] = &[
     &["set", "postgres", "rules"],
     &["store"],
     &["buffer_pool", "config", "pem", "process", "progress", "shutdown"],
-    &["metrics"],
+    &["metrics", "regular_file"],
     &["error"],
 ];
 

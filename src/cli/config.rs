@@ -1,8 +1,8 @@
 //! `opsd config`: a starter file, every mistake at once, the resolved settings.
 
 use std::fs::OpenOptions;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -14,6 +14,7 @@ use crate::config::raw::{Parsed, SecretFile};
 use crate::config::{Config, Encryption, keys, load};
 use crate::error::{Context, Error, Result};
 use crate::set::signature;
+use crate::{pem, regular_file};
 
 mod monitors;
 mod show;
@@ -74,10 +75,10 @@ fn init(path: &Path) -> Result<()> {
     let created = OpenOptions::new().write(true).create_new(true).mode(0o640).open(path);
     let mut file = created.map_err(|e| {
         let error = match e.kind() {
-            std::io::ErrorKind::AlreadyExists => {
+            ErrorKind::AlreadyExists => {
                 Error::usage("it exists already").with_hint("choose another name; init never overwrites")
             }
-            std::io::ErrorKind::NotFound => {
+            ErrorKind::NotFound => {
                 Error::usage(e).with_hint("create the directory first, with `install -d -m 750 DIR`")
             }
             _ => e.into(),
@@ -162,7 +163,9 @@ fn secret_files(path: &Path, encryption: &Encryption, files: &[SecretFile]) -> (
             message,
             hint: hint.map(str::to_string),
         };
-        if let Err(error) = keys::open_secret_file(file) {
+        if let Err(error) = regular_file::open(file)
+            && error.kind() != ErrorKind::InvalidInput
+        {
             warnings.push(finding(format!("cannot open {}: {error}", file.display()), None));
             continue;
         }
@@ -171,6 +174,7 @@ fn secret_files(path: &Path, encryption: &Encryption, files: &[SecretFile]) -> (
             "encryption.sign_key_file" => {
                 (signing_key(file, encryption), "`opsd keygen --sign -o FILE` makes one")
             }
+            key if key.ends_with(".key_file") => (client_key(file), "a private key in PEM, not encrypted"),
             _ => (SecretSource::File(file.clone()).read().map(|_| None), "write the secret on its one line"),
         };
         match read {
@@ -194,6 +198,13 @@ fn identity(file: &Path, encryption: &Encryption) -> Result<Option<&'static str>
         .any(|text| keys::parse_recipient(text).is_ok_and(|key| own.contains(&key.canonical())));
     Ok((!fits && !encryption.recipients.is_empty())
         .then_some("its identity belongs to none of the recipients"))
+}
+
+/// What is odd about the key of a client certificate.
+fn client_key(file: &Path) -> Result<Option<&'static str>> {
+    pem::private_key(file)?;
+    let mode = std::fs::metadata(file).with_context(|| format!("client key {}", file.display()))?.mode();
+    Ok((mode & 0o077 != 0).then_some("others may read it"))
 }
 
 /// What is odd about the signing key.

@@ -324,11 +324,11 @@ fn target<'c>(
         return Ok((resolved, None));
     }
     let known: Vec<&str> = config.postgres.keys().map(String::as_str).collect();
-    Err(Error::usage(format!("--to {to:?} is neither a URL nor a [postgres.NAME]")).with_hint(format!(
-        "servers in {}: {}",
-        config.path.display(),
-        known.join(", ")
-    )))
+    let hint = match known.as_slice() {
+        [] => format!("{} has no [postgres.NAME]: give a URL, as in postgres://…", config.path.display()),
+        known => format!("servers in {}: {}", config.path.display(), known.join(", ")),
+    };
+    Err(Error::usage(format!("--to {to:?} is neither a URL nor a [postgres.NAME]")).with_hint(hint))
 }
 
 fn print(args: &Args, global: &Global, job: &str, id: &str, database: &str, report: Report) -> Result<()> {

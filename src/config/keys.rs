@@ -4,20 +4,20 @@
 //! secret key is refused when others may read it, as ssh does. Deliberately absent: passphrases and
 //! plugins; a rehearsal at night has nobody who could type or touch anything.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use age::secrecy::ExposeSecret;
 use age::ssh;
-use rustix::fs::OFlags;
 
 use super::secret::Secret;
 use crate::error::{Context, Error, Result};
+use crate::regular_file;
 
-/// Key files larger than this are something else.
-const MAX_KEY_FILE: u64 = 1 << 20;
+/// Files larger than this are something else than a secret.
+const MAX_SECRET_FILE: u64 = 1 << 20;
 
 /// A public key that sets can be encrypted to.
 #[derive(Clone)]
@@ -182,35 +182,25 @@ pub fn generate_identity(now: chrono::DateTime<chrono::Utc>) -> (Secret, String)
     (Secret::new(text), recipient)
 }
 
-/// Opens a file that should hold a secret, without waiting: a pipe by that name may have nobody at its
-/// other end.
-pub fn open_secret_file(path: &Path) -> std::io::Result<File> {
-    let flags = i32::try_from(OFlags::NONBLOCK.bits()).map_err(std::io::Error::other)?;
-    OpenOptions::new().read(true).custom_flags(flags).open(path)
-}
-
 /// Reads a file that holds a secret; refuses it when anybody but its owner may.
 pub fn read_secret_file(path: &Path) -> Result<Secret> {
     let on = || format!("secret file {}", path.display());
-    let mut file = open_secret_file(path).with_context(on)?;
+    let mut file = regular_file::open(path).with_context(on)?;
     let meta = file.metadata().with_context(on)?;
-    if !meta.is_file() {
-        return Err(Error::usage("not a regular file").context(on()));
-    }
     if meta.mode() & 0o077 != 0 {
         return Err(Error::usage(format!("mode {:04o} lets others read it", meta.mode() & 0o7777))
             .context(on())
             .with_hint(format!("chmod 600 {}", path.display())));
     }
     let mut text = String::new();
-    let read = (&mut file).take(MAX_KEY_FILE + 1).read_to_string(&mut text);
+    let read = (&mut file).take(MAX_SECRET_FILE + 1).read_to_string(&mut text);
     read.map_err(|e| match e.kind() {
         std::io::ErrorKind::InvalidData => Error::usage("not a text file"),
         _ => e.into(),
     })
     .with_context(on)?;
-    if text.len() as u64 > MAX_KEY_FILE {
-        return Err(Error::usage("too large for a secret").context(on()));
+    if text.len() as u64 > MAX_SECRET_FILE {
+        return Err(Error::usage("larger than 1 MiB").context(on()));
     }
     Ok(Secret::new(text))
 }

@@ -315,13 +315,11 @@ fn sslmode(text: Option<&str>, root: Option<&Path>, issues: &mut Vec<Error>) -> 
         SslMode::VerifyFull,
     ];
     let system = root == Some(Path::new("system"));
-    let mode = match text {
-        None if system => return SslMode::VerifyFull,
-        None => return SslMode::Prefer,
-        Some(text) => MODES.into_iter().find(|mode| mode.as_str() == text),
+    let Some(text) = text else {
+        return if system { SslMode::VerifyFull } else { SslMode::Prefer };
     };
-    let Some(mode) = mode else {
-        let hint = units::meant(text.unwrap_or_default(), MODES.iter().map(|m| m.as_str()));
+    let Some(mode) = MODES.into_iter().find(|mode| mode.as_str() == text) else {
+        let hint = units::meant(text, MODES.iter().map(|m| m.as_str()));
         issues.push(Error::usage("unknown sslmode").with_hint(hint));
         return SslMode::VerifyFull;
     };
@@ -410,7 +408,7 @@ fn supported(key: &str, position: &str) -> Result<&'static str> {
                 "leave it out: opsd sets it itself".to_string()
             }
             "requiressl" => "use sslmode=require".to_string(),
-            _ => format!("known are: {}", all.join(", ")),
+            _ => format!("supported are: {}", all.join(", ")),
         };
         return Err(Error::usage(format!("{refused} is not supported")).with_hint(hint));
     }

@@ -257,9 +257,6 @@ pub(super) struct Known<'a> {
     pub(super) repository: bool,
 }
 
-/// What to do where a repository is missing.
-pub const REPOSITORY: &str = "add [repository] with url = \"s3://bucket/prefix\" or \"file:///path\"";
-
 pub(super) fn exporter(walk: &mut Walk<'_>, section: &Section<'_>) -> Exporter {
     walk.only(
         section,
@@ -422,7 +419,7 @@ fn kind(walk: &mut Walk<'_>, section: &Section<'_>, key: &str, known: &Known<'_>
         }
         "backups" if !known.repository => {
             let place = walk.place(section, "backups");
-            walk.mistake(&place, "there is no repository to read", REPOSITORY);
+            walk.mistake(&place, "there is no repository to read", super::ADD_REPOSITORY);
             None
         }
         "backups" => probes::backups(walk, section).map(MonitorKind::Backups),

@@ -17,7 +17,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         "GiB" => GIB,
         "TiB" => 1 << 40,
         "" => return Err("a size needs a unit: B, KiB, MiB, GiB or TiB, as in \"8MiB\"".into()),
-        _ => return Err("unknown unit of size; known are B, KiB, MiB, GiB, TiB, as in \"8MiB\"".into()),
+        _ => return Err("unknown unit of size; known are: B, KiB, MiB, GiB, TiB, as in \"8MiB\"".into()),
     };
     number.checked_mul(factor).ok_or_else(|| "size is too large".into())
 }
@@ -41,7 +41,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
             "d" => 86_400,
             "w" => 7 * 86_400,
             "" => return Err("a duration needs a unit: s, m, h, d or w, as in \"24h\"".into()),
-            _ => return Err("unknown unit of time; known are s, m, h, d, w, as in \"24h\"".into()),
+            _ => return Err("unknown unit of time; known are: s, m, h, d, w, as in \"24h\"".into()),
         };
         seconds = number
             .checked_mul(factor)
@@ -66,15 +66,16 @@ fn split_number(text: &str) -> Result<(u64, &str), String> {
     Ok((number, text[digits..].trim_start()))
 }
 
-/// The known word that `word` was probably meant to be.
+/// The known word that `word` was probably meant to be; none where two are as near.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let allowed = (word.chars().count() / 3).clamp(1, 3);
-    known
-        .into_iter()
-        .map(|k| (distance(word, k), k))
-        .filter(|(d, _)| *d <= allowed)
-        .min_by_key(|(d, _)| *d)
-        .map(|(_, k)| k)
+    let allowed = (word.chars().count() / 3).min(3);
+    let mut near: Vec<(usize, &str)> =
+        known.into_iter().map(|k| (distance(word, k), k)).filter(|(d, _)| *d <= allowed).collect();
+    near.sort_by_key(|(d, _)| *d);
+    match near.as_slice() {
+        [(d, word), rest @ ..] if rest.first().is_none_or(|(other, _)| other > d) => Some(word),
+        _ => None,
+    }
 }
 
 /// What to say of a word that is none of the `known` ones: the one that was probably meant, or else all.
@@ -142,6 +143,15 @@ mod tests {
         assert_eq!(nearest("retentoin", known), Some("retention"));
         assert_eq!(nearest("schedule", known), None);
         assert_eq!(nearest("", known), None);
+        assert_eq!(nearest("db", ["db1", "a"]), None, "half of it would be another");
+        assert_eq!(nearest("db3", ["db1", "db2"]), None, "either may be meant");
+        assert_eq!(nearest("Db2", ["db1", "db2"]), Some("db2"));
+    }
+
+    #[test]
+    fn what_to_say_of_an_unknown_word() {
+        assert_eq!(meant("mian", ["main", "other"]), "did you mean main?");
+        assert_eq!(meant("db3", ["db1", "db2"]), "known are: db1, db2");
     }
 
     proptest! {

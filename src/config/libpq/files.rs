@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Env, Settings, nonempty, supported};
 use crate::error::{Error, Result};
+use crate::regular_file;
 
 /// Where Debian's packages look for the system's service file.
 const SYSCONFDIR: &str = "/etc/postgresql-common";
@@ -58,7 +59,7 @@ pub(super) fn password_file(path: &Path) -> Result<Option<Vec<Entry>>, String> {
             path.display()
         ));
     }
-    let text = std::fs::read_to_string(path).map_err(|e| e.to_string())?;
+    let text = regular_file::read_to_string(path).map_err(|e| e.to_string())?;
     Ok(Some(text.lines().filter_map(entry).collect()))
 }
 

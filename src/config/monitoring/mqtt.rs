@@ -58,7 +58,7 @@ pub(super) fn mqtt(walk: &mut Walk<'_>, monitor: &Section<'_>) -> Option<Mqtt> {
     }
     let ca_file = walk.path(&section, "ca_file").map(|(_, path)| path);
     let cert = walk.path(&section, "cert_file").map(|(_, path)| path);
-    let key = walk.path(&section, "key_file").map(|(_, path)| path);
+    let key = walk.secret_file(&section, "key_file").map(|(_, path)| path);
     for (one, other) in [("cert_file", "key_file"), ("key_file", "cert_file")] {
         if section.has(one) && !section.has(other) {
             walk.missing(&section, other, "a client certificate needs cert_file and key_file");

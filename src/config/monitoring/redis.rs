@@ -109,7 +109,7 @@ pub(in crate::config) fn redis(walk: &mut Walk<'_>, section: &Section<'_>, name:
         }
     }
     let ca_file = walk.path(section, "ca_file").map(|(_, path)| path);
-    let client = match (walk.path(section, "cert_file"), walk.path(section, "key_file")) {
+    let client = match (walk.path(section, "cert_file"), walk.secret_file(section, "key_file")) {
         (Some((_, cert)), Some((_, key))) => Some((cert, key)),
         (None, None) => None,
         (Some((place, _)), None) | (None, Some((place, _))) => {

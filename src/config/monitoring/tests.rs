@@ -134,6 +134,10 @@ fn mistakes_have_their_line_key_and_hint() {
              thresholds = { opsd_postgres_archiver_state = { critical = [\"broken\"] } }\n",
             "13 monitor.a.thresholds.opsd_postgres_archiver_state.critical[0]: there is no such state (known are: off, working, failing)",
         ),
+        (
+            "[redis.r]\nurl = \"redis://h\"\n[monitor.a]\nqueue = { kind = \"list\", redis = \"r\", queues = [\"q\"], take_from = \"front\" }\n",
+            "14 monitor.a.queue.take_from: is not known (known are: left, right)",
+        ),
         ("[monitor.a]\npostgres = \"main\"\ninterval = 15\n", "13 monitor.a.interval: must be a duration"),
         (
             "[monitor.a]\npostgres = \"main\"\nthresholds = { opsd_postgres_conections = {} }\n",
