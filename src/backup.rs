@@ -143,6 +143,7 @@ pub async fn create(
 
     let started = Utc::now();
     let id = set::new_id(started);
+    let part_size = usize::try_from(job.part_size).unwrap_or(usize::MAX);
     let run = Run {
         config,
         job,
@@ -153,9 +154,9 @@ pub async fn create(
         seal: SealOptions {
             recipients,
             level: job.compression,
-            part_size: usize::try_from(job.part_size).unwrap_or(usize::MAX),
+            part_size,
             segment_limit: job.part_size.saturating_mul(MAX_PARTS),
-            pool: BufferPool::default(),
+            pool: BufferPool::new(part_size),
         },
         progress,
         is_published: AtomicBool::new(false),

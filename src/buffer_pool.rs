@@ -2,76 +2,87 @@
 //!
 //! What an allocator gets back in such pieces, from another thread than asked for them, it seldom gives
 //! to the system, and the next thread's request is met with fresh memory: what works one after another
-//! would cost more than what works at a time. Small pieces are left to the allocator, which is good at
-//! them. Deliberately absent: a limit, and waiting. There are as many buffers as were ever in use at once;
-//! whoever asks for them knows how many that may be.
+//! would cost more than what works at a time. All buffers of a pool have one size, so that it holds as
+//! much as was in use at once and no more. Deliberately absent: a limit, and waiting, which are for those
+//! who ask.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
-/// Bytes from which on a buffer is kept.
-const LARGE: usize = 1 << 20;
-
-/// Buffers that nobody uses at the moment; clones share them.
-#[derive(Debug, Clone, Default)]
-pub struct BufferPool(Arc<Mutex<Vec<Vec<u8>>>>);
+/// Buffers of one size that nobody uses at the moment; clones share them.
+#[derive(Debug, Clone)]
+pub struct BufferPool {
+    size: usize,
+    idle: Arc<Mutex<Vec<Vec<u8>>>>,
+}
 
 impl BufferPool {
-    /// An empty buffer with room for this many bytes.
-    pub fn take(&self, capacity: usize) -> Vec<u8> {
-        if capacity < LARGE {
-            return Vec::with_capacity(capacity);
-        }
-        let mut idle = self.idle();
-        match idle.iter().position(|buffer| buffer.capacity() >= capacity) {
-            Some(index) => idle.swap_remove(index),
-            None => {
-                // One that is too small makes place, so that their number does not grow.
-                idle.pop();
-                Vec::with_capacity(capacity)
-            }
-        }
+    /// A pool of buffers with room for `size` bytes each; none is there yet.
+    pub fn new(size: usize) -> Self {
+        Self { size, idle: Arc::default() }
     }
 
-    /// Takes a buffer back.
-    pub fn put(&self, mut buffer: Vec<u8>) {
-        if buffer.capacity() >= LARGE {
-            buffer.clear();
-            self.idle().push(buffer);
+    /// An empty buffer with room for this many bytes. One that would stay half empty, or does not do, is
+    /// the allocator's and goes back there.
+    pub fn take(&self, capacity: usize) -> Buffer {
+        if capacity > self.size || capacity <= self.size / 2 {
+            return Buffer { bytes: Vec::with_capacity(capacity), pool: None };
         }
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let bytes = idle.unwrap_or_else(|| Vec::with_capacity(self.size));
+        Buffer { bytes, pool: Some(self.clone()) }
     }
 
-    /// What a buffer holds, to be shared; it comes back with the last reference.
-    pub fn lend(&self, buffer: Vec<u8>) -> Bytes {
-        Bytes::from_owner(Lent { buffer, pool: self.clone() })
-    }
-
-    /// How many are idle.
+    /// How many buffers nobody uses.
     #[cfg(test)]
-    pub fn len(&self) -> usize {
-        self.idle().len()
-    }
-
-    fn idle(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn idle_count(&self) -> usize {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 }
 
-struct Lent {
-    buffer: Vec<u8>,
-    pool: BufferPool,
+/// Memory out of a pool, which goes back there when it is dropped.
+#[derive(Debug)]
+pub struct Buffer {
+    bytes: Vec<u8>,
+    pool: Option<BufferPool>,
 }
 
-impl AsRef<[u8]> for Lent {
+impl Buffer {
+    /// What it holds, to be shared; its memory goes back with the last reference.
+    pub fn freeze(self) -> Bytes {
+        Bytes::from_owner(self)
+    }
+}
+
+impl Deref for Buffer {
+    type Target = Vec<u8>;
+
+    fn deref(&self) -> &Vec<u8> {
+        &self.bytes
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
     fn as_ref(&self) -> &[u8] {
-        &self.buffer
+        &self.bytes
     }
 }
 
-impl Drop for Lent {
+impl Drop for Buffer {
     fn drop(&mut self) {
-        self.pool.put(std::mem::take(&mut self.buffer));
+        if let Some(pool) = &self.pool {
+            let mut bytes = std::mem::take(&mut self.bytes);
+            bytes.clear();
+            pool.idle.lock().unwrap_or_else(PoisonError::into_inner).push(bytes);
+        }
     }
 }
 
@@ -80,33 +91,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_lent_comes_back_with_the_last_reference() {
-        let pool = BufferPool::default();
-        let mut buffer = pool.take(2 * LARGE);
+    fn memory_comes_back_with_the_last_reference_and_is_used_again() {
+        let pool = BufferPool::new(100);
+        let mut buffer = pool.take(100);
         let memory = buffer.as_ptr();
         buffer.extend_from_slice(b"rows");
-        let lent = pool.lend(buffer);
-        let part = lent.slice(1..);
-        drop(lent);
-        assert_eq!((&part[..], pool.len()), (&b"ows"[..], 0));
+        let shared = buffer.freeze();
+        let part = shared.slice(1..);
+        drop(shared);
+        assert_eq!((&part[..], pool.idle_count()), (&b"ows"[..], 0));
         drop(part);
-        let again = pool.take(LARGE);
+        let again = pool.take(51);
         assert!(again.is_empty() && again.as_ptr() == memory);
+        drop(again);
+        assert_eq!(pool.idle_count(), 1, "also what was never filled");
     }
 
     #[test]
-    fn what_is_too_small_makes_place() {
-        let pool = BufferPool::default();
-        pool.put(Vec::with_capacity(LARGE));
-        assert!(pool.take(2 * LARGE).capacity() >= 2 * LARGE);
-        assert_eq!(pool.len(), 0);
-    }
-
-    #[test]
-    fn a_small_document_neither_takes_nor_leaves_a_buffer() {
-        let pool = BufferPool::default();
-        pool.put(Vec::with_capacity(LARGE));
-        drop(pool.lend(pool.take(LARGE - 1)));
-        assert_eq!(pool.len(), 1);
+    fn what_is_small_or_too_large_neither_takes_nor_leaves_a_buffer() {
+        let pool = BufferPool::new(100);
+        drop(pool.take(100));
+        for capacity in [0, 50, 101] {
+            let buffer = pool.take(capacity);
+            assert!(buffer.capacity() >= capacity);
+            assert_eq!(pool.idle_count(), 1);
+            drop(buffer.freeze());
+            assert_eq!(pool.idle_count(), 1);
+        }
     }
 }

@@ -140,7 +140,7 @@ mod tests {
                 level: 1,
                 part_size: 1,
                 segment_limit: 1,
-                pool: crate::buffer_pool::BufferPool::default(),
+                pool: crate::buffer_pool::BufferPool::new(1),
             },
             secret: crate::set::fingerprint::RowSecret::generate(),
             progress: Arc::new(move |_| {

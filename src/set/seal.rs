@@ -25,16 +25,15 @@ use self::parts::PartWriter;
 use super::manifest::{Object, Stream};
 use crate::buffer_pool::BufferPool;
 use crate::error::{Context, Error, Result};
-use crate::store::{Store, Upload};
+use crate::store::{self, Store, Upload};
 
 /// Public keys a stream is encrypted to.
 pub type Recipients = Arc<Vec<Box<dyn age::Recipient + Send + Sync>>>;
 /// Secret keys a stream is decrypted with.
 pub type Identities = Arc<Vec<Box<dyn age::Identity + Send + Sync>>>;
 
-/// Bytes asked for at once when reading. Large enough that a round trip is amortised, small enough
-/// that two in flight and one in use stay well within the memory budget.
-const READ_RANGE: u64 = 4 << 20;
+/// Bytes asked for at once when reading.
+const READ_RANGE: u64 = store::READ_SIZE as u64;
 /// Ranges being fetched while one is consumed.
 const READ_AHEAD: usize = 2;
 /// The largest window, as a power of two, that a frame may ask the reader to hold: 128 MiB, which is

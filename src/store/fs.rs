@@ -13,9 +13,9 @@
 mod coordinate;
 
 use std::fs::{self, DirBuilder, File, Permissions, TryLockError};
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{self, ErrorKind, Write};
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -25,7 +25,9 @@ use chrono::{DateTime, Utc};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use tempfile::NamedTempFile;
 
-use super::{ObjectMeta, Store, StoreError, Unfinished, Upload, Version, check_key, size_mismatch};
+use super::{
+    ObjectMeta, READ_SIZE, Store, StoreError, Unfinished, Upload, Version, check_key, size_mismatch,
+};
 use crate::buffer_pool::BufferPool;
 use crate::shutdown;
 
@@ -43,7 +45,7 @@ const PLACE_ATTEMPTS: usize = 10;
 #[derive(Debug, Clone)]
 pub struct FsStore {
     root: PathBuf,
-    /// Memory of what was read.
+    /// Memory of ranges that are read.
     ranges: BufferPool,
 }
 
@@ -60,7 +62,7 @@ impl FsStore {
         if !metadata.is_dir() {
             return Err(StoreError::Other(format!("{} is not a directory", root.display())));
         }
-        Ok(Self { root: root.to_owned(), ranges: BufferPool::default() })
+        Ok(Self { root: root.to_owned(), ranges: BufferPool::new(READ_SIZE) })
     }
 
     fn path(&self, key: &str) -> Result<PathBuf, StoreError> {
@@ -139,18 +141,19 @@ impl Store for FsStore {
             if store.is_behind_link(&path) {
                 return Err(store.no_object(&key));
             }
-            let mut file = File::open(&path).map_err(failed)?;
-            let metadata = file.metadata().map_err(failed)?;
-            if metadata.is_dir() {
+            // What is no file is no object, and a pipe would be waited for.
+            let metadata = fs::symlink_metadata(&path).map_err(failed)?;
+            if !metadata.is_file() {
                 return Err(store.no_object(&key));
             }
-            let length = range.end.min(metadata.len()).saturating_sub(range.start);
-            let capacity = usize::try_from(length)
+            let file = File::open(&path).map_err(failed)?;
+            let end = range.end.min(metadata.len());
+            let length = usize::try_from(end.saturating_sub(range.start))
                 .map_err(|_| StoreError::Other(format!("range of {key} is too large")))?;
-            let mut bytes = store.ranges.take(capacity);
-            file.seek(SeekFrom::Start(range.start)).map_err(failed)?;
-            file.take(length).read_to_end(&mut bytes).map_err(failed)?;
-            Ok(store.ranges.lend(bytes))
+            let mut bytes = store.ranges.take(length);
+            bytes.resize(length, 0);
+            file.read_exact_at(&mut bytes, range.start).map_err(failed)?;
+            Ok(bytes.freeze())
         })
         .await
     }
@@ -502,6 +505,29 @@ mod tests {
         assert!(put(&store, "site/db/sub/new", "x", true).await.is_err());
         let left: Vec<_> = fs::read_dir(outside.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(left, ["secret"]);
+    }
+
+    #[tokio::test]
+    async fn ranges_are_read_into_memory_that_is_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = FsStore::open(directory.path()).unwrap();
+        let size = READ_SIZE as u64;
+        put(&store, "first", vec![1; READ_SIZE], false).await.unwrap();
+        put(&store, "second", vec![2; READ_SIZE - 1], false).await.unwrap();
+        let memory = store.read("first", 0..size).await.unwrap().as_ptr();
+        let again = store.read("second", 0..size).await.unwrap();
+        assert_eq!((again.as_ptr(), again.len()), (memory, READ_SIZE - 1));
+        assert!(again.iter().all(|byte| *byte == 2), "nothing of what was there");
+        assert_ne!(store.read("first", 0..size).await.unwrap().as_ptr(), memory, "that is still in use");
+    }
+
+    #[tokio::test]
+    async fn a_pipe_is_no_object_and_is_not_waited_for() {
+        use rustix::fs::{FileType, Mode, mknodat};
+        let directory = tempfile::tempdir().unwrap();
+        let store = FsStore::open(directory.path()).unwrap();
+        mknodat(CWD, directory.path().join("pipe"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+        assert!(matches!(store.read("pipe", 0..9).await, Err(StoreError::NotFound(_))));
     }
 
     #[tokio::test]

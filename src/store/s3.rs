@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 use self::attempt::{ANSWER, Attempt};
 use self::failure::{Failure, display_endpoint};
 use self::retry::Patience;
-use super::{ObjectMeta, Store, StoreError, Unfinished, Upload, Version, check_key};
+use super::{ObjectMeta, READ_SIZE, Store, StoreError, Unfinished, Upload, Version, check_key};
 use crate::buffer_pool::BufferPool;
 use crate::config::secret::Secret;
 use crate::config::{Location, Repository};
@@ -82,7 +82,7 @@ pub struct S3Store {
     region: String,
     checksums: Checksums,
     learned: Arc<Learned>,
-    /// Memory of what was read.
+    /// Memory of ranges that are read.
     ranges: BufferPool,
 }
 
@@ -121,7 +121,7 @@ pub async fn open_with(
         region,
         checksums: options.checksums,
         learned: Arc::default(),
-        ranges: BufferPool::default(),
+        ranges: BufferPool::new(READ_SIZE),
     })
 }
 

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
 use super::{Piece, hex};
-use crate::buffer_pool::BufferPool;
+use crate::buffer_pool::{Buffer, BufferPool};
 
 /// Parts of a stream that exist at the same time: one is filled while two are on their way. This is what
 /// a stream costs in memory; whoever fills waits until one comes back.
@@ -22,15 +22,15 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How often to look whether anybody still wants parts.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// The memory of a stream's parts, which is used again and again.
+/// The memory of a stream's parts, which is used again and again; when the stream has ended, it is the
+/// pool's again, for the next one.
 struct Buffers {
     size: usize,
-    /// Where it comes from, and goes when the stream has ended: to the next one.
     pool: BufferPool,
     /// Not taken yet.
     left: usize,
-    returned: buffers::Receiver<Vec<u8>>,
-    give_back: buffers::Sender<Vec<u8>>,
+    returned: buffers::Receiver<Buffer>,
+    give_back: buffers::Sender<Buffer>,
 }
 
 impl Buffers {
@@ -40,7 +40,7 @@ impl Buffers {
     }
 
     /// An empty buffer; waits for one, but neither for ever nor for nobody.
-    fn take(&mut self, patience: Duration, is_wanted: impl Fn() -> bool) -> Vec<u8> {
+    fn take(&mut self, patience: Duration, is_wanted: impl Fn() -> bool) -> Buffer {
         if let Ok(buffer) = self.returned.try_recv() {
             return buffer;
         }
@@ -55,34 +55,24 @@ impl Buffers {
     }
 }
 
-impl Drop for Buffers {
-    fn drop(&mut self) {
-        while let Ok(buffer) = self.returned.try_recv() {
-            self.pool.put(buffer);
-        }
-    }
-}
-
-/// A filled part; its memory goes back to the stream's [`Buffers`] with the last reference to it, or to
-/// the next stream.
+/// A filled part; its memory goes back to the stream's [`Buffers`] with the last reference to it.
 struct Part {
-    bytes: Vec<u8>,
-    pool: BufferPool,
-    give_back: buffers::Sender<Vec<u8>>,
+    buffer: Option<Buffer>,
+    give_back: buffers::Sender<Buffer>,
 }
 
 impl AsRef<[u8]> for Part {
     fn as_ref(&self) -> &[u8] {
-        &self.bytes
+        self.buffer.as_deref().map_or(&[], Vec::as_slice)
     }
 }
 
 impl Drop for Part {
     fn drop(&mut self) {
-        let mut buffer = std::mem::take(&mut self.bytes);
-        buffer.clear();
-        if let Err(buffers::SendError(buffer)) = self.give_back.send(buffer) {
-            self.pool.put(buffer);
+        if let Some(mut buffer) = self.buffer.take() {
+            buffer.clear();
+            // The stream may have ended. What cannot be given back is dropped, and so the pool's.
+            let _ = self.give_back.send(buffer);
         }
     }
 }
@@ -92,7 +82,8 @@ pub(super) struct PartWriter {
     sender: mpsc::Sender<Piece>,
     buffers: Buffers,
     part_size: usize,
-    part: Vec<u8>,
+    /// The part that is being filled.
+    part: Option<Buffer>,
     sha256: Sha256,
     size: u64,
 }
@@ -100,7 +91,7 @@ pub(super) struct PartWriter {
 impl PartWriter {
     pub(super) fn new(sender: mpsc::Sender<Piece>, part_size: usize, pool: BufferPool) -> Self {
         let buffers = Buffers::new(part_size, pool);
-        Self { sender, buffers, part_size, part: Vec::new(), sha256: Sha256::new(), size: 0 }
+        Self { sender, buffers, part_size, part: None, sha256: Sha256::new(), size: 0 }
     }
 
     pub(super) fn send(&self, piece: Piece) -> io::Result<()> {
@@ -110,19 +101,15 @@ impl PartWriter {
             .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "upload stopped"))
     }
 
-    fn send_part(&mut self) -> io::Result<()> {
-        let part = Part {
-            bytes: std::mem::take(&mut self.part),
-            pool: self.buffers.pool.clone(),
-            give_back: self.buffers.give_back.clone(),
-        };
-        self.sha256.update(&part.bytes);
+    fn send_part(&mut self, buffer: Buffer) -> io::Result<()> {
+        self.sha256.update(&*buffer);
+        let part = Part { buffer: Some(buffer), give_back: self.buffers.give_back.clone() };
         self.send(Piece::Part(Bytes::from_owner(part)))
     }
 
     pub(super) fn end_object(&mut self) -> io::Result<()> {
-        if !self.part.is_empty() {
-            self.send_part()?;
+        if let Some(part) = self.part.take() {
+            self.send_part(part)?;
         }
         let sha256 = hex(&std::mem::take(&mut self.sha256).finalize());
         let size = std::mem::take(&mut self.size);
@@ -136,14 +123,17 @@ impl Write for PartWriter {
     fn write(&mut self, mut buf: &[u8]) -> io::Result<usize> {
         let taken = buf.len();
         while !buf.is_empty() {
-            if self.part.capacity() == 0 {
-                self.part = self.buffers.take(PATIENCE, || !self.sender.is_closed());
-            }
-            let (now, later) = buf.split_at(buf.len().min(self.part_size - self.part.len()));
-            self.part.extend_from_slice(now);
+            let mut part = match self.part.take() {
+                Some(part) => part,
+                None => self.buffers.take(PATIENCE, || !self.sender.is_closed()),
+            };
+            let (now, later) = buf.split_at(buf.len().min(self.part_size - part.len()));
+            part.extend_from_slice(now);
             self.size += now.len() as u64;
-            if self.part.len() == self.part_size {
-                self.send_part()?;
+            if part.len() == self.part_size {
+                self.send_part(part)?
+            } else {
+                self.part = Some(part)
             }
             buf = later;
         }
@@ -159,43 +149,40 @@ impl Write for PartWriter {
 mod tests {
     use super::*;
 
-    const SIZE: usize = 1 << 20;
-
     /// A connection that is neither read nor closed keeps what it was given: three of them, and a backup
     /// waited for ever.
     #[test]
     fn memory_that_does_not_come_back_is_not_waited_for_without_end() {
-        let pool = BufferPool::default();
-        let mut buffers = Buffers::new(SIZE, pool.clone());
-        let mut kept: Vec<Vec<u8>> = (0..PARTS).map(|_| buffers.take(PATIENCE, || true)).collect();
-        assert_eq!(buffers.take(Duration::from_millis(1), || true).capacity(), SIZE);
-        assert_eq!(buffers.take(PATIENCE, || false).capacity(), SIZE, "the upload has failed");
+        let pool = BufferPool::new(10);
+        let mut buffers = Buffers::new(10, pool.clone());
+        let mut kept: Vec<Buffer> = (0..PARTS).map(|_| buffers.take(PATIENCE, || true)).collect();
+        assert_eq!(buffers.take(Duration::from_millis(1), || true).capacity(), 10);
+        assert_eq!(buffers.take(PATIENCE, || false).capacity(), 10, "the upload has failed");
         let give_back = buffers.give_back.clone();
-        let mut part =
-            || Part { bytes: kept.pop().unwrap(), pool: pool.clone(), give_back: give_back.clone() };
+        let mut part = || Part { buffer: kept.pop(), give_back: give_back.clone() };
         let late = part();
         drop(part());
         assert!(buffers.take(PATIENCE, || true).is_empty());
         drop(buffers);
-        assert_eq!(pool.len(), 0);
+        let before = pool.idle_count();
         drop(late);
-        assert_eq!(pool.len(), 1, "the next stream has it");
+        assert_eq!(pool.idle_count(), before + 1, "the next stream has it");
     }
 
     /// Each stream has a thread of its own; one after another they cost no more than one.
     #[test]
     fn a_stream_uses_the_memory_of_those_before_it() {
-        let pool = BufferPool::default();
+        let pool = BufferPool::new(1000);
         for _ in 0..4 {
             let (sender, mut pieces) = mpsc::channel(1);
-            let mut writer = PartWriter::new(sender, SIZE, pool.clone());
+            let mut writer = PartWriter::new(sender, 1000, pool.clone());
             let filler = std::thread::spawn(move || {
-                writer.write_all(&vec![7; 10 * SIZE + 500]).unwrap();
+                writer.write_all(&[7; 10_500]).unwrap();
                 writer.end_object().unwrap();
             });
             while pieces.blocking_recv().is_some() {}
             filler.join().unwrap();
-            let left = pool.len();
+            let left = pool.idle_count();
             assert!((1..=PARTS).contains(&left), "{left} buffers");
         }
     }

@@ -24,7 +24,7 @@ fn options(recipient: Box<dyn age::Recipient + Send + Sync>, part_size: usize, s
         level: 3,
         part_size,
         segment_limit,
-        pool: BufferPool::default(),
+        pool: BufferPool::new(part_size),
     }
 }
 

@@ -126,7 +126,7 @@ impl Attempt {
                             chain(&error)
                         )));
                     }
-                    Ok(None) if arrived == size => return Ok(pool.lend(bytes)),
+                    Ok(None) if arrived == size => return Ok(bytes.freeze()),
                     Ok(None) => return Err(Failure::broke(&format!("sent {arrived} of {size} bytes"))),
                     Err(_) => {
                         return Err(Failure::broke(&format!("sent nothing for {} s", patience.as_secs())));
@@ -257,11 +257,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_of_another_size_than_announced_is_not_taken() {
-        let pool = BufferPool::default();
+        let pool = BufferPool::new(10);
         let collect =
             |bytes: &'static [u8], size| Attempt::new(1).collect(ByteStream::from_static(bytes), size, &pool);
-        assert_eq!(collect(b"12345", 5).await.unwrap(), "12345");
+        assert_eq!(collect(b"1234567890", 10).await.unwrap(), "1234567890");
+        assert_eq!(pool.idle_count(), 1, "its memory is used again");
+        assert_eq!(collect(b"123456", 6).await.unwrap(), "123456");
         assert_eq!(collect(b"12345", 6).await.unwrap_err().in_short(), "sent 5 of 6 bytes");
         assert_eq!(collect(b"12345", 4).await.unwrap_err().in_short(), "sent more than 4 bytes");
+        assert!(collect(b"1234567890", 9).await.is_err());
+        assert_eq!(pool.idle_count(), 1, "also after an attempt in vain");
     }
 }

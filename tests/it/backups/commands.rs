@@ -220,7 +220,7 @@ async fn sealed_set(site: &Site, id: &str) -> String {
         level: 1,
         part_size: 64 << 10,
         segment_limit: 1 << 30,
-        pool: opsd::buffer_pool::BufferPool::default(),
+        pool: opsd::buffer_pool::BufferPool::new(64 << 10),
     };
     let prefix = set::set_prefix(SITE, JOB, id);
     let mut manifest = manifest("2026-11-01T03:00:00Z", id);
