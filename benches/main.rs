@@ -64,8 +64,8 @@ fn main() {
     let mut report = Report::default();
     for name in &plan.names {
         eprintln!("{name}: making what is measured");
-        // Each has a store of its own, and what is stored goes with it. It answers over the network; only
-        // starting it needs a runtime.
+        // What is stored has a store of its own and goes with it. It answers over the network; only starting
+        // it needs a runtime.
         let start = || runtime.block_on(SeaweedFs::start());
         match name.as_str() {
             "list" => list(&runtime, &start(), plan.rounds, &mut report),
