@@ -192,8 +192,8 @@ pub fn resolve(dsn: &str, env: Env<'_>) -> Result<Resolved, Vec<Error>> {
     }
     let home = files::home(env);
     if let Some(service) = settings.get("service").cloned().or_else(|| nonempty(env("PGSERVICE"))) {
-        let file = settings.get("servicefile").cloned().or_else(|| nonempty(env("PGSERVICEFILE")));
-        let places = files::service_files(file.as_deref(), home.as_deref(), env);
+        let file = settings.get("servicefile").map(String::as_str);
+        let places = files::service_files(file, home.as_deref(), env);
         match files::service(&service, &places) {
             Ok(found) => found.into_iter().for_each(|(key, value)| {
                 settings.entry(key).or_insert(value);

@@ -103,36 +103,59 @@ pub(super) fn password(entries: &[Entry], host: &str, port: u16, dbname: &str, u
     entry.map(|e| e.password.clone())
 }
 
-/// Service files in the order they are searched, and whether each must exist.
-pub(super) fn service_files(named: Option<&str>, home: Option<&Path>, env: Env<'_>) -> Vec<(PathBuf, bool)> {
-    let own = match named {
-        Some(path) => Some((PathBuf::from(path), true)),
-        None => home.map(|h| (h.join(".pg_service.conf"), false)),
-    };
-    let system = nonempty(env("PGSYSCONFDIR")).unwrap_or_else(|| SYSCONFDIR.into());
-    own.into_iter().chain([(Path::new(&system).join("pg_service.conf"), false)]).collect()
+/// A file that may define services.
+pub(super) struct ServiceFile {
+    path: PathBuf,
+    /// What it is called in errors. What a URL names is not repeated: of one that is written wrongly it may
+    /// be the password.
+    called: String,
+    must_exist: bool,
 }
 
-/// The settings of a service, from the first file that has it.
-pub(super) fn service(name: &str, files: &[(PathBuf, bool)]) -> Result<Settings, Vec<Error>> {
-    for (path, must_exist) in files {
-        let text = match std::fs::read_to_string(path) {
+/// Service files in the order they are searched; `named` is what the URL, or else the environment, names.
+pub(super) fn service_files(
+    named: Option<&str>,
+    home: Option<&Path>,
+    env: Env<'_>,
+) -> [Option<ServiceFile>; 2] {
+    let file = |path: PathBuf, must_exist| {
+        let called = format!("service file {}", path.display());
+        ServiceFile { path, called, must_exist }
+    };
+    let of_environment = nonempty(env("PGSERVICEFILE"));
+    let own = match (named, of_environment, home) {
+        (Some(path), _, _) => {
+            let called = "the file that servicefile names".to_owned();
+            Some(ServiceFile { path: path.into(), called, must_exist: true })
+        }
+        (None, Some(path), _) => Some(file(path.into(), true)),
+        (None, None, home) => home.map(|home| file(home.join(".pg_service.conf"), false)),
+    };
+    let system = nonempty(env("PGSYSCONFDIR")).unwrap_or_else(|| SYSCONFDIR.into());
+    [own, Some(file(Path::new(&system).join("pg_service.conf"), false))]
+}
+
+/// The settings of a service, from the first file that has it. Its name is not repeated either.
+pub(super) fn service(name: &str, files: &[Option<ServiceFile>]) -> Result<Settings, Vec<Error>> {
+    let files = || files.iter().flatten();
+    for file in files() {
+        let text = match std::fs::read_to_string(&file.path) {
             Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !must_exist => continue,
-            Err(e) => return Err(vec![Error::usage(e).context(format!("service file {}", path.display()))]),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !file.must_exist => continue,
+            Err(e) => return Err(vec![Error::usage(e).context(&file.called)]),
         };
-        if let Some(found) = section(&text, name, path) {
+        if let Some(found) = section(&text, name, &file.called) {
             return found;
         }
     }
-    let searched: Vec<String> = files.iter().map(|(path, _)| path.display().to_string()).collect();
+    let searched: Vec<&str> = files().map(|file| file.called.as_str()).collect();
     Err(vec![
-        Error::usage(format!("service {name} is not defined"))
-            .with_hint(format!("searched: {}", searched.join(", "))),
+        Error::usage("the service that it names is not defined")
+            .with_hint(format!("searched for [SERVICE]: {}", searched.join(", "))),
     ])
 }
 
-fn section(text: &str, name: &str, path: &Path) -> Option<Result<Settings, Vec<Error>>> {
+fn section(text: &str, name: &str, called: &str) -> Option<Result<Settings, Vec<Error>>> {
     let mut settings = Settings::new();
     let mut issues = Vec::new();
     let mut inside = false;
@@ -165,7 +188,7 @@ fn section(text: &str, name: &str, path: &Path) -> Option<Result<Settings, Vec<E
                 settings.entry(key).or_insert_with(|| value.to_string());
             }),
         };
-        issues.extend(result.err().map(|e| e.context(format!("service file {}", path.display()))));
+        issues.extend(result.err().map(|e| e.context(called)));
     }
     if !inside {
         return None;

@@ -87,6 +87,15 @@ fn environment_fills_what_the_string_leaves_out() {
     assert!(found.password_in_dsn);
 }
 
+/// What a fuzzer found: a URL behind the wrong word, and all of it in the error.
+#[test]
+fn a_url_that_is_taken_for_a_service_or_its_file_is_not_repeated() {
+    for dsn in ["service=[u:S3CRET@h:5432,[::1]/d", "service=a servicefile=u:S3CRET@h"] {
+        let text = issues(dsn, &[("HOME", "/nonexistent")]);
+        assert!(text.contains("service") && !text.contains("S3CRET"), "{text}");
+    }
+}
+
 #[test]
 fn services_stand_between_string_and_environment() {
     let dir = tempfile::tempdir().expect("tempdir");
@@ -116,8 +125,11 @@ fn services_stand_between_string_and_environment() {
         let c = resolve(&format!("service={name}"), &env(&variables)).expect("resolve").connection;
         assert_eq!(hosts_of(&c), [(host, 5432)]);
     }
-    assert!(issues("service=c", &variables).contains("service c is not defined"));
-    assert!(issues("service=a servicefile=/nonexistent/x", &variables).contains("/nonexistent/x"));
+    let text = issues("service=c", &variables);
+    assert!(text.contains("the service that it names is not defined"), "{text}");
+    assert!(text.contains(".pg_service.conf"), "{text}");
+    let named: Vec<_> = [("PGSERVICEFILE", "/nonexistent/x")].into_iter().chain(variables).collect();
+    assert!(issues("service=a", &named).contains("service file /nonexistent/x: "));
 
     std::fs::write(home.join(".pg_service.conf"), "[a]\nhots=h\nsslcrl=/x\nservice=b\nnonsense\n")
         .expect("write");
