@@ -185,7 +185,11 @@ pub fn generate_identity(now: chrono::DateTime<chrono::Utc>) -> (Secret, String)
 /// Reads a file that holds a secret; refuses it when anybody but its owner may.
 pub fn read_secret_file(path: &Path) -> Result<Secret> {
     let on = || format!("secret file {}", path.display());
-    let mut file = regular_file::open(path).with_context(on)?;
+    let opened = regular_file::open(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::InvalidInput => Error::usage(e),
+        _ => e.into(),
+    });
+    let mut file = opened.with_context(on)?;
     let meta = file.metadata().with_context(on)?;
     if meta.mode() & 0o077 != 0 {
         return Err(Error::usage(format!("mode {:04o} lets others read it", meta.mode() & 0o7777))
@@ -335,6 +339,7 @@ mod tests {
         for path in [dir.path(), &pipe] {
             let error = identities(path).err().expect("refused");
             assert!(error.to_string().contains("not a regular file"), "{error}");
+            assert_eq!(error.kind(), Kind::Usage);
         }
     }
 

@@ -29,7 +29,7 @@ use super::{
     ObjectMeta, READ_SIZE, Store, StoreError, Unfinished, Upload, Version, check_key, size_mismatch,
 };
 use crate::buffer_pool::BufferPool;
-use crate::shutdown;
+use crate::{regular_file, shutdown};
 
 /// Folder of unfinished uploads, in the root so that a rename never crosses file systems.
 const TEMPORARY: &str = ".opsd-tmp";
@@ -141,13 +141,12 @@ impl Store for FsStore {
             if store.is_behind_link(&path) {
                 return Err(store.no_object(&key));
             }
-            // What is no file is no object, and a pipe would be waited for.
-            let metadata = fs::symlink_metadata(&path).map_err(failed)?;
-            if !metadata.is_file() {
-                return Err(store.no_object(&key));
-            }
-            let file = File::open(&path).map_err(failed)?;
-            let end = range.end.min(metadata.len());
+            let file = match regular_file::open(&path) {
+                // What is no file is no object.
+                Err(e) if e.kind() == ErrorKind::InvalidInput => return Err(store.no_object(&key)),
+                opened => opened.map_err(failed)?,
+            };
+            let end = range.end.min(file.metadata().map_err(failed)?.len());
             let length = usize::try_from(end.saturating_sub(range.start))
                 .map_err(|_| StoreError::Other(format!("range of {key} is too large")))?;
             let mut bytes = store.ranges.take(length);
