@@ -17,6 +17,7 @@ pub mod output;
 mod progress;
 pub mod repository;
 pub mod restore;
+pub mod scratch_init;
 pub mod status;
 
 use std::path::PathBuf;
@@ -154,9 +155,12 @@ pub enum Command {
     Metrics(metrics::Args),
     /// Print completions for a shell
     Completions(completions::Args),
-    /// Wait for the end of a rehearsal, then remove its scratch server
+    /// Run, watch and remove a rehearsal's scratch server
     #[command(hide = true)]
-    KeepScratch(keep_scratch::Args),
+    KeepScratch,
+    /// Be the first process inside a scratch server's sandbox
+    #[command(hide = true)]
+    ScratchInit,
 }
 
 /// Reads the command line. Help and mistakes are printed here; the number is the exit code then.
@@ -176,6 +180,15 @@ pub fn parse() -> Result<Cli, u8> {
 fn is_check() -> bool {
     let matches = Cli::command().ignore_errors(true).try_get_matches();
     matches.is_ok_and(|matches| matches.subcommand_name() == Some("check"))
+}
+
+/// Runs a command that needs a process with one thread, and so no runtime; `None` where it is another one.
+pub fn run_alone(cli: &Cli) -> Option<Result<u8>> {
+    match cli.command {
+        Command::KeepScratch => Some(keep_scratch::run()),
+        Command::ScratchInit => Some(scratch_init::run()),
+        _ => None,
+    }
 }
 
 /// Runs the command; the number is the exit code of one that was done.
@@ -203,7 +216,9 @@ pub async fn run(cli: Cli, shutdown: &Shutdown) -> Result<u8> {
             global.with_config(KeyAdvice::Said, work).await
         }
         Command::Completions(args) => completions::run(&args),
-        Command::KeepScratch(args) => keep_scratch::run(args).await,
+        Command::KeepScratch | Command::ScratchInit => {
+            return Err(Error::usage("needs a process of its own"));
+        }
         Command::Exporter(args) => exporter::run(args, global, shutdown).await,
         Command::Status(args) => {
             let work = async |config| status::run(args, &config, shutdown).await;

@@ -240,4 +240,6 @@ pub struct Verify {
     pub scratch_user: Option<String>,
     /// Queries that must return one row with one true column.
     pub assert: Vec<String>,
+    /// How long a rehearsal may take.
+    pub timeout: Duration,
 }

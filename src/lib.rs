@@ -33,6 +33,7 @@ pub mod progress;
 pub mod regular_file;
 pub mod restore;
 pub mod rules;
+pub mod sandbox;
 pub mod set;
 pub mod shutdown;
 pub mod store;

@@ -30,6 +30,9 @@ fn main() -> ExitCode {
 
 fn start(cli: Cli) -> Result<u8> {
     tracing_to_stderr(&cli)?;
+    if let Some(done) = cli::run_alone(&cli) {
+        return done;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
         let shutdown = Shutdown::listen(exit_now)?;

@@ -6,6 +6,7 @@
 //! role's privileges: a rehearsal's server therefore runs as a user with nothing worth stealing in
 //! reach.
 
+mod assertions;
 pub mod collations;
 pub mod complaints;
 pub mod copy;

@@ -12,7 +12,7 @@ use crate::error::{Error, Kind, Result};
 use crate::postgres::tools;
 use crate::restore;
 use crate::restore::to::{self, Options, Report};
-use crate::restore::verify::{self, Rehearsal};
+use crate::restore::verify::{self, Rehearsal, Uncontained};
 use crate::set::catalog::{self, Selector};
 use crate::set::manifest::Database;
 use crate::set::verification::{self, Phases, Verdict};
@@ -59,6 +59,9 @@ pub struct Args {
     /// Streams and index builds at the same time [default: the job's streams]
     #[arg(long = "jobs", value_name = "N", conflicts_with = "verify")]
     jobs_at_once: Option<usize>,
+    /// Rehearse even where this machine does not contain the code of a dump
+    #[arg(long, requires = "verify")]
+    uncontained: bool,
     /// Print the result as one JSON document
     #[arg(long)]
     json: bool,
@@ -79,6 +82,8 @@ struct ResultReport {
     seconds: Phases,
     total_seconds: f64,
     server_version: Option<String>,
+    /// Absent where no scratch server was started.
+    contained: Option<String>,
     warnings: Vec<String>,
     hints: Vec<String>,
     error: Option<String>,
@@ -125,7 +130,8 @@ async fn run_verify(
     let mut failures: Vec<(&str, Error)> = Vec::new();
     for job in jobs {
         let bars = progress::bars(global);
-        let work = verify::verify(config, job, selector, store.clone(), bars.progress());
+        let uncontained = if args.uncontained { Uncontained::Allowed } else { Uncontained::Refused };
+        let work = verify::verify(config, job, selector, store.clone(), uncontained, bars.progress());
         let result = shutdown.guard(work).await;
         drop(bars);
         let (report, failure) = match result {
@@ -170,6 +176,7 @@ fn judged(job: &str, rehearsal: Rehearsal) -> (ResultReport, Option<Error>) {
         seconds: record.seconds,
         total_seconds,
         server_version: record.server_version,
+        contained: record.contained,
         warnings: record.warnings,
         hints,
         error: error.map(|e| e.to_string()),
@@ -187,6 +194,7 @@ fn unread(job: &str, error: &Error) -> ResultReport {
         seconds: Phases::default(),
         total_seconds: 0.0,
         server_version: None,
+        contained: None,
         warnings: Vec::new(),
         hints: Vec::new(),
         error: Some(error.to_string()),

@@ -537,17 +537,30 @@ fn retention(walk: &mut Walk<'_>, section: &Section<'_>) -> Retention {
     retention
 }
 
+/// A database of terabytes comes back within a day; code in a dump that never ends would run for ever.
+const REHEARSAL_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
+
 fn verify(walk: &mut Walk<'_>, job: &Section<'_>) -> Verify {
-    let mut verify =
-        Verify { scratch_dir: PathBuf::from("/var/tmp/opsd"), scratch_user: None, assert: Vec::new() };
+    let mut verify = Verify {
+        scratch_dir: PathBuf::from("/var/tmp/opsd"),
+        scratch_user: None,
+        assert: Vec::new(),
+        timeout: REHEARSAL_TIMEOUT,
+    };
     let Some(section) = walk.section(job, "verify") else { return verify };
-    walk.only(&section, &["scratch_dir", "scratch_user", "assert"]);
+    walk.only(&section, &["scratch_dir", "scratch_user", "assert", "timeout"]);
     if let Some((_, dir)) = walk.path(&section, "scratch_dir") {
         verify.scratch_dir = dir;
     }
     verify.scratch_user = walk.filled(&section, "scratch_user").map(|text| text.value);
     if let Some((_, queries)) = walk.strings(&section, "assert") {
         verify.assert = queries.into_iter().map(|q| q.value).collect();
+    }
+    if let Some((place, timeout)) = walk.duration(&section, "timeout") {
+        if timeout.is_zero() {
+            walk.mistake(&place, "leaves no time for a rehearsal", "as in \"12h\"");
+        }
+        verify.timeout = timeout;
     }
     verify
 }

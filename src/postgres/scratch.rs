@@ -1,32 +1,35 @@
 //! Throw-away servers that rehearsals restore into.
 //!
 //! What is restored is code that the dumped database's users wrote, and a restoring superuser runs
-//! it. So where opsd is root the server runs as a user with nothing to steal; it has an empty
+//! it. So the server runs in a [`sandbox`]: where opsd is root as a user with nothing to steal, and
+//! wherever the machine allows it with processes, files and a network of its own. It has an empty
 //! environment, one Unix socket, and lets in opsd's own user alone, as the kernel tells it. It and
-//! its directory go when the rehearsal ends, however it ends. If opsd is killed, a second process of
-//! its own, the [`keep`]er, ends the server and removes the directory; and if that was killed too,
-//! there is a directory whose lock is free, and the next run [`sweep`]s it.
-//!
-//! Deliberately absent: containers, namespaces, resource limits. A hostile dump can fill the disk of
-//! `scratch_dir` and use the network as the scratch user; the README says so.
+//! its directory go when the rehearsal ends, however it ends: the sandbox's keeper sees to it, even
+//! when opsd is killed. If the keeper was killed too, there is a directory whose lock is free, and the
+//! next run [`sweep`]s it.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, geteuid};
 use tokio::process::Command;
+use tokio::sync::oneshot;
 
 use super::connect::{self, Session};
 use super::tools::ServerBinaries;
 use crate::config::{Connection, SslMode};
 use crate::error::{Context, Error, Result};
-use crate::process::{self, Child, Exit, Input, Output};
+use crate::process::{self, Child, Input, Output};
+use crate::sandbox::{self, Account, Containment, Level, Limits, Program, Ring, Said, Sandbox};
 use crate::shutdown;
 
 mod place;
 mod settings;
 
-use place::{MARK, Place, User};
+use place::{MARK, Place};
 
 /// The role that opsd restores as.
 pub const SUPERUSER: &str = "opsd_scratch";
@@ -39,9 +42,17 @@ const PORT: u16 = 5432;
 /// Users to run as where opsd is root, in order of preference.
 const DEFAULT_USERS: [&str; 2] = ["opsd-scratch", "nobody"];
 
-/// Slow disks and emulators included.
-const INITDB_BOUND: Duration = Duration::from_secs(180);
-const START_BOUND: Duration = Duration::from_secs(120);
+/// The sandbox is made within this time, initdb has run and the server answers within that one. Slow disks
+/// and emulators are included.
+const SANDBOX_BOUND: Duration = Duration::from_secs(60);
+const START_BOUND: Duration = Duration::from_secs(300);
+/// The keeper asks the server to end, ends it, and removes its directory.
+const STOP_BOUND: Duration = Duration::from_secs(60);
+/// Processes and threads of one server with everything that it starts.
+const MAX_TASKS: u64 = 4096;
+/// This much of the disk stays free, as a part of it and at most in bytes: what else is there goes on.
+const FREE_PART: u64 = 50;
+const MAX_FREE: u64 = 1 << 30;
 const POLL: Duration = Duration::from_millis(20);
 
 /// What a scratch server should be.
@@ -59,8 +70,10 @@ pub struct ScratchOptions {
     pub objects: u64,
     /// Bytes of memory to plan with; absent means what is available.
     pub memory: Option<u64>,
-    /// A program that, given the server's directory, [`keep`]s it; absent means that nobody does.
-    pub keeper: Option<Vec<String>>,
+    /// opsd again, with the arguments that make it a sandbox's keeper.
+    pub keeper: Vec<String>,
+    /// Whether the server may run where the machine contains it too little.
+    pub uncontained: bool,
 }
 
 /// A running scratch server. Dropping it ends and removes it; [`Scratch::stop`] also says whether
@@ -73,11 +86,18 @@ pub struct Scratch {
     pub version: String,
     /// Its major.
     pub major: u32,
-    // Before the process: dropping the place ends the server, then the process is reaped.
+    /// How far what runs in it is contained.
+    pub containment: Containment,
+    // Before the place: the keeper removes the directory, and the place looks after it.
+    keeper: Child,
     place: Place,
-    server: Child,
-    keeper: Option<Child>,
+    said: Last,
+    /// Keeps others from running as the same user where they would see each other.
+    _user: Option<File>,
 }
+
+/// What the sandbox said last.
+type Last = Arc<Mutex<Option<Said>>>;
 
 /// Starts a server and waits until it answers.
 pub async fn start(options: ScratchOptions) -> Result<Scratch> {
@@ -88,15 +108,15 @@ pub async fn start(options: ScratchOptions) -> Result<Scratch> {
 }
 
 async fn start_server(options: ScratchOptions) -> Result<Scratch> {
-    let (user, warnings) = server_user(options.user.as_deref())?;
+    let (user, mut warnings) = server_user(options.user.as_deref())?;
     let own_uid = geteuid().as_raw();
-    let own = User::by_uid(own_uid).ok_or_else(|| {
+    let own = place::user_by_uid(own_uid).ok_or_else(|| {
         Error::new(format!("user id {own_uid}, which opsd runs as, has no name"))
             .with_hint("PostgreSQL needs one: add the user to /etc/passwd")
     })?;
     let binaries = &options.binaries;
     if let Some(user) = &user
-        && let Some(dir) = user.blocked_at(&binaries.bin_dir)
+        && let Some(dir) = place::blocked_at(user, &binaries.bin_dir)
     {
         return Err(Error::new(format!(
             "user {:?} cannot run the programs in {}: {} is closed",
@@ -110,24 +130,12 @@ async fn start_server(options: ScratchOptions) -> Result<Scratch> {
         let (dir, user) = (options.scratch_dir.clone(), user.clone());
         blocking(move || Place::create(&dir, user.as_ref())).await?
     };
-    let keeper = options.keeper.map(|words| start_keeper(&words, &place)).transpose()?;
-    let run_as = |program: &str| command(binaries, program, &place, user.as_ref());
-
-    let mut initdb = run_as("initdb");
-    initdb.arg("--pgdata").arg(place.data());
-    initdb.args(["--username", SUPERUSER, "--auth", "reject", "--encoding", "UTF8", "--locale", "C"]);
-    initdb.arg("--no-sync");
-    if binaries.major >= 18 {
-        initdb.arg("--no-data-checksums");
-    }
-    let (exit, _) = process::run("initdb", initdb, INITDB_BOUND).await.map_err(may_run_as(user.as_ref()))?;
-    exit.check()?;
-
+    let memory = options.memory.unwrap_or_else(settings::available_memory);
     let sizing = settings::Sizing {
         major: binaries.major,
         jobs: options.jobs,
         objects: options.objects,
-        memory: options.memory.unwrap_or_else(settings::available_memory),
+        memory,
         cores: std::thread::available_parallelism().map_or(1, usize::from),
     };
     let conf = settings::postgresql_conf(place.root(), sizing);
@@ -135,13 +143,53 @@ async fn start_server(options: ScratchOptions) -> Result<Scratch> {
     place.write("pg_hba.conf", &settings::pg_hba_conf(), user.as_ref())?;
     place.write("pg_ident.conf", &settings::pg_ident_conf(&own.name), user.as_ref())?;
 
-    let mut postgres = run_as("postgres");
-    postgres.arg("-D").arg(place.data());
-    postgres.arg("-c").arg(format!("config_file={}", place.root().join("postgresql.conf").display()));
-    // SIGQUIT is immediate shutdown: nothing here is worth a checkpoint.
-    let server = process::spawn_stopped_by("postgres", postgres, Input::Null, Output::Null, Signal::QUIT)?;
-    let mut scratch =
-        Scratch { warnings, version: binaries.version.clone(), major: binaries.major, place, server, keeper };
+    let sandbox = Sandbox {
+        directory: place.root().to_owned(),
+        writable: vec![place.data(), place.sockets()],
+        readable: binaries.directories().await?,
+        accounts: user.iter().cloned().chain([own]).collect(),
+        user,
+        programs: programs(binaries, &place)?,
+        limits: Limits { memory, tasks: MAX_TASKS, free_space: free_at_least(place.root())? },
+    };
+    let (mut keeper, containment, said) = contain(&options.keeper, &sandbox).await?;
+    let go = async {
+        if containment.level() == Level::No && !options.uncontained {
+            return Err(Error::new(format!(
+                "a rehearsal runs code of the database's users, and this machine does not contain it: {}",
+                containment.lacking().join("; ")
+            ))
+            .with_hint(
+                "rehearse as root, or where user namespaces are allowed; --uncontained rehearses all the same",
+            ));
+        }
+        let alone = match containment.processes {
+            Ring::Held => None,
+            Ring::Weak(_) | Ring::Open(_) => Some(place.lock_user()?),
+        };
+        send(&mut keeper, sandbox::GO).await?;
+        Ok(alone)
+    };
+    let alone = match go.await {
+        Ok(alone) => alone,
+        Err(error) => {
+            end(keeper).await?;
+            return Err(error);
+        }
+    };
+    if containment.level() != Level::Full {
+        warnings.push(format!("the scratch server is contained {containment}"));
+    }
+    let mut scratch = Scratch {
+        warnings,
+        version: binaries.version.clone(),
+        major: binaries.major,
+        containment,
+        keeper,
+        place,
+        said,
+        _user: alone,
+    };
     let session = scratch.ready().await?;
     let grant = match scratch.major {
         // A restore must grant by itself there.
@@ -152,6 +200,90 @@ async fn start_server(options: ScratchOptions) -> Result<Scratch> {
     session.client.batch_execute(&roles).await.context("cannot create its roles")?;
     session.close().await;
     Ok(scratch)
+}
+
+/// Starts a keeper with its sandbox, and waits until the sandbox says how far it holds.
+async fn contain(words: &[String], sandbox: &Sandbox) -> Result<(Child, Containment, Last)> {
+    let (program, arguments) = words.split_first().ok_or_else(|| Error::new("the keeper has no program"))?;
+    let mut command = Command::new(program);
+    command.env_clear().args(arguments).current_dir("/");
+    let mut keeper =
+        process::spawn_stopped_by("the sandbox", command, Input::Pipe, Output::Pipe, Signal::KILL)?;
+    let mut line = serde_json::to_vec(sandbox)?;
+    line.push(b'\n');
+    send(&mut keeper, &line).await?;
+    let stdout = keeper.stdout.take().ok_or_else(|| Error::new("the sandbox has no stdout"))?;
+    let said = Last::default();
+    let (first, containment) = oneshot::channel();
+    let last = said.clone();
+    // A thread that ends with the sandbox.
+    tokio::task::spawn_blocking(move || listen(stdout, first, &last));
+    match tokio::time::timeout(SANDBOX_BOUND, containment).await {
+        Ok(Ok(containment)) => Ok((keeper, containment, said)),
+        Ok(Err(_)) => Err(ended(&mut keeper, &said).await),
+        Err(_) => Err(Error::new(format!("it is not made after {} s", SANDBOX_BOUND.as_secs()))),
+    }
+}
+
+/// Hears what the sandbox says, until its end.
+fn listen(stdout: File, first: oneshot::Sender<Containment>, last: &Last) {
+    let mut first = Some(first);
+    while let Ok(Some(line)) = sandbox::read_line(&stdout) {
+        match serde_json::from_slice(&line) {
+            Ok(Said::Contained(containment)) => {
+                if let Some(first) = first.take() {
+                    let _ = first.send(containment);
+                }
+            }
+            Ok(said) => *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(said),
+            Err(error) => tracing::debug!("the sandbox says what nobody understands: {error}"),
+        }
+    }
+}
+
+async fn send(keeper: &mut Child, bytes: &[u8]) -> Result<()> {
+    let stdin = keeper.stdin.as_ref().ok_or_else(|| Error::new("the sandbox has no stdin"))?;
+    let mut stdin = stdin.try_clone().context("cannot reach the sandbox")?;
+    let bytes = bytes.to_owned();
+    blocking(move || stdin.write_all(&bytes).context("cannot reach the sandbox")).await
+}
+
+/// Tells the keeper that nobody needs the sandbox any more, and waits until all of it is gone.
+async fn end(mut keeper: Child) -> Result<()> {
+    keeper.stdin = None;
+    match tokio::time::timeout(STOP_BOUND, keeper.wait()).await {
+        Ok(exit) => exit.map(|_| ()),
+        Err(_) => keeper.stop().await.map(|_| ()),
+    }
+}
+
+/// Why a sandbox that nobody ended is gone.
+async fn ended(keeper: &mut Child, said: &Last) -> Error {
+    let exit = match keeper.wait().await {
+        Ok(exit) => exit,
+        Err(error) => return error,
+    };
+    let stderr = match exit.stderr.trim() {
+        "" => "it said nothing",
+        text => text,
+    };
+    let said = said.lock().unwrap_or_else(PoisonError::into_inner).take();
+    match said {
+        Some(Said::Ended(program, how)) => Error::new(stderr).context(format!("{program} {how}")),
+        Some(Said::Failed(why, Some(hint))) => Error::new(why).with_hint(hint),
+        Some(Said::Failed(why, None)) => Error::new(why),
+        Some(Said::Contained(_)) | None => {
+            Error::new(stderr).context(format!("its keeper {}", exit.describe()))
+        }
+    }
+}
+
+/// What must stay free on the disk of a directory.
+fn free_at_least(path: &Path) -> Result<u64> {
+    let stat = rustix::fs::statvfs(path)
+        .map_err(std::io::Error::from)
+        .with_context(|| format!("cannot ask for the size of the disk of {}", path.display()))?;
+    Ok((stat.f_blocks.saturating_mul(stat.f_frsize) / FREE_PART).min(MAX_FREE))
 }
 
 impl Scratch {
@@ -186,28 +318,31 @@ impl Scratch {
         self.place.root()
     }
 
-    /// Its process id.
-    pub fn pid(&self) -> Option<u32> {
-        self.server.id()
-    }
-
     /// Returns when the server is gone although nobody stopped it, and says why.
     pub async fn ended(&mut self) -> Error {
-        match self.server.wait().await {
-            Ok(exit) => ended(&exit),
-            Err(error) => error,
+        ended(&mut self.keeper, &self.said).await.context("the scratch server ended")
+    }
+
+    /// Why something failed on this server: the sandbox's own reason for ending it, where there is one.
+    pub fn cause(&self, error: Error) -> Error {
+        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match said {
+            Some(Said::Failed(why, _)) => Error::new(why).context("the scratch server was ended"),
+            Some(Said::Ended(..) | Said::Contained(_)) | None => error,
         }
     }
 
     /// Ends the server and removes its directory.
-    pub async fn stop(self) -> Result<()> {
-        let Scratch { place, mut server, keeper, .. } = self;
-        let cleared = blocking(move || place.clear()).await;
-        server.wait().await?;
-        if let Some(keeper) = keeper {
-            keeper.stop().await?;
+    pub async fn stop(mut self) -> Result<()> {
+        self.keeper.stdin = None;
+        let ended = match tokio::time::timeout(STOP_BOUND, self.keeper.wait()).await {
+            Ok(exit) => exit.and_then(|exit| exit.check()),
+            Err(_) => Err(Error::new(format!("its keeper does not end within {} s", STOP_BOUND.as_secs()))),
+        };
+        if let Err(error) = ended {
+            tracing::debug!("{error}");
         }
-        cleared
+        blocking(move || self.place.take_away()).await
     }
 
     /// The first session that works.
@@ -215,8 +350,8 @@ impl Scratch {
         let connection = self.connection("postgres");
         let deadline = Instant::now() + START_BOUND;
         loop {
-            if self.server.has_ended()? {
-                return Err(self.ended().await);
+            if self.keeper.has_ended()? {
+                return Err(ended(&mut self.keeper, &self.said).await);
             }
             match connect::connect(&connection, None, "opsd").await {
                 Ok(session) => return Ok(session),
@@ -224,7 +359,7 @@ impl Scratch {
                     return Err(error.context(format!(
                         "it does not answer after {} s; it said {:?}",
                         START_BOUND.as_secs(),
-                        self.server.stderr().trim()
+                        self.keeper.stderr().trim()
                     )));
                 }
                 Err(_) => tokio::time::sleep(POLL).await,
@@ -233,30 +368,20 @@ impl Scratch {
     }
 }
 
+/// What a sweep found.
+#[derive(Debug, Default)]
+pub struct Swept {
+    /// Directories that were removed, with the servers that still ran in them.
+    pub removed: Vec<PathBuf>,
+    /// Those that could not be removed, and why.
+    pub left: Vec<Error>,
+}
+
 /// Removes what rehearsals that were killed have left in `scratch_dir`, running servers included, and
-/// never what is in use. Returns a line for each.
-pub async fn sweep(scratch_dir: &Path) -> Result<Vec<String>> {
+/// never what is in use.
+pub async fn sweep(scratch_dir: &Path) -> Result<Swept> {
     let dir = scratch_dir.to_owned();
     blocking(move || place::sweep(&dir)).await
-}
-
-/// Waits for the end of `owner`, a pipe whose other end the owner of a scratch server holds open, then
-/// removes what is left of that server. An owner that ended as it should has left nothing.
-pub fn keep(mut owner: impl std::io::Read, root: &Path) -> Result<()> {
-    std::io::copy(&mut owner, &mut std::io::sink()).context("cannot wait for the server's owner")?;
-    place::wait_until_free(root)?;
-    if let Some(done) = place::sweep_one(root) {
-        tracing::info!("{done}");
-    }
-    Ok(())
-}
-
-/// The keeper has a process group of its own, and needs no environment. It may be killed at any time.
-fn start_keeper(words: &[String], place: &Place) -> Result<Child> {
-    let (program, arguments) = words.split_first().ok_or_else(|| Error::new("the keeper has no program"))?;
-    let mut command = Command::new(program);
-    command.env_clear().args(arguments).arg(place.root()).current_dir("/");
-    process::spawn_stopped_by("scratch keeper", command, Input::Pipe, Output::Null, Signal::KILL)
 }
 
 /// Bytes that an unprivileged user can still write at `path`, or where it would be created.
@@ -269,21 +394,19 @@ pub fn free_space(path: &Path) -> Result<u64> {
 }
 
 /// Whom the server runs as (absent: opsd's own user), and what to say about that.
-fn server_user(wanted: Option<&str>) -> Result<(Option<User>, Vec<String>)> {
+fn server_user(wanted: Option<&str>) -> Result<(Option<Account>, Vec<String>)> {
     if !geteuid().is_root() {
-        let own = "the scratch server runs as opsd's own user: code in the restored database can read what \
-                   that user can; run rehearsals as root, or as a user that holds nothing else";
-        return Ok((None, vec![own.to_owned()]));
+        return Ok((None, Vec::new()));
     }
     let missing = |name: &str| {
         Error::usage(format!("scratch_user {name:?} does not exist"))
             .with_hint(format!("useradd --system --no-create-home --shell /usr/sbin/nologin {name}"))
     };
     let user = match wanted {
-        Some(name) => User::by_name(name).ok_or_else(|| missing(name))?,
+        Some(name) => place::user_by_name(name).ok_or_else(|| missing(name))?,
         None => DEFAULT_USERS
             .iter()
-            .find_map(|name| User::by_name(name))
+            .find_map(|name| place::user_by_name(name))
             .ok_or_else(|| missing(DEFAULT_USERS[0]))?,
     };
     if user.uid == 0 {
@@ -300,34 +423,49 @@ fn server_user(wanted: Option<&str>) -> Result<(Option<User>, Vec<String>)> {
     Ok((Some(user), warnings))
 }
 
-/// A program in the server's environment: as its user, in its directory, with nothing of opsd's.
-/// initdb and postgres set their umask to 077 themselves.
-fn command(binaries: &ServerBinaries, program: &str, place: &Place, user: Option<&User>) -> Command {
-    let mut command = binaries.command(program);
-    command.env("HOME", place.data()).env("TZ", "UTC").env(MARK, place.root()).current_dir(place.data());
-    if let Some(user) = user {
-        // Setting the user drops opsd's supplementary groups too.
-        command.uid(user.uid).gid(user.gid);
-    }
-    command
-}
-
-fn may_run_as(user: Option<&User>) -> impl Fn(Error) -> Error {
-    let name = user.map(|user| user.name.clone());
-    move |error| match &name {
-        Some(name) if error.to_string().contains("os error 1)") => {
-            error.with_hint(format!("opsd may not change to user {name:?}; in a container, add CAP_SETUID"))
-        }
-        _ => error,
-    }
-}
-
-fn ended(exit: &Exit) -> Error {
-    let said = match exit.stderr.trim() {
-        "" => "it said nothing",
-        text => text,
+/// What runs in the sandbox, with nothing of opsd's in its environment. Both set their umask to 077.
+fn programs(binaries: &ServerBinaries, place: &Place) -> Result<Vec<Program>> {
+    let text = |path: &Path| {
+        let text = path.to_str().map(str::to_owned);
+        text.ok_or_else(|| Error::usage(format!("{} is not UTF-8", path.display())))
     };
-    Error::new(said).context(format!("the scratch server {}", exit.describe()))
+    let data = text(&place.data())?;
+    let mut environment = binaries.environment();
+    for (name, value) in [("HOME", data.clone()), ("TZ", "UTC".into()), (MARK, text(place.root())?)] {
+        environment.push((name.to_owned(), value));
+    }
+    let bin = binaries.real_bin_dir()?;
+    let program = |name: &str, arguments: Vec<String>| Program {
+        name: name.to_owned(),
+        path: bin.join(name),
+        arguments,
+        environment: environment.clone(),
+        directory: place.data(),
+    };
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    let mut initdb = words(&["--pgdata", &data, "--username", SUPERUSER, "--auth", "reject", "--no-sync"]);
+    initdb.extend(words(&["--encoding", "UTF8", "--locale", "C"]));
+    if binaries.major >= 18 {
+        initdb.push("--no-data-checksums".to_owned());
+    }
+    let config = format!("config_file={}", text(&place.root().join("postgresql.conf"))?);
+    let postgres = words(&["-D", &data, "-c", &config]);
+    Ok(vec![program("initdb", initdb), program("postgres", postgres)])
+}
+
+impl Drop for Scratch {
+    /// The keeper ends and removes everything; this waits for it. [`Scratch::stop`] does so without
+    /// blocking the thread.
+    fn drop(&mut self) {
+        self.keeper.stdin = None;
+        let begun = Instant::now();
+        while self.place.is_there()
+            && begun.elapsed() < STOP_BOUND
+            && !self.keeper.has_ended().unwrap_or(true)
+        {
+            place::pause();
+        }
+    }
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
@@ -354,7 +492,7 @@ mod tests {
             assert_ne!(user.unwrap().uid, 0);
         } else {
             let (user, warnings) = server_user(None).unwrap();
-            assert!(user.is_none() && warnings.len() == 1);
+            assert!(user.is_none() && warnings.is_empty());
         }
     }
 }

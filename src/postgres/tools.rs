@@ -152,11 +152,38 @@ impl ServerBinaries {
         }
     }
 
-    /// One of the programs, with an environment that holds what it needs to run and nothing else.
-    pub fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(self.bin_dir.join(program));
-        command.env_clear().envs(base_env(Some(&self.bin_dir)));
-        command
+    /// What the programs need in their environment, and nothing else.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        base_env(Some(&self.bin_dir))
+    }
+
+    /// Where the programs really are, whatever links lead to them.
+    pub fn real_bin_dir(&self) -> Result<PathBuf> {
+        let program = self.bin_dir.join("postgres");
+        let real = program.canonicalize().with_context(|| format!("cannot find {}", program.display()))?;
+        Ok(real.parent().map_or(self.bin_dir.clone(), Path::to_owned))
+    }
+
+    /// Directories of the programs, of what they read, and of their libraries: for a view of the file system
+    /// that holds little else.
+    pub async fn directories(&self) -> Result<Vec<PathBuf>> {
+        let bin = self.real_bin_dir()?;
+        let mut found = vec![bin.parent().unwrap_or(&bin).to_owned()];
+        // A build of somebody's own may have libraries anywhere; the loader knows where it finds them.
+        let mut ldd = Command::new("ldd");
+        ldd.env_clear()
+            .envs(self.environment())
+            .args(["postgres", "initdb"].map(|program| bin.join(program)));
+        if let Ok((exit, text)) = process::run("ldd", ldd, VERSION_BOUND).await
+            && exit.status.success()
+        {
+            let libraries = text.lines().filter_map(|line| line.split_once("=> ")?.1.split_once(" ("));
+            let real = libraries.filter_map(|(path, _)| Path::new(path).canonicalize().ok());
+            found.extend(real.filter_map(|path| path.parent().map(Path::to_owned)));
+        }
+        found.sort();
+        found.dedup();
+        Ok(found)
     }
 }
 

@@ -12,12 +12,12 @@ use chrono::Utc;
 
 use super::complaints::{self, Complaint, Fault};
 use super::{
-    Origin, Target, check_extensions, collations, definitions, existing_roles, identities, load, locale_of,
-    origin, own_properties, prove, read_globals, read_proof, roles,
+    Origin, Target, assertions, check_extensions, collations, definitions, existing_roles, identities, load,
+    locale_of, origin, own_properties, prove, read_globals, read_proof, roles,
 };
 use crate::config::{BackupJob, Config};
 use crate::error::{Context, Error, Kind, Result};
-use crate::postgres::connect::{Session, connect, connect_with, error};
+use crate::postgres::connect::{Session, connect, error};
 use crate::postgres::ident::{quote_ident, quote_literal};
 use crate::postgres::locale::{self, Fallback};
 use crate::postgres::properties;
@@ -38,13 +38,11 @@ use crate::store::{self, Store, StoreError};
 const SCRATCH_OVERHEAD: u64 = 256 << 20;
 /// Databases that every server has; sets of them are restored under another name.
 const RESERVED: [&str; 3] = ["postgres", "template0", "template1"];
-/// This program again, to outlive the rehearsal if it is killed; `cli::keep_scratch` is the other side.
+/// This program again, which makes and keeps the sandbox; `cli::keep_scratch` is the other side.
 const KEEPER: [&str; 2] = ["/proc/self/exe", "keep-scratch"];
 /// Most bytes of `RESTORE.md` that are held in memory: it has a few lines for each database and each large
 /// table, and tens of thousands of those fit.
 const MAX_RESTORE_MD: u64 = 16 << 20;
-/// Bound on one assertion.
-const ASSERT_TIMEOUT: &str = "300s";
 
 /// What a rehearsal came to.
 #[derive(Debug)]
@@ -57,17 +55,32 @@ pub struct Rehearsal {
     pub hints: Vec<String>,
 }
 
+/// Whether a rehearsal may run where the machine does not contain the code of the dump.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Uncontained {
+    /// The rehearsal is refused.
+    Refused,
+    /// The operator says that it may.
+    Allowed,
+}
+
 /// Rehearses the restore of one set.
 pub async fn verify(
     config: &Config,
     job: &BackupJob,
     selector: &Selector,
     store: Arc<dyn Store>,
+    uncontained: Uncontained,
     progress: Progress,
 ) -> Result<Rehearsal> {
     let identities = identities(config)?;
-    for removed in scratch::sweep(&job.verify.scratch_dir).await? {
-        tracing::info!("removed what an earlier run left: {removed}");
+    let swept = scratch::sweep(&job.verify.scratch_dir).await?;
+    for removed in swept.removed {
+        tracing::info!("removed what an earlier rehearsal left: {}", removed.display());
+    }
+    // Rows of a restored database lie there.
+    for left in swept.left {
+        tracing::error!("{left}");
     }
     let set =
         catalog::find(store.as_ref(), &config.encryption.trusted_keys, &config.site, &job.name, selector)
@@ -86,6 +99,7 @@ pub async fn verify(
         databases: manifest.databases.iter().map(expected).collect(),
         warnings: Vec::new(),
         server_version: None,
+        contained: None,
         opsd_version: env!("CARGO_PKG_VERSION").into(),
     };
     let origin = origin(store.clone(), manifest, identities, progress);
@@ -95,10 +109,16 @@ pub async fn verify(
         manifest,
         origin: &origin,
         record: &mut record,
+        uncontained,
         hints: Vec::new(),
         clock: Instant::now(),
     };
-    let outcome = run.rehearse(&set).await;
+    let timeout = job.verify.timeout;
+    let outcome = match tokio::time::timeout(timeout, run.rehearse(&set)).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(Error::new(format!("the rehearsal did not end within {} s", timeout.as_secs()))
+            .with_hint(format!("set backup.{}.verify.timeout, if the database takes longer", job.name))),
+    };
     let hints = run.hints;
     record.finished = Utc::now();
     // Not a word about a set that somebody pruned meanwhile, nor a record where it was.
@@ -157,6 +177,7 @@ struct Run<'a> {
     manifest: &'a Manifest,
     origin: &'a Origin,
     record: &'a mut Verification,
+    uncontained: Uncontained,
     hints: Vec<String>,
     clock: Instant,
 }
@@ -179,10 +200,12 @@ impl Run<'_> {
 
         self.phase("starting a scratch server");
         let binaries = binaries(self.config, self.job, self.manifest).await?;
-        let scratch = start_scratch(self.job, self.manifest, binaries.clone()).await?;
+        let scratch = start_scratch(self.job, self.manifest, binaries.clone(), self.uncontained).await?;
         self.record.server_version = Some(scratch.version.clone());
+        self.record.contained = Some(scratch.containment.to_string());
         self.hints.extend(scratch.warnings.iter().cloned());
         let result = self.rehearse_on(&scratch, &binaries.tools(), &globals).await;
+        let result = result.map_err(|error| scratch.cause(error));
         self.phase("removing the scratch server");
         let stopped = scratch.stop().await;
         let complete = result?;
@@ -201,10 +224,10 @@ impl Run<'_> {
         for (index, database) in self.manifest.databases.iter().enumerate() {
             complete &= self.rehearse_database(scratch, tools, &admin, index, database).await?;
         }
-        if let Some(index) = assert_database(self.config, self.job, self.manifest) {
+        if let Some(index) = assertions::database(self.config, self.job, self.manifest) {
             self.phase("asserting");
             let name = scratch_name(&self.manifest.databases[index].name);
-            let failed = assertions(scratch, &name, &self.job.verify.assert).await?;
+            let failed = assertions::failed(scratch, &name, &self.job.verify.assert).await?;
             self.record.databases[index].differences.extend(failed);
             self.lap("assert");
         }
@@ -408,7 +431,12 @@ async fn binaries(config: &Config, job: &BackupJob, manifest: &Manifest) -> Resu
     tools::find_server(major, None).await
 }
 
-async fn start_scratch(job: &BackupJob, manifest: &Manifest, binaries: ServerBinaries) -> Result<Scratch> {
+async fn start_scratch(
+    job: &BackupJob,
+    manifest: &Manifest,
+    binaries: ServerBinaries,
+    uncontained: Uncontained,
+) -> Result<Scratch> {
     let dir = &job.verify.scratch_dir;
     let needed = manifest.plain_bytes().saturating_mul(2).saturating_add(SCRATCH_OVERHEAD);
     let free = scratch::free_space(dir)?;
@@ -430,7 +458,8 @@ async fn start_scratch(job: &BackupJob, manifest: &Manifest, binaries: ServerBin
         // A table comes with indexes, sequences and a TOAST table.
         objects: tables.saturating_mul(5).saturating_add(1_000),
         memory: None,
-        keeper: Some(KEEPER.map(str::to_owned).to_vec()),
+        keeper: KEEPER.map(str::to_owned).to_vec(),
+        uncontained: uncontained == Uncontained::Allowed,
     })
     .await
 }
@@ -483,16 +512,6 @@ async fn create(admin: &Session, name: &str, database: &Database) -> Result<Vec<
     Ok(warnings)
 }
 
-/// Assertions run in one database: the URL's if the set has it, else the first.
-fn assert_database(config: &Config, job: &BackupJob, manifest: &Manifest) -> Option<usize> {
-    if job.verify.assert.is_empty() {
-        return None;
-    }
-    let of_url = config.postgres.get(&job.postgres).map(|p| p.connection.dbname.as_str());
-    let index = manifest.databases.iter().position(|d| Some(d.name.as_str()) == of_url);
-    index.or((!manifest.databases.is_empty()).then_some(0))
-}
-
 /// A proof that calls itself complete covers what the manifest counts; nothing is proven by less.
 fn check_counts(database: &Database, proof: Option<&Proof>) -> Result<()> {
     let Some(proof) = proof else {
@@ -510,64 +529,6 @@ fn check_counts(database: &Database, proof: Option<&Proof>) -> Result<()> {
         "the proof of {:?} covers {entries} tables and {rows} rows, the manifest says {} and {}",
         database.name, database.tables, database.rows
     )))
-}
-
-/// Before PostgreSQL 14 there is no role that may read everything.
-async fn grant_reading(scratch: &Scratch, name: &str) -> Result<()> {
-    let session = connect(&scratch.connection(name), None, "opsd verify").await?;
-    let rows = session
-        .client
-        .query("SELECT quote_ident(nspname) FROM pg_namespace WHERE nspname !~ '^pg_'", &[])
-        .await
-        .map_err(error)?;
-    for row in rows {
-        let schema: String = row.get(0);
-        let reader = scratch::READER;
-        let sql = format!(
-            "GRANT USAGE ON SCHEMA {schema} TO {reader}; GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {reader}"
-        );
-        session.client.batch_execute(&sql).await.map_err(error).context("cannot let assertions read")?;
-    }
-    Ok(())
-}
-
-/// Runs assertions as a role that can only read; what is not true is a difference.
-async fn assertions(scratch: &Scratch, name: &str, queries: &[String]) -> Result<Vec<String>> {
-    if scratch.major < 14 {
-        grant_reading(scratch, name).await?;
-    }
-    let pinned = [
-        ("search_path", "public"),
-        ("default_transaction_read_only", "on"),
-        ("statement_timeout", ASSERT_TIMEOUT),
-    ];
-    let session = connect_with(&scratch.reader(name), None, "opsd assert", &pinned).await?;
-    session.client.batch_execute("BEGIN READ ONLY").await.map_err(error)?;
-    let mut failed = Vec::new();
-    for query in queries {
-        let result = session.client.query(query.as_str(), &[]).await;
-        let what = match result {
-            // A mistake in the query, or a timeout, is no word about the set; and what the server says
-            // of it may quote rows.
-            Err(failure) => {
-                let code = failure.code().map_or("no SQLSTATE", |code| code.code()).to_owned();
-                return Err(Error::new(format!("assertion {query:?} could not run ({code})")).with_hint(
-                    "try it in the source database; search_path is public, and the role only reads",
-                ));
-            }
-            Ok(rows) => match rows.as_slice() {
-                [row] if row.len() == 1 => match row.try_get::<_, Option<bool>>(0) {
-                    Ok(Some(true)) => continue,
-                    Ok(Some(false)) => "it is false".into(),
-                    Ok(None) => "it is null".into(),
-                    Err(_) => "its column is no boolean".into(),
-                },
-                rows => format!("it returned {} rows instead of one row with one column", rows.len()),
-            },
-        };
-        failed.push(format!("assertion {query:?}: {what}"));
-    }
-    Ok(failed)
 }
 
 /// The record, signature first. In a task of its own, so that a signal leaves no signature of nothing.

@@ -42,6 +42,9 @@ pub struct Verification {
     pub warnings: Vec<String>,
     /// The scratch server's `server_version`; absent where none was started.
     pub server_version: Option<String>,
+    /// How far the code of the dump was contained: `full`, `partly: …`, `no: …`; absent where no scratch
+    /// server was started.
+    pub contained: Option<String>,
     /// opsd that ran it.
     pub opsd_version: String,
 }
@@ -231,6 +234,7 @@ pub(crate) mod tests {
             }],
             warnings: vec![],
             server_version: Some("17.11".into()),
+            contained: Some("full".into()),
             opsd_version: "0.1.0".into(),
         }
     }

@@ -116,6 +116,7 @@ impl<'k> Repository<'k> {
             }],
             warnings: vec![],
             server_version: Some("17.11".into()),
+            contained: None,
             opsd_version: "0.1.0".into(),
         };
         let key = set::set_prefix(SITE, JOB, id) + &verification::name(finished);

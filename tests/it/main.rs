@@ -24,6 +24,7 @@ mod canary;
 mod cli;
 mod complaints;
 mod containers;
+mod containment;
 mod contract;
 mod dashboards;
 mod databases;

@@ -6,9 +6,9 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use serde_json::json;
 
 use crate::support::fixtures;
+use crate::support::inside;
 use crate::support::opsd::{Opsd, Run, finish_child, quoted};
 use crate::support::postgres::{SUPERUSER, Server, bin_dir, default_server, literal, shared, unique};
-use crate::support::processes::until;
 use crate::support::sets::{back_up, directory, forge, result};
 
 fn site(sql: &str) -> (&'static Server, Opsd, String) {
@@ -114,27 +114,12 @@ fn what_a_scratch_server_cannot_have_is_unproven_and_no_difference() {
 #[test]
 fn a_set_that_is_removed_while_it_is_rehearsed_fails_the_rehearsal_only() {
     let (server, opsd, database) = site("CREATE TABLE own AS SELECT generate_series(1, 7) AS id");
-    let hold = opsd.path("hold");
-    std::fs::create_dir(&hold).unwrap();
-    std::fs::set_permissions(&hold, PermissionsExt::from_mode(0o777)).unwrap();
-    let here = hold.display();
-    server.psql(
-        &database,
-        &format!(
-            "CREATE FUNCTION hold(integer) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
-               IF current_user = 'opsd_scratch' THEN
-                 EXECUTE 'COPY (SELECT 1) TO ''{here}/reached''';
-                 WHILE (pg_stat_file('{here}/go', true)).size IS NULL LOOP PERFORM pg_sleep(0.02); END LOOP;
-               END IF;
-               RETURN true; END $$;
-             CREATE TABLE held (id integer CHECK (hold(id))); INSERT INTO held VALUES (1)"
-        ),
-    );
+    server.psql(&database, &inside::runs_in_scratch("hold", &inside::reach_and_wait()));
     let id = back_up(&opsd);
     let child = opsd.command(&["restore", "--verify", "--json"]).spawn().unwrap();
-    until("the restore has begun", || hold.join("reached").exists());
+    inside::await_file(&opsd.path("scratch"), "reached");
     std::fs::remove_dir_all(directory(&opsd, &id)).unwrap();
-    std::fs::write(hold.join("go"), "").unwrap();
+    inside::go(&opsd.path("scratch"));
     let run = finish_child(child, "restore --verify".into());
     let run = run.expect_failure(1, &[&id, "removed meanwhile"]);
     assert_eq!(result(&run)["verdict"], "failed", "{run}");

@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::process::{Pid, Signal, geteuid};
+use rustix::process::{Pid, Signal};
 
 use crate::support::compare::{assert_same, db};
 use crate::support::fixtures;
+use crate::support::inside;
 use crate::support::opsd::{Opsd, Run, finish_child, quoted};
 use crate::support::postgres::{
     Options, SUPERUSER, Server, bin_dir, default_major, default_server, identifier, unique,
@@ -17,119 +18,10 @@ use crate::support::processes::{self, Process, until};
 use crate::support::s3::s3s_fs;
 use crate::support::sets::{self, back_up, complete, contents, result};
 
-/// A directory that anybody may write to, for what an attacker brings home.
-fn open_directory(opsd: &Opsd, name: &str) -> PathBuf {
-    let path = opsd.path(name);
-    std::fs::create_dir(&path).unwrap();
-    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o777)).unwrap();
-    path
-}
-
 /// Writes a script that may be run.
 pub fn executable(path: &Path, script: &str) {
     std::fs::write(path, script).unwrap();
     std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
-}
-
-/// A table whose owner is nobody special, and whose CHECK, generated column and index call functions
-/// that run a program as whoever restores it.
-fn hostile_database(server: &Server, program: &Path) -> String {
-    let database = server.fresh_database("hostile");
-    let mallory = unique("mallory");
-    let program = program.display();
-    server.psql(
-        &database,
-        &format!(
-            "CREATE ROLE {mallory}; CREATE SCHEMA m AUTHORIZATION {mallory}; SET ROLE {mallory};
-             CREATE FUNCTION m.run(what text) RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$ BEGIN
-               IF (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user) THEN
-                 EXECUTE pg_catalog.format('COPY (SELECT 1) TO PROGRAM %L', '{program} ' || what);
-               END IF;
-               RETURN true;
-             EXCEPTION WHEN insufficient_privilege THEN RETURN true; END $$;
-             CREATE FUNCTION m.run_immutably(id integer, what text) RETURNS integer LANGUAGE plpgsql IMMUTABLE AS $$
-             BEGIN PERFORM m.run(what); RETURN id; END $$;
-             CREATE TABLE m.bait (id integer CHECK (m.run('check')),
-                                  copy integer GENERATED ALWAYS AS (m.run_immutably(id, 'generated')) STORED);
-             CREATE INDEX ON m.bait (m.run_immutably(id, 'index'));
-             INSERT INTO m.bait VALUES (1)"
-        ),
-    );
-    database
-}
-
-/// The restore attack: what comes with a dump runs as the restoring superuser, and finds nothing.
-#[test]
-fn restored_code_finds_nothing_worth_stealing() {
-    let server = default_server();
-    let mut opsd = Opsd::without_server();
-    let loot = open_directory(&opsd, "loot");
-    let program = opsd.path("attack.sh");
-    let database = hostile_database(server, &program);
-    opsd.postgres
-        .set("url", quoted(&server.socket_url(SUPERUSER, &database)))
-        .set("bin_dir", quoted(bin_dir(server.major).to_str().unwrap()));
-    opsd.job.set("source", "{ postgres = \"main\" }");
-    opsd.env("AWS_SECRET_ACCESS_KEY", "c4nary-of-the-environment");
-    let site = opsd.path("").display().to_string();
-    executable(
-        &program,
-        &format!(
-            "#!/bin/sh\nexec > {0}/$1.$$ 2>&1\necho \"uid $(id -u)\"\n\
-             cat {site}identity.txt {site}sign.key {site}opsd.toml\n\
-             for p in /proc/[0-9]*; do tr '\\0' '\\n' < $p/environ; tr '\\0' '\\n' < $p/cmdline; ls -l $p/fd; done\n\
-             for f in {site}owned {site}repository/owned {site}scratch/owned {site}identity.txt {site}opsd.toml; do \
-             echo x >> $f && echo \"wrote to $f\"; done\n\
-             ls {site}repository && echo \"saw the repository\"\n\
-             rm -rf {site}repository/test && echo removed > {0}/removed\nmv {0}/$1.$$ {0}/$1.done\n",
-            loot.display()
-        ),
-    );
-    std::fs::set_permissions(opsd.path("repository"), PermissionsExt::from_mode(0o700)).unwrap();
-    let id = back_up(&opsd);
-    assert!(loot.read_dir().unwrap().next().is_none(), "a backup runs nothing of it");
-    let before = contents(&opsd);
-
-    let command = opsd.command(&["restore", "--verify", "--json"]);
-    std::fs::set_permissions(opsd.path("opsd.toml"), PermissionsExt::from_mode(0o600)).unwrap();
-    let config = std::fs::read_to_string(opsd.path("opsd.toml")).unwrap();
-    let identity = std::fs::read_to_string(opsd.path("identity.txt")).unwrap();
-    let run = crate::support::opsd::finish(command);
-    let result = result(&run);
-    let report = std::fs::read_to_string(loot.join("check.done")).expect("the attack ran");
-    if !geteuid().is_root() {
-        // There is nobody else to run it as, and what it did to its own user's repository is its
-        // affair; the operator is told.
-        assert!(result["hints"].to_string().contains("runs as opsd's own user"), "{run}");
-        return;
-    }
-    let run = run.expect_code(0);
-    assert_eq!((&result["verdict"], &result["id"]), (&"proven".into(), &id.as_str().into()), "{run}");
-    assert!(report.starts_with("uid ") && !report.starts_with("uid 0\n"), "{report}");
-    let secrets = [
-        "c4nary-of-the-environment",
-        identity.trim(),
-        std::fs::read_to_string(opsd.path("sign.key")).unwrap().lines().nth(1).unwrap(),
-        "[encryption]",
-        "saw the repository",
-        "wrote to",
-    ]
-    .map(str::to_owned);
-    for entry in loot.read_dir().unwrap() {
-        let path = entry.unwrap().path();
-        let text = std::fs::read_to_string(&path).unwrap();
-        for secret in &secrets {
-            assert!(!text.contains(secret), "{} holds {secret:?}:\n{text}", path.display());
-        }
-    }
-    assert!(!loot.join("removed").exists());
-    assert_eq!(std::fs::read_to_string(opsd.path("identity.txt")).unwrap(), identity);
-    assert_eq!(std::fs::read_to_string(opsd.path("opsd.toml")).unwrap(), config);
-    let after = contents(&opsd);
-    assert!(before.iter().all(|(name, bytes)| after.get(name) == Some(bytes)), "a stored object changed");
-    // Nor does anything that it started stay.
-    assert_eq!(processes::of_scratch(&opsd.path("scratch")), []);
-    assert!(opsd.path("scratch").read_dir().unwrap().next().is_none());
 }
 
 /// Functions and operators with the names of PostgreSQL's own, each of which fails when it is called.
@@ -421,37 +313,33 @@ fn a_killed_backup_leaves_nothing_that_looks_like_one() {
     sessions_are_gone(server, &database);
 }
 
-/// A database whose rehearsal waits until a file is there, and has left a process in the background
-/// by then.
-fn waiting_site() -> (Opsd, PathBuf) {
+/// A database whose rehearsal waits until it is let go, and has left a process in the background by then.
+fn waiting_site() -> Opsd {
     let (server, opsd, database) = small_site();
-    let hold = open_directory(&opsd, "hold");
-    let here = hold.display();
-    server.psql(
-        &database,
-        &format!(
-            "CREATE FUNCTION hold(integer) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
-               IF current_user = 'opsd_scratch' AND (pg_stat_file('{here}/go', true)).size IS NULL THEN
-                 EXECUTE 'COPY (SELECT 1) TO PROGRAM ''setsid sleep 1000 > /dev/null 2>&1 < /dev/null & touch {here}/reached''';
-                 PERFORM pg_sleep(1000);
-               END IF;
-               RETURN true; END $$;
-             CREATE TABLE held (id integer CHECK (hold(id))); INSERT INTO held VALUES (1)"
-        ),
+    let statements = format!(
+        "EXECUTE 'COPY (SELECT WHERE false) TO PROGRAM ''setsid sleep 1000 > /dev/null 2>&1 < /dev/null &'''; {}",
+        inside::reach_and_wait()
     );
-    (opsd, hold)
+    server.psql(&database, &inside::runs_in_scratch("hold", &statements));
+    opsd
+}
+
+fn rehearse_and_let_go(opsd: &Opsd) -> Run {
+    let child = opsd.command(&["restore", "--verify", "--json"]).spawn().unwrap();
+    inside::await_file(&opsd.path("scratch"), "reached");
+    inside::go(&opsd.path("scratch"));
+    finish_child(child, "restore --verify".into()).expect_code(0)
 }
 
 #[test]
 fn a_signal_in_the_middle_of_a_rehearsal_leaves_nothing() {
-    let (opsd, hold) = waiting_site();
+    let opsd = waiting_site();
     let id = back_up(&opsd);
     let before = contents(&opsd);
     let scratch = opsd.path("scratch");
     for (which, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
-        let _ = std::fs::remove_file(hold.join("reached"));
         let child = opsd.command(&["restore", "--verify"]).spawn().unwrap();
-        until("the restore has begun", || hold.join("reached").exists());
+        inside::await_file(&scratch, "reached");
         let family = [processes::descendants(child.id()), processes::of_scratch(&scratch)].concat();
         assert!(family.iter().any(|p| p.command_line().contains("pg_restore")), "{family:?}");
         signal(&child, which);
@@ -460,36 +348,34 @@ fn a_signal_in_the_middle_of_a_rehearsal_leaves_nothing() {
         until("everything it started is gone", || !family.iter().any(Process::lives));
         assert!(contents(&opsd) == before, "no record");
     }
-    std::fs::write(hold.join("go"), "").unwrap();
-    let run = opsd.ok(&["restore", "--verify", "--json"]);
+    let run = rehearse_and_let_go(&opsd);
     assert_eq!(result(&run)["id"], id.as_str());
 }
 
 #[test]
 fn the_next_rehearsal_removes_what_a_killed_one_left() {
-    let (opsd, hold) = waiting_site();
+    let opsd = waiting_site();
     back_up(&opsd);
     let scratch = opsd.path("scratch");
     let child = opsd.command(&["restore", "--verify"]).spawn().unwrap();
-    until("the restore has begun", || hold.join("reached").exists());
+    inside::await_file(&scratch, "reached");
     // As an OOM killer does that takes the whole group: the one who would tidy up goes first.
-    let keeper: Vec<Process> = processes::descendants(child.id())
-        .into_iter()
-        .filter(|process| process.command_line().contains("keep-scratch"))
-        .collect();
-    assert_eq!(keeper.len(), 1);
-    let pid = Pid::from_raw(keeper[0].pid.try_into().unwrap()).unwrap();
-    rustix::process::kill_process(pid, Signal::KILL).unwrap();
-    until("the keeper is gone", || !keeper[0].lives());
+    let family = [processes::descendants(child.id()), processes::of_scratch(&scratch)].concat();
+    let (keepers, family): (Vec<Process>, Vec<Process>) =
+        family.into_iter().partition(|process| process.command_line().contains("keep-scratch"));
+    assert_eq!(keepers.len(), 1);
+    let pid = Pid::from_raw(keepers[0].pid.try_into().unwrap()).unwrap();
+    // It must not see that its owner dies before it.
+    rustix::process::kill_process(pid, Signal::STOP).unwrap();
     signal(&child, Signal::KILL);
     assert_eq!(finish_child(child, "restore --verify".into()).code, None);
-    let left = processes::of_scratch(&scratch);
-    assert!(left.iter().any(|p| p.command_line().contains("postgres")), "its server still runs: {left:?}");
-    assert_eq!(scratch.read_dir().unwrap().count(), 1);
+    rustix::process::kill_process(pid, Signal::KILL).unwrap();
+    until("what ran inside went with its keeper", || !family.iter().any(Process::lives));
+    assert_eq!(scratch.read_dir().unwrap().count(), 1, "its directory is left");
+    // So that the next one's is waited for.
+    std::fs::remove_file(inside::data_file(&scratch, "reached").unwrap()).unwrap();
 
-    std::fs::write(hold.join("go"), "").unwrap();
-    let run = opsd.ok(&["restore", "--verify", "--json"]);
+    let run = rehearse_and_let_go(&opsd);
     assert_eq!(result(&run)["verdict"], "proven", "{run}");
     assert!(scratch.read_dir().unwrap().next().is_none());
-    assert!(!left.iter().any(Process::lives), "{left:?}");
 }

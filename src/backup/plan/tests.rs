@@ -2,6 +2,8 @@
 
 use proptest::prelude::*;
 
+use std::time::Duration;
+
 use super::super::inventory::Sequence;
 use super::*;
 use crate::config::{Databases, Verify};
@@ -22,7 +24,12 @@ fn job(exclude: &[&str]) -> BackupJob {
         exclude_table_data: exclude.iter().map(|s| (*s).to_owned()).collect(),
         rpo: None,
         retention: None,
-        verify: Verify { scratch_dir: "/nonexistent".into(), scratch_user: None, assert: Vec::new() },
+        verify: Verify {
+            scratch_dir: "/nonexistent".into(),
+            scratch_user: None,
+            assert: Vec::new(),
+            timeout: Duration::from_secs(60),
+        },
     }
 }
 

@@ -56,6 +56,7 @@ fn sections(config: &Config) -> Vec<Section> {
                 ("scratch_dir", json!(job.verify.scratch_dir)),
                 ("scratch_user", json!(job.verify.scratch_user)),
                 ("assert", json!(job.verify.assert)),
+                ("timeout", json!(exact_duration(job.verify.timeout.as_secs()))),
             ],
         ));
     }

@@ -19,7 +19,9 @@ use std::time::{Duration, Instant};
 use rustix::fs::OFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, geteuid};
 
-use crate::error::{Context, Error, Result};
+use super::Swept;
+use crate::error::{Context, Error, Kind, Result};
+use crate::sandbox::{self, Account};
 
 const PREFIX: &str = "opsd-scratch-";
 /// Before it is locked a directory has this name, so that nobody takes it for an abandoned one.
@@ -38,58 +40,50 @@ const QUIT_BOUND: Duration = Duration::from_secs(6);
 const KILL_BOUND: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(10);
 
-/// An operating system user.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct User {
-    pub name: String,
-    pub uid: u32,
-    pub gid: u32,
+/// The user of this name.
+pub(super) fn user_by_name(name: &str) -> Option<Account> {
+    lookup(name, |user| user.name == name)
 }
 
-impl User {
-    pub(super) fn by_name(name: &str) -> Option<Self> {
-        Self::lookup(name, |user| user.name == name)
-    }
+/// The user with this id.
+pub(super) fn user_by_uid(uid: u32) -> Option<Account> {
+    lookup(&uid.to_string(), |user| user.uid == uid)
+}
 
-    pub(super) fn by_uid(uid: u32) -> Option<Self> {
-        Self::lookup(&uid.to_string(), |user| user.uid == uid)
-    }
+/// The local file, else whatever the system is set up to ask.
+fn lookup(key: &str, is_it: impl Fn(&Account) -> bool) -> Option<Account> {
+    let find = |text: &str| text.lines().filter_map(parse_user).find(&is_it);
+    let local = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    find(&local).or_else(|| {
+        let output = std::process::Command::new("/usr/bin/getent").args(["passwd", key]).output().ok()?;
+        find(&String::from_utf8_lossy(&output.stdout))
+    })
+}
 
-    /// The local file, else whatever the system is set up to ask.
-    fn lookup(key: &str, is_it: impl Fn(&User) -> bool) -> Option<Self> {
-        let find = |text: &str| text.lines().filter_map(Self::parse).find(&is_it);
-        let local = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-        find(&local).or_else(|| {
-            let output = std::process::Command::new("/usr/bin/getent").args(["passwd", key]).output().ok()?;
-            find(&String::from_utf8_lossy(&output.stdout))
-        })
-    }
+fn parse_user(line: &str) -> Option<Account> {
+    let mut fields = line.split(':');
+    let name = fields.next()?.to_owned();
+    let uid = fields.nth(1)?.parse().ok()?;
+    let gid = fields.next()?.parse().ok()?;
+    Some(Account { name, uid, gid })
+}
 
-    fn parse(line: &str) -> Option<Self> {
-        let mut fields = line.split(':');
-        let name = fields.next()?.to_owned();
-        let uid = fields.nth(1)?.parse().ok()?;
-        let gid = fields.next()?.parse().ok()?;
-        Some(Self { name, uid, gid })
-    }
-
-    /// The first directory on the way to `path` that this user cannot enter. Access lists are not
-    /// looked at: this only explains.
-    pub(super) fn blocked_at(&self, path: &Path) -> Option<PathBuf> {
-        let real = path.canonicalize().ok()?;
-        let mut ancestors: Vec<&Path> = real.ancestors().collect();
-        ancestors.reverse();
-        let blocks = |dir: &&Path| {
-            let Ok(meta) = dir.metadata() else { return true };
-            let bit = match (meta.uid() == self.uid, meta.gid() == self.gid) {
-                (true, _) => 0o100,
-                (false, true) => 0o010,
-                (false, false) => 0o001,
-            };
-            meta.mode() & bit == 0
+/// The first directory on the way to `path` that a user cannot enter. Access lists are not looked at:
+/// this only explains.
+pub(super) fn blocked_at(user: &Account, path: &Path) -> Option<PathBuf> {
+    let real = path.canonicalize().ok()?;
+    let mut ancestors: Vec<&Path> = real.ancestors().collect();
+    ancestors.reverse();
+    let blocks = |dir: &&Path| {
+        let Ok(meta) = dir.metadata() else { return true };
+        let bit = match (meta.uid() == user.uid, meta.gid() == user.gid) {
+            (true, _) => 0o100,
+            (false, true) => 0o010,
+            (false, false) => 0o001,
         };
-        ancestors.into_iter().find(blocks).map(Path::to_owned)
-    }
+        meta.mode() & bit == 0
+    };
+    ancestors.into_iter().find(blocks).map(Path::to_owned)
 }
 
 /// A locked directory of one scratch server; [`Place::clear`] or dropping it removes everything.
@@ -103,7 +97,7 @@ pub(super) struct Place {
 
 impl Place {
     /// Creates a directory that `server_user` (absent: opsd's own user) can run a server in.
-    pub(super) fn create(scratch_dir: &Path, server_user: Option<&User>) -> Result<Self> {
+    pub(super) fn create(scratch_dir: &Path, server_user: Option<&Account>) -> Result<Self> {
         let on = || format!("cannot use scratch_dir {}", scratch_dir.display());
         let scratch_dir = ensure(scratch_dir, server_user.is_some()).with_context(on)?;
         let name_length = PREFIX.len() + 8;
@@ -139,7 +133,7 @@ impl Place {
         if let Some(user) = server_user {
             std::os::unix::fs::chown(&place.root, None, Some(user.gid)).with_context(on)?;
             std::fs::set_permissions(&place.root, PermissionsExt::from_mode(0o710)).with_context(on)?;
-            if let Some(dir) = user.blocked_at(&place.data()) {
+            if let Some(dir) = blocked_at(user, &place.data()) {
                 return Err(Error::new(format!("user {:?} cannot enter {}", user.name, dir.display()))
                     .context(on())
                     .with_hint(format!(
@@ -164,7 +158,7 @@ impl Place {
     }
 
     /// Writes a file that the server may read and not change.
-    pub(super) fn write(&self, name: &str, text: &str, server_user: Option<&User>) -> Result<()> {
+    pub(super) fn write(&self, name: &str, text: &str, server_user: Option<&Account>) -> Result<()> {
         let path = self.root.join(name);
         let write = || -> std::io::Result<()> {
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
@@ -178,8 +172,31 @@ impl Place {
         write().with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Ends whatever runs here and removes the directory.
-    pub(super) fn clear(mut self) -> Result<()> {
+    /// Whether the directory is still there.
+    pub(super) fn is_there(&self) -> bool {
+        self.root.symlink_metadata().is_ok()
+    }
+
+    /// Keeps other servers out of the same scratch directory, whose user they would share, while this
+    /// one runs. For machines on which they would see each other.
+    pub(super) fn lock_user(&self) -> Result<File> {
+        let dir = self.root.parent().unwrap_or(Path::new("/"));
+        let lock = File::open(dir).with_context(|| format!("cannot open {}", dir.display()))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(lock),
+            Err(TryLockError::WouldBlock) => Err(Error::new(format!(
+                "another rehearsal runs in {}, and this machine cannot keep two apart (it has no PID namespaces)",
+                dir.display()
+            ))
+            .with_kind(Kind::LockHeld)),
+            Err(TryLockError::Error(e)) => {
+                Err(Error::from(e).context(format!("cannot lock {}", dir.display())))
+            }
+        }
+    }
+
+    /// Ends whatever still runs here, and removes what the keeper left of the directory.
+    pub(super) fn take_away(&mut self) -> Result<()> {
         self.cleared = true;
         clear(&self.root)
     }
@@ -196,36 +213,32 @@ impl Drop for Place {
 }
 
 /// Removes what rehearsals that were killed have left, servers that still run included; never what
-/// is in use. Returns a line for each.
-pub(super) fn sweep(scratch_dir: &Path) -> Result<Vec<String>> {
+/// is in use.
+pub(super) fn sweep(scratch_dir: &Path) -> Result<Swept> {
     let on = || format!("cannot look for abandoned scratch servers in {}", scratch_dir.display());
     let entries = match std::fs::read_dir(scratch_dir) {
         Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Swept::default()),
         Err(e) => return Err(Error::from(e).context(on())),
     };
     let scratch_dir = scratch_dir.canonicalize().with_context(on)?;
-    let mut report = Vec::new();
+    let mut swept = Swept::default();
     for entry in entries {
         let entry = entry.with_context(on)?;
-        if let Some(root) = entry.file_name().to_str().map(|name| scratch_dir.join(name)) {
-            report.extend(sweep_one(&root));
+        let Some(root) = entry.file_name().to_str().map(|name| scratch_dir.join(name)) else { continue };
+        if let Some(_lock) = abandoned(&root) {
+            match clear(&root) {
+                Ok(()) => swept.removed.push(root),
+                Err(error) => swept.left.push(error.context("an abandoned scratch server")),
+            }
         }
     }
-    Ok(report)
+    Ok(swept)
 }
 
-/// Returns when nobody holds the lock of a directory. A killed process lets go of its files one after the
-/// other.
-pub(super) fn wait_until_free(root: &Path) -> Result<()> {
-    match open_lock(root, false) {
-        Ok(lock) => lock.lock().context("cannot wait for its lock"),
-        Err(_) => Ok(()),
-    }
-}
-
-/// Removes one directory if it is a scratch server's, ours, and nobody's any more. Says what was done.
-pub(super) fn sweep_one(root: &Path) -> Option<String> {
+/// Whether a directory is a scratch server's, ours, and nobody's any more. Whoever gets the lock owns it;
+/// without a lock file it was half removed.
+fn abandoned(root: &Path) -> Option<Option<File>> {
     let name = root.file_name()?.to_str()?;
     let meta = root.symlink_metadata().ok()?;
     if !meta.is_dir() || meta.uid() != geteuid().as_raw() {
@@ -237,15 +250,11 @@ pub(super) fn sweep_one(root: &Path) -> Option<String> {
     if !finished && !stale {
         return None;
     }
-    // Without a lock file it was half removed. With one, whoever gets the lock owns it.
     let lock = open_lock(root, false).ok();
-    if let Some(Err(TryLockError::WouldBlock)) = lock.as_ref().map(File::try_lock) {
-        return None;
+    match lock.as_ref().map(File::try_lock) {
+        Some(Err(TryLockError::WouldBlock)) => None,
+        _ => Some(lock),
     }
-    Some(match clear(root) {
-        Ok(()) => format!("removed an abandoned scratch server, {}", root.display()),
-        Err(e) => format!("cannot remove an abandoned scratch server: {e}"),
-    })
 }
 
 /// The scratch directory, created where missing, as a real path.
@@ -291,12 +300,7 @@ fn open_lock(root: &Path, create: bool) -> std::io::Result<File> {
 
 fn clear(root: &Path) -> Result<()> {
     end_processes(root)?;
-    match std::fs::remove_dir_all(root) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::from(e).context(format!("cannot remove {}", root.display())))
-        }
-        _ => Ok(()),
-    }
+    sandbox::remove_directory(root)
 }
 
 /// Ends the server of a directory: by immediate shutdown, which frees its shared memory, then surely.
@@ -328,7 +332,7 @@ fn end_processes(root: &Path) -> Result<()> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "dropping a scratch server cannot await its end")]
-fn pause() {
+pub(super) fn pause() {
     std::thread::sleep(POLL);
 }
 
@@ -396,7 +400,8 @@ mod tests {
         assert_eq!(one.root().metadata().unwrap().mode() & 0o777, 0o700);
         let two = place(&dir);
         drop(one);
-        two.clear().unwrap();
+        let mut two = two;
+        two.take_away().unwrap();
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
     }
 
@@ -412,7 +417,8 @@ mod tests {
             assert_eq!(postmaster(place.root()).is_some(), text.ends_with("more"), "{text}");
         }
         // Our own process does not belong to it, and survives.
-        place.clear().unwrap();
+        let mut place = place;
+        place.take_away().unwrap();
     }
 
     #[test]
@@ -434,16 +440,16 @@ mod tests {
         let outside = tmp.path().join("outside");
         std::fs::create_dir(&outside).unwrap();
         std::os::unix::fs::symlink(&outside, tmp.path().join("opsd-scratch-link")).unwrap();
-        let mut report = sweep(tmp.path()).unwrap();
+        let mut report = sweep(tmp.path()).unwrap().removed;
         // A process that another thread is starting has all our files, locks included, until it is itself.
         let begun = std::time::Instant::now();
         while abandoned.exists() && begun.elapsed().as_secs() < 30 {
-            report.extend(sweep(tmp.path()).unwrap());
+            report.extend(sweep(tmp.path()).unwrap().removed);
         }
         assert_eq!(report.len(), 2, "{report:?}");
         assert!(!abandoned.exists() && !half_removed.exists());
         assert!(used.root().exists() && being_made.exists() && not_ours.exists() && outside.exists());
-        assert!(sweep(&tmp.path().join("nothing")).unwrap().is_empty());
+        assert!(sweep(&tmp.path().join("nothing")).unwrap().removed.is_empty());
     }
 
     #[test]
@@ -464,14 +470,14 @@ mod tests {
 
     #[test]
     fn users_are_found_by_name_and_number() {
-        let root = User::by_uid(0).unwrap();
-        assert_eq!(User::by_name(&root.name), Some(root));
-        assert_eq!(User::by_name("no-such-user-here"), None);
-        let nobody = User { name: "x".into(), uid: 65_533, gid: 65_533 };
+        let root = user_by_uid(0).unwrap();
+        assert_eq!(user_by_name(&root.name), Some(root));
+        assert_eq!(user_by_name("no-such-user-here"), None);
+        let nobody = Account { name: "x".into(), uid: 65_533, gid: 65_533 };
         let tmp = tempfile::tempdir().unwrap();
-        assert_eq!(nobody.blocked_at(tmp.path()), None);
+        assert_eq!(blocked_at(&nobody, tmp.path()), None);
         std::fs::set_permissions(tmp.path(), PermissionsExt::from_mode(0o700)).unwrap();
-        assert_eq!(nobody.blocked_at(tmp.path()), Some(tmp.path().canonicalize().unwrap()));
-        assert_eq!(nobody.blocked_at(Path::new("/usr/bin")), None);
+        assert_eq!(blocked_at(&nobody, tmp.path()), Some(tmp.path().canonicalize().unwrap()));
+        assert_eq!(blocked_at(&nobody, Path::new("/usr/bin")), None);
     }
 }

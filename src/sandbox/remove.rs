@@ -1,0 +1,172 @@
+//! Removing a directory in which foreign code could write: whatever it holds, however deep.
+//!
+//! The usual ways recurse or keep a descriptor a level, and 40,000 nested directories overflow either.
+//! Here one directory is open at a time: the walk goes down by name and up by `..`, and sees to it that
+//! the parent is the directory it came from. No link is followed.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::error::{Context, Error, Result};
+
+/// Removes a directory with all that is in it. A directory that is not there is removed already.
+pub fn remove_directory(path: &Path) -> Result<()> {
+    let on = || format!("cannot remove {}", path.display());
+    let root = match open_directory(CWD, path) {
+        Ok(root) => root,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(errno) => return Err(Error::from(std::io::Error::from(errno))).with_context(on),
+    };
+    empty(root).map_err(std::io::Error::from).with_context(on)?;
+    match rustix::fs::unlinkat(CWD, path, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(Error::from(std::io::Error::from(errno))).with_context(on),
+    }
+}
+
+/// What tells one directory from all others.
+type Identity = (u64, u64);
+
+fn identity(directory: &OwnedFd) -> rustix::io::Result<Identity> {
+    let stat = rustix::fs::fstat(directory)?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
+/// Removes everything in a directory.
+fn empty(root: OwnedFd) -> rustix::io::Result<()> {
+    // The way back, without the current directory.
+    let mut parents: Vec<Identity> = Vec::new();
+    let mut current = root;
+    loop {
+        if let Some(child) = clear(&current)? {
+            parents.push(identity(&current)?);
+            current = child;
+            continue;
+        }
+        let Some(parent) = parents.pop() else { return Ok(()) };
+        current = open_directory(current.as_fd(), c"..")?;
+        if identity(&current)? != parent {
+            // Somebody moves directories while they are removed, and may have moved this one out.
+            return Err(Errno::STALE);
+        }
+    }
+}
+
+/// Removes what is in one directory. The first directory in it that is not empty is returned, open.
+fn clear(directory: &OwnedFd) -> rustix::io::Result<Option<OwnedFd>> {
+    let mut entries = Dir::read_from(directory)?;
+    while let Some(entry) = entries.read() {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
+        if entry.file_type() != FileType::Directory {
+            match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => continue,
+                // The type may be unknown to the file system.
+                Err(Errno::ISDIR | Errno::PERM) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        match rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(Errno::NOTEMPTY | Errno::EXIST) => return open_directory(directory.as_fd(), name).map(Some),
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(None)
+}
+
+/// Opens a directory, and never what a link leads to. One that its owner closed is opened first.
+fn open_directory(
+    parent: BorrowedFd<'_>,
+    name: impl rustix::path::Arg + Copy,
+) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let open = || rustix::fs::openat(parent, name, flags, Mode::empty());
+    let directory = match open() {
+        Err(Errno::ACCESS) => {
+            // Only the mode can be in the way of an owner. The descriptor of a path does not need it.
+            let path = rustix::fs::openat(
+                parent,
+                name,
+                OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?;
+            chmod_path(&path)?;
+            open()?
+        }
+        opened => opened?,
+    };
+    // Entries are removed by who may write.
+    let _ = rustix::fs::fchmod(&directory, Mode::RWXU);
+    Ok(directory)
+}
+
+/// Changes the mode of what a descriptor of a path stands for; no link is followed.
+fn chmod_path(path: &OwnedFd) -> rustix::io::Result<()> {
+    rustix::fs::chmod(format!("/proc/self/fd/{}", path.as_raw_fd()), Mode::RWXU)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// A path of that depth cannot be named: each level is made beneath the one before.
+    fn nested(parent: &Path, depth: usize) {
+        let mut current = open_directory(CWD, parent).unwrap();
+        for _ in 0..depth {
+            rustix::fs::mkdirat(&current, "d", Mode::RWXU).unwrap();
+            rustix::fs::openat(&current, "f", OFlags::CREATE | OFlags::WRONLY, Mode::RUSR).unwrap();
+            current = open_directory(current.as_fd(), "d").unwrap();
+        }
+    }
+
+    #[test]
+    fn forty_thousand_nested_directories_go() {
+        let tmp = tempfile::tempdir().unwrap();
+        let deep = tmp.path().join("deep");
+        std::fs::create_dir(&deep).unwrap();
+        nested(&deep, 40_000);
+        remove_directory(&deep).unwrap();
+        assert!(!deep.exists());
+        remove_directory(&deep).unwrap();
+    }
+
+    #[test]
+    fn links_are_removed_and_not_followed() {
+        let tmp = tempfile::tempdir().unwrap();
+        let outside = tmp.path().join("outside");
+        std::fs::create_dir(&outside).unwrap();
+        std::fs::write(outside.join("precious"), "x").unwrap();
+        let root = tmp.path().join("root");
+        std::fs::create_dir_all(root.join("a/b")).unwrap();
+        for at in ["link", "a/link", "a/b/link"] {
+            std::os::unix::fs::symlink(&outside, root.join(at)).unwrap();
+        }
+        remove_directory(&root).unwrap();
+        assert!(!root.exists() && outside.join("precious").exists());
+        let link = tmp.path().join("link");
+        std::os::unix::fs::symlink(&outside, &link).unwrap();
+        assert!(remove_directory(&link).is_err(), "a link in its place is no directory");
+        assert!(outside.join("precious").exists());
+    }
+
+    #[test]
+    fn directories_that_were_closed_are_opened() {
+        let tmp = tempfile::tempdir().unwrap();
+        let root = tmp.path().join("root");
+        std::fs::create_dir_all(root.join("a/b/c")).unwrap();
+        for (at, mode) in [("a/b/c", 0o000), ("a/b", 0o000), ("a", 0o500)] {
+            std::fs::set_permissions(root.join(at), PermissionsExt::from_mode(mode)).unwrap();
+        }
+        remove_directory(&root).unwrap();
+        assert!(!root.exists());
+    }
+}
