@@ -237,9 +237,10 @@ impl Run<'_> {
             0 => None,
             _ => {
                 let later = roles.pop().unwrap_or_default();
-                let sql = roles
-                    .pop()
-                    .map_or_else(|| later.clone(), |earlier| globals::merged(&earlier, later.clone()));
+                let sql = match roles.pop() {
+                    Some(earlier) => globals::merged(&earlier, later)?,
+                    None => later,
+                };
                 Some(self.seal_globals(sql).await?)
             }
         };

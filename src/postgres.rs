@@ -7,5 +7,6 @@ pub mod large_objects;
 pub mod locale;
 pub mod properties;
 pub mod scratch;
+pub mod sql;
 pub mod tls;
 pub mod tools;

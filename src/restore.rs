@@ -33,6 +33,7 @@ use crate::postgres::properties::{Properties, Setting};
 use crate::postgres::tools::Tools;
 use crate::progress::Progress;
 use crate::set;
+use crate::set::globals::Globals;
 use crate::set::manifest::{Database, Manifest};
 use crate::set::proof::Proof;
 use crate::set::seal::{Identities, read_bytes};
@@ -148,15 +149,15 @@ async fn check_extensions(admin: &Session, databases: &[Database]) -> Result<()>
 }
 
 /// Roles that the session's server has.
-async fn existing_roles(admin: &Session) -> Result<Vec<String>> {
+async fn existing_roles(admin: &Session) -> Result<BTreeSet<String>> {
     let rows = admin.client.query("SELECT rolname::text FROM pg_roles", &[]).await.map_err(error)?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// The globals' SQL; empty where the set has none.
-async fn read_globals(origin: &Origin, manifest: &Manifest) -> Result<String> {
-    let Some(stream) = &manifest.globals else { return Ok(String::new()) };
-    Ok(String::from_utf8_lossy(&read_document(origin, stream).await?).into_owned())
+/// The set's roles; none where the set has no globals.
+async fn read_globals(origin: &Origin, manifest: &Manifest) -> Result<Globals> {
+    let Some(stream) = &manifest.globals else { return Ok(Globals::default()) };
+    Globals::parse(&String::from_utf8_lossy(&read_document(origin, stream).await?))
 }
 
 async fn read_document(origin: &Origin, stream: &set::manifest::Stream) -> Result<Vec<u8>> {

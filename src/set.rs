@@ -4,6 +4,8 @@
 pub mod archive;
 pub mod catalog;
 pub mod fingerprint;
+pub mod globals;
+pub mod lexer;
 pub mod manifest;
 pub mod proof;
 pub mod scrub;

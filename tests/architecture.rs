@@ -40,6 +40,8 @@ const RULES: &[Rule] = &[
     only_output_prints,
     only_config_reads_the_environment,
     only_main_exits,
+    only_the_sql_module_runs_what_was_built,
+    only_named_places_take_sql_of_others,
     files_stay_short,
     files_say_what_they_are_for,
 ];
@@ -127,6 +129,53 @@ fn only_main_exits(source: &Source) -> Vec<String> {
         words[i] == "process"
             && words.get(i + 1) == Some(&"::")
             && matches!(words.get(i + 2), Some(&("exit" | "abort")))
+    })
+}
+
+/// Methods of tokio-postgres that take a statement as text.
+const TAKE_SQL: &[&str] = &[
+    "batch_execute",
+    "copy_in",
+    "copy_out",
+    "execute",
+    "execute_raw",
+    "execute_typed",
+    "prepare",
+    "prepare_typed",
+    "query",
+    "query_one",
+    "query_opt",
+    "query_raw",
+    "query_typed",
+    "query_typed_raw",
+    "simple_query",
+    "simple_query_raw",
+];
+
+/// Elsewhere they are given a literal, of which nothing is left here, or a constant. `Sql` has methods of the
+/// same names, which are given a client.
+fn only_the_sql_module_runs_what_was_built(source: &Source) -> Vec<String> {
+    let may = source.path == "postgres/sql.rs";
+    forbid(source, may, "only postgres::sql runs SQL that is no literal", |words, i| {
+        let before = previous(words, i);
+        if !TAKE_SQL.contains(&words[i]) || words.get(i + 1) != Some(&"(") || !matches!(before, "." | "::") {
+            return false;
+        }
+        let argument: Vec<&str> =
+            words[i + 2..].iter().copied().take_while(|word| !matches!(*word, "," | "(" | ")")).collect();
+        let Some(last) = argument.last() else { return false };
+        let is_constant = last.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
+        !is_constant && !(before == "." && *last == "client")
+    })
+}
+
+/// Text of the operator, and clauses of a catalog.
+fn only_named_places_take_sql_of_others(source: &Source) -> Vec<String> {
+    let may = ["postgres/sql.rs", "restore/verify.rs", "restore/prove.rs"].contains(&source.path.as_str());
+    forbid(source, may, "only assertions and extensions' filters are SQL of others", |words, i| {
+        words[i] == "Sql"
+            && words.get(i + 1) == Some(&"::")
+            && matches!(words.get(i + 2), Some(&("configured" | "of_catalog")))
     })
 }
 
@@ -241,6 +290,37 @@ fn exiting_outside_main_is_caught() {
     assert!(caught(only_main_exits, "cli.rs", "fn f() { std::process::exit(1) }"));
     assert!(caught(only_main_exits, "shutdown.rs", "fn f() { process::abort() }"));
     assert!(!caught(only_main_exits, "main.rs", "fn f() { std::process::exit(1) }"));
+}
+
+#[test]
+fn sql_that_is_no_literal_is_caught() {
+    let rule: Rule = only_the_sql_module_runs_what_was_built;
+    for text in [
+        "fn f() { client.batch_execute(&sql) }",
+        "fn f() { client.batch_execute(&format!(\"DROP TABLE {name}\")) }",
+        "fn f() { session.client.query(sql.as_str(), &[]) }",
+        "fn f() { client.query_one(&selects.join(\" UNION \"), &[]) }",
+        "fn f() { client.copy_in(&copy) }",
+        "fn f() { Client::simple_query(&client, text) }",
+        "fn f() { transaction\n    .execute(statement, &[]) }",
+    ] {
+        assert!(caught(rule, "restore/copy.rs", text), "{text}");
+        assert!(!caught(rule, "postgres/sql.rs", text), "{text}");
+    }
+    for text in [
+        "fn f() { client.batch_execute(\"ROLLBACK\") }",
+        "fn f() { client\n    .query(\n        \"SELECT 1\",\n        &[],\n    ) }",
+        "fn f() { client.copy_out(QUERY) }",
+        "fn f() { client.query_typed(databases::NAMES, &[]) }",
+        "fn f() { Sql::new(\"SELECT \").ident(name).query(&session.client, &[]) }",
+        "fn f() { sql.copy_out(client) }",
+    ] {
+        assert!(!caught(rule, "restore/copy.rs", text), "{text}");
+    }
+    let rule: Rule = only_named_places_take_sql_of_others;
+    assert!(caught(rule, "restore/copy.rs", "fn f() { Sql::of_catalog(text) }"));
+    assert!(caught(rule, "backup/plan.rs", "fn f() { Sql::configured(text) }"));
+    assert!(!caught(rule, "restore/prove.rs", "fn f() { Sql::of_catalog(text) }"));
 }
 
 #[test]

@@ -35,9 +35,7 @@ fuzz_target!(|data: &[u8]| {
     }
     let _ = read_toc(bytes);
     if let Ok(text) = std::str::from_utf8(bytes) {
-        if let Ok(statement) = copy::parse_copy(text) {
-            let _ = copy::split_relation(statement.relation);
-        }
+        let _ = copy::parse_copy(text);
         let _ = copy::parse_setval(text);
         let _ = copy::parse_encoding(text);
     }

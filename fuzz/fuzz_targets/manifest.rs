@@ -1,10 +1,9 @@
-//! What is read from a repository: manifests, records of rehearsals, proofs, role definitions. What is
+//! What is read from a repository: manifests, records of rehearsals, proofs. What is
 //! accepted once is accepted again after it was written back.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use opsd::restore::roles;
 use opsd::set::manifest::Manifest;
 use opsd::set::proof::Proof;
 use opsd::set::verification::Verification;
@@ -24,7 +23,4 @@ fuzz_target!(|data: &[u8]| {
         let _ = record.total_seconds();
     }
     let _ = serde_json::from_slice::<Proof>(data);
-    if let Ok(sql) = std::str::from_utf8(data) {
-        let _ = (roles::roles(sql), roles::memberships(sql), roles::missing(sql, &[]));
-    }
 });

@@ -22,6 +22,7 @@ use crate::config::{BackupJob, Connection};
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::{Session, connect_with, error};
 use crate::postgres::large_objects;
+use crate::postgres::sql::Sql;
 use crate::set::fingerprint::{RowHasher, RowSecret};
 use crate::set::proof::Fingerprint;
 
@@ -127,15 +128,14 @@ pub async fn start(
 
 /// Switches off the timeouts that end sessions which hold something and are otherwise idle for hours.
 pub async fn keep_open(session: &Session) -> Result<()> {
-    let mut timeouts = vec!["idle_in_transaction_session_timeout", "statement_timeout"];
+    let mut sql = Sql::new("SET idle_in_transaction_session_timeout = 0; SET statement_timeout = 0");
     if session.server_version_num >= 140_000 {
-        timeouts.push("idle_session_timeout");
+        sql = sql.then("; SET idle_session_timeout = 0");
     }
     if session.server_version_num >= 170_000 {
-        timeouts.push("transaction_timeout");
+        sql = sql.then("; SET transaction_timeout = 0");
     }
-    let sql: Vec<String> = timeouts.iter().map(|name| format!("SET {name} = 0")).collect();
-    session.client.batch_execute(&sql.join("; ")).await.map_err(error).context("cannot keep the session open")
+    sql.run(&session.client).await.map_err(error).context("cannot keep the session open")
 }
 
 struct Taken {
@@ -170,8 +170,8 @@ async fn attempt_snapshot(
     let position = inventory::position(client).await?;
     client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY").await.map_err(error)?;
     if lock_first {
-        let set = format!("SET LOCAL lock_timeout = '{OWN_LOCK_TIMEOUT}'");
-        client.batch_execute(&set).await.map_err(error)?;
+        let set = Sql::new("SET LOCAL lock_timeout = ").literal(OWN_LOCK_TIMEOUT);
+        set.run(client).await.map_err(error)?;
         let tables: Vec<&Table> = before.tables.iter().collect();
         if let Some(instead) = lock(session, &tables).await? {
             return Ok(instead);
@@ -200,9 +200,9 @@ async fn lock(session: &Session, tables: &[&Table]) -> Result<Option<Attempt>> {
     let is_lockable = |t: &&&Table| !is_replaced(&t.display()) && (t.is_readable || !t.is_extension_member);
     let tables: Vec<&&Table> = tables.iter().filter(is_lockable).collect();
     for batch in tables.chunks(LOCK_BATCH) {
-        let names: Vec<String> = batch.iter().map(|t| format!("ONLY {}", t.quoted())).collect();
-        let sql = format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", "));
-        let Err(failure) = session.client.batch_execute(&sql).await else { continue };
+        let names = batch.iter().map(|t| Sql::new("ONLY ").qualified(&t.schema, &t.name));
+        let sql = Sql::new("LOCK TABLE ").join(names, ", ").then(" IN ACCESS SHARE MODE");
+        let Err(failure) = sql.run(&session.client).await else { continue };
         if session.client.is_closed() {
             return Err(error(failure).context("cannot lock the tables to dump"));
         }

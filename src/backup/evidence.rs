@@ -10,7 +10,7 @@ use super::coordinator::Coordinator;
 use super::inventory::{Inventory, is_replaced};
 use crate::error::{Error, Result};
 use crate::postgres::properties;
-use crate::set::archive::copy::{parse_copy, parse_encoding, parse_setval, split_relation};
+use crate::set::archive::copy::{parse_copy, parse_encoding, parse_setval};
 use crate::set::archive::parser::Contents;
 use crate::set::fingerprint::RowSecret;
 use crate::set::manifest::ProofState;
@@ -82,15 +82,15 @@ pub fn evidence(
                 "TABLE DATA" => {
                     table_entries += 1;
                     let found = contents.data.get(&entry.dump_id).copied();
-                    let statement = parse_copy(&entry.copy).and_then(|c| split_relation(c.relation));
+                    let statement = parse_copy(&entry.copy);
                     match (found, statement) {
                         // A name that is not UTF-8 came out with replacement characters: it cannot be
                         // asked for again.
-                        (Some(found), Ok((schema, name))) if !is_replaced(&entry.copy) => {
+                        (Some(found), Ok(statement)) if !is_replaced(&entry.copy) => {
                             let copy = entry.copy.trim_end().to_owned();
                             let empty = Table {
-                                schema,
-                                name,
+                                schema: statement.schema,
+                                name: statement.table,
                                 copy: copy.clone(),
                                 entries: 0,
                                 fingerprint: Fingerprint::default(),

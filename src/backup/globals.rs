@@ -5,15 +5,16 @@
 //! meanwhile. The later dump is kept; roles that only the earlier one has are added to it, because the
 //! first database may need them.
 //!
-//! Deliberately absent: a parser of SQL. pg_dumpall writes a statement a line; a role whose name holds a
-//! newline and that vanishes in these hours is not found.
+//! Statements are told apart as PostgreSQL does: a role's name may hold lines that look like others.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::source::Source;
 use crate::config::libpq::dbname_argument;
 use crate::error::{Context, Result};
 use crate::process;
+use crate::set::lexer::{Statement, statements};
 
 /// How long pg_dumpall may take for roles alone.
 const TIMEOUT: Duration = Duration::from_secs(300);
@@ -56,34 +57,40 @@ async fn pg_dumpall(source: &Source<'_>, more: &[&str]) -> Result<(Vec<u8>, Vec<
 }
 
 /// The later dump, and what the earlier one says of roles that are gone since.
-pub(super) fn merged(earlier: &[u8], later: Vec<u8>) -> Vec<u8> {
-    let lines = |sql| String::from_utf8_lossy(sql).lines().map(str::to_owned).collect::<Vec<_>>();
-    let (before, after) = (lines(earlier), lines(&later));
-    let role = |line: &str, verb: &str| {
-        let rest = line.strip_prefix(verb)?.strip_prefix(" ROLE ")?;
-        let end = match rest.strip_prefix('"') {
-            // A quote within a name is doubled.
-            Some(quoted) => quoted.replace("\"\"", "__").find('"')? + 2,
-            None => rest.find([' ', ';'])?,
-        };
-        rest.get(..end).map(str::to_owned)
-    };
-    let created = |lines: &[String]| lines.iter().filter_map(|l| role(l, "CREATE")).collect::<Vec<String>>();
-    let still = created(&after);
-    let gone: Vec<String> = created(&before).into_iter().filter(|name| !still.contains(name)).collect();
+pub(super) fn merged(earlier: &[u8], later: Vec<u8>) -> Result<Vec<u8>> {
+    let earlier = String::from_utf8_lossy(earlier);
+    let still = created(&String::from_utf8_lossy(&later))?;
+    let gone: BTreeSet<String> = created(&earlier)?.difference(&still).cloned().collect();
     if gone.is_empty() {
-        return later;
+        return Ok(later);
     }
-    let is_gone = |line: &&String| {
-        role(line, "CREATE").or_else(|| role(line, "ALTER")).is_some_and(|name| gone.contains(&name))
-    };
     let mut sql = later;
     sql.extend_from_slice(b"\n-- Dropped while the backup was made, after the first database's snapshot:\n");
-    for line in before.iter().filter(is_gone) {
-        sql.extend_from_slice(line.as_bytes());
-        sql.push(b'\n');
+    for statement in statements(&earlier) {
+        let statement = statement?;
+        if role(&statement, &["CREATE", "ALTER"]).is_some_and(|name| gone.contains(&name)) {
+            sql.extend_from_slice(statement.text.as_bytes());
+            sql.extend_from_slice(b";\n");
+        }
     }
-    sql
+    Ok(sql)
+}
+
+/// Names of the roles that a script makes.
+fn created(sql: &str) -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for statement in statements(sql) {
+        names.extend(role(&statement?, &["CREATE"]));
+    }
+    Ok(names)
+}
+
+/// The role that a statement with one of these verbs is about.
+fn role(statement: &Statement<'_>, verbs: &[&str]) -> Option<String> {
+    match &statement.tokens[..] {
+        [verb, what, name, ..] if what.is("ROLE") && verbs.iter().any(|known| verb.is(known)) => name.name(),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -95,11 +102,22 @@ mod tests {
         let earlier = "\\restrict a\nCREATE ROLE app;\nALTER ROLE app WITH LOGIN;\nCREATE ROLE \"o\"\"ld one\";\n\
                        ALTER ROLE \"o\"\"ld one\" WITH NOLOGIN;\n\\unrestrict a\n";
         let later = "\\restrict b\nCREATE ROLE app;\nALTER ROLE app WITH NOLOGIN;\nCREATE ROLE new;\n\\unrestrict b\n";
-        let both = String::from_utf8(merged(earlier.as_bytes(), later.into())).unwrap();
+        let both = String::from_utf8(merged(earlier.as_bytes(), later.into()).unwrap()).unwrap();
         let added = both.strip_prefix(later).unwrap();
         let statements: Vec<&str> = added.lines().filter(|l| !l.is_empty() && !l.starts_with("--")).collect();
         assert_eq!(statements, ["CREATE ROLE \"o\"\"ld one\";", "ALTER ROLE \"o\"\"ld one\" WITH NOLOGIN;"]);
         // Nothing vanished: the later one as it is.
-        assert_eq!(merged(b"CREATE ROLE app;\n", later.into()), later.as_bytes());
+        assert_eq!(merged(b"CREATE ROLE app;\n", later.into()).unwrap(), later.as_bytes());
+    }
+
+    /// Whoever may make a role may give it any name, and drop it while the backup is made.
+    #[test]
+    fn a_role_whose_name_is_a_script_adds_nothing_else() {
+        let name = "\"x\nCREATE ROLE evil;\nALTER ROLE evil WITH SUPERUSER;\n\"";
+        let earlier = format!("CREATE ROLE {name};\nALTER ROLE {name} WITH LOGIN;\n");
+        let both = merged(earlier.as_bytes(), b"CREATE ROLE app;\n".to_vec()).unwrap();
+        let roles = crate::set::globals::Globals::parse(&String::from_utf8(both).unwrap()).unwrap().roles;
+        let names: Vec<&str> = roles.iter().map(|role| role.name.as_str()).collect();
+        assert_eq!(names, ["app", "x\nCREATE ROLE evil;\nALTER ROLE evil WITH SUPERUSER;\n"]);
     }
 }

@@ -12,6 +12,7 @@ use crate::error::{Context, Result};
 use crate::postgres::connect::error;
 use crate::postgres::ident::Name;
 use crate::postgres::properties;
+use crate::postgres::sql::{Sql, quote_ident};
 use crate::set::manifest::{Collation, Extension, Locale};
 
 /// A table (or partitioned root) that pg_dump would look at.
@@ -92,7 +93,7 @@ pub fn is_replaced(name: &str) -> bool {
 
 /// `"a"."b"` with quotes doubled.
 pub fn quoted(schema: &str, name: &str) -> String {
-    format!("\"{}\".\"{}\"", schema.replace('"', "\"\""), name.replace('"', "\"\""))
+    format!("{}.{}", quote_ident(schema), quote_ident(name))
 }
 
 /// The server's figures that bound a plan.
@@ -387,26 +388,29 @@ async fn collations(client: &Client, server_version_num: u32) -> Result<Vec<Coll
         150_000..170_000 => "c.colliculocale::text",
         _ => "c.colllocale::text",
     };
-    let sql = format!(
+    let sql = Sql::new(
         "SELECT CASE WHEN c.collnamespace = 'pg_catalog'::regnamespace THEN c.collname END,
-                c.collprovider = 'i', {icu_locale}, c.collcollate::text, c.collctype::text
-           FROM pg_collation c JOIN pg_namespace n ON n.oid = c.collnamespace
+                c.collprovider = 'i', c.collcollate::text, c.collctype::text, ",
+    )
+    .then(icu_locale)
+    .then(
+        " FROM pg_collation c JOIN pg_namespace n ON n.oid = c.collnamespace
           WHERE c.collprovider IN ('c', 'i') AND c.collname NOT IN ('C', 'POSIX') AND n.nspname !~ '^pg_(temp|toast)'
             AND CASE WHEN n.nspname = 'pg_catalog'
                      THEN EXISTS (SELECT FROM pg_depend d WHERE d.refclassid = 'pg_collation'::regclass AND d.refobjid = c.oid)
                      ELSE n.nspname <> 'information_schema' END
-          ORDER BY n.nspname, c.collname"
+          ORDER BY n.nspname, c.collname",
     );
-    let rows = client.query(&sql, &[]).await.map_err(error).context("cannot list collations")?;
+    let rows = sql.query(client, &[]).await.map_err(error).context("cannot list collations")?;
     let text = |row: &tokio_postgres::Row, i: usize| row.get::<_, Option<Name>>(i).map(|name| name.0);
     let collation = |row: &tokio_postgres::Row| {
         let is_icu: bool = row.get(1);
         Collation {
             provider: if is_icu { "icu" } else { "libc" }.into(),
             name: text(row, 0),
-            locale: text(row, 2).filter(|_| is_icu),
-            collate: text(row, 3).unwrap_or_default(),
-            ctype: text(row, 4).unwrap_or_default(),
+            locale: text(row, 4).filter(|_| is_icu),
+            collate: text(row, 2).unwrap_or_default(),
+            ctype: text(row, 3).unwrap_or_default(),
         }
     };
     Ok(rows.iter().map(collation).collect())

@@ -22,7 +22,6 @@ mod vacuum;
 pub mod verdict;
 mod wraparound;
 
-use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -34,6 +33,7 @@ use crate::config::{self, Connection, Databases, Postgres};
 use crate::error::{Context, Error, Result};
 use crate::metrics::Sample;
 use crate::postgres::connect::{self, Session};
+use crate::postgres::sql::Sql;
 
 use others::Others;
 use server::Facts;
@@ -90,7 +90,7 @@ struct Concern {
     /// Where it is asked.
     scope: Scope,
     /// The query for this server; none where it has nothing to answer.
-    sql: fn(&Facts) -> Option<Cow<'static, str>>,
+    sql: fn(&Facts) -> Option<Sql>,
     /// Where it takes several statements, whose `$1` is what a page begins after.
     pages: Option<Next>,
     /// What the rows say.
@@ -270,7 +270,7 @@ impl Pass {
             return Ok(());
         }
         let answer = match concern.pages {
-            None => session.client.query_typed(&sql, &[]).await.map(Some),
+            None => sql.query_typed(&session.client, &[]).await.map(Some),
             Some(next) => self.pages(session, &sql, next).await,
         };
         let failure = match answer {
@@ -300,7 +300,7 @@ impl Pass {
     async fn pages(
         &self,
         session: &Session,
-        sql: &str,
+        sql: &Sql,
         next: Next,
     ) -> Result<Option<Vec<Row>>, tokio_postgres::Error> {
         let (mut rows, mut after) = (Vec::new(), Some(0));
@@ -308,7 +308,7 @@ impl Pass {
             if self.is_late() {
                 return Ok(None);
             }
-            let page = session.client.query_typed(sql, &[(&from, Type::INT8)]).await?;
+            let page = sql.query_typed(&session.client, &[(&from, Type::INT8)]).await?;
             after = next(&page);
             rows.extend(page);
         }

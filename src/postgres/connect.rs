@@ -14,6 +14,7 @@ use tokio_postgres::config::SslMode as Tls;
 use tokio_postgres::error::{DbError, SqlState};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
+use super::sql::Sql;
 use super::tls;
 use crate::config::{Connection, SslMode};
 use crate::error::{Error, Result};
@@ -36,6 +37,11 @@ const PINNED: &[(&str, &str)] = &[
 /// that knows them; older servers refuse a connection that names them.
 const NO_TIMEOUTS: &[(u32, &str)] =
     &[(140_000, "SET idle_session_timeout = 0"), (170_000, "SET transaction_timeout = 0")];
+
+/// Who answered, and with which of the settings that are pinned.
+const WHO_ANSWERS: &str = "SELECT pg_catalog.current_setting('server_version_num'),
+    pg_catalog.current_setting('server_version'), pg_catalog.current_setting('search_path'),
+    pg_catalog.current_setting('extra_float_digits'), pg_catalog.pg_backend_pid()";
 
 /// A coordinator sits idle for hours while others stream; firewalls forget such connections
 /// after minutes, and the kernel's default is to ask after two hours.
@@ -258,13 +264,8 @@ impl Target<'_> {
 
     /// Asks who answered, and whether the pinned settings are in force.
     async fn check(&self, opened: Opened, settings: &[(&str, &str)]) -> Result<Session> {
-        let query = "SELECT pg_catalog.current_setting('server_version_num'), \
-                     pg_catalog.current_setting('server_version'), \
-                     pg_catalog.current_setting('search_path'), \
-                     pg_catalog.current_setting('extra_float_digits'), \
-                     pg_catalog.pg_backend_pid()";
         let on = || format!("cannot use the connection to {}", self.label());
-        let rows = opened.client.simple_query(query).await.map_err(|e| error(e).context(on()))?;
+        let rows = opened.client.simple_query(WHO_ANSWERS).await.map_err(|e| error(e).context(on()))?;
         let row = rows.iter().find_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row),
             _ => None,
@@ -289,7 +290,7 @@ impl Target<'_> {
             return Err(Error::new("the server does not say which process serves it").context(on()));
         };
         for (_, statement) in NO_TIMEOUTS.iter().filter(|(since, _)| server_version_num >= *since) {
-            opened.client.simple_query(statement).await.map_err(|e| error(e).context(on()))?;
+            Sql::new(statement).run(&opened.client).await.map_err(|e| error(e).context(on()))?;
         }
         Ok(Session {
             server_version_num,

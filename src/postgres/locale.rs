@@ -5,7 +5,7 @@
 
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::Session;
-use crate::postgres::ident::{quote_ident, quote_literal};
+use crate::postgres::sql::Sql;
 
 /// How a database orders and encodes text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +55,7 @@ pub async fn create_database(
     let last = candidates.len() - 1;
     for (i, candidate) in candidates.iter().enumerate() {
         let sql = statement(name, candidate, session.major());
-        match session.client.batch_execute(&sql).await {
+        match sql.run(&session.client).await {
             Ok(()) => return Ok(substitutions(name, wanted, candidate, &session.server_version)),
             Err(e) if i < last && is_about_locales(&e) => {
                 tracing::debug!(database = name, ?candidate, "locale is not available");
@@ -142,21 +142,21 @@ fn candidates<'a>(wanted: &Locale<'a>) -> Vec<Locale<'a>> {
     all
 }
 
-fn statement(name: &str, locale: &Locale<'_>, major: u32) -> String {
-    let mut sql = format!(
-        "CREATE DATABASE {} TEMPLATE template0 ENCODING {} LC_COLLATE {} LC_CTYPE {}",
-        quote_ident(name),
-        quote_literal(locale.encoding),
-        quote_literal(locale.collate),
-        quote_literal(locale.ctype),
-    );
+fn statement(name: &str, locale: &Locale<'_>, major: u32) -> Sql {
+    let mut sql = Sql::new("CREATE DATABASE ")
+        .ident(name)
+        .then(" TEMPLATE template0 ENCODING ")
+        .literal(locale.encoding)
+        .then(" LC_COLLATE ")
+        .literal(locale.collate)
+        .then(" LC_CTYPE ")
+        .literal(locale.ctype);
     if major >= 15 {
-        sql.push_str(" LOCALE_PROVIDER ");
-        sql.push_str(&quote_ident(locale.provider));
-        let name = if locale.provider == "builtin" { "BUILTIN_LOCALE" } else { "ICU_LOCALE" };
-        for (option, value) in [(name, locale.locale), ("ICU_RULES", locale.icu_rules)] {
+        sql = sql.then(" LOCALE_PROVIDER ").ident(locale.provider);
+        let name = if locale.provider == "builtin" { " BUILTIN_LOCALE " } else { " ICU_LOCALE " };
+        for (option, value) in [(name, locale.locale), (" ICU_RULES ", locale.icu_rules)] {
             if let Some(value) = value {
-                sql.push_str(&format!(" {option} {}", quote_literal(value)));
+                sql = sql.then(option).literal(value);
             }
         }
     }
@@ -227,13 +227,12 @@ mod tests {
 
     #[test]
     fn statements_fit_the_version() {
+        let said = |name: &str, locale: &Locale<'_>, major| statement(name, locale, major).to_string();
         let libc = Locale { provider: "libc", locale: None, ..ICU };
-        assert!(!statement("a\"b", &libc, 14).contains("PROVIDER"));
-        assert!(statement("a\"b", &libc, 14).starts_with("CREATE DATABASE \"a\"\"b\" TEMPLATE template0"));
-        assert!(statement("a", &ICU, 16).ends_with("LOCALE_PROVIDER \"icu\" ICU_LOCALE 'de-DE'"));
+        assert!(!said("a\"b", &libc, 14).contains("PROVIDER"));
+        assert!(said("a\"b", &libc, 14).starts_with("CREATE DATABASE \"a\"\"b\" TEMPLATE template0"));
+        assert!(said("a", &ICU, 16).ends_with("LOCALE_PROVIDER \"icu\" ICU_LOCALE 'de-DE'"));
         let builtin = Locale { provider: "builtin", locale: Some("C.UTF-8"), ..ICU };
-        assert!(
-            statement("a", &builtin, 17).ends_with("LOCALE_PROVIDER \"builtin\" BUILTIN_LOCALE 'C.UTF-8'")
-        );
+        assert!(said("a", &builtin, 17).ends_with("LOCALE_PROVIDER \"builtin\" BUILTIN_LOCALE 'C.UTF-8'"));
     }
 }

@@ -5,7 +5,8 @@ use tokio_postgres::{Client, Row};
 
 use crate::error::{Context, Result};
 use crate::postgres::connect::error;
-use crate::postgres::ident::{Name, quote_ident, quote_literal};
+use crate::postgres::ident::Name;
+use crate::postgres::sql::Sql;
 
 /// What belongs to a database rather than to what is in it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,6 +31,9 @@ pub struct Setting {
     /// `name=value`.
     pub setting: String,
 }
+
+/// What a database knows of privileges.
+const PRIVILEGES: [&str; 3] = ["CREATE", "CONNECT", "TEMPORARY"];
 
 /// Settings whose value is a list of names, each quoted by itself (`GUC_LIST_QUOTE` in PostgreSQL's
 /// `guc_tables.c`).
@@ -82,22 +86,21 @@ pub async fn read(client: &Client, database: &str) -> Result<Properties> {
 /// this server would not take, a line each.
 pub async fn apply(client: &Client, database: &str, properties: &Properties) -> Vec<String> {
     let mut warnings = apply_settings(client, database, &properties.settings).await;
-    let owner =
-        format!("ALTER DATABASE {} OWNER TO {}", quote_ident(database), quote_ident(&properties.owner));
-    if let Err(failure) = client.batch_execute(&owner).await {
+    let owner = Sql::new("ALTER DATABASE ").ident(database).then(" OWNER TO ").ident(&properties.owner);
+    if let Err(failure) = owner.run(client).await {
         warnings.push(format!("owner {:?} was not set: {}", properties.owner, error(failure)));
     }
     let granted = apply_acl(client, database, properties.acl.as_deref()).await;
     warnings.extend(granted.unwrap_or_else(|failure| vec![failure.to_string()]));
     if let Some(limit) = properties.connection_limit {
-        let sql = format!("ALTER DATABASE {} CONNECTION LIMIT {limit}", quote_ident(database));
-        if let Err(failure) = client.batch_execute(&sql).await {
+        let sql = Sql::new("ALTER DATABASE ").ident(database).then(" CONNECTION LIMIT ").number(limit);
+        if let Err(failure) = sql.run(client).await {
             warnings.push(format!("the connection limit {limit} was not set: {}", error(failure)));
         }
     }
     if let Some(comment) = &properties.comment {
-        let sql = format!("COMMENT ON DATABASE {} IS {}", quote_ident(database), quote_literal(comment));
-        if let Err(failure) = client.batch_execute(&sql).await {
+        let sql = Sql::new("COMMENT ON DATABASE ").ident(database).then(" IS ").literal(comment);
+        if let Err(failure) = sql.run(client).await {
             warnings.push(format!("the database's comment was not set: {}", error(failure)));
         }
     }
@@ -109,7 +112,7 @@ pub async fn apply_settings(client: &Client, database: &str, settings: &[Setting
     let mut warnings = Vec::new();
     for setting in settings {
         let Some(sql) = statement(database, setting) else { continue };
-        if let Err(failure) = client.batch_execute(&sql).await {
+        if let Err(failure) = sql.run(client).await {
             // Values may be secrets, and the server repeats those that it refuses.
             let name = setting.setting.split('=').next().unwrap_or_default();
             let code = failure.code().map_or("no SQLSTATE", |code| code.code());
@@ -129,17 +132,18 @@ async fn apply_acl(client: &Client, database: &str, acl: Option<&str>) -> Result
         .await
         .map_err(error)
         .context("cannot read the database's privileges")?;
-    let name = quote_ident(database);
-    let revoke = format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC");
-    client.batch_execute(&revoke).await.map_err(error).context("cannot set the database's privileges")?;
+    let revoke = Sql::new("REVOKE ALL ON DATABASE ").ident(database).then(" FROM PUBLIC");
+    revoke.run(client).await.map_err(error).context("cannot set the database's privileges")?;
     for item in items {
         let item: String = item.get(0);
-        let sql = format!(
-            "SELECT coalesce(quote_ident(r.rolname), 'PUBLIC'), a.privilege_type, a.is_grantable
-               FROM aclexplode(ARRAY[{}::aclitem]) a LEFT JOIN pg_roles r ON r.oid = a.grantee",
-            quote_literal(&item)
-        );
-        let granted = match client.query(&sql, &[]).await {
+        let granted = client
+            .query(
+                "SELECT r.rolname, a.privilege_type, a.is_grantable
+                   FROM aclexplode(ARRAY[$1::text::aclitem]) a LEFT JOIN pg_roles r ON r.oid = a.grantee",
+                &[&item],
+            )
+            .await;
+        let granted = match granted {
             Ok(rows) => rows,
             Err(failure) => {
                 warnings.push(format!("privilege {item:?} was not granted: {}", error(failure)));
@@ -147,11 +151,18 @@ async fn apply_acl(client: &Client, database: &str, acl: Option<&str>) -> Result
             }
         };
         for row in granted {
-            let (grantee, privilege, is_grantable): (String, String, bool) =
-                (row.get(0), row.get(1), row.get(2));
-            let option = if is_grantable { " WITH GRANT OPTION" } else { "" };
-            let sql = format!("GRANT {privilege} ON DATABASE {name} TO {grantee}{option}");
-            if let Err(failure) = client.batch_execute(&sql).await {
+            let (grantee, privilege): (Option<Name>, String) = (row.get(0), row.get(1));
+            let Some(privilege) = PRIVILEGES.into_iter().find(|known| *known == privilege) else {
+                warnings.push(format!("privilege {item:?} was not granted: it is not known"));
+                continue;
+            };
+            let sql = Sql::new("GRANT ").then(privilege).then(" ON DATABASE ").ident(database).then(" TO ");
+            let sql = match grantee {
+                Some(Name(role)) => sql.ident(&role),
+                None => sql.then("PUBLIC"),
+            };
+            let sql = if row.get(2) { sql.then(" WITH GRANT OPTION") } else { sql };
+            if let Err(failure) = sql.run(client).await {
                 warnings.push(format!("privilege {item:?} was not granted: {}", error(failure)));
             }
         }
@@ -159,25 +170,27 @@ async fn apply_acl(client: &Client, database: &str, acl: Option<&str>) -> Result
     Ok(warnings)
 }
 
-fn statement(database: &str, setting: &Setting) -> Option<String> {
+fn statement(database: &str, setting: &Setting) -> Option<Sql> {
     let (name, value) = setting.setting.split_once('=')?;
-    let value = if LISTS.contains(&name.to_lowercase().as_str()) {
-        let names = split_list(value);
-        if names.is_empty() {
-            "''".into()
-        } else {
-            names.iter().map(|n| quote_literal(n)).collect::<Vec<_>>().join(", ")
-        }
-    } else {
-        quote_literal(value)
+    let values = match LISTS.contains(&name.to_lowercase().as_str()) {
+        true => split_list(value),
+        false => vec![value.to_owned()],
     };
-    // Extensions' settings have a dot in their names.
-    let name = name.split('.').map(quote_ident).collect::<Vec<_>>().join(".");
     let target = match &setting.role {
-        None => format!("DATABASE {}", quote_ident(database)),
-        Some(role) => format!("ROLE {} IN DATABASE {}", quote_ident(role), quote_ident(database)),
+        None => Sql::new("DATABASE ").ident(database),
+        Some(role) => Sql::new("ROLE ").ident(role).then(" IN DATABASE ").ident(database),
     };
-    Some(format!("ALTER {target} SET {name} TO {value}"))
+    Some(Sql::new("ALTER ").sql(&target).then(" SET ").sql(&assignment(name, &values)))
+}
+
+/// `"name" TO 'value'`, of which a list has several; none is an empty list.
+pub fn assignment(name: &str, values: &[String]) -> Sql {
+    // Extensions' settings have a dot in their names.
+    let name = Sql::new("").join(name.split('.').map(|part| Sql::new("").ident(part)), ".");
+    match values {
+        [] => name.then(" TO ''"),
+        values => name.then(" TO ").join(values.iter().map(|value| Sql::new("").literal(value)), ", "),
+    }
 }
 
 /// The names in `"$user", public`.
@@ -213,7 +226,9 @@ mod tests {
     #[test]
     fn settings_become_statements() {
         let of = |role: Option<&str>, setting: &str| {
-            statement("a\"b", &Setting { role: role.map(Into::into), setting: setting.into() }).unwrap()
+            statement("a\"b", &Setting { role: role.map(Into::into), setting: setting.into() })
+                .unwrap()
+                .to_string()
         };
         assert_eq!(
             of(None, "search_path=\"$user\", public, \"x,\"\"y\""),

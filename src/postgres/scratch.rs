@@ -19,6 +19,7 @@ use tokio::process::Command;
 use tokio::sync::oneshot;
 
 use super::connect::{self, Session};
+use super::sql::Sql;
 use super::tools::ServerBinaries;
 use crate::config::{Connection, SslMode};
 use crate::error::{Context, Error, Result};
@@ -191,13 +192,12 @@ async fn start_server(options: ScratchOptions) -> Result<Scratch> {
         _user: alone,
     };
     let session = scratch.ready().await?;
-    let grant = match scratch.major {
-        // A restore must grant by itself there.
-        ..14 => String::new(),
-        _ => format!("; GRANT pg_read_all_data TO {READER}"),
-    };
-    let roles = format!("CREATE ROLE {READER} LOGIN BYPASSRLS{grant}");
-    session.client.batch_execute(&roles).await.context("cannot create its roles")?;
+    let mut roles = Sql::new("CREATE ROLE ").ident(READER).then(" LOGIN BYPASSRLS");
+    // Before that, a restore must grant by itself.
+    if scratch.major >= 14 {
+        roles = roles.then("; GRANT pg_read_all_data TO ").ident(READER);
+    }
+    roles.run(&session.client).await.context("cannot create its roles")?;
     session.close().await;
     Ok(scratch)
 }

@@ -3,7 +3,9 @@
 use crate::config::{BackupJob, Config};
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::{connect, connect_with, error};
+use crate::postgres::ident::Name;
 use crate::postgres::scratch::{self, Scratch};
+use crate::postgres::sql::Sql;
 use crate::set::manifest::Manifest;
 
 /// Bound on one assertion.
@@ -24,16 +26,20 @@ async fn grant_reading(scratch: &Scratch, name: &str) -> Result<()> {
     let session = connect(&scratch.connection(name), None, "opsd verify").await?;
     let rows = session
         .client
-        .query("SELECT quote_ident(nspname) FROM pg_namespace WHERE nspname !~ '^pg_'", &[])
+        .query("SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_'", &[])
         .await
         .map_err(error)?;
     for row in rows {
-        let schema: String = row.get(0);
-        let reader = scratch::READER;
-        let sql = format!(
-            "GRANT USAGE ON SCHEMA {schema} TO {reader}; GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {reader}"
-        );
-        session.client.batch_execute(&sql).await.map_err(error).context("cannot let assertions read")?;
+        let Name(schema) = row.get(0);
+        let sql = Sql::new("GRANT USAGE ON SCHEMA ")
+            .ident(&schema)
+            .then(" TO ")
+            .ident(scratch::READER)
+            .then("; GRANT SELECT ON ALL TABLES IN SCHEMA ")
+            .ident(&schema)
+            .then(" TO ")
+            .ident(scratch::READER);
+        sql.run(&session.client).await.map_err(error).context("cannot let assertions read")?;
     }
     Ok(())
 }
@@ -43,13 +49,16 @@ pub(super) async fn failed(scratch: &Scratch, name: &str, queries: &[String]) ->
     if scratch.major < 14 {
         grant_reading(scratch, name).await?;
     }
-    let pinned =
-        [("search_path", "public"), ("default_transaction_read_only", "on"), ("statement_timeout", TIMEOUT)];
+    let pinned = [
+        ("search_path", "public"),
+        ("default_transaction_read_only", "on"),
+        ("statement_timeout", TIMEOUT),
+    ];
     let session = connect_with(&scratch.reader(name), None, "opsd assert", &pinned).await?;
     session.client.batch_execute("BEGIN READ ONLY").await.map_err(error)?;
     let mut failed = Vec::new();
     for query in queries {
-        let result = session.client.query(query.as_str(), &[]).await;
+        let result = Sql::configured(query).query(&session.client, &[]).await;
         let what = match result {
             // A mistake in the query, or a timeout, is no word about the set; and what the server says
             // of it may quote rows.

@@ -9,7 +9,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::error::{Error, Result};
 use crate::postgres::connect::error;
-use crate::postgres::ident::quote_literal;
+use crate::postgres::sql::Sql;
 use crate::set::manifest::{Collation, Database};
 
 /// Refuses a database on whose server a collation of the set cannot be. `client` is connected to the
@@ -55,17 +55,20 @@ async fn is_available(client: &Client, collation: &Collation) -> Result<bool> {
         return Ok(found.is_some());
     }
     // The database's own: whether it can be made, its server says by making one.
-    let options = match &collation.locale {
-        Some(locale) => format!("provider = {}, locale = {}", collation.provider, quote_literal(locale)),
-        None => format!(
-            "provider = {}, lc_collate = {}, lc_ctype = {}",
-            collation.provider,
-            quote_literal(&collation.collate),
-            quote_literal(&collation.ctype)
-        ),
+    let trial = Sql::new("BEGIN; CREATE COLLATION pg_temp.opsd_trial (provider = ");
+    let trial = match collation.provider.as_str() {
+        "libc" => trial.then("libc"),
+        "icu" => trial.then("icu"),
+        other => return Err(Error::differs(format!("a collation has the unknown provider {other:?}"))),
     };
-    let sql = format!("BEGIN; CREATE COLLATION pg_temp.opsd_trial ({options})");
-    let tried = client.batch_execute(&sql).await;
+    let trial = match &collation.locale {
+        Some(locale) => trial.then(", locale = ").literal(locale),
+        None => {
+            let trial = trial.then(", lc_collate = ").literal(&collation.collate);
+            trial.then(", lc_ctype = ").literal(&collation.ctype)
+        }
+    };
+    let tried = trial.then(")").run(client).await;
     client.batch_execute("ROLLBACK").await.map_err(error)?;
     match tried {
         Err(failure) => {

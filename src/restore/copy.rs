@@ -18,10 +18,10 @@ use super::complaints::{HINT, masked_in};
 use super::{Origin, Target};
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::{Session, connect_with};
-use crate::postgres::ident::quote_literal;
+use crate::postgres::sql::Sql;
 use crate::progress::Event;
 use crate::set::archive::Entry;
-use crate::set::archive::copy::parse_copy;
+use crate::set::archive::copy::CopyStatement;
 use crate::set::archive::rows;
 use crate::set::manifest::{Database, Stream};
 use crate::set::seal::read_stream;
@@ -34,6 +34,7 @@ const READ_SIZE: usize = 128 << 10;
 /// What the reading thread learned before the first row.
 struct Table {
     entry: Entry,
+    statement: CopyStatement,
     encoding: String,
 }
 
@@ -56,7 +57,11 @@ pub async fn copy_table(
         let Some(mut rows) = rows::open(BufReader::with_capacity(READ_SIZE, source))? else {
             return Ok::<_, Error>(());
         };
-        let table = Table { entry: rows.entry.clone(), encoding: rows.encoding.clone() };
+        let table = Table {
+            entry: rows.entry.clone(),
+            statement: rows.statement.clone(),
+            encoding: rows.encoding.clone(),
+        };
         let mut more = opened.send(Some(table)).is_ok();
         while more {
             let mut buffer = Vec::with_capacity(MESSAGE);
@@ -95,7 +100,6 @@ async fn load(
     mut messages: mpsc::Receiver<Bytes>,
     target: &Target,
 ) -> Result<Option<Session>> {
-    let statement = parse_copy(&table.entry.copy)?;
     let mut settings =
         vec![("xmloption", "content"), ("lock_timeout", "0"), ("client_min_messages", "warning")];
     if target.is_superuser {
@@ -106,20 +110,21 @@ async fn load(
         settings.push(("lc_monetary", monetary));
     }
     let session = connect_with(&target.connection, Some(&target.dbname), "opsd restore", &settings).await?;
-    let begin = format!("BEGIN; TRUNCATE ONLY {}", statement.relation);
-    if let Err(failure) = session.client.batch_execute(&begin).await {
+    let CopyStatement { schema, table: name, columns } = &table.statement;
+    let begin = Sql::new("BEGIN; TRUNCATE ONLY ").qualified(schema, name);
+    if let Err(failure) = begin.run(&session.client).await {
         if failure.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
             return Ok(None);
         }
         return Err(refused(table, &failure));
     }
-    let copy = format!(
-        "COPY {} {} FROM STDIN (FREEZE, ENCODING {})",
-        statement.relation,
-        statement.columns,
-        quote_literal(&table.encoding)
-    );
-    let sink: CopyInSink<Bytes> = session.client.copy_in(&copy).await.map_err(|e| refused(table, &e))?;
+    let copy = Sql::new("COPY ")
+        .qualified(schema, name)
+        .sql(&listed(columns))
+        .then(" FROM STDIN (FREEZE, ENCODING ")
+        .literal(&table.encoding)
+        .then(")");
+    let sink: CopyInSink<Bytes> = copy.copy_in(&session.client).await.map_err(|e| refused(table, &e))?;
     let mut sink = pin!(sink);
     while let Some(message) = messages.recv().await {
         // A server that failed says why at the end.
@@ -129,6 +134,14 @@ async fn load(
     }
     sink.finish().await.map_err(|e| refused(table, &e))?;
     Ok(Some(session))
+}
+
+/// ` ("a", "b")`; nothing for a table without columns.
+fn listed(columns: &[String]) -> Sql {
+    if columns.is_empty() {
+        return Sql::new("");
+    }
+    Sql::new(" (").join(columns.iter().map(|name| Sql::new("").ident(name)), ", ").then(")")
 }
 
 /// In pg_restore's words, so that what failed is told apart in one way; without values.

@@ -13,8 +13,8 @@ use super::to::connect_admin;
 use crate::config::Connection;
 use crate::error::{Error, Result};
 use crate::postgres::connect::{Session, error};
-use crate::postgres::ident::quote_ident;
 use crate::postgres::locale::{self, Fallback, Locale};
+use crate::postgres::sql::Sql;
 use crate::shutdown::Shutdown;
 
 /// How long a statement on a whole database may take. A busy server's checkpoint, which it includes, takes
@@ -88,8 +88,8 @@ impl Server<'_> {
 
     /// Drops a database, with whoever is connected to it.
     pub async fn drop(&self, name: &str) -> Result<()> {
-        let sql = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", quote_ident(name));
-        let dropped = async { self.admin.client.batch_execute(&sql).await.map_err(error) };
+        let sql = Sql::new("DROP DATABASE IF EXISTS ").ident(name).then(" WITH (FORCE)");
+        let dropped = async { sql.run(&self.admin.client).await.map_err(error) };
         match self.gave_up(&format!("DROP DATABASE {name:?}"), pin!(dropped)).await {
             Ok(ended) => ended,
             Err(why) => Err(why.context("the server still tries")),
@@ -178,8 +178,8 @@ impl Server<'_> {
     /// Ends the statement on the server.
     async fn cancel(&self) -> Result<()> {
         let admin = connect_admin(self.connection).await?;
-        let sql = "SELECT pg_cancel_backend($1)";
-        admin.client.query_one(sql, &[&self.admin.backend]).await.map_err(error)?;
+        let cancelled = admin.client.query_one("SELECT pg_cancel_backend($1)", &[&self.admin.backend]).await;
+        cancelled.map_err(error)?;
         admin.close().await;
         Ok(())
     }

@@ -16,7 +16,8 @@ use super::large_objects;
 use crate::config::Connection;
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::{connect, error};
-use crate::postgres::ident::{Name, quote_ident, quote_literal};
+use crate::postgres::ident::Name;
+use crate::postgres::sql::Sql;
 use crate::set::archive::copy::parse_copy;
 use crate::set::fingerprint::{RowHasher, RowSecret};
 use crate::set::proof::{Fingerprint, Proof, Sequence, Table};
@@ -251,27 +252,31 @@ async fn read_piece(
     secret: &RowSecret,
 ) -> Result<Result<Fingerprint, String>> {
     let statement = parse_copy(&table.copy)?;
-    let (relation, listed) = (&statement.relation, &statement.columns);
-    let columns = listed.trim_start_matches('(').trim_end_matches(')');
+    let relation = Sql::new("").qualified(&statement.schema, &statement.table);
+    let columns = Sql::new("").join(statement.columns.iter().map(|name| Sql::new("").ident(name)), ", ");
+    let selected = |from: &'static str| Sql::new("(SELECT ").sql(&columns).then(from).sql(&relation);
     // COPY by itself reads neither a partitioned root nor some of the rows.
     let what = match &piece.what {
-        What::Table => format!("{relation} {listed}"),
-        What::Pages(from, None) => {
-            format!("(SELECT {columns} FROM ONLY {relation} WHERE ctid >= '({from},0)')")
+        What::Table if statement.columns.is_empty() => relation,
+        What::Table => relation.then(" (").sql(&columns).then(")"),
+        What::Pages(from, end) => {
+            let pages = selected(" FROM ONLY ").then(" WHERE ctid >= '(").number(*from).then(",0)'");
+            match end {
+                None => pages.then(")"),
+                Some(end) => pages.then(" AND ctid < '(").number(*end).then(",0)')"),
+            }
         }
-        What::Pages(from, Some(end)) => format!(
-            "(SELECT {columns} FROM ONLY {relation} WHERE ctid >= '({from},0)' AND ctid < '({end},0)')"
-        ),
-        What::Filtered(clause) => format!("(SELECT {columns} FROM ONLY {relation} {clause})"),
-        What::Root => match loaded_beside(client, table, direct).await?.as_slice() {
-            [] => format!("(SELECT {columns} FROM {relation})"),
+        What::Filtered(clause) => selected(" FROM ONLY ").then(" ").sql(&Sql::of_catalog(clause)).then(")"),
+        What::Root => match loaded_beside(client, table, direct).await? {
+            none if none.is_empty() => selected(" FROM ").then(")"),
             oids => {
-                format!("(SELECT {columns} FROM {relation} WHERE tableoid NOT IN ({}))", oids.join(", "))
+                let oids = oids.into_iter().map(|oid| Sql::new("").number(oid));
+                selected(" FROM ").then(" WHERE tableoid NOT IN (").join(oids, ", ").then("))")
             }
         },
     };
-    let sql = format!("COPY {what} TO STDOUT (ENCODING {})", quote_literal(encoding));
-    let rows = match client.copy_out(&sql).await {
+    let sql = Sql::new("COPY ").sql(&what).then(" TO STDOUT (ENCODING ").literal(encoding).then(")");
+    let rows = match sql.copy_out(client).await {
         Ok(rows) => rows,
         Err(e) if e.code() == Some(&SqlState::UNDEFINED_COLUMN) => return Ok(Err(error(e).to_string())),
         Err(e) => return Err(error(e)),
@@ -285,7 +290,7 @@ async fn read_piece(
 }
 
 /// OIDs of partitions below a root that were dumped by themselves, not through it.
-async fn loaded_beside(client: &Client, root: &Table, direct: &HashSet<(&str, &str)>) -> Result<Vec<String>> {
+async fn loaded_beside(client: &Client, root: &Table, direct: &HashSet<(&str, &str)>) -> Result<Vec<u32>> {
     let rows = client
         .query(
             "SELECT c.oid, n.nspname::text, c.relname::text
@@ -298,7 +303,7 @@ async fn loaded_beside(client: &Client, root: &Table, direct: &HashSet<(&str, &s
         .map_err(error)
         .context("cannot list partitions")?;
     let beside = rows.iter().filter(|row| direct.contains(&(row.get(1), row.get(2))));
-    Ok(beside.map(|row| row.get::<_, u32>(0).to_string()).collect())
+    Ok(beside.map(|row| row.get(0)).collect())
 }
 
 fn compare(what: &str, unit: &str, expected: Fingerprint, found: Fingerprint) -> Option<String> {
@@ -363,15 +368,13 @@ async fn check_sequences(client: &Client, sequences: &[Sequence]) -> Result<Vec<
         sequences.iter().partition(|s| there.contains(&(s.schema.clone(), s.name.clone())));
     differences.extend(missing.iter().map(|s| format!("sequence {}.{} is missing", s.schema, s.name)));
     for batch in present.chunks(BATCH) {
-        let selects: Vec<String> = batch
-            .iter()
-            .enumerate()
-            .map(|(i, s)| {
-                let name = format!("{}.{}", quote_ident(&s.schema), quote_ident(&s.name));
-                format!("SELECT {i}::int8, last_value, is_called FROM {name}")
-            })
-            .collect();
-        let rows = client.query(&selects.join(" UNION ALL "), &[]).await.map_err(error);
+        let selects = (0_i64..).zip(batch).map(|(i, s)| {
+            Sql::new("SELECT ")
+                .number(i)
+                .then("::int8, last_value, is_called FROM ")
+                .qualified(&s.schema, &s.name)
+        });
+        let rows = Sql::new("").join(selects, " UNION ALL ").query(client, &[]).await.map_err(error);
         for row in rows.context("cannot read sequences")? {
             let index = usize::try_from(row.get::<_, i64>(0)).unwrap_or(usize::MAX);
             let Some(expected) = batch.get(index) else { continue };

@@ -1,143 +1,113 @@
 //! Roles out of a set's globals: stubs for a rehearsal, missing ones for a restore.
 //!
-//! The text is pg_dumpall's, a statement at a time. It is taken apart here rather than fed to psql,
-//! because roles that exist must be left alone, and because a patched pg_dumpall begins it with a
-//! `\restrict` that older clients refuse.
+//! Statements are built from the parts of each role rather than fed to psql from pg_dumpall's text, because
+//! roles that exist must be left alone, and because text is not what it says it is.
 
-use crate::postgres::ident::quote_ident;
+use std::collections::BTreeSet;
 
-/// A role as the globals make it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Role {
-    /// Its name.
-    pub name: String,
-    /// Event triggers and foreign-data wrappers can be owned by nobody else.
-    pub is_superuser: bool,
-    /// Row security does not hold it back: its materialized views may depend on that.
-    pub bypasses_row_security: bool,
-    /// Has its roles' privileges without asking for them.
-    pub inherits: bool,
+use super::existing_roles;
+use crate::error::{Context, Result};
+use crate::postgres::connect::{Session, error};
+use crate::postgres::properties::assignment;
+use crate::postgres::sql::{Sql, quote_ident};
+use crate::set::globals::{Flag, Globals, Membership, Role};
+
+/// Every role of the set, unable to log in, so that owners and privileges can be restored.
+pub async fn create_stubs(admin: &Session, globals: &Globals) -> Result<()> {
+    let existing = existing_roles(admin).await?;
+    for role in globals.roles.iter().filter(|role| !existing.contains(&role.name)) {
+        let created = stub(role).run(&admin.client).await.map_err(error);
+        created.with_context(|| format!("role {:?}", role.name))?;
+    }
+    let known = existing_roles(admin).await?;
+    for grant in &globals.memberships {
+        // A newer major's predefined role, or the source's superuser.
+        if !known.contains(&grant.role) || !known.contains(&grant.member) {
+            continue;
+        }
+        let sql = Sql::new("GRANT ").ident(&grant.role).then(" TO ").ident(&grant.member);
+        let granted = sql.run(&admin.client).await.map_err(error);
+        granted.with_context(|| format!("membership of {:?}", grant.member))?;
+    }
+    Ok(())
 }
 
-/// Who is a member of which role.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Membership {
-    /// The role.
-    pub role: String,
-    /// Who has it.
-    pub member: String,
-}
-
-/// The statements of a script: quotes and comments understood, `\` commands left out.
-pub fn statements(sql: &str) -> Vec<&str> {
-    let bytes = sql.as_bytes();
-    let mut statements = Vec::new();
-    let (mut start, mut at) = (0, 0);
-    while at < bytes.len() {
-        // Bytes: `at` may be within a character. Where text is cut, there is an ASCII one.
-        let at_line_start = bytes[start..at].trim_ascii().is_empty();
-        match bytes[at] {
-            b'\\' | b'-' if at_line_start && (bytes[at] == b'\\' || bytes.get(at + 1) == Some(&b'-')) => {
-                at = sql[at..].find('\n').map_or(bytes.len(), |n| at + n + 1);
-                start = at;
-            }
-            quote @ (b'\'' | b'"') => {
-                let escapes = quote == b'\'' && at > 0 && bytes[at - 1].eq_ignore_ascii_case(&b'E');
-                at += 1;
-                while at < bytes.len() && (bytes[at] != quote || bytes.get(at + 1) == Some(&quote)) {
-                    let is_pair = bytes[at] == quote || (escapes && bytes[at] == b'\\');
-                    at += if is_pair { 2 } else { 1 };
-                }
-                at += 1;
-            }
-            b';' => {
-                statements.push(sql[start..at].trim());
-                at += 1;
-                start = at;
-            }
-            _ => at += 1,
+/// A role that owns and has privileges, and that nobody can log in as. Materialized views are filled and
+/// indexes are built as their owners.
+pub fn stub(role: &Role) -> Sql {
+    let mut sql = Sql::new("CREATE ROLE ").ident(&role.name).then(" NOLOGIN");
+    for (flag, word, _) in Flag::ALL {
+        let matters = matches!(flag, Flag::Superuser | Flag::BypassRls | Flag::NoInherit);
+        if matters && role.attributes.flags.contains(&flag) {
+            sql = sql.then(" ").then(word);
         }
     }
+    sql
+}
+
+/// The statements that make the roles which are not among `existing`: their attributes, comments, settings,
+/// and every membership that touches one of them. `major`: of the server that they are for.
+pub fn missing(globals: &Globals, existing: &BTreeSet<String>, major: u32) -> Vec<Sql> {
+    let made: Vec<&Role> = globals.roles.iter().filter(|role| !existing.contains(&role.name)).collect();
+    let names: BTreeSet<&str> = made.iter().map(|role| role.name.as_str()).collect();
+    let mut statements: Vec<Sql> = made.iter().map(|role| create(role)).collect();
+    for role in made {
+        if let Some(comment) = &role.comment {
+            statements.push(Sql::new("COMMENT ON ROLE ").ident(&role.name).then(" IS ").literal(comment));
+        }
+        for (name, values) in &role.settings {
+            let sql = Sql::new("ALTER ROLE ").ident(&role.name).then(" SET ");
+            statements.push(sql.sql(&assignment(name, values)));
+        }
+    }
+    let touches =
+        |grant: &&Membership| names.contains(grant.role.as_str()) || names.contains(grant.member.as_str());
+    statements.extend(globals.memberships.iter().filter(touches).map(|membership| grant(membership, major)));
     statements
 }
 
-/// The identifier at the start of `text`, unquoted, and what follows it.
-fn identifier(text: &str) -> Option<(String, &str)> {
-    let text = text.trim_start();
-    if let Some(rest) = text.strip_prefix('"') {
-        let mut name = String::new();
-        let mut chars = rest.char_indices().peekable();
-        while let Some((i, c)) = chars.next() {
-            if c != '"' {
-                name.push(c);
-            } else if chars.peek().is_some_and(|(_, next)| *next == '"') {
-                chars.next();
-                name.push('"');
-            } else {
-                return Some((name, &rest[i + 1..]));
-            }
-        }
-        return None;
-    }
-    let end = text.find(|c: char| c.is_whitespace() || c == ',').unwrap_or(text.len());
-    (end > 0).then(|| (text[..end].to_owned(), &text[end..]))
-}
-
-fn after<'s>(statement: &'s str, words: &str) -> Option<(String, &'s str)> {
-    identifier(statement.strip_prefix(words)?)
-}
-
-/// Every role that the globals create.
-pub fn roles(globals: &str) -> Vec<Role> {
-    let mut found: Vec<Role> = Vec::new();
-    for statement in statements(globals) {
-        if let Some((name, _)) = after(statement, "CREATE ROLE ") {
-            found.push(Role { name, is_superuser: false, bypasses_row_security: false, inherits: true });
-        } else if let Some((name, rest)) = after(statement, "ALTER ROLE ")
-            && let Some(role) = found.iter_mut().find(|r| r.name == name)
-        {
-            for word in rest.split_whitespace() {
-                match word {
-                    "SUPERUSER" => role.is_superuser = true,
-                    "BYPASSRLS" => role.bypasses_row_security = true,
-                    "NOINHERIT" => role.inherits = false,
-                    _ => {}
-                }
-            }
+/// Only what differs from the default is said: a role that is no superuser may make roles, but may not even
+/// deny some attributes.
+fn create(role: &Role) -> Sql {
+    let mut sql = Sql::new("CREATE ROLE ").ident(&role.name);
+    let attributes = &role.attributes;
+    for (flag, word, _) in Flag::ALL {
+        if attributes.flags.contains(&flag) {
+            sql = sql.then(" ").then(word);
         }
     }
-    found
+    if let Some(limit) = attributes.connection_limit {
+        sql = sql.then(" CONNECTION LIMIT ").number(limit);
+    }
+    if let Some(password) = &attributes.password {
+        sql = sql.then(" PASSWORD ").literal(password.expose());
+    }
+    match &attributes.valid_until {
+        Some(time) => sql.then(" VALID UNTIL ").literal(time),
+        None => sql,
+    }
 }
 
-/// `GRANT role TO member`; grants on tablespaces and parameters are something else.
-fn membership(statement: &str) -> Option<Membership> {
-    let (role, rest) = after(statement, "GRANT ")?;
-    let (member, _) = after(rest.trim_start(), "TO ")?;
-    Some(Membership { role, member })
-}
-
-/// Every membership that the globals grant.
-pub fn memberships(globals: &str) -> Vec<Membership> {
-    statements(globals).into_iter().filter_map(membership).collect()
-}
-
-/// The statements that make the roles which are not among `existing`: their attributes, settings,
-/// comments, and every membership that touches one of them.
-pub fn missing<'s>(globals: &'s str, existing: &[String]) -> Vec<&'s str> {
-    let created: Vec<String> =
-        roles(globals).into_iter().map(|r| r.name).filter(|n| !existing.contains(n)).collect();
-    let touches = |statement: &str| {
-        let named = ["CREATE ROLE ", "ALTER ROLE ", "COMMENT ON ROLE "]
-            .iter()
-            .find_map(|words| after(statement, words))
-            .map(|(name, _)| name);
-        match (named, membership(statement)) {
-            (Some(name), _) => created.contains(&name),
-            (None, Some(grant)) => created.contains(&grant.role) || created.contains(&grant.member),
-            (None, None) => false,
+fn grant(membership: &Membership, major: u32) -> Sql {
+    let mut sql = Sql::new("GRANT ").ident(&membership.role).then(" TO ").ident(&membership.member);
+    let mut options = Vec::new();
+    if membership.admin {
+        options.push(Sql::new("ADMIN OPTION"));
+    }
+    // An older server has no word for them.
+    if major >= 16 {
+        for (option, value) in [("INHERIT ", membership.inherit), ("SET ", membership.set)] {
+            let value = value.map(|value| if value { "TRUE" } else { "FALSE" });
+            options.extend(value.map(|value| Sql::new(option).then(value)));
         }
-    };
-    statements(globals).into_iter().filter(|statement| touches(statement)).collect()
+    }
+    if !options.is_empty() {
+        sql = sql.then(" WITH ").join(options, ", ");
+    }
+    match &membership.granted_by {
+        Some(role) => sql.then(" GRANTED BY ").ident(role),
+        None => sql,
+    }
 }
 
 /// Whether SQL (or an access list) has a role's name in it, as a word or in double quotes. Another thing
@@ -173,71 +143,47 @@ mod tests {
         }
     }
 
-    const GLOBALS: &str = "--\n-- PostgreSQL database cluster dump\n--\n\n\\restrict x'y;\n\nSET default_transaction_read_only = off;\n\
-        CREATE ROLE alice;\nALTER ROLE alice WITH NOSUPERUSER LOGIN PASSWORD 'SCRAM;x';\n\
-        CREATE ROLE \"b \"\"o;b\";\nALTER ROLE \"b \"\"o;b\" WITH SUPERUSER LOGIN;\n\
-        ALTER ROLE alice SET search_path TO 'a', 'b';\nCOMMENT ON ROLE alice IS E'it''s \\'; x';\n\
-        GRANT alice TO \"b \"\"o;b\" GRANTED BY postgres;\n\\unrestrict x\n";
+    const GLOBALS: &str = "CREATE ROLE alice;\nALTER ROLE alice WITH NOSUPERUSER INHERIT NOLOGIN PASSWORD 'SCRAM;x';\n\
+        CREATE ROLE \"b \"\"o;b\";\nALTER ROLE \"b \"\"o;b\" WITH SUPERUSER NOINHERIT LOGIN CONNECTION LIMIT 7 VALID UNTIL 'infinity';\n\
+        ALTER ROLE alice SET search_path TO 'a', 'b';\nALTER ROLE alice SET application_name TO 'x SUPERUSER y';\n\
+        COMMENT ON ROLE alice IS E'it''s \\\\';\n\
+        GRANT alice TO \"b \"\"o;b\" WITH ADMIN OPTION, INHERIT TRUE, SET FALSE GRANTED BY postgres;\n\
+        GRANT pg_monitor TO alice;\n";
 
-    #[test]
-    fn statements_mind_quotes_and_commands() {
-        let found = statements(GLOBALS);
-        assert_eq!(found.len(), 8);
-        assert_eq!(found[2], "ALTER ROLE alice WITH NOSUPERUSER LOGIN PASSWORD 'SCRAM;x'");
-        assert_eq!(found[6], "COMMENT ON ROLE alice IS E'it''s \\'; x'");
-    }
-
-    /// Found by fuzzing: letters beyond ASCII outside of quotes, and after a backslash in them.
-    #[test]
-    fn letters_beyond_ascii_stand_anywhere() {
-        let sql = "א;\nCREATE ROLE ключ;\nCOMMENT ON ROLE ключ IS E'\\ß\\';'; -- ü\nALTER ROLE ключ WITH SUPERUSER;\n'\\א";
-        let found = statements(sql);
-        assert_eq!(found.len(), 4, "{found:?}");
-        assert_eq!(found[2], "COMMENT ON ROLE ключ IS E'\\ß\\';'");
-        assert_eq!((roles(sql)[0].name.as_str(), roles(sql)[0].is_superuser), ("ключ", true));
-        for unfinished in ["E'\\", "'א", "\"א", "E'\\א", "\\א", "--א", "א"] {
-            assert_eq!(statements(unfinished), [""; 0], "{unfinished}");
-        }
+    fn said(existing: &[&str], major: u32) -> Vec<String> {
+        let existing = existing.iter().map(|name| (*name).to_owned()).collect();
+        missing(&Globals::parse(GLOBALS).unwrap(), &existing, major).iter().map(Sql::to_string).collect()
     }
 
     #[test]
-    fn characters_of_several_bytes_stand_anywhere() {
-        assert_eq!(statements("é;\\é\n--é\n'é';E'\\é';"), ["é", "'é'", "E'\\é'"]);
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn any_text_is_taken_apart(sql in r#"([\\\\'"é;\n -]|E'|.){0,60}"#) {
-            for statement in statements(&sql) {
-                proptest::prop_assert!(sql.contains(statement));
-            }
-            missing(&sql, &[]);
-        }
-    }
-
-    #[test]
-    fn roles_and_who_is_superuser() {
-        let found = roles(GLOBALS);
+    fn roles_are_made_of_their_parts() {
+        let all = said(&[], 16);
         assert_eq!(
-            (found[0].name.as_str(), found[0].is_superuser, found[0].inherits),
-            ("alice", false, true)
+            all,
+            [
+                "CREATE ROLE \"alice\" PASSWORD 'SCRAM;x'",
+                "CREATE ROLE \"b \"\"o;b\" SUPERUSER NOINHERIT LOGIN CONNECTION LIMIT 7 VALID UNTIL 'infinity'",
+                "COMMENT ON ROLE \"alice\" IS E'it''s \\\\'",
+                "ALTER ROLE \"alice\" SET \"search_path\" TO 'a', 'b'",
+                "ALTER ROLE \"alice\" SET \"application_name\" TO 'x SUPERUSER y'",
+                "GRANT \"alice\" TO \"b \"\"o;b\" WITH ADMIN OPTION, INHERIT TRUE, SET FALSE GRANTED BY \"postgres\"",
+                "GRANT \"pg_monitor\" TO \"alice\"",
+            ]
         );
-        assert_eq!((found[1].name.as_str(), found[1].is_superuser), ("b \"o;b", true));
+        assert!(said(&[], 15)[5].ends_with(" WITH ADMIN OPTION GRANTED BY \"postgres\""));
+        let stubs: Vec<_> =
+            Globals::parse(GLOBALS).unwrap().roles.iter().map(|role| stub(role).to_string()).collect();
+        assert_eq!(
+            stubs,
+            ["CREATE ROLE \"alice\" NOLOGIN", "CREATE ROLE \"b \"\"o;b\" NOLOGIN SUPERUSER NOINHERIT"]
+        );
     }
 
     #[test]
     fn existing_roles_are_left_alone() {
-        let wanted = missing(GLOBALS, &["alice".into()]);
-        assert_eq!(wanted.len(), 3, "{wanted:?}");
-        assert!(wanted[2].starts_with("GRANT alice TO"));
-        assert!(missing(GLOBALS, &["alice".into(), "b \"o;b".into()]).is_empty());
-    }
-
-    #[test]
-    fn grants_on_tablespaces_and_parameters_are_no_memberships() {
-        let sql = "CREATE ROLE bob;\nGRANT ALL ON TABLESPACE ts TO bob;\nGRANT SET ON PARAMETER work_mem TO bob;\n\
-            GRANT pg_monitor TO bob WITH INHERIT TRUE GRANTED BY postgres;\n";
-        assert_eq!(memberships(sql), [Membership { role: "pg_monitor".into(), member: "bob".into() }]);
-        assert_eq!(missing(sql, &[]).len(), 2);
+        let wanted = said(&["alice"], 16);
+        assert_eq!(wanted.len(), 2, "{wanted:?}");
+        assert!(wanted[1].starts_with("GRANT \"alice\" TO"));
+        assert!(said(&["alice", "b \"o;b"], 16).is_empty());
     }
 }

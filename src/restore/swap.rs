@@ -14,7 +14,7 @@ use super::to::{connect_admin, other_name};
 use crate::config::Connection;
 use crate::error::{Error, Result};
 use crate::postgres::connect::error;
-use crate::postgres::ident::{quote_ident, quote_literal};
+use crate::postgres::sql::{Sql, quote_ident};
 
 /// A rename waits five seconds for sessions to go; a pool that comes back faster each time will not be
 /// beaten by more attempts.
@@ -71,16 +71,20 @@ pub fn by_hand(name: &str, beside: &str) -> String {
 
 /// While it waits for the last session to go, PostgreSQL lets nobody new in.
 async fn rename(server: &Server<'_>, name: &str, beside: &str, old: &str) -> Result<()> {
-    let (name_sql, beside_sql, old_sql) = (quote_ident(name), quote_ident(beside), quote_ident(old));
     let client = &server.admin.client;
-    let sql = format!(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = {} AND pid <> pg_backend_pid();
-         BEGIN; ALTER DATABASE {name_sql} RENAME TO {old_sql};
-         ALTER DATABASE {beside_sql} RENAME TO {name_sql}; COMMIT",
-        quote_literal(name)
-    );
+    let sql = Sql::new("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = ")
+        .literal(name)
+        .then(" AND pid <> pg_backend_pid(); BEGIN; ALTER DATABASE ")
+        .ident(name)
+        .then(" RENAME TO ")
+        .ident(old)
+        .then("; ALTER DATABASE ")
+        .ident(beside)
+        .then(" RENAME TO ")
+        .ident(name)
+        .then("; COMMIT");
     let mut attempt = 1;
-    while let Err(failure) = client.batch_execute(&sql).await {
+    while let Err(failure) = sql.run(client).await {
         let in_use = failure.code() == Some(&SqlState::OBJECT_IN_USE);
         if client.is_closed() || !in_use || attempt == RENAME_ATTEMPTS || server.shutdown.is_requested() {
             return Err(error(failure));

@@ -6,6 +6,8 @@
 //! it: then it is kept beside the old one, for a person to decide. An empty database that is there already
 //! is filled as it is; a failure there leaves what was loaded, and says so.
 
+use std::collections::BTreeSet;
+
 use chrono::Utc;
 
 use super::complaints::{Complaint, masked_in};
@@ -18,11 +20,13 @@ use super::{
 use crate::config::Connection;
 use crate::error::{Context, Error, Kind, Result};
 use crate::postgres::connect::{Session, connect, error};
-use crate::postgres::ident::quote_ident;
+use crate::postgres::ident::Name;
 use crate::postgres::locale;
 use crate::postgres::properties::{self, Properties};
+use crate::postgres::sql::{Sql, quote_ident};
 use crate::postgres::tools::Tools;
 use crate::progress::Event;
+use crate::set::globals::Globals;
 use crate::set::manifest::{Database, Manifest};
 use crate::set::proof::Proof;
 use crate::shutdown::Shutdown;
@@ -83,7 +87,10 @@ pub async fn restore(
     };
     let existing = shutdown.guard(existing_roles(&admin)).await?;
     let missing: Vec<String> =
-        roles::roles(&globals).into_iter().map(|r| r.name).filter(|n| !existing.contains(n)).collect();
+        globals.roles.iter().map(|role| role.name.clone()).filter(|n| !existing.contains(n)).collect();
+    if options.globals {
+        report.warnings.extend(left_out(&globals));
+    }
     if options.globals && !missing.is_empty() {
         make_roles(&server, &globals, &existing, &missing).await?;
         report.roles_created = missing;
@@ -159,8 +166,8 @@ enum Place {
 struct Looked {
     admin: Session,
     place: Place,
-    /// The set's, as SQL.
-    globals: String,
+    /// The set's roles.
+    globals: Globals,
     proof: Option<Proof>,
 }
 
@@ -322,7 +329,7 @@ async fn analyze(session: &Session) -> Result<Vec<String>> {
     let tables = session
         .client
         .query(
-            "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+            "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
               WHERE c.relkind IN ('r', 'm', 'p') AND c.relpersistence <> 't' AND n.nspname <> 'information_schema'",
             &[],
         )
@@ -330,8 +337,9 @@ async fn analyze(session: &Session) -> Result<Vec<String>> {
         .map_err(error)
         .context("cannot list the tables to analyze")?;
     for row in tables {
-        let table: String = row.get(0);
-        if let Err(failure) = session.client.batch_execute(&format!("ANALYZE {table}")).await {
+        let (Name(schema), Name(name)) = (row.get(0), row.get(1));
+        let table = Sql::new("").qualified(&schema, &name);
+        if let Err(failure) = Sql::new("ANALYZE ").sql(&table).run(&session.client).await {
             warnings.push(format!("table {table} was not analyzed: {}", without_values(&failure)));
         }
     }
@@ -400,16 +408,28 @@ async fn do_without(
         .with_hint("say --globals to make them, or make them yourself"))
 }
 
+/// What the set's globals hold beside roles: by its kind, because nobody checked what it says.
+fn left_out(globals: &Globals) -> Option<String> {
+    let kinds: Vec<String> = globals.left_out.iter().map(|(kind, n)| format!("{kind} ({n})")).collect();
+    (!kinds.is_empty()).then(|| {
+        format!(
+            "only roles are made; the set's globals also hold: {} (`opsd backups cat` shows them)",
+            kinds.join(", ")
+        )
+    })
+}
+
 /// Makes the roles that the set knows and the server lacks.
 async fn make_roles(
     server: &databases::Server<'_>,
-    globals: &str,
-    existing: &[String],
+    globals: &Globals,
+    existing: &BTreeSet<String>,
     missing: &[String],
 ) -> Result<()> {
     // All or none. A statement may hold a password hash; it is not repeated.
-    let script = format!("BEGIN; {}; COMMIT", roles::missing(globals, existing).join("; "));
-    let made = async { server.admin.client.batch_execute(&script).await.map_err(error) };
+    let statements = roles::missing(globals, existing, server.admin.major());
+    let script = Sql::new("BEGIN; ").join(statements, "; ").then("; COMMIT");
+    let made = async { script.run(&server.admin.client).await.map_err(error) };
     match server.wait("CREATE ROLE", made).await {
         Waited::Ended(Ok(())) => Ok(()),
         // What was begun ends with the session.

@@ -12,21 +12,22 @@ use chrono::Utc;
 
 use super::complaints::{self, Complaint, Fault};
 use super::{
-    Origin, Target, assertions, check_extensions, collations, definitions, existing_roles, identities, load,
-    locale_of, origin, own_properties, prove, read_globals, read_proof, roles,
+    Origin, Target, assertions, check_extensions, collations, definitions, identities, load, locale_of,
+    origin, own_properties, prove, read_globals, read_proof, roles,
 };
 use crate::config::{BackupJob, Config};
 use crate::error::{Context, Error, Kind, Result};
 use crate::postgres::connect::{Session, connect, error};
-use crate::postgres::ident::{quote_ident, quote_literal};
 use crate::postgres::locale::{self, Fallback};
 use crate::postgres::properties;
 use crate::postgres::scratch::{self, Scratch, ScratchOptions};
+use crate::postgres::sql::Sql;
 use crate::postgres::tools::{self, ServerBinaries, Tools};
 use crate::progress::{Event, Progress};
 use crate::set;
 use crate::set::archive::Entry;
 use crate::set::catalog::{self, Loaded, Selector};
+use crate::set::globals::Globals;
 use crate::set::manifest::{Database, Manifest, ProofState};
 use crate::set::proof::Proof;
 use crate::set::seal::sha256_hex;
@@ -215,9 +216,9 @@ impl Run<'_> {
         Ok(complete)
     }
 
-    async fn rehearse_on(&mut self, scratch: &Scratch, tools: &Tools, globals: &str) -> Result<bool> {
+    async fn rehearse_on(&mut self, scratch: &Scratch, tools: &Tools, globals: &Globals) -> Result<bool> {
         let admin = connect(&scratch.connection("postgres"), None, "opsd verify").await?;
-        create_stubs(&admin, globals).await?;
+        roles::create_stubs(&admin, globals).await?;
         check_extensions(&admin, &self.manifest.databases).await?;
         self.lap("server");
         let mut complete = true;
@@ -464,44 +465,12 @@ async fn start_scratch(
     .await
 }
 
-/// Every role of the set, unable to log in, so that owners and privileges can be restored.
-async fn create_stubs(admin: &Session, globals: &str) -> Result<()> {
-    let existing = existing_roles(admin).await?;
-    for role in roles::roles(globals).iter().filter(|r| !existing.contains(&r.name)) {
-        let mut sql = format!("CREATE ROLE {} NOLOGIN", quote_ident(&role.name));
-        // Materialized views are filled and indexes are built as their owners.
-        for (holds, word) in [
-            (role.is_superuser, " SUPERUSER"),
-            (role.bypasses_row_security, " BYPASSRLS"),
-            (!role.inherits, " NOINHERIT"),
-        ] {
-            if holds {
-                sql.push_str(word);
-            }
-        }
-        let created = admin.client.batch_execute(&sql).await.map_err(error);
-        created.with_context(|| format!("role {:?}", role.name))?;
-    }
-    let known = existing_roles(admin).await?;
-    for grant in roles::memberships(globals) {
-        // A newer major's predefined role, or the source's superuser.
-        if !known.contains(&grant.role) || !known.contains(&grant.member) {
-            continue;
-        }
-        let sql = format!("GRANT {} TO {}", quote_ident(&grant.role), quote_ident(&grant.member));
-        let granted = admin.client.batch_execute(&sql).await.map_err(error);
-        granted.with_context(|| format!("membership of {:?}", grant.member))?;
-    }
-    Ok(())
-}
-
 async fn create(admin: &Session, name: &str, database: &Database) -> Result<Vec<String>> {
     let mut warnings = locale::create_database(admin, name, &locale_of(database), Fallback::Nearest).await?;
     let l = &database.locale;
     // Money is written and read by it.
-    let sql =
-        format!("ALTER DATABASE {} SET lc_monetary TO {}", quote_ident(name), quote_literal(&l.monetary));
-    if let Err(failure) = admin.client.batch_execute(&sql).await {
+    let sql = Sql::new("ALTER DATABASE ").ident(name).then(" SET lc_monetary TO ").literal(&l.monetary);
+    if let Err(failure) = sql.run(&admin.client).await {
         warnings.push(format!(
             "{}: lc_monetary {:?} is not available: {}",
             database.name,

@@ -108,7 +108,7 @@ fn ctrl_c_ends_a_restore_that_waits_for_roles_for_properties_or_to_swap() {
 
     let mut locker = Psql::new(&server, "postgres");
     locker.send_within("BEGIN; LOCK TABLE pg_catalog.pg_authid IN SHARE MODE;");
-    let run = interrupted(&["--create", "--globals"], "BEGIN; CREATE ROLE late", &mut || ());
+    let run = interrupted(&["--create", "--globals"], "BEGIN; CREATE ROLE \"late\"", &mut || ());
     run.expect_failure(130, &["nothing was restored, and no role was made: interrupted"]);
     locker.end("COMMIT;");
     assert_eq!(server.psql("postgres", "SELECT count(*) FROM pg_roles WHERE rolname = 'late'"), "0");

@@ -33,6 +33,7 @@ mod dropped;
 mod exporter;
 mod guards;
 mod harness;
+mod injection;
 mod integrity;
 mod kill;
 mod large_objects;

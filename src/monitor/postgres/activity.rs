@@ -1,35 +1,35 @@
 //! Who holds others up: old transactions, sessions idle in one, waits for locks, and transactions that
 //! were prepared and forgotten.
 
-use std::borrow::Cow;
-
 use tokio_postgres::Row;
 
 use super::{Concern, Facts, Found, Scope, get, number};
 use crate::error::Result;
 use crate::metrics;
+use crate::postgres::sql::Sql;
 
 pub(super) const CONCERN: Concern =
     Concern { name: "activity", privileged: true, scope: Scope::Server, sql, pages: None, read };
 
 /// Waits are counted by their wait event, which costs nothing; `pg_blocking_pids` locks the lock
 /// table. When a wait began is known since version 14.
-fn sql(facts: &Facts) -> Option<Cow<'static, str>> {
+fn sql(facts: &Facts) -> Option<Sql> {
     let longest = if facts.version >= 140_000 {
         "(SELECT extract(epoch FROM min(waitstart)) FROM pg_locks WHERE NOT granted)::float8"
     } else {
         "NULL::float8"
     };
-    let sql = format!(
+    let sql = Sql::template(
         "SELECT extract(epoch FROM min(xact_start))::float8 AS oldest,
                 extract(epoch FROM min(state_change)
                         FILTER (WHERE state LIKE 'idle in transaction%'))::float8 AS oldest_idle,
                 count(*) FILTER (WHERE wait_event_type = 'Lock')::float8 AS blocked,
                 {longest} AS longest
            FROM pg_stat_activity
-          WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+          WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()",
+        &[("longest", longest.into())],
     );
-    Some(sql.into())
+    Some(sql)
 }
 
 fn read(_: &Facts, rows: &[Row], found: &mut Found) -> Result<()> {

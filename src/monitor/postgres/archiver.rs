@@ -2,6 +2,7 @@
 
 use super::{Concern, Scope, get, number};
 use crate::metrics;
+use crate::postgres::sql::Sql;
 
 /// On a standby, `on` means that it does not archive, and `always` that it does.
 const ENABLED: &str = "current_setting('archive_mode') IN \
@@ -13,13 +14,14 @@ pub(super) const CONCERN: Concern = Concern {
     scope: Scope::Server,
     pages: None,
     sql: |_| {
-        let sql = format!(
+        let sql = Sql::template(
             "SELECT {ENABLED} AS enabled, archived_count::float8 AS archived, failed_count::float8 AS failed,
                     extract(epoch FROM last_archived_time)::float8 AS last_archived,
                     extract(epoch FROM last_failed_time)::float8 AS last_failed
-               FROM pg_stat_archiver"
+               FROM pg_stat_archiver",
+            &[("ENABLED", ENABLED.into())],
         );
-        Some(sql.into())
+        Some(sql)
     },
     read: |_, rows, found| {
         for row in rows {
@@ -50,12 +52,13 @@ pub(super) const BACKLOG: Concern = Concern {
     scope: Scope::Server,
     pages: None,
     sql: |_| {
-        let sql = format!(
+        let sql = Sql::template(
             "SELECT CASE WHEN {ENABLED}
                          THEN (SELECT count(*)::float8 FROM pg_ls_archive_statusdir()
-                                WHERE name LIKE '%.ready') END AS backlog"
+                                WHERE name LIKE '%.ready') END AS backlog",
+            &[("ENABLED", ENABLED.into())],
         );
-        Some(sql.into())
+        Some(sql)
     },
     read: |_, rows, found| {
         for row in rows {

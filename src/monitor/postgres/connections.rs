@@ -7,6 +7,7 @@ use tokio_postgres::Row;
 use super::{Concern, Facts, Found, Scope, number, text};
 use crate::error::Result;
 use crate::metrics;
+use crate::postgres::sql::Sql;
 
 /// Every state there is, so that one without a connection is 0.
 const STATES: &[&str] = &[
@@ -25,22 +26,22 @@ pub(super) const CONCERN: Concern =
 /// Since 10 the view has background processes, too. A role without `pg_monitor` sees that others'
 /// sessions are there, but neither their kind nor their state; their database is visible. States that later versions
 /// add (18: starting) count as unknown.
-fn sql(facts: &Facts) -> Option<std::borrow::Cow<'static, str>> {
+fn sql(facts: &Facts) -> Option<Sql> {
     let also_reserved =
         if facts.version >= 160_000 { "- current_setting('reserved_connections')::int" } else { "" };
-    let sql = format!(
+    let states = Sql::new("").join(STATES.iter().map(|state| Sql::new("").literal(state)), ",");
+    let sql = Sql::template(
         "SELECT s.state, count(a.pid)::float8 AS count,
                 (current_setting('max_connections')::int
                  - current_setting('superuser_reserved_connections')::int {also_reserved})::float8 AS usable
-           FROM unnest(ARRAY['{states}']) AS s (state)
+           FROM unnest(ARRAY[{states}]) AS s (state)
            LEFT JOIN pg_stat_activity a
-             ON CASE WHEN a.state IN ('{known}') THEN a.state ELSE 'unknown' END = s.state
+             ON CASE WHEN a.state IN ({states}) THEN a.state ELSE 'unknown' END = s.state
             AND (a.backend_type = 'client backend' OR (a.backend_type IS NULL AND a.datid IS NOT NULL))
           GROUP BY s.state",
-        states = STATES.join("','"),
-        known = STATES.join("','"),
+        &[("states", states), ("also_reserved", also_reserved.into())],
     );
-    Some(sql.into())
+    Some(sql)
 }
 
 fn read(_: &Facts, rows: &[Row], found: &mut Found) -> Result<()> {

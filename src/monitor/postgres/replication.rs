@@ -1,12 +1,11 @@
 //! Replication as the sending server sees it: each standby, and each slot that a standby should be on.
 
-use std::borrow::Cow;
-
 use tokio_postgres::Row;
 
 use super::{Concern, Facts, Found, Scope, get, text, verdict};
 use crate::error::Result;
 use crate::metrics;
+use crate::postgres::sql::Sql;
 
 pub(super) const CONCERN: Concern =
     Concern { name: "replication", privileged: true, scope: Scope::Server, sql, pages: None, read };
@@ -24,9 +23,8 @@ pub(super) fn written(facts: &Facts) -> &'static str {
 /// A standby is called by its slot, and where it has none by its application name: two that share
 /// one (`walreceiver`) are told apart by their address. A physical slot without a reader is a standby
 /// that is away; a temporary one is that of a base backup, which comes and goes.
-fn sql(facts: &Facts) -> Option<Cow<'static, str>> {
-    let now = written(facts);
-    let sql = format!(
+fn sql(facts: &Facts) -> Option<Sql> {
+    let sql = Sql::template(
         "SELECT coalesce(s.slot_name::text, r.application_name) AS standby,
                 CASE WHEN r.pid IS NULL THEN '' ELSE coalesce(host(r.client_addr), 'local') END AS client,
                 r.pid IS NOT NULL AS connected, r.state,
@@ -43,9 +41,10 @@ fn sql(facts: &Facts) -> Option<Cow<'static, str>> {
            FROM pg_stat_replication r
            FULL JOIN pg_replication_slots s ON s.active_pid = r.pid
           WHERE NOT coalesce(s.temporary, false) AND (r.pid IS NOT NULL OR (s.slot_type = 'physical' AND NOT s.active))
-          ORDER BY 1, 2"
+          ORDER BY 1, 2",
+        &[("now", written(facts).into())],
     );
-    Some(sql.into())
+    Some(sql)
 }
 
 fn read(_: &Facts, rows: &[Row], found: &mut Found) -> Result<()> {

@@ -1,25 +1,24 @@
 //! Replication slots: who keeps WAL from being removed, and whether what they need is there.
 
-use std::borrow::Cow;
-
 use tokio_postgres::Row;
 
 use super::{Concern, Facts, Found, Scope, get, text, truth};
 use crate::error::Result;
 use crate::metrics;
+use crate::postgres::sql::Sql;
 
 pub(super) const CONCERN: Concern =
     Concern { name: "slots", privileged: false, scope: Scope::Server, sql, pages: None, read };
 
-fn sql(facts: &Facts) -> Option<Cow<'static, str>> {
-    let now = super::replication::written(facts);
-    let sql = format!(
+fn sql(facts: &Facts) -> Option<Sql> {
+    let sql = Sql::template(
         "SELECT slot_name::text AS slot, slot_type AS type, coalesce(database::text, '') AS database, active,
                 pg_wal_lsn_diff({now}, restart_lsn)::float8 AS retained,
                 wal_status, safe_wal_size::float8 AS safe
-           FROM pg_replication_slots ORDER BY slot_name"
+           FROM pg_replication_slots ORDER BY slot_name",
+        &[("now", super::replication::written(facts).into())],
     );
-    Some(sql.into())
+    Some(sql)
 }
 
 fn read(_: &Facts, rows: &[Row], found: &mut Found) -> Result<()> {

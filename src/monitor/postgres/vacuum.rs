@@ -1,48 +1,48 @@
 //! Vacuum debt: the tables whose dead rows are most above what brings autovacuum, and their sum. No
 //! table is opened, so none that somebody has locked holds this up.
 
-use std::borrow::Cow;
-
 use tokio_postgres::Row;
 
 use super::{Concern, Facts, Found, Scope, get, number, text};
 use crate::error::Result;
 use crate::metrics;
+use crate::postgres::sql::Sql;
 
 /// Tables that are named, in each database.
-const WORST: usize = 10;
+const WORST: u32 = 10;
 
 pub(super) const CONCERN: Concern =
     Concern { name: "vacuum", privileged: false, scope: Scope::Database, sql, pages: None, read };
 
 /// A standby does not vacuum, and knows of no dead rows. Options of a table's own win. The first row is
 /// the sum, and has no table.
-fn sql(facts: &Facts) -> Option<Cow<'static, str>> {
+fn sql(facts: &Facts) -> Option<Sql> {
     if facts.in_recovery {
         return None;
     }
     let own = |name: &str| {
-        format!(
-            "(SELECT option_value::float8 FROM pg_options_to_table(c.reloptions) WHERE option_name = '{name}')"
-        )
+        Sql::new("(SELECT option_value::float8 FROM pg_options_to_table(c.reloptions) WHERE option_name = ")
+            .literal(name)
+            .then(")")
     };
-    let limit = format!(
-        "coalesce({}, current_setting('autovacuum_vacuum_threshold')::float8) + greatest(c.reltuples, 0) \
-         * coalesce({}, current_setting('autovacuum_vacuum_scale_factor')::float8)",
-        own("autovacuum_vacuum_threshold"),
-        own("autovacuum_vacuum_scale_factor")
+    let limit = Sql::template(
+        "coalesce({threshold}, current_setting('autovacuum_vacuum_threshold')::float8) + greatest(c.reltuples, 0) \
+         * coalesce({scale}, current_setting('autovacuum_vacuum_scale_factor')::float8)",
+        &[
+            ("threshold", own("autovacuum_vacuum_threshold")),
+            ("scale", own("autovacuum_vacuum_scale_factor")),
+        ],
     );
     // Version 18 caps the number for huge tables; -1 turns the cap off.
     let limit = if facts.version >= 180_000 {
-        let cap = format!(
-            "nullif(coalesce({}, current_setting('autovacuum_vacuum_max_threshold')::float8), -1)",
-            own("autovacuum_vacuum_max_threshold")
-        );
-        format!("least({limit}, {cap})")
+        Sql::template(
+            "least({limit}, nullif(coalesce({cap}, current_setting('autovacuum_vacuum_max_threshold')::float8), -1))",
+            &[("limit", limit), ("cap", own("autovacuum_vacuum_max_threshold"))],
+        )
     } else {
         limit
     };
-    let sql = format!(
+    let sql = Sql::template(
         "WITH tables AS MATERIALIZED (
              SELECT s.schemaname::text AS schema, s.relname::text AS name, s.n_dead_tup::float8 AS dead,
                     s.n_dead_tup / greatest({limit}, 1) AS debt,
@@ -52,9 +52,10 @@ fn sql(facts: &Facts) -> Option<Cow<'static, str>> {
          SELECT NULL AS schema, NULL AS name, coalesce(sum(dead), 0) AS dead, NULL AS debt, NULL AS vacuumed
            FROM tables
          UNION ALL
-         (SELECT schema, name, dead, debt, vacuumed FROM tables ORDER BY debt DESC, schema, name LIMIT {WORST})"
+         (SELECT schema, name, dead, debt, vacuumed FROM tables ORDER BY debt DESC, schema, name LIMIT {worst})",
+        &[("limit", limit), ("worst", Sql::new("").number(WORST))],
     );
-    Some(sql.into())
+    Some(sql)
 }
 
 fn read(facts: &Facts, rows: &[Row], found: &mut Found) -> Result<()> {

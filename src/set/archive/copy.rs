@@ -1,61 +1,46 @@
-//! The few statements of an archive that a proof reads: COPY, setval, ENCODING.
+//! The few statements of an archive that opsd reads: COPY, setval, ENCODING.
 
 use crate::error::{Error, Result};
+use crate::set::lexer::{Token, statements};
 
-/// `COPY public.t (a, b) FROM stdin;` split into its relation and its column list.
+/// `COPY public.t (a, b) FROM stdin;` in its parts. Whoever makes a statement of them quotes them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CopyStatement<'a> {
-    /// As written: `public."T"`.
-    pub relation: &'a str,
-    /// As written, with parentheses; empty for a table without columns.
-    pub columns: &'a str,
+pub struct CopyStatement {
+    /// Schema.
+    pub schema: String,
+    /// Name of the table.
+    pub table: String,
+    /// Its columns, in the rows' order; a table may have none.
+    pub columns: Vec<String>,
 }
 
-/// Takes a COPY statement apart, minding quoted names.
-pub fn parse_copy(statement: &str) -> Result<CopyStatement<'_>> {
-    let bad = || Error::new(format!("unexpected COPY statement {statement:?}"));
-    let rest = statement.strip_prefix("COPY ").ok_or_else(bad)?;
-    let rest = rest.trim_end().strip_suffix("FROM stdin;").ok_or_else(bad)?.trim_end();
-    let mut quoted = false;
-    let split = rest.char_indices().find_map(|(i, c)| {
-        quoted ^= c == '"';
-        (c == ' ' && !quoted).then_some(i)
-    });
-    let (relation, columns) = match split {
-        Some(i) => (&rest[..i], rest[i..].trim()),
-        None => (rest, ""),
-    };
-    if relation.is_empty() || !(columns.is_empty() || (columns.starts_with('(') && columns.ends_with(')'))) {
-        return Err(bad());
+/// Takes a COPY statement apart; anything but what pg_dump writes is refused.
+pub fn parse_copy(statement: &str) -> Result<CopyStatement> {
+    let bad = || Error::differs(format!("unexpected COPY statement {statement:?}"));
+    let mut found = statements(statement);
+    let (Some(Ok(copy)), None) = (found.next(), found.next()) else { return Err(bad()) };
+    parts(&copy.tokens).ok_or_else(bad)
+}
+
+fn parts(tokens: &[Token<'_>]) -> Option<CopyStatement> {
+    let [copy, schema, Token::Symbol('.'), table, listed @ .., from, stdin] = tokens else { return None };
+    if !(copy.is("COPY") && from.is("FROM") && stdin.is("STDIN")) {
+        return None;
     }
-    Ok(CopyStatement { relation, columns })
-}
-
-/// Schema and name out of `public."T"`.
-pub fn split_relation(relation: &str) -> Result<(String, String)> {
-    let mut parts = vec![String::new()];
-    let mut chars = relation.chars().peekable();
-    let mut quoted = false;
-    while let Some(c) = chars.next() {
-        match c {
-            '"' if quoted && chars.peek() == Some(&'"') => {
-                chars.next();
-                push(&mut parts, '"');
-            }
-            '"' => quoted = !quoted,
-            '.' if !quoted => parts.push(String::new()),
-            c => push(&mut parts, c),
+    let columns = match listed {
+        [] => Vec::new(),
+        [Token::Symbol('('), names @ .., Token::Symbol(')')] => {
+            names.split(|token| *token == Token::Symbol(',')).map(only_name).collect::<Option<_>>()?
         }
-    }
-    match <[String; 2]>::try_from(parts) {
-        Ok([schema, name]) if !quoted && !name.is_empty() => Ok((schema, name)),
-        _ => Err(Error::new(format!("unexpected relation name {relation:?}"))),
-    }
+        _ => return None,
+    };
+    Some(CopyStatement { schema: schema.name()?, table: table.name()?, columns })
 }
 
-fn push(parts: &mut [String], c: char) {
-    if let Some(last) = parts.last_mut() {
-        last.push(c);
+fn only_name(tokens: &[Token<'_>]) -> Option<String> {
+    match tokens {
+        [only] => only.name(),
+        _ => None,
     }
 }
 
@@ -80,27 +65,67 @@ pub fn parse_encoding(statement: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::error::Kind;
 
     #[test]
     fn copy_statements_come_apart() {
-        let c = parse_copy("COPY public.t (a, \"b c\") FROM stdin;\n").unwrap();
-        assert_eq!((c.relation, c.columns), ("public.t", "(a, \"b c\")"));
-        let c = parse_copy("COPY \"we ird\".\"x (\"\" y\" (a) FROM stdin;\n").unwrap();
-        assert_eq!((c.relation, c.columns), ("\"we ird\".\"x (\"\" y\"", "(a)"));
-        let c = parse_copy("COPY public.empty  FROM stdin;\n").unwrap();
-        assert_eq!((c.relation, c.columns), ("public.empty", ""));
-        for bad in ["", "COPY x", "SELECT 1", "COPY  FROM stdin;", "COPY t x FROM stdin;"] {
-            assert!(parse_copy(bad).is_err(), "{bad}");
+        let copy = |schema: &str, table: &str, columns: &[&str]| CopyStatement {
+            schema: schema.into(),
+            table: table.into(),
+            columns: columns.iter().map(|c| (*c).to_owned()).collect(),
+        };
+        for (statement, expected) in [
+            ("COPY public.t (a, \"b c\") FROM stdin;\n", copy("public", "t", &["a", "b c"])),
+            ("COPY \"we ird\".\"x (\"\" y\" (a) FROM stdin;\n", copy("we ird", "x (\" y", &["a"])),
+            ("COPY \"a.b\".\"c\"\"d\" (\")\", \",\") FROM stdin;\n", copy("a.b", "c\"d", &[")", ","])),
+            ("COPY public.empty  FROM stdin;\n", copy("public", "empty", &[])),
+        ] {
+            assert_eq!(parse_copy(statement).unwrap(), expected);
         }
     }
 
     #[test]
-    fn relations_come_apart() {
-        assert_eq!(split_relation("public.t").unwrap(), ("public".into(), "t".into()));
-        assert_eq!(split_relation("\"a.b\".\"c\"\"d\"").unwrap(), ("a.b".into(), "c\"d".into()));
-        for bad in ["", "t", "a.b.c", "\"a.b", "a."] {
-            assert!(split_relation(bad).is_err(), "{bad}");
+    fn what_pg_dump_would_not_write_is_refused() {
+        for bad in [
+            "",
+            "COPY x",
+            "SELECT 1",
+            "COPY  FROM stdin;",
+            "COPY t FROM stdin;",
+            "COPY a.b.t FROM stdin;",
+            "COPY a.t x FROM stdin;",
+            "COPY a.t () FROM stdin;",
+            "COPY a.t (x y) FROM stdin;",
+            "COPY a.t (x,) FROM stdin;",
+            "COPY a.t (x) FROM stdin",
+            "COPY a.t (x) FROM stdin; SELECT 1;",
+            "COPY a.t (x) FROM stdin WITH BINARY;",
+            "COPY a.t (x) FROM PROGRAM 'x';",
+            "COPY a.T (x) FROM stdin;",
+            "COPY a.'t' (x) FROM stdin;",
+            "COPY a.\"t (x) FROM stdin;",
+            "COPY public.t;COPY(SELECT/**/1)TO/**/PROGRAM'x';-- (a) FROM stdin;",
+            "COPY public.t (a);COPY(SELECT 1)TO PROGRAM'x';COPY public.t (a) FROM stdin;",
+            "COPY public.t (a, (SELECT b)) FROM stdin;",
+        ] {
+            assert_eq!(parse_copy(bad).expect_err(bad).kind(), Kind::Differs, "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_names_come_back(schema in any::<String>(), table in any::<String>(), columns in prop::collection::vec(any::<String>(), 0..4)) {
+            let quoted = |name: &String| format!("\"{}\"", name.replace('"', "\"\""));
+            let list = if columns.is_empty() {
+                " ".to_owned()
+            } else {
+                format!("({})", columns.iter().map(quoted).collect::<Vec<_>>().join(", "))
+            };
+            let statement = format!("COPY {}.{} {list} FROM stdin;\n", quoted(&schema), quoted(&table));
+            prop_assert_eq!(parse_copy(&statement).unwrap(), CopyStatement { schema, table, columns });
         }
     }
 

@@ -6,7 +6,7 @@
 
 use std::io::Read;
 
-use super::copy::split_relation;
+use super::copy::CopyStatement;
 use super::{Entry, Header, ReadError, Start, decode_int, read_entry, read_start};
 use crate::error::{Context, Error, Result};
 
@@ -20,6 +20,8 @@ const MAX_CONTENTS: usize = 64 << 20;
 pub struct TableRows<R> {
     /// The table's `TABLE DATA` entry.
     pub entry: Entry,
+    /// Its COPY statement, which names the table itself.
+    pub statement: CopyStatement,
     /// Encoding of names and rows, as the archive says.
     pub encoding: String,
     source: R,
@@ -57,21 +59,31 @@ pub fn open<R: Read>(mut source: R) -> Result<Option<TableRows<R>>> {
     };
     let mut promised = entries.into_iter().filter(|e| e.has_data);
     let (Some(entry), None) = (promised.next(), promised.next()) else { return Ok(None) };
-    if entry.desc != "TABLE DATA" || !is_sayable(&entry, &encoding) {
+    if entry.desc != "TABLE DATA" || !is_exact(&entry, &encoding) {
         return Ok(None);
     }
-    let mut rows =
-        TableRows { entry, encoding, source, int_size: header.int_size, head, head_at: used, left: Some(0) };
+    let statement = super::copy::parse_copy(&entry.copy)?;
+    // Some partitions are loaded through their root, which cannot be truncated alone.
+    if (&statement.schema, &statement.table) != (&entry.namespace, &entry.tag) {
+        return Ok(None);
+    }
+    let mut rows = TableRows {
+        entry,
+        statement,
+        encoding,
+        source,
+        int_size: header.int_size,
+        head,
+        head_at: used,
+        left: Some(0),
+    };
     rows.begin()?;
     Ok(Some(rows))
 }
 
-/// Whether the entry's COPY statement names the table itself, and its text is what pg_dump wrote.
-fn is_sayable(entry: &Entry, encoding: &str) -> bool {
-    let exact = entry.copy.is_ascii() || (encoding == "UTF8" && !entry.copy.contains('\u{fffd}'));
-    let relation = super::copy::parse_copy(&entry.copy).and_then(|c| split_relation(c.relation));
-    // Some partitions are loaded through their root, which cannot be truncated alone.
-    exact && relation.is_ok_and(|(schema, name)| schema == entry.namespace && name == entry.tag)
+/// Whether the text of the entry's COPY statement is what pg_dump wrote, byte for byte.
+fn is_exact(entry: &Entry, encoding: &str) -> bool {
+    entry.copy.is_ascii() || (encoding == "UTF8" && !entry.copy.contains('\u{fffd}'))
 }
 
 type Parsed = Option<(Header, Vec<Entry>, usize)>;

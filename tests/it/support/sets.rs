@@ -89,6 +89,23 @@ pub fn result(run: &super::opsd::Run) -> Value {
 }
 
 /// Returns in the next second of the clock: ids count seconds, and order by them is all that is known
+/// Puts this archive in the place of a stream's one object, sealed to the set's recipient, and signs the
+/// manifest that says so.
+pub fn replace(opsd: &Opsd, id: &str, key: &str, archive: &[u8]) {
+    let recipient: age::x25519::Recipient = opsd.recipient.parse().expect("a recipient");
+    let compressed = zstd::encode_all(archive, 1).expect("compress");
+    let sealed = age::encrypt(&recipient, &compressed).expect("encrypt");
+    std::fs::write(directory(opsd, id).join(key), &sealed).expect("write an object");
+    forge(opsd, id, |manifest| {
+        let databases = manifest["databases"].as_array_mut().expect("databases").iter_mut();
+        let streams = databases.flat_map(|d| d["streams"].as_array_mut().expect("streams").iter_mut());
+        let stream = streams.into_iter().find(|s| s["objects"][0]["key"] == key).expect("a stream");
+        stream["plain_size"] = archive.len().into();
+        stream["objects"][0]["size"] = sealed.len().into();
+        stream["objects"][0]["sha256"] = opsd::set::seal::sha256_hex(&sealed).into();
+    });
+}
+
 /// of a set whose manifest is refused.
 pub fn next_second() {
     let second = || chrono::Utc::now().timestamp();
