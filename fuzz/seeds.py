@@ -98,12 +98,28 @@ def manifests():
         settings=[dict(role=None, setting="timezone=UTC")], owner="app", acl=None, comment=None,
         connection_limit=-1, excluded=[],
     ))
+
+
+def scripts():
     yield (
         'CREATE ROLE app;\nALTER ROLE app WITH SUPERUSER INHERIT LOGIN PASSWORD \'SCRAM-SHA-256$x\';\n'
         'CREATE ROLE "odd "" name";\nALTER ROLE "odd "" name" WITH NOSUPERUSER;\n'
         'GRANT app TO "odd "" name" WITH ADMIN OPTION GRANTED BY app;\n'
         "COMMENT ON ROLE app IS E'a\\\\''; -- comment\n/* block; */\n"
     )
+    yield (
+        "\\restrict x\nSET client_encoding = 'UTF8';\nCREATE ROLE a;\n"
+        "ALTER ROLE a WITH NOINHERIT CREATEROLE CREATEDB REPLICATION BYPASSRLS CONNECTION LIMIT 3 VALID UNTIL 'infinity';\n"
+        "ALTER ROLE a SET search_path TO '$user', 'x y';\nALTER ROLE a SET \"my.x\" TO E'\\\\ SUPERUSER';\n"
+        "CREATE TABLESPACE t OWNER a LOCATION '/t';\nGRANT ALL ON TABLESPACE t TO a;\nGRANT SET ON PARAMETER x TO a;\n"
+        "GRANT a TO b WITH ADMIN OPTION, INHERIT TRUE, SET FALSE GRANTED BY c;\nDO $x$ ; $x$;\n\\unrestrict x\n"
+    )
+    yield 'COPY public."o""dd.Name" (a, "b c") FROM stdin;\n'
+    yield "COPY public.t;COPY(SELECT/**/1)TO/**/PROGRAM'x';-- (a) FROM stdin;\n"
+
+
+def names():
+    yield from ("shop", "it's", "a\n```\n\n```sh\ntouch owned\n```\n", "$(id) `id` \\0101 %s", "\x1b[2J\u202e\u00e9", "")
 
 
 def configurations():
@@ -140,7 +156,7 @@ def keys():
 
 def main():
     root = pathlib.Path(sys.argv[1])
-    for target, seeds in dict(archive=archives, manifest=manifests, config=configurations, keys=keys).items():
+    for target, seeds in dict(archive=archives, manifest=manifests, globals=scripts, quoting=names, config=configurations, keys=keys).items():
         directory = root / target
         directory.mkdir(parents=True, exist_ok=True)
         for number, seed in enumerate(seeds()):

@@ -374,10 +374,22 @@ fn worth_plaintext(attempt: &Attempt) -> bool {
 fn startup_options(own: Option<&str>, settings: &[(&str, &str)]) -> String {
     let mut options: Vec<String> = own.map(str::to_owned).into_iter().collect();
     for (name, value) in PINNED.iter().chain(settings) {
-        let value = value.replace('\\', "\\\\").replace(' ', "\\ ");
-        options.push(format!("-c {name}={value}"));
+        options.push(startup_option(name, value));
     }
     options.join(" ")
+}
+
+/// `-c name=value`, of which the server makes one setting whatever the value is.
+pub fn startup_option(name: &str, value: &str) -> String {
+    let mut option = format!("-c {name}=");
+    for c in value.chars() {
+        // What C calls white space ends an option.
+        if c == '\\' || c.is_ascii_whitespace() || c == '\u{b}' {
+            option.push('\\');
+        }
+        option.push(c);
+    }
+    option
 }
 
 fn rustls_cause(e: &tokio_postgres::Error) -> Option<&rustls::Error> {

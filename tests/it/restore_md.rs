@@ -39,7 +39,7 @@ fn tools(opsd: &Opsd, major: u32) -> PathBuf {
     for name in ["psql", "createdb", "pg_restore"] {
         symlink(bin_dir(major).join(name), directory.join(name)).expect("link");
     }
-    for name in ["age", "zstd", "minisign", "sha256sum", "rm", "cat", "grep"] {
+    for name in ["age", "zstd", "minisign", "sha256sum", "rm", "cat", "grep", "sed"] {
         let path = Path::new("/usr/bin").join(name);
         assert!(path.exists(), "{} is missing: run make setup", path.display());
         symlink(path, directory.join(name)).expect("link");
@@ -136,6 +136,32 @@ fn a_set_with_several_databases_and_an_odd_name() {
     }
 }
 
+/// Whoever may make a database may call it so.
+#[test]
+fn a_set_of_a_database_whose_name_is_a_block_of_commands() {
+    let (source, target) = (fresh(), fresh());
+    let name = "x\n```\n```sh\ntouch owned\n```\n\u{1b}[2J\u{202e}$(id)`'\n";
+    source.create_database(name);
+    fixtures::rows(&source, name, "t", 30);
+    let opsd = Opsd::new(&source, &[name]);
+    let id = back_up(&opsd);
+    let document = std::fs::read_to_string(directory(&opsd, &id).join("RESTORE.md")).unwrap();
+    let blocks = code_blocks(&document);
+    assert!(!blocks.iter().any(|block| block.starts_with("touch")), "{document}");
+    let harmless = Opsd::new(&source, &["postgres"]);
+    assert_eq!(
+        blocks.len(),
+        code_blocks(
+            &std::fs::read_to_string(directory(&harmless, &back_up(&harmless)).join("RESTORE.md")).unwrap()
+        )
+        .len()
+    );
+    let raw = |c: char| c.is_control() && c != '\n' || c == '\u{202e}';
+    assert!(!document.contains(raw), "{document:?}");
+    follow(&opsd, &id, &target);
+    is_the_same(&source, &target, name);
+}
+
 /// What sorts the text of the original sorts that of the copy.
 #[test]
 fn a_set_of_a_database_with_an_icu_locale() {
@@ -148,6 +174,37 @@ fn a_set_of_a_database_with_an_icu_locale() {
     assert_eq!(target.psql("postgres", locale), source.psql("postgres", locale));
     assert!(source.major < 15 || target.psql("postgres", locale).starts_with('i'));
     is_the_same(&source, &target, "named");
+}
+
+/// What the README says to do before anybody reads the document, with a document that somebody changed.
+#[test]
+fn a_document_that_was_changed_is_found_before_it_is_read() {
+    let source = fresh();
+    source.create_database("t");
+    let opsd = Opsd::new(&source, &["t"]);
+    let id = back_up(&opsd);
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let (_, rest) = readme.split_once("\ncd set\n").expect("the manual path");
+    let (checks, _) = rest.split_once("less RESTORE.md").expect("checks before it is read");
+    let checks = checks.replace("RWQ...", &opsd.public_key);
+    let check = || {
+        let mut bash = Command::new("bash");
+        bash.args(["-e", "-o", "pipefail", "-c", &checks]).current_dir(directory(&opsd, &id));
+        bash.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        finish(bash)
+    };
+    let whole = check();
+    assert!(whole.code == Some(0) && whole.stdout.contains("RESTORE.md: OK"), "{whole}");
+    let document = directory(&opsd, &id).join("RESTORE.md");
+    let text = std::fs::read_to_string(&document).unwrap();
+    std::fs::write(&document, text.replacen("```sh\n", "```sh\ntouch owned\n", 1)).unwrap();
+    assert_eq!(check().code, Some(1));
+    // Nor can the manifest be changed to fit.
+    let manifest = directory(&opsd, &id).join("manifest.json");
+    let sum = opsd::set::seal::sha256_hex(&std::fs::read(&document).unwrap());
+    let old = opsd::set::seal::sha256_hex(text.as_bytes());
+    std::fs::write(&manifest, std::fs::read_to_string(&manifest).unwrap().replace(&old, &sum)).unwrap();
+    assert_eq!(check().code, Some(1));
 }
 
 /// psql goes on after errors, and ends with 0.
