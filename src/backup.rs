@@ -38,6 +38,7 @@ use crate::set::archive::parser::Contents;
 use crate::set::fingerprint::RowSecret;
 use crate::set::manifest::{Database, FORMAT, Manifest, Object, Server, Stream};
 use crate::set::seal::{Recipients, SealOptions, seal_bytes, sha256_hex};
+use crate::set::signature::Purpose;
 use crate::set::{self, catalog, signature};
 use crate::shutdown::Shutdown;
 use crate::store::{self, Store, StoreError};
@@ -272,7 +273,7 @@ impl Run<'_> {
         let bytes = manifest.to_bytes()?;
         let sign_key = self.config.encryption.sign_key_file.as_deref();
         if let Some(path) = sign_key {
-            let comment = format!("opsd manifest {}/{}/{}", manifest.site, manifest.job, manifest.id);
+            let comment = Purpose::Manifest.comment(&manifest.site, &manifest.job, &manifest.id);
             let signature = signature::sign(path, &bytes, &comment)?;
             self.put(set::MANIFEST_SIGNATURE, signature.into_bytes(), false).await?;
         }
@@ -447,7 +448,7 @@ impl Run<'_> {
                 tracing::debug!("the set before this one cannot be read: {why}");
                 return Ok(None);
             }
-            let set = catalog::load(store, &self.config.encryption.trusted_keys, site, job, &id).await?;
+            let set = catalog::load(store, &self.config.encryption.trusted, site, job, &id).await?;
             Ok::<_, Error>(Some(set.manifest))
         };
         match found.await {

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+mod encryption;
 pub mod finding;
 pub mod keys;
 pub mod libpq;
@@ -100,8 +101,30 @@ pub struct Encryption {
     pub identity_file: Option<PathBuf>,
     /// minisign secret key; where backups are made.
     pub sign_key_file: Option<PathBuf>,
-    /// minisign public keys (`RW…`); where backups are read.
-    pub trusted_keys: Vec<String>,
+    /// Whose signatures are believed; where backups are read.
+    pub trusted: Trusted,
+}
+
+/// minisign public keys (`RW…`), by what they may sign. A host that rehearses signs what it proved, and need
+/// not be one that may sign backups.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Trusted {
+    /// Keys that may sign manifests. None: any manifest is believed.
+    pub backups: Vec<String>,
+    /// Keys that may sign the records of rehearsals.
+    pub verifications: Vec<String>,
+}
+
+impl Trusted {
+    /// Keys that may sign both.
+    pub fn with_keys(keys: Vec<String>) -> Self {
+        Self { backups: keys.clone(), verifications: keys }
+    }
+
+    /// Whether nothing is authenticated.
+    pub fn is_nobody(&self) -> bool {
+        self.backups.is_empty()
+    }
 }
 
 /// What to do where a repository is missing.

@@ -12,7 +12,7 @@ use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 
 use super::retention::{self, Amount, Candidate, Plan, Standing};
-use crate::config::Retention;
+use crate::config::{Retention, Trusted};
 use crate::error::{Context, Result};
 use crate::set::catalog::{self, Loaded, State};
 use crate::set::manifest::{Database, ProofState};
@@ -48,7 +48,7 @@ pub struct Removal {
 /// Reads a job's sets and decides about each.
 pub async fn plan(
     store: &dyn Store,
-    trusted_keys: &[String],
+    trusted: &Trusted,
     site: &str,
     job: &str,
     rules: &Retention,
@@ -59,7 +59,7 @@ pub async fn plan(
     let mut candidates = Vec::new();
     let mut removable = BTreeMap::new();
     let mut refused = Vec::new();
-    let mut sets = std::pin::pin!(catalog::load_each(store, trusted_keys, entries));
+    let mut sets = std::pin::pin!(catalog::load_each(store, trusted, entries));
     while let Some((entry, loaded)) = sets.next().await {
         let (id, time) = (entry.id.clone(), entry.id_time());
         match loaded {

@@ -11,7 +11,7 @@ use super::{Global, KeyAdvice, output};
 use crate::config::finding::{Finding, mistakes_error};
 use crate::config::monitoring::SecretSource;
 use crate::config::raw::{Parsed, SecretFile};
-use crate::config::{Config, Encryption, keys, load};
+use crate::config::{Config, Encryption, Location, keys, load};
 use crate::error::{Context, Error, Result};
 use crate::set::signature;
 use crate::{pem, regular_file};
@@ -99,6 +99,9 @@ fn check(global: &Global, json: bool) -> Result<()> {
         let (mistakes, warnings) = secret_files(&path, &config.encryption, &parsed.secret_files);
         parsed.mistakes.extend(mistakes);
         parsed.warnings.extend(warnings);
+        if config.encryption.trusted.is_nobody() && config.repository.location != Location::Nowhere {
+            parsed.warnings.push(trusts_nobody(&path));
+        }
     }
     let Parsed { config, mistakes, warnings, .. } = parsed;
     if json {
@@ -117,6 +120,20 @@ fn check(global: &Global, json: bool) -> Result<()> {
         None => Err(mistakes_error(&path, &mistakes)),
         Some(_) if json => Ok(()),
         Some(config) => output::text(summary(&config, global.config.is_some())),
+    }
+}
+
+/// Nothing else about a repository is worth much then.
+fn trusts_nobody(path: &Path) -> Finding {
+    Finding {
+        key: "encryption.trusted_keys".into(),
+        path: path.to_path_buf(),
+        line: None,
+        message:
+            "nobody is trusted: whoever can write to the repository can plant a backup, which runs code \
+                  where it is restored"
+                .into(),
+        hint: Some("`opsd keygen --sign` makes a key for sign_key_file; its public half goes here".into()),
     }
 }
 
@@ -210,7 +227,8 @@ fn client_key(file: &Path) -> Result<Option<&'static str>> {
 /// What is odd about the signing key.
 fn signing_key(file: &Path, encryption: &Encryption) -> Result<Option<&'static str>> {
     let public = signature::public_key(file)?;
-    let trusted = &encryption.trusted_keys;
-    Ok((!trusted.is_empty() && !trusted.contains(&public))
-        .then_some("its public key is not among trusted_keys, so this host refuses its own sets"))
+    let trusted = &encryption.trusted;
+    let is_known = trusted.backups.contains(&public) || trusted.verifications.contains(&public);
+    Ok((!trusted.is_nobody() && !is_known)
+        .then_some("its public key is not among trusted_keys, so this host refuses what it signs itself"))
 }

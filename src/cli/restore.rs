@@ -248,9 +248,15 @@ async fn run_to(
     shutdown: &Shutdown,
 ) -> Result<()> {
     let identities = restore::identities(config)?;
-    let trusted = &config.encryption.trusted_keys;
+    let trusted = &config.encryption.trusted;
     let found = catalog::find(store.as_ref(), trusted, &config.site, &job.name, selector);
     let set = shutdown.guard(found).await?;
+    let unauthenticated =
+        shutdown.guard(async { Ok(catalog::unauthenticated(store.as_ref(), &set).await) }).await?;
+    // Whoever watches or not: code of the set's is about to run on a server of the operator's.
+    if let Some(warning) = &unauthenticated {
+        output::note("warning: ", warning);
+    }
     let database = choose_database(&set.manifest.databases, args.database.as_deref())?;
     let (resolved, server) = target(args, config, database)?;
     let Resolved { connection, warnings, .. } = resolved;
@@ -269,9 +275,12 @@ async fn run_to(
         };
         let bars = progress::bars(global);
         let origin = restore::origin(store, &set.manifest, identities, bars.progress());
-        let report = to::restore(&origin, &set.manifest, database, &options, shutdown).await?;
+        let mut report = to::restore(&origin, &set.manifest, database, &options, shutdown).await?;
         drop(bars);
         let failure = incomplete(&options.connection.dbname, &report);
+        if args.json {
+            report.warnings.extend(unauthenticated);
+        }
         print(args, global, &job.name, &set.manifest.id, &database.name, report)?;
         failure.map_or(Ok(()), Err)
     };

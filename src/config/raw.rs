@@ -5,14 +5,13 @@ use std::path::{Path, PathBuf};
 
 use toml_edit::Document;
 
+use super::encryption;
 use super::finding::{Finding, Mistake, Warning};
-use super::keys;
 use super::libpq;
 use super::monitoring::{self, Known, named};
 use super::units::{GIB, MIB};
 use super::walk::{Env, Place, Section, Text, Walk};
 use super::{BackupJob, Config, Databases, Encryption, Location, Postgres, Repository, Retention, Verify};
-use crate::regular_file;
 
 /// zstd level. What level 1 saves in CPU time, and stores more than level 3, is in `benches/README.md`.
 const COMPRESSION: i64 = 1;
@@ -118,7 +117,7 @@ fn site(walk: &mut Walk<'_>, table: &toml_edit::Table, path: &Path) -> Option<Co
         }
     };
     let encryption = match walk.section(&root, "encryption") {
-        Some(section) => encryption(walk, &section),
+        Some(section) => encryption::encryption(walk, &section),
         None if root.has("encryption") => None,
         None if only_watches => Some(Encryption::default()),
         None => {
@@ -257,80 +256,6 @@ fn endpoint(walk: &mut Walk<'_>, text: Text) -> Option<String> {
     };
     walk.mistake(&text.place, message, "as in https://s3.example.org");
     None
-}
-
-fn encryption(walk: &mut Walk<'_>, section: &Section<'_>) -> Option<Encryption> {
-    walk.only(section, &["recipients", "recipients_file", "identity_file", "sign_key_file", "trusted_keys"]);
-    let mut seen = BTreeSet::new();
-    let mut recipients = Vec::new();
-    let mut add = |walk: &mut Walk<'_>, place: &Place, text: &str| match keys::parse_recipient(text) {
-        Ok(key) if !seen.insert(key.canonical()) => {
-            walk.mistake(
-                place,
-                "this recipient is listed twice",
-                "a second recipient is there for the day the first key is lost",
-            );
-        }
-        Ok(_) => recipients.push(text.trim().to_string()),
-        Err(error) => walk.mistake_from(place, &error, "`opsd keygen` makes a key"),
-    };
-    let mut place = section.place.clone();
-    if let Some((list, texts)) = walk.strings(section, "recipients") {
-        place = list;
-        for text in texts {
-            add(walk, &text.place, &text.value);
-        }
-    }
-    if let Some((file_place, file)) = walk.path(section, "recipients_file") {
-        if section.has("recipients") {
-            walk.mistake(&file_place, "stands beside recipients", "give one of the two");
-        }
-        match regular_file::read_to_string(&file) {
-            Ok(text) => {
-                for (index, line) in text.lines().enumerate() {
-                    if line.trim().is_empty() || line.trim_start().starts_with('#') {
-                        continue;
-                    }
-                    let before = walk.mistakes.len();
-                    add(walk, &Place { key: file_place.key.clone(), line: index + 1 }, line);
-                    for mistake in &mut walk.mistakes[before..] {
-                        mistake.path.clone_from(&file);
-                    }
-                }
-            }
-            Err(error) => walk.mistake(
-                &file_place,
-                format!("cannot read it: {error}"),
-                "a text file with one public key a line, readable by whoever runs opsd",
-            ),
-        }
-        place = file_place;
-    }
-    let identity_file = walk.secret_file(section, "identity_file").map(|(_, path)| path);
-    let sign_key_file = walk.secret_file(section, "sign_key_file").map(|(_, path)| path);
-    let trusted = walk.strings(section, "trusted_keys");
-    let mut trusted_keys = Vec::new();
-    for text in trusted.into_iter().flat_map(|(_, texts)| texts) {
-        match keys::parse_trusted_key(&text.value) {
-            Ok(_) => trusted_keys.push(text.value.trim().to_string()),
-            Err(error) => walk.mistake_from(&text.place, &error, "`opsd keygen --sign` makes a pair"),
-        }
-    }
-    let spoken_of = walk.mistakes.iter().any(|m| m.key.starts_with("encryption.recipients"));
-    match recipients.len() {
-        0 if spoken_of => {}
-        0 if identity_file.is_none() => {
-            walk.mistake(&place, "no recipient", "recipients = [\"age1…\"]; `opsd keygen` makes a key");
-        }
-        0 => walk.warn(&place, "no recipient: this host can restore but not back up", None),
-        1 if !spoken_of => {
-            let hint =
-                Some("add a second one whose identity is kept elsewhere, on paper or with a colleague");
-            walk.warn(&place, ONE_RECIPIENT, hint);
-        }
-        _ => {}
-    }
-    Some(Encryption { recipients, identity_file, sign_key_file, trusted_keys })
 }
 
 fn postgres(walk: &mut Walk<'_>, section: &Section<'_>, name: &str) -> Option<Postgres> {

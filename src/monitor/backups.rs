@@ -21,7 +21,7 @@ use futures_util::StreamExt;
 
 use super::{Collected, Concern, Failure, Monitor, Reason};
 use crate::config::monitoring::Backups;
-use crate::config::{Config, Repository, keys};
+use crate::config::{Config, Repository, Trusted, keys};
 use crate::error::{Error, Kind, Result};
 use crate::set::catalog::{self, Entry, State};
 use crate::set::{MANIFEST, set_prefix};
@@ -38,7 +38,7 @@ pub struct Target {
     name: String,
     site: String,
     repository: Repository,
-    trusted_keys: Vec<String>,
+    trusted: Trusted,
     /// In canonical form, sorted; empty where this host makes no backups.
     recipients: Vec<String>,
     /// Jobs that must be there, and how old their newest set may be.
@@ -59,7 +59,7 @@ pub fn open(name: &str, config: &Config, options: &Backups) -> Target {
         name: name.to_owned(),
         site: config.site.clone(),
         repository: config.repository.clone(),
-        trusted_keys: config.encryption.trusted_keys.clone(),
+        trusted: config.encryption.trusted.clone(),
         recipients: canonical(&config.encryption.recipients),
         jobs: jobs.into_iter().map(|job| (job.clone(), rpo_of(job))).collect(),
         all: options.jobs.is_empty(),
@@ -163,13 +163,13 @@ impl Target {
             return Some(failure(error));
         }
         let mut unread = None;
-        let trusted_keys = self.trusted_keys.clone();
-        let mut sets = std::pin::pin!(catalog::load_each(store, &trusted_keys, new));
+        let trusted = self.trusted.clone();
+        let mut sets = std::pin::pin!(catalog::load_each(store, &trusted, new));
         while let Some((entry, loaded)) = sets.next().await {
             // What disagrees is refused. Anything else may be a store that does not answer, or did not.
             let loaded = match loaded {
                 Err(error) if error.kind() != Kind::Differs => match is_readable(store, &entry).await {
-                    Ok(()) => catalog::load_entry(store, &trusted_keys, entry.clone()).await,
+                    Ok(()) => catalog::load_entry(store, &trusted, entry.clone()).await,
                     Err(StoreError::NotFound(_)) => continue,
                     Err(error) => {
                         unread.get_or_insert_with(|| failure(error));

@@ -15,7 +15,7 @@ use super::{
     Origin, Target, assertions, check_extensions, collations, definitions, identities, load, locale_of,
     origin, own_properties, prove, read_globals, read_proof, roles,
 };
-use crate::config::{BackupJob, Config};
+use crate::config::{BackupJob, Config, Encryption};
 use crate::error::{Context, Error, Kind, Result};
 use crate::postgres::connect::{Session, connect, error};
 use crate::postgres::locale::{self, Fallback};
@@ -31,7 +31,7 @@ use crate::set::globals::Globals;
 use crate::set::manifest::{Database, Manifest, ProofState};
 use crate::set::proof::Proof;
 use crate::set::seal::sha256_hex;
-use crate::set::signature;
+use crate::set::signature::{self, Purpose};
 use crate::set::verification::{self, Phases, Verdict, Verification};
 use crate::store::{self, Store, StoreError};
 
@@ -84,8 +84,7 @@ pub async fn verify(
         tracing::error!("{left}");
     }
     let set =
-        catalog::find(store.as_ref(), &config.encryption.trusted_keys, &config.site, &job.name, selector)
-            .await?;
+        catalog::find(store.as_ref(), &config.encryption.trusted, &config.site, &job.name, selector).await?;
     let manifest = &set.manifest;
     let mut record = Verification {
         format: verification::FORMAT,
@@ -114,6 +113,7 @@ pub async fn verify(
         hints: Vec::new(),
         clock: Instant::now(),
     };
+    run.hints.extend(catalog::unauthenticated(store.as_ref(), &set).await);
     let timeout = job.verify.timeout;
     let outcome = match tokio::time::timeout(timeout, run.rehearse(&set)).await {
         Ok(outcome) => outcome,
@@ -148,12 +148,24 @@ pub async fn verify(
     {
         record.warnings.push(format!("the result is not recorded in the repository: {error}"));
     }
-    if config.encryption.sign_key_file.is_none() && !config.encryption.trusted_keys.is_empty() {
-        record
-            .warnings
-            .push("the record is not signed and will not count: no encryption.sign_key_file here".into());
+    if let Some(why) = uncounted(&config.encryption) {
+        record.warnings.push(format!("the record will not count here: {why}"));
     }
     Ok(Rehearsal { record, error, hints })
+}
+
+/// Why this configuration does not believe the record that it makes.
+fn uncounted(encryption: &Encryption) -> Option<&'static str> {
+    let trusted = &encryption.trusted;
+    match &encryption.sign_key_file {
+        _ if trusted.is_nobody() => None,
+        None => Some("it is not signed, without encryption.sign_key_file"),
+        Some(file) => {
+            let is_trusted =
+                signature::public_key(file).is_ok_and(|key| trusted.verifications.contains(&key));
+            (!is_trusted).then_some("the key that signs it is not trusted for records of rehearsals")
+        }
+    }
 }
 
 /// Whether the set's manifest is certainly no longer there.
@@ -509,7 +521,7 @@ async fn write_record(
 ) -> Result<()> {
     let bytes = record.to_bytes()?;
     let key = format!("{prefix}{}", verification::name(record.finished));
-    let comment = format!("opsd verification {}/{}/{}", record.site, record.job, record.id);
+    let comment = Purpose::Verification.comment(&record.site, &record.job, &record.id);
     let sign_key = config.encryption.sign_key_file.as_deref();
     let signature = sign_key.map(|path| signature::sign(path, &bytes, &comment)).transpose()?;
     let put = async move {

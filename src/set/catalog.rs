@@ -19,10 +19,12 @@ use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::Semaphore;
 
 use super::manifest::Manifest;
+use super::signature::Purpose;
 use super::verification::{Verdict, Verification};
 use super::{
     FAILED, MANIFEST, MANIFEST_SIGNATURE, id_time, job_prefix, seal, set_prefix, signature, verification,
 };
+use crate::config::Trusted;
 use crate::error::{Context, Error, Result};
 use crate::store::{self, ObjectMeta, Store};
 
@@ -254,17 +256,11 @@ pub fn split<'k>(key: &'k str, site: &str) -> Option<[&'k str; 3]> {
     id_time(id).map(|_| [job, id, relative])
 }
 
-/// Reads one set. Where `trusted_keys` is not empty, a set that none of them signed is an error.
-pub async fn load(
-    store: &dyn Store,
-    trusted_keys: &[String],
-    site: &str,
-    job: &str,
-    id: &str,
-) -> Result<Loaded> {
+/// Reads one set. Where keys are trusted for backups, a set that none of them signed is an error.
+pub async fn load(store: &dyn Store, trusted: &Trusted, site: &str, job: &str, id: &str) -> Result<Loaded> {
     let prefix = set_prefix(site, job, id);
     match list(store, site, &prefix).await?.remove(job).and_then(|mut sets| sets.pop()) {
-        Some(entry) => load_entry(store, trusted_keys, entry).await,
+        Some(entry) => load_entry(store, trusted, entry).await,
         None => Err(Error::new(format!("no set {prefix} in {}", store.describe()))),
     }
 }
@@ -274,7 +270,7 @@ pub async fn load(
 /// them would take as much memory as whoever wrote the manifests pleases.
 pub fn load_each<'a>(
     store: &'a dyn Store,
-    trusted_keys: &'a [String],
+    trusted: &'a Trusted,
     entries: Vec<Entry>,
 ) -> impl Stream<Item = (Entry, Result<Loaded>)> + 'a {
     let room = Arc::new(Semaphore::new(LOADING_KIB as usize));
@@ -285,7 +281,7 @@ pub fn load_each<'a>(
             async move { (room.acquire_many_owned(entry.documents_kib()).await.ok(), entry) }
         })
         .map(move |(held, entry)| async move {
-            let loaded = load_entry(store, trusted_keys, entry.clone()).await;
+            let loaded = load_entry(store, trusted, entry.clone()).await;
             (held, entry, loaded)
         })
         .buffered(LOADING)
@@ -293,7 +289,7 @@ pub fn load_each<'a>(
 }
 
 /// Reads one set that a listing named.
-pub async fn load_entry(store: &dyn Store, trusted_keys: &[String], entry: Entry) -> Result<Loaded> {
+pub async fn load_entry(store: &dyn Store, trusted: &Trusted, entry: Entry) -> Result<Loaded> {
     let name = entry.describe();
     match entry.state {
         State::Complete => {}
@@ -307,14 +303,14 @@ pub async fn load_entry(store: &dyn Store, trusted_keys: &[String], entry: Entry
         }
     }
     let (bytes, vouched) =
-        read_signed(store, trusted_keys, &entry, MANIFEST, MANIFEST_SIGNATURE).await.context(&name)?;
+        read_signed(store, &trusted.backups, Purpose::Manifest, &entry, MANIFEST).await.context(&name)?;
     let manifest = Manifest::parse(&bytes, &entry.site, &entry.job, &entry.id).context(&name)?;
     let manifest_sha256 = seal::sha256_hex(&bytes);
 
     let mut verifications = Vec::new();
     let mut ignored = Vec::new();
     for record in entry.records() {
-        match load_record(store, trusted_keys, &entry, record, &manifest, &manifest_sha256).await {
+        match load_record(store, trusted, &entry, record, &manifest, &manifest_sha256).await {
             Ok(verification) => verifications.push(verification),
             Err(error) => ignored.push((record.to_owned(), error)),
         }
@@ -325,13 +321,18 @@ pub async fn load_entry(store: &dyn Store, trusted_keys: &[String], entry: Entry
 
 async fn load_record(
     store: &dyn Store,
-    trusted_keys: &[String],
+    trusted: &Trusted,
     entry: &Entry,
     record: &str,
     manifest: &Manifest,
     manifest_sha256: &str,
 ) -> Result<Verification> {
-    let (bytes, _) = read_signed(store, trusted_keys, entry, record, &format!("{record}.minisig")).await?;
+    if trusted.verifications.is_empty() && !trusted.is_nobody() {
+        return Err(Error::usage("no key is trusted for records of rehearsals here")
+            .with_hint("name the key of the host that rehearses in trusted_verify_keys"));
+    }
+    let keys = &trusted.verifications;
+    let (bytes, _) = read_signed(store, keys, Purpose::Verification, entry, record).await?;
     let found = Verification::parse(&bytes, &entry.site, &entry.job, &entry.id, manifest_sha256)?;
     let names = |name: &str| found.databases.iter().any(|d| d.name == name);
     match manifest.databases.iter().find(|d| !names(&d.name)) {
@@ -347,10 +348,11 @@ async fn load_record(
 async fn read_signed(
     store: &dyn Store,
     trusted_keys: &[String],
+    purpose: Purpose,
     entry: &Entry,
     document: &str,
-    signature_name: &str,
 ) -> Result<(bytes::Bytes, Signature)> {
+    let signature_name = &format!("{document}.minisig");
     let signed = entry.has(signature_name);
     let read = async |name: &str, limit| store::get(store, &entry.key(name), limit).await.context(name);
     if trusted_keys.is_empty() {
@@ -364,13 +366,41 @@ async fn read_signed(
     let (bytes, text) =
         tokio::try_join!(read(document, DOCUMENT_LIMIT), read(signature_name, SIGNATURE_LIMIT))?;
     let text = String::from_utf8_lossy(&text);
-    signature::verify(trusted_keys, &bytes, &text).context(document)?;
-    let made_it = |key: &&String| signature::verify(std::slice::from_ref(*key), &bytes, &text).is_ok();
+    let comment = purpose.comment(&entry.site, &entry.job, &entry.id);
+    signature::verify(trusted_keys, &comment, &bytes, &text).context(document)?;
+    let made_it =
+        |key: &&String| signature::verify(std::slice::from_ref(*key), &comment, &bytes, &text).is_ok();
     let key = match trusted_keys {
         [only] => only.clone(),
         several => several.iter().find(made_it).cloned().unwrap_or_default(),
     };
     Ok((bytes, Signature::Trusted(key)))
+}
+
+/// What there is to say of a set that nobody authenticated, and how that is changed; nothing where keys are
+/// trusted.
+pub async fn unauthenticated(store: &dyn Store, set: &Loaded) -> Option<String> {
+    let what = "nobody is authenticated: without trusted_keys, whoever can write to the repository decides what \
+                is in it";
+    let how = match set.signature {
+        Signature::Trusted(_) => return None,
+        Signature::Unsigned => {
+            "the set is not signed; set encryption.sign_key_file where backups are made, and trusted_keys here"
+                .to_owned()
+        }
+        Signature::Unchecked => {
+            let key = set.entry.key(MANIFEST_SIGNATURE);
+            let text = store::get(store, &key, SIGNATURE_LIMIT).await.ok();
+            let claimed = text.and_then(|text| signature::claimed_key(&String::from_utf8_lossy(&text)));
+            format!(
+                "the set says that key {} signed it; if the host that makes the backups has that key (the first \
+                 line of its public key's file names it), take the public key from there and add \
+                 trusted_keys = [\"RW...\"] to [encryption]",
+                claimed.as_deref().unwrap_or("of an unreadable signature")
+            )
+        }
+    };
+    Some(format!("{what}; {how}"))
 }
 
 /// Which set is meant.
@@ -448,7 +478,7 @@ pub fn ahead_warning(ids: &[String]) -> Option<String> {
 /// unless there is nothing else: then it is rather this clock that is wrong.
 pub async fn find(
     store: &dyn Store,
-    trusted_keys: &[String],
+    trusted: &Trusted,
     site: &str,
     job: &str,
     selector: &Selector,
@@ -470,7 +500,7 @@ pub async fn find(
     let until = match selector {
         Selector::Id(id) => {
             let entry = find_entry(&entries, id)?.clone();
-            return load_entry(store, trusted_keys, entry).await;
+            return load_entry(store, trusted, entry).await;
         }
         Selector::Latest => None,
         Selector::At(time) => Some(*time),
@@ -481,7 +511,7 @@ pub async fn find(
     let mut from_future: Option<Loaded> = None;
     let mut refused: Option<(Entry, Error)> = None;
     let mut ahead = Vec::new();
-    let mut sets = std::pin::pin!(load_each(store, trusted_keys, complete));
+    let mut sets = std::pin::pin!(load_each(store, trusted, complete));
     while let Some((entry, loaded)) = sets.next().await {
         match loaded {
             Ok(set) if until.is_none_or(|time| set.as_of() <= time) => {

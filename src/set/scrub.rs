@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use super::catalog::{self, Entry, Loaded, Signature, State};
 use super::manifest::Object;
 use super::{MANIFEST, MANIFEST_SIGNATURE, id_time, seal, set_prefix, signature};
+use crate::config::Trusted;
 use crate::error::{Context, Error, Kind, Result};
 use crate::progress::{Event, Progress};
 use crate::store::{self, Store, StoreError};
@@ -52,7 +53,7 @@ pub struct Report {
 /// newer version) is an error; what is wrong with it is in the report.
 pub async fn scrub(
     store: &dyn Store,
-    trusted_keys: &[String],
+    trusted: &Trusted,
     entry: &Entry,
     siblings: &[Entry],
     progress: &Progress,
@@ -65,7 +66,7 @@ pub async fn scrub(
         differences: Vec::new(),
         notes: Vec::new(),
     };
-    let set = match catalog::load_entry(store, trusted_keys, entry.clone()).await {
+    let set = match catalog::load_entry(store, trusted, entry.clone()).await {
         Ok(set) => set,
         Err(error) if error.kind() == Kind::Differs => {
             report.differences.push(error.to_string());
@@ -97,8 +98,11 @@ async fn documents(store: &dyn Store, set: &Loaded, report: &mut Report) -> Resu
             report.bytes += object.size;
         }
     }
-    let ignored = set.ignored.iter().map(|(name, why)| format!("{name} does not count: {why}"));
-    report.differences.extend(ignored);
+    for (name, why) in &set.ignored {
+        // Whom this host trusts says nothing against the set.
+        let lines = if why.kind() == Kind::Usage { &mut report.notes } else { &mut report.differences };
+        lines.push(format!("{name} does not count: {why}"));
+    }
     for signed in entry.objects.iter().filter_map(|o| o.key.strip_suffix(".minisig")) {
         let key = format!("{signed}.minisig");
         if signed != MANIFEST && !super::verification::is_name(signed) {

@@ -68,16 +68,46 @@ pub fn sign(secret_key_file: &Path, bytes: &[u8], trusted_comment: &str) -> Resu
     Ok(signature.into_string())
 }
 
-/// Checks that one of the trusted keys signed exactly these bytes.
-pub fn verify(trusted_keys: &[String], bytes: &[u8], signature: &str) -> Result<()> {
+/// What a signature is for. The comment that is signed with the document says it, and of which set it is, so
+/// that a signature of one kind is never taken for that of another, whatever the same key signs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A set's manifest.
+    Manifest,
+    /// The record of a rehearsal.
+    Verification,
+}
+
+impl Purpose {
+    /// The comment that is signed.
+    pub fn comment(self, site: &str, job: &str, id: &str) -> String {
+        let what = match self {
+            Purpose::Manifest => "manifest",
+            Purpose::Verification => "verification",
+        };
+        format!("opsd {what} {site}/{job}/{id}")
+    }
+}
+
+/// Which key signed, as minisign writes its id: `RW…`'s own, and in the first line of a public key's file.
+/// Nothing is checked: whoever wrote the signature may have written the id of any key.
+pub fn claimed_key(signature: &str) -> Option<String> {
+    parse(signature).ok().map(|signature| key_id(signature.keynum()))
+}
+
+fn key_id(keynum: &[u8]) -> String {
+    keynum.iter().rev().map(|b| format!("{b:02X}")).collect()
+}
+
+/// Checks that one of the trusted keys signed exactly these bytes, with this comment.
+pub fn verify(trusted_keys: &[String], comment: &str, bytes: &[u8], signature: &str) -> Result<()> {
     let signature = parse(signature).map_err(|why| Error::differs(why).context("signature is damaged"))?;
     let keys = trusted_keys.iter().map(|k| parse_trusted_key(k)).collect::<Result<Vec<_>>>()?;
-    let id = |keynum: &[u8]| keynum.iter().rev().map(|b| format!("{b:02X}")).collect::<String>();
     let by_signer: Vec<_> = keys.iter().filter(|k| k.keynum() == signature.keynum()).collect();
     if by_signer.is_empty() {
         return Err(Error::differs(format!(
             "signed with key {}, which is not among trusted_keys",
-            id(signature.keynum())
+            key_id(signature.keynum())
         ))
         .with_hint("somebody else wrote it, or the signer's public key is missing from trusted_keys"));
     }
@@ -85,12 +115,16 @@ pub fn verify(trusted_keys: &[String], bytes: &[u8], signature: &str) -> Result<
     let fits = by_signer
         .iter()
         .any(|key| minisign::verify(key, &signature, Cursor::new(bytes), true, false, false).is_ok());
-    if fits {
-        Ok(())
-    } else {
-        Err(Error::differs(format!("signature by key {} does not fit the content", id(signature.keynum())))
-            .with_hint("the content or the signature was changed after signing"))
+    if !fits {
+        let what = format!("signature by key {} does not fit the content", key_id(signature.keynum()));
+        return Err(Error::differs(what).with_hint("the content or the signature was changed after signing"));
     }
+    let signed = signature.trusted_comment().map_err(Error::differs)?;
+    if signed != comment {
+        return Err(Error::differs(format!("signature was made for {signed:?}, not for {comment:?}"))
+            .with_hint("a signature was moved here from another document"));
+    }
+    Ok(())
 }
 
 /// Whether a signature's text is as opsd, or minisign without being told otherwise, writes it.
@@ -180,7 +214,8 @@ mod tests {
         for bytes in [&b""[..], b"manifest", &[0u8; 100_000]] {
             let signature = sign(&one.file, bytes, "site=x id=y ü").expect("sign");
             assert!(signature.contains("trusted comment: site=x id=y ü\n"));
-            verify(&[two.public.clone(), one.public.clone()], bytes, &signature).expect("verify");
+            verify(&[two.public.clone(), one.public.clone()], "site=x id=y ü", bytes, &signature)
+                .expect("verify");
         }
     }
 
@@ -199,7 +234,7 @@ mod tests {
             assert!(!is_as_written(&changed), "{changed:?}");
         }
         let other_comment = signature.replace("signed by opsd", "signed by opsx");
-        verify(&[key.public], b"manifest", &other_comment).expect("it verifies all the same");
+        verify(&[key.public], "site x", b"manifest", &other_comment).expect("it verifies all the same");
     }
 
     #[test]
@@ -223,10 +258,40 @@ mod tests {
             // minisign's own verifier panics on this one.
             (&trusted[..], b"manifest", shorten(&signature, 3), "line 4 has the wrong length"),
         ] {
-            let error = verify(trusted, bytes, &signature).expect_err(expected);
+            let error = verify(trusted, "comment", bytes, &signature).expect_err(expected);
             assert_eq!(error.kind(), Kind::Differs, "{error}");
             assert!(error.to_string().contains(expected), "{expected}: {error}");
         }
+    }
+
+    #[test]
+    fn a_signature_is_good_for_one_purpose_and_one_set() {
+        let key = key();
+        let trusted = [key.public.clone()];
+        let comment = |purpose: Purpose, id: &str| purpose.comment("site", "db", id);
+        let signature = sign(&key.file, b"{}", &comment(Purpose::Verification, "one")).expect("sign");
+        verify(&trusted, &comment(Purpose::Verification, "one"), b"{}", &signature).expect("verify");
+        for other in [comment(Purpose::Manifest, "one"), comment(Purpose::Verification, "two"), String::new()]
+        {
+            let error = verify(&trusted, &other, b"{}", &signature).expect_err("moved");
+            assert_eq!(error.kind(), Kind::Differs);
+            assert!(error.to_string().contains("made for \"opsd verification site/db/one\""), "{error}");
+        }
+        let id = claimed_key(&signature).expect("an id");
+        let public = generate().expect("generate");
+        assert_eq!(id.len(), 16);
+        let signed = sign_with(&public, b"x");
+        assert!(
+            public.public_box.lines().next().expect("a line").ends_with(&claimed_key(&signed).expect("id"))
+        );
+        assert_eq!(claimed_key("x"), None);
+    }
+
+    fn sign_with(pair: &SigningKey, bytes: &[u8]) -> String {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let file = dir.path().join("sign.key");
+        create_secret_file(&file, &pair.secret_box).expect("create");
+        sign(&file, bytes, "c").expect("sign")
     }
 
     /// Leaves four characters of a line.
@@ -244,7 +309,7 @@ mod tests {
         }
         // An empty comment is readable by nobody but allowed by everybody.
         let signature = sign(&key.file, b"x", "").expect("sign");
-        verify(&[key.public], b"x", &signature).expect("verify");
+        verify(&[key.public], "", b"x", &signature).expect("verify");
     }
 
     #[test]
@@ -296,13 +361,13 @@ mod tests {
             prop_assume!(!bytes[at].is_ascii_whitespace() && !to.is_ascii_whitespace());
             bytes[at] = to;
             let changed = String::from_utf8(bytes).expect("ascii");
-            prop_assert!(verify(std::slice::from_ref(&key.public), b"manifest", &changed).is_err());
+            prop_assert!(verify(std::slice::from_ref(&key.public), "comment", b"manifest", &changed).is_err());
         }
 
         #[test]
         fn noise_never_panics(text in "\\PC{0,200}") {
             let key = "RWSB2Sl4XWvI/Aa6B1kq6bKh0lVf6DxcD7u1xhxibTo4jiiFXaDNR9xn".to_string();
-            prop_assert!(verify(&[key], b"manifest", &text).is_err());
+            prop_assert!(verify(&[key], "comment", b"manifest", &text).is_err());
         }
     }
 }

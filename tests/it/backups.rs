@@ -8,13 +8,15 @@ use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use opsd::backup::prune::{self, JobPlan};
-use opsd::config::Retention;
+use opsd::config::{Retention, Trusted};
+use opsd::set;
 use opsd::set::catalog::{self, Selector};
 use opsd::set::manifest::{self, Manifest, Object, ProofState, Stream};
 use opsd::set::verification::{self, Phases, Verdict, Verification};
-use opsd::set::{self, signature};
 use opsd::store::memory::MemoryStore;
 use opsd::store::{self, Store};
+
+use crate::support::sets::sign;
 
 const SITE: &str = "example";
 const JOB: &str = "db";
@@ -46,8 +48,8 @@ impl Keys {
         Self { _dir: dir, secret, public: pair.pk.to_base64() }
     }
 
-    fn trusted(&self) -> Vec<String> {
-        vec![self.public.clone()]
+    fn trusted(&self) -> Trusted {
+        Trusted::with_keys(vec![self.public.clone()])
     }
 }
 
@@ -72,7 +74,7 @@ impl<'k> Repository<'k> {
 
     async fn put_signed(&self, key: &str, bytes: Vec<u8>) {
         if let Some(keys) = self.keys {
-            let signature = signature::sign(&keys.secret, &bytes, "test").expect("signed");
+            let signature = sign(&keys.secret, key, &bytes);
             self.put(&format!("{key}.minisig"), signature).await;
         }
         self.put(key, bytes).await;
@@ -95,7 +97,7 @@ impl<'k> Repository<'k> {
 
     /// A rehearsal of a set that is there.
     async fn verify(&self, id: &str, finished: &str, verdict: Verdict) -> String {
-        let set = catalog::load(&*self.store, &[], SITE, JOB, id).await.expect("the set");
+        let set = catalog::load(&*self.store, &Trusted::default(), SITE, JOB, id).await.expect("the set");
         let finished = time(finished);
         let record = Verification {
             format: verification::FORMAT,
@@ -187,16 +189,12 @@ fn last(n: u32) -> Retention {
     Retention { last: n, ..Retention::default() }
 }
 
-async fn find(
-    repository: &Repository<'_>,
-    trusted: &[String],
-    selector: &str,
-) -> opsd::error::Result<String> {
+async fn find(repository: &Repository<'_>, trusted: &Trusted, selector: &str) -> opsd::error::Result<String> {
     let selector = Selector::from_options(Some(selector), None).expect("a selector");
     let found = catalog::find(&*repository.store, trusted, SITE, JOB, &selector).await;
     found.map(|set| set.entry.id)
 }
 
-async fn plan(repository: &Repository<'_>, trusted: &[String], rules: Retention) -> JobPlan {
+async fn plan(repository: &Repository<'_>, trusted: &Trusted, rules: Retention) -> JobPlan {
     prune::plan(&*repository.store, trusted, SITE, JOB, &rules, now(), false).await.expect("a plan")
 }

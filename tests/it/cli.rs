@@ -171,12 +171,14 @@ fn minisign_verifies_our_signatures() {
     shell(directory.path(), &verify, &[]).expect_code(1);
     // And the other way round: opsd verifies what minisign signed, and signs with minisign's key.
     shell(directory.path(), "minisign -G -W -p m.pub -s m.key && chmod 600 m.key", &[]).expect_code(0);
-    shell(directory.path(), "minisign -Sm manifest.json -s m.key -x by-minisign", &[]).expect_code(0);
+    shell(directory.path(), "minisign -Sm manifest.json -s m.key -t 'c d' -x by-minisign", &[])
+        .expect_code(0);
     let public = opsd::set::signature::public_key(&path("m.key")).expect("minisign's key");
     let by_minisign = std::fs::read_to_string(path("by-minisign")).expect("read");
-    opsd::set::signature::verify(std::slice::from_ref(&public), b"{ }\n", &by_minisign).expect("verify");
+    opsd::set::signature::verify(std::slice::from_ref(&public), "c d", b"{ }\n", &by_minisign)
+        .expect("verify");
     let ours = opsd::set::signature::sign(&path("m.key"), b"{}\n", "c").expect("sign");
-    opsd::set::signature::verify(&[public], b"{}\n", &ours).expect("verify");
+    opsd::set::signature::verify(&[public], "c", b"{}\n", &ours).expect("verify");
 }
 
 /// SSH keys as age uses them: sealed by the `age` tool, opened by opsd's identities.

@@ -83,7 +83,7 @@ async fn any_changed_byte_of_any_object_is_found() {
     // Two documents with their signatures, RESTORE.md, roles, and the database's five.
     assert!(objects.len() >= 10, "{objects:?}");
     let store = FsStore::open(&opsd.path("repository")).unwrap();
-    let trusted = [opsd.public_key.clone()];
+    let trusted = opsd::config::Trusted::with_keys(vec![opsd.public_key.clone()]);
     let scrubbed = async || -> opsd::error::Result<Report> {
         let entries = catalog::sets(&store, "test", "db").await?;
         scrub::scrub(&store, &trusted, &entries[0], &entries, &silent()).await

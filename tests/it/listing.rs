@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use opsd::set::{self, signature};
+use opsd::set;
 use opsd::store::{Store, open_s3};
 use serde_json::{Value, json};
 
 use crate::support::many_sets;
 use crate::support::opsd::Opsd;
 use crate::support::s3::SeaweedFs;
+use crate::support::sets::sign;
 use crate::support::torture::rounds;
 
 /// Resident memory that listing may take, in kibibytes.
@@ -74,9 +75,10 @@ fn large_manifests_are_listed_in_little_memory() {
         let mut document: Value = serde_json::from_slice(&many_sets::manifest(&id, started, None)).unwrap();
         document["warnings"] = json!(vec!["a table was left out ".repeat(50); 6000]);
         let bytes = serde_json::to_vec(&document).unwrap();
-        let set = opsd.path("repository").join(set::set_prefix("test", "db", &id));
+        let prefix = set::set_prefix("test", "db", &id);
+        let set = opsd.path("repository").join(&prefix);
         std::fs::create_dir_all(&set).unwrap();
-        let signature = signature::sign(&opsd.path("sign.key"), &bytes, "test").unwrap();
+        let signature = sign(&opsd.path("sign.key"), &format!("{prefix}manifest.json"), &bytes);
         std::fs::write(set.join("manifest.json.minisig"), signature).unwrap();
         std::fs::write(set.join("manifest.json"), bytes).unwrap();
     }

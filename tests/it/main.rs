@@ -73,4 +73,5 @@ mod tablespaces;
 mod talk;
 mod terminal;
 mod traps;
+mod trust;
 mod watching;

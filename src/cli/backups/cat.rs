@@ -28,7 +28,7 @@ pub struct Args {
 pub async fn run(args: &Args, config: &Config, store: Arc<dyn Store>) -> Result<()> {
     let identities = crate::restore::identities(config)?;
     let entry = super::show::entry(config, &*store, &args.id).await?;
-    let set = catalog::load_entry(&*store, &config.encryption.trusted_keys, entry).await?;
+    let set = catalog::load_entry(&*store, &config.encryption.trusted, entry).await?;
     let stream = stream(&set.manifest, &args.database, &args.stream)?;
     refuse_at_terminal(stream)?;
     let prefix = set_prefix(&set.entry.site, &set.entry.job, &set.entry.id);

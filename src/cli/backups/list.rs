@@ -71,7 +71,7 @@ pub async fn run(args: &Args, config: &Config, store: &dyn Store, now: DateTime<
     let mut document = Document { site: config.site.clone(), jobs: Vec::new(), sets: Vec::new() };
     let mut text = String::new();
     for (job, entries) in entries(config, store, &args.jobs).await? {
-        let loaded = catalog::load_each(store, &config.encryption.trusted_keys, entries);
+        let loaded = catalog::load_each(store, &config.encryption.trusted, entries);
         let mut sets: Vec<Summary> = loaded.map(|(e, l)| Summary::new(&e, &l)).collect().await;
         sets.sort_by(|a, b| (a.started, &a.id).cmp(&(b.started, &b.id)));
         if !text.is_empty() {

@@ -166,7 +166,7 @@ async fn plans(args: &Args, config: &Config, store: &dyn Store, now: DateTime<Ut
             }
             continue;
         };
-        let trusted = &config.encryption.trusted_keys;
+        let trusted = &config.encryption.trusted;
         plans.push(prune::plan(store, trusted, &config.site, name, rules, now, args.accept_shrink).await?);
     }
     if let Some(foreign) = args.jobs.iter().find(|job| !config.backup.contains_key(*job)) {

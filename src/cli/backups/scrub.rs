@@ -66,7 +66,7 @@ pub async fn run(args: &Args, config: &Config, store: &dyn Store, global: &Globa
     for (n, entry) in chosen.iter().enumerate() {
         events(Event::Phase(format!("reading set {} of {}", n + 1, chosen.len())));
         let siblings = jobs.get(&entry.job).map_or(&[][..], Vec::as_slice);
-        let scrubbed = scrub::scrub(store, &config.encryption.trusted_keys, entry, siblings, &events).await;
+        let scrubbed = scrub::scrub(store, &config.encryption.trusted, entry, siblings, &events).await;
         let outcome = match scrubbed {
             Ok(report) => of_report(report),
             Err(error) => {

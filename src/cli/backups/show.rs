@@ -48,7 +48,7 @@ struct Object<'a> {
 /// Shows what is known. A set that is refused is still shown, and is still an error.
 pub async fn run(args: &Args, config: &Config, store: &dyn Store, now: DateTime<Utc>) -> Result<()> {
     let entry = entry(config, store, &args.id).await?;
-    let loaded = catalog::load_entry(store, &config.encryption.trusted_keys, entry.clone()).await;
+    let loaded = catalog::load_entry(store, &config.encryption.trusted, entry.clone()).await;
     let failure = if entry.state == State::Failed { Some(failure(store, &entry).await) } else { None };
     let set = loaded.as_ref().ok();
     if args.json {
@@ -66,6 +66,11 @@ pub async fn run(args: &Args, config: &Config, store: &dyn Store, now: DateTime<
             failure,
         })?;
     } else {
+        if let Some(set) = set
+            && let Some(warning) = catalog::unauthenticated(store, set).await
+        {
+            output::note("warning: ", warning);
+        }
         output::text(match set {
             Some(set) => describe(set, now),
             None => describe_entry(&entry, failure.as_deref(), now),

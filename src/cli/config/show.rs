@@ -43,7 +43,8 @@ fn sections(config: &Config) -> Vec<Section> {
                 ("recipients", json!(encryption.recipients)),
                 ("identity_file", json!(encryption.identity_file)),
                 ("sign_key_file", json!(encryption.sign_key_file)),
-                ("trusted_keys", json!(encryption.trusted_keys)),
+                ("trusted_backup_keys", json!(encryption.trusted.backups)),
+                ("trusted_verify_keys", json!(encryption.trusted.verifications)),
             ],
         ));
     }

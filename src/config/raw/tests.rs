@@ -117,7 +117,8 @@ source.databases = ["*"]
     assert_eq!(config.repository.location, Location::S3 { bucket: "bucket".into(), prefix: "a/b".into() });
     assert_eq!(config.repository.endpoint.as_deref(), Some("https://s3.example.org"));
     assert!(config.repository.path_style);
-    assert_eq!(config.encryption.trusted_keys.len(), 1);
+    assert_eq!(config.encryption.trusted.backups.len(), 1);
+    assert_eq!(config.encryption.trusted.verifications, config.encryption.trusted.backups);
     let password = config.postgres["main"].connection.password.as_ref().map(Secret::expose);
     assert_eq!(password, Some("v4riable"));
     assert_eq!(config.postgres["boxed"].connection.dbname, "${x}");

@@ -28,7 +28,7 @@ fn target() -> Target {
             region: None,
             path_style: false,
         },
-        trusted_keys: Vec::new(),
+        trusted: Trusted::default(),
         recipients: Vec::new(),
         jobs: BTreeMap::from([("db".into(), Some(Duration::from_secs(3600)))]),
         all: true,

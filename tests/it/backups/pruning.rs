@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use opsd::backup::prune;
 use opsd::backup::retention::Reason;
-use opsd::config::Retention;
+use opsd::config::{Retention, Trusted};
 use opsd::set::catalog::{self, State};
 use opsd::set::verification::Verdict;
 use opsd::store::StoreError;
@@ -14,7 +14,7 @@ use opsd::store::fs::FsStore;
 use super::{JOB, Keys, Repository, SITE, last, now, plan};
 
 /// Plans, removes, and tells which ids went.
-async fn prune(repository: &Repository<'_>, trusted: &[String], rules: Retention) -> Vec<String> {
+async fn prune(repository: &Repository<'_>, trusted: &Trusted, rules: Retention) -> Vec<String> {
     let plan = plan(repository, trusted, rules).await;
     for removal in plan.removals.values() {
         prune::remove(&*repository.store, removal).await.expect("removed");
@@ -49,10 +49,10 @@ async fn prune_removes_what_the_plan_says_and_nothing_that_opsd_did_not_write() 
         let untouched: Vec<String> =
             repository.keys().await.into_iter().filter(|k| k.contains(&kept) || others.contains(k)).collect();
 
-        assert_eq!(prune(&repository, &[], last(1)).await, std::slice::from_ref(&old));
+        assert_eq!(prune(&repository, &Trusted::default(), last(1)).await, std::slice::from_ref(&old));
         assert_eq!(repository.keys().await, untouched);
         // Again: nothing left to do.
-        assert!(prune(&repository, &[], last(1)).await.is_empty());
+        assert!(prune(&repository, &Trusted::default(), last(1)).await.is_empty());
         assert_eq!(repository.keys().await, untouched);
     }
 }
@@ -80,13 +80,13 @@ async fn a_deletion_that_fails_leaves_a_whole_set_or_none() {
     let repository = Repository::memory();
     let old = repository.set("2026-11-01T03:00:00Z").await;
     repository.set("2026-11-20T03:00:00Z").await;
-    let plan = plan(&repository, &[], last(1)).await;
+    let plan = plan(&repository, &Trusted::default(), last(1)).await;
 
     let rule = Rule::new(Operation::Delete, 0, denied()).on_keys_with("manifest.json");
     let faulty = FaultyStore::new(repository.store.clone(), vec![rule]);
     let error = prune::remove(&faulty, &plan.removals[&old]).await.unwrap_err().to_string();
     assert!(error.contains("manifest.json"), "{error}");
-    let set = catalog::load(&*repository.store, &[], SITE, JOB, &old).await.unwrap();
+    let set = catalog::load(&*repository.store, &Trusted::default(), SITE, JOB, &old).await.unwrap();
     assert!(set.missing().is_empty(), "nothing else was touched");
 
     // Later on the rest is tried to the end, and the failure is told.
@@ -108,7 +108,7 @@ async fn the_proven_set_outlives_the_rules() {
     repository.verify(&proven, "2026-01-01T05:00:00Z", Verdict::Proven).await;
     repository.verify(&differs, "2026-01-02T05:00:00Z", Verdict::Proven).await;
     repository.verify(&differs, "2026-02-02T05:00:00Z", Verdict::Differs).await;
-    let plan = plan(&repository, &[], last(1)).await;
+    let plan = plan(&repository, &Trusted::default(), last(1)).await;
     let reasons: Vec<_> = plan.plan.decisions.iter().map(|d| (d.id.as_str(), &d.reasons[0])).collect();
     assert_eq!(
         reasons,

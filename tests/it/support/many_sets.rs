@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::{StreamExt, stream};
-use opsd::set::{self, seal, signature, verification};
+use opsd::set::{self, seal, verification};
 use opsd::store::{Store, put};
 use serde_json::json;
 
 use super::opsd::Opsd;
+use super::sets;
 
 /// A manifest as a nightly backup of two databases writes it.
 pub fn manifest(id: &str, started: DateTime<Utc>, previous: Option<&str>) -> Vec<u8> {
@@ -61,13 +62,12 @@ fn record(id: &str, manifest: &[u8], finished: DateTime<Utc>) -> Vec<u8> {
 }
 
 /// Nightly sets, signed, each seventh rehearsed, as the objects of a repository.
-fn repository(opsd: &Opsd, sets: usize) -> Vec<(String, Vec<u8>)> {
+fn repository(opsd: &Opsd, count: usize) -> Vec<(String, Vec<u8>)> {
     let first: DateTime<Utc> = "2024-01-01T03:00:00Z".parse().expect("a time");
-    let sign =
-        |bytes: &[u8]| signature::sign(&opsd.path("sign.key"), bytes, "test").expect("signed").into_bytes();
+    let sign = |key: &str, bytes: &[u8]| sets::sign(&opsd.path("sign.key"), key, bytes).into_bytes();
     let mut objects = Vec::new();
     let mut previous: Option<String> = None;
-    for n in 0..sets {
+    for n in 0..count {
         let started = first + TimeDelta::days(n as i64);
         let id = format!("{}-{:04x}", started.format("%Y%m%dT%H%M%SZ"), n % 65_536);
         let prefix = set::set_prefix("test", "db", &id);
@@ -80,11 +80,12 @@ fn repository(opsd: &Opsd, sets: usize) -> Vec<(String, Vec<u8>)> {
             let finished = started + TimeDelta::hours(2);
             let bytes = record(&id, &bytes, finished);
             let key = prefix.clone() + &verification::name(finished);
-            objects.push((format!("{key}.minisig"), sign(&bytes)));
+            objects.push((format!("{key}.minisig"), sign(&key, &bytes)));
             objects.push((key, bytes));
         }
-        objects.push((format!("{prefix}manifest.json.minisig"), sign(&bytes)));
-        objects.push((format!("{prefix}manifest.json"), bytes));
+        let key = format!("{prefix}manifest.json");
+        objects.push((format!("{key}.minisig"), sign(&key, &bytes)));
+        objects.push((key, bytes));
         previous = Some(id);
     }
     objects

@@ -1,8 +1,9 @@
 //! What a test needs to know of the sets in a site's repository of files, and ways to tamper with them.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use opsd::set::signature::{self, Purpose};
 use serde_json::Value;
 
 use super::opsd::Opsd;
@@ -69,26 +70,25 @@ pub fn manifest(opsd: &Opsd, id: &str) -> Value {
     serde_json::from_slice(&bytes).expect("a manifest")
 }
 
+/// A signature as opsd makes it for the document under this key.
+pub fn sign(key_file: &Path, key: &str, bytes: &[u8]) -> String {
+    let parts: Vec<&str> = key.split('/').collect();
+    let [.., site, job, id, name] = parts[..] else { panic!("{key} is no key of a set's") };
+    let purpose = if name == "manifest.json" { Purpose::Manifest } else { Purpose::Verification };
+    signature::sign(key_file, bytes, &purpose.comment(site, job, id)).expect("sign")
+}
+
 /// Changes a set's manifest and signs it anew: what only the holder of the signing key can do.
 pub fn forge(opsd: &Opsd, id: &str, change: impl FnOnce(&mut Value)) {
     let mut document = manifest(opsd, id);
     change(&mut document);
     let bytes = serde_json::to_vec_pretty(&document).expect("JSON");
-    let signature = opsd::set::signature::sign(&opsd.path("sign.key"), &bytes, "forged").expect("sign");
+    let signature = sign(&opsd.path("sign.key"), &format!("test/db/{id}/manifest.json"), &bytes);
     let set = directory(opsd, id);
     std::fs::write(set.join("manifest.json.minisig"), signature).expect("write the signature");
     std::fs::write(set.join("manifest.json"), bytes).expect("write the manifest");
 }
 
-/// The result of the one rehearsal in a `--json` document.
-pub fn result(run: &super::opsd::Run) -> Value {
-    let document = run.json();
-    let results = document["results"].as_array().expect("results");
-    assert_eq!(results.len(), 1, "{run}");
-    results[0].clone()
-}
-
-/// Returns in the next second of the clock: ids count seconds, and order by them is all that is known
 /// Puts this archive in the place of a stream's one object, sealed to the set's recipient, and signs the
 /// manifest that says so.
 pub fn replace(opsd: &Opsd, id: &str, key: &str, archive: &[u8]) {
@@ -106,6 +106,15 @@ pub fn replace(opsd: &Opsd, id: &str, key: &str, archive: &[u8]) {
     });
 }
 
+/// The result of the one rehearsal in a `--json` document.
+pub fn result(run: &super::opsd::Run) -> Value {
+    let document = run.json();
+    let results = document["results"].as_array().expect("results");
+    assert_eq!(results.len(), 1, "{run}");
+    results[0].clone()
+}
+
+/// Returns in the next second of the clock: ids count seconds, and order by them is all that is known
 /// of a set whose manifest is refused.
 pub fn next_second() {
     let second = || chrono::Utc::now().timestamp();
