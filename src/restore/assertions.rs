@@ -49,11 +49,8 @@ pub(super) async fn failed(scratch: &Scratch, name: &str, queries: &[String]) ->
     if scratch.major < 14 {
         grant_reading(scratch, name).await?;
     }
-    let pinned = [
-        ("search_path", "public"),
-        ("default_transaction_read_only", "on"),
-        ("statement_timeout", TIMEOUT),
-    ];
+    let pinned =
+        [("search_path", "public"), ("default_transaction_read_only", "on"), ("statement_timeout", TIMEOUT)];
     let session = connect_with(&scratch.reader(name), None, "opsd assert", &pinned).await?;
     session.client.batch_execute("BEGIN READ ONLY").await.map_err(error)?;
     let mut failed = Vec::new();

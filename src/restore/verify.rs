@@ -16,7 +16,7 @@ use super::{
     origin, own_properties, prove, read_globals, read_proof, roles,
 };
 use crate::config::{BackupJob, Config, Encryption};
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::postgres::connect::{Session, connect, error};
 use crate::postgres::locale::{self, Fallback};
 use crate::postgres::properties;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::keys;
 use crate::config::secret::Secret;
 
 /// Lines are counted in the tables below: change it only at the end.
