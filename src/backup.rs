@@ -36,7 +36,7 @@ use crate::postgres::connect::Session;
 use crate::progress::{Event, Progress};
 use crate::set::archive::parser::Contents;
 use crate::set::fingerprint::RowSecret;
-use crate::set::manifest::{Database, FORMAT, Manifest, Object, Server, Stream};
+use crate::set::manifest::{Database, Document, FORMAT, Manifest, Server, Stream};
 use crate::set::seal::{Recipients, SealOptions, seal_bytes, sha256_hex};
 use crate::set::signature::Purpose;
 use crate::set::{self, catalog, signature};
@@ -262,7 +262,7 @@ impl Run<'_> {
             recipients: self.config.encryption.recipients.clone(),
             globals,
             databases,
-            restore_md: Object { key: set::RESTORE_MD.into(), size: 0, sha256: String::new() },
+            restore_md: Document { key: set::RESTORE_MD.into(), size: 0, sha256: String::new() },
             warnings,
         };
         let restore_md = restore_md::render(&manifest).into_bytes();
@@ -297,7 +297,7 @@ impl Run<'_> {
             let key = format!("{}{key}", self.prefix);
             stored.binary_search_by(|o| o.key.cmp(&key)).ok().map(|at| stored[at].size)
         };
-        match manifest.objects().find(|o| size(&o.key) != Some(o.size)) {
+        match manifest.stored().find(|o| size(o.key) != Some(o.size)) {
             None => Ok(()),
             Some(gone) => Err(Error::new(format!(
                 "{}{} is missing or has another size than was stored, so there is no set",

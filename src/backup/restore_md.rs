@@ -69,7 +69,7 @@ pub fn render(manifest: &Manifest) -> String {
     line("");
     line("```sh");
     line("sha256sum -c <<'EOF'");
-    for object in manifest.objects().filter(|o| o.key != crate::set::RESTORE_MD) {
+    for object in manifest.objects() {
         line(&format!("{}  {}", object.sha256, object.key));
     }
     line("EOF");
@@ -464,7 +464,7 @@ mod tests {
     fn sums_are_checked_for_every_object_but_the_document_itself() {
         let manifest = manifest();
         let document = render(&manifest);
-        for object in manifest.objects().filter(|o| o.key != crate::set::RESTORE_MD) {
+        for object in manifest.objects() {
             assert!(document.contains(&format!("\n{}  {}\n", object.sha256, object.key)), "{}", object.key);
         }
         assert!(!document.contains("  RESTORE.md\n"));

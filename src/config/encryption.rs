@@ -82,6 +82,11 @@ pub(super) fn encryption(walk: &mut Walk<'_>, section: &Section<'_>) -> Option<E
                 Some("add a second one whose identity is kept elsewhere, on paper or with a colleague");
             walk.warn(&place, ONE_RECIPIENT, hint);
         }
+        n if n > keys::MAX_RECIPIENTS => walk.mistake(
+            &place,
+            format!("{n} recipients, where at most {} are allowed", keys::MAX_RECIPIENTS),
+            "who restores needs one of the keys, and each can read everything",
+        ),
         _ => {}
     }
     Some(Encryption { recipients, identity_file, sign_key_file, trusted })

@@ -77,6 +77,10 @@ pub fn parse_recipient(text: &str) -> Result<Recipient> {
         .with_hint("recipients start with age1, ssh-ed25519 or ssh-rsa; `opsd keygen` makes one"))
 }
 
+/// Most recipients of a repository: the header of an object for so many with the largest SSH keys is as
+/// large as a reader accepts.
+pub const MAX_RECIPIENTS: usize = 20;
+
 /// Recipients as age wants them.
 pub fn recipients(texts: &[String]) -> Result<Vec<Box<dyn age::Recipient + Send + Sync>>> {
     texts

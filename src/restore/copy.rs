@@ -24,7 +24,7 @@ use crate::set::archive::Entry;
 use crate::set::archive::copy::CopyStatement;
 use crate::set::archive::rows;
 use crate::set::manifest::{Database, Stream};
-use crate::set::seal::read_stream;
+use crate::set::seal::{Unsealed, cause, read_stream};
 
 /// Bytes of rows in one message. The server holds a message whole; larger ones gain nothing.
 const MESSAGE: usize = 128 << 10;
@@ -47,31 +47,17 @@ pub async fn copy_table(
     target: &Target,
 ) -> Result<Option<Entry>> {
     let name = format!("{}/{}", database.name, stream.name);
-    let source =
+    let mut source =
         read_stream(origin.store.clone(), &origin.prefix, stream, origin.identities.clone(), |_| ())?;
     let (opened, table) = oneshot::channel();
     // One message waits while one is being sent and one is being filled.
     let (sender, messages) = mpsc::channel(1);
     let (progress, shown) = (origin.progress.clone(), name.clone());
     let reading = tokio::task::spawn_blocking(move || {
-        let Some(mut rows) = rows::open(BufReader::with_capacity(READ_SIZE, source))? else {
-            return Ok::<_, Error>(());
-        };
-        let table = Table {
-            entry: rows.entry.clone(),
-            statement: rows.statement.clone(),
-            encoding: rows.encoding.clone(),
-        };
-        let mut more = opened.send(Some(table)).is_ok();
-        while more {
-            let mut buffer = Vec::with_capacity(MESSAGE);
-            more = rows.fill(&mut buffer, MESSAGE)?;
-            progress(Event::StreamBytes { name: shown.clone(), bytes: buffer.len() as u64 });
-            if sender.blocking_send(Bytes::from(buffer)).is_err() {
-                break; // nobody listens: whoever stopped knows why
-            }
-        }
-        Ok(())
+        let read = read_rows(&mut source, opened, &sender, |bytes| {
+            progress(Event::StreamBytes { name: shown.clone(), bytes });
+        });
+        (read, source)
     });
     let table: Option<Table> = table.await.unwrap_or(None);
     let loaded = match &table {
@@ -83,15 +69,45 @@ pub async fn copy_table(
             loaded
         }
     };
-    let read = reading.await.map_err(|e| Error::new(format!("stream {name} stopped: {e}")))?;
-    // Rows that were cut off also fail at the server: the reader's news comes first.
+    let (read, source) = reading.await.map_err(|e| Error::new(format!("stream {name} stopped: {e}")))?;
     let what = || format!("stream {name}");
-    read.with_context(what)?;
-    let Some(session) = loaded.with_context(what)? else { return Ok(None) };
-    let Some(table) = table else { return Ok(None) };
+    // Rows that were cut off also fail at the server: the reader's news comes first.
+    let loaded = match read.and(loaded) {
+        Ok(loaded) => loaded,
+        Err(error) => return Err(cause(source, error).await.context(what())),
+    };
+    let (Some(session), Some(table)) = (loaded, table) else { return Ok(None) };
     session.client.batch_execute("COMMIT").await.map_err(|e| refused(&table, &e)).with_context(what)?;
     session.close().await;
     Ok(Some(table.entry))
+}
+
+/// Says which table a stream holds, if it is a single one's, and then sends its rows until they end or
+/// nobody wants more.
+fn read_rows(
+    source: &mut Unsealed,
+    opened: oneshot::Sender<Option<Table>>,
+    sender: &mpsc::Sender<Bytes>,
+    progress: impl Fn(u64),
+) -> Result<()> {
+    let Some(mut rows) = rows::open(BufReader::with_capacity(READ_SIZE, source))? else {
+        return Ok(());
+    };
+    let table = Table {
+        entry: rows.entry.clone(),
+        statement: rows.statement.clone(),
+        encoding: rows.encoding.clone(),
+    };
+    let mut more = opened.send(Some(table)).is_ok();
+    while more {
+        let mut buffer = Vec::with_capacity(MESSAGE);
+        more = rows.fill(&mut buffer, MESSAGE)?;
+        progress(buffer.len() as u64);
+        if sender.blocking_send(Bytes::from(buffer)).is_err() {
+            break; // nobody listens: whoever stopped knows why
+        }
+    }
+    Ok(())
 }
 
 /// Everything up to the commit. `None`: the role may not truncate the table.

@@ -19,7 +19,7 @@ use crate::set::archive::parser::Parser;
 use crate::set::archive::{Entry, Section};
 use crate::set::fingerprint::RowSecret;
 use crate::set::manifest::{Database, Stream};
-use crate::set::seal::read_stream;
+use crate::set::seal::{Unsealed, cause, read_stream};
 
 /// Bytes moved at a time towards pg_restore.
 const COPY_SIZE: usize = 256 << 10;
@@ -73,34 +73,38 @@ pub async fn run_stream(
                 progress(Event::StreamBytes { name: shown.clone(), bytes: n as u64 });
             }
         };
-        match feed() {
-            Ok(whole) => Ok((parser, whole)),
-            // The pipe stays open: to pg_restore its end would look like the end of the archive, and
-            // what was cut off would be committed.
-            Err(error) => Err((error, stdin)),
-        }
+        let whole = feed();
+        // What the pipe's other end is told depends on how it went: so it stays open.
+        (whole, parser, stdin, source)
     });
-    let fed = fed.await.map_err(|e| Error::new(format!("stream {name} stopped: {e}")))?;
-    let (fed, exit) = match fed {
-        Ok(fed) => (Ok(fed), child.wait().await?),
-        Err((error, stdin)) => {
-            let exit = child.stop().await?;
-            drop(stdin);
-            (Err(error), exit)
-        }
+    let (whole, parser, stdin, source) =
+        fed.await.map_err(|e| Error::new(format!("stream {name} stopped: {e}")))?;
+    let exit = if whole.is_ok() {
+        drop(stdin);
+        child.wait().await?
+    } else {
+        // To pg_restore the end of its input would look like the end of the archive, and what was cut off
+        // would be committed.
+        let exit = child.stop().await?;
+        drop(stdin);
+        exit
     };
     (origin.progress)(Event::StreamFinished { name: name.clone() });
-    let (parser, whole) = fed.with_context(|| format!("stream {name}"))?;
+    match whole.and_then(|whole| restored(whole, parser, &exit)) {
+        Ok(restored) => Ok(restored),
+        Err(error) => Err(cause(source, error).await.context(format!("stream {name}"))),
+    }
+}
+
+/// What pg_restore made of a stream that could be read, at least as far as it wanted to.
+fn restored(is_whole: bool, parser: Option<Parser>, exit: &Exit) -> Result<Restored> {
     let entries = match parser {
-        Some(parser) if whole => parser.finish().with_context(|| format!("stream {name}"))?.entries,
+        Some(parser) if is_whole => parser.finish()?.entries,
         _ => Vec::new(),
     };
-    let judged = judge_all(&exit, &entries, |failed| beside_rows(&entries, failed));
-    let (warnings, mut failed) = judged.with_context(|| format!("stream {name}"))?;
-    if !whole {
-        return Err(Error::new(format!(
-            "stream {name}: pg_restore stopped reading, and called it a success"
-        )));
+    let (warnings, mut failed) = judge_all(exit, &entries, |failed| beside_rows(&entries, failed))?;
+    if !is_whole {
+        return Err(Error::new("pg_restore stopped reading, and called it a success"));
     }
     if failed.iter().any(|c| c.fault == Fault::Elsewhere && !is_after_rows(&entries, c)) {
         failed.iter_mut().for_each(|c| c.fault = Fault::Elsewhere);
@@ -138,21 +142,24 @@ pub fn after_rows(entries: &[Entry]) -> impl Iterator<Item = &Entry> {
 pub async fn fetch_contents(origin: &Origin, stream: &Stream) -> Result<Vec<Entry>> {
     let mut source =
         read_stream(origin.store.clone(), &origin.prefix, stream, origin.identities.clone(), |_| ())?;
-    let fetched = tokio::task::spawn_blocking(move || {
-        let mut parser = Parser::new(&RowSecret::generate(), false);
-        let mut buffer = vec![0; COPY_SIZE];
-        loop {
-            if let Some(entries) = parser.contents() {
-                return Ok::<_, Error>(entries.to_vec());
-            }
-            match source.read(&mut buffer)? {
-                0 => return Ok(parser.finish()?.entries),
-                n => parser.feed(&buffer[..n])?,
-            }
-        }
-    });
+    let fetched =
+        tokio::task::spawn_blocking(move || contents(&mut source).map_err(|error| source.cause(error)));
     let fetched = fetched.await.map_err(|e| Error::new(format!("reading a stream stopped: {e}")))?;
     fetched.with_context(|| format!("stream {}", stream.name))
+}
+
+fn contents(source: &mut Unsealed) -> Result<Vec<Entry>> {
+    let mut parser = Parser::new(&RowSecret::generate(), false);
+    let mut buffer = vec![0; COPY_SIZE];
+    loop {
+        if let Some(entries) = parser.contents() {
+            return Ok(entries.to_vec());
+        }
+        match source.read(&mut buffer)? {
+            0 => return Ok(parser.finish()?.entries),
+            n => parser.feed(&buffer[..n])?,
+        }
+    }
 }
 
 /// Most bytes of definitions that are held in memory: millions of tables fit. What a manifest claims is
@@ -171,21 +178,23 @@ pub async fn fetch_schema(origin: &Origin, schema: &Stream) -> Result<(File, Vec
     }
     let mut source =
         read_stream(origin.store.clone(), &origin.prefix, schema, origin.identities.clone(), |_| ())?;
-    let fetched = tokio::task::spawn_blocking(move || {
-        let mut file = anonymous_file("opsd-schema")?;
-        let mut parser = Parser::new(&RowSecret::generate(), true);
-        let mut buffer = vec![0; COPY_SIZE];
-        loop {
-            let n = source.read(&mut buffer)?;
-            if n == 0 {
-                break;
-            }
-            parser.feed(&buffer[..n])?;
-            file.write_all(&buffer[..n])?;
-        }
-        Ok::<_, Error>((file, parser.finish()?.entries))
-    });
+    let fetched =
+        tokio::task::spawn_blocking(move || in_memory(&mut source).map_err(|error| source.cause(error)));
     fetched.await.map_err(|e| Error::new(format!("reading the schema stopped: {e}")))?
+}
+
+fn in_memory(source: &mut Unsealed) -> Result<(File, Vec<Entry>)> {
+    let mut file = anonymous_file("opsd-schema")?;
+    let mut parser = Parser::new(&RowSecret::generate(), true);
+    let mut buffer = vec![0; COPY_SIZE];
+    loop {
+        let n = source.read(&mut buffer)?;
+        if n == 0 {
+            return Ok((file, parser.finish()?.entries));
+        }
+        parser.feed(&buffer[..n])?;
+        file.write_all(&buffer[..n])?;
+    }
 }
 
 /// Which entries of the schema archive are restored.

@@ -30,7 +30,7 @@ use crate::set::catalog::{self, Loaded, Selector};
 use crate::set::globals::Globals;
 use crate::set::manifest::{Database, Manifest, ProofState};
 use crate::set::proof::Proof;
-use crate::set::seal::sha256_hex;
+use crate::set::seal::{changed, sha256_hex};
 use crate::set::signature::{self, Purpose};
 use crate::set::verification::{self, Phases, Verdict, Verification};
 use crate::store::{self, Store, StoreError};
@@ -425,10 +425,7 @@ async fn check_restore_md(origin: &Origin, manifest: &Manifest) -> Result<()> {
     if found == object.sha256 {
         return Ok(());
     }
-    Err(Error::differs(format!(
-        "object {} has SHA-256 {found}, the manifest says {}",
-        object.key, object.sha256
-    )))
+    Err(changed(&object.key, &format!("its SHA-256 is {found}, the manifest says {}", object.sha256)))
 }
 
 /// Server programs for a set: of the newer of the source's and pg_dump's major, because an older

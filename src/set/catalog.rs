@@ -174,13 +174,12 @@ impl Loaded {
     pub fn missing(&self) -> Vec<&str> {
         let stored: BTreeMap<&str, u64> =
             self.entry.objects.iter().map(|o| (o.key.as_str(), o.size)).collect();
-        let named = self.manifest.objects();
-        named.filter(|o| stored.get(o.key.as_str()) != Some(&o.size)).map(|o| o.key.as_str()).collect()
+        self.manifest.stored().filter(|o| stored.get(o.key) != Some(&o.size)).map(|o| o.key).collect()
     }
 
     /// What lies in the set's folder and is neither named by the manifest nor part of the layout.
     pub fn foreign(&self) -> Vec<&str> {
-        let named: BTreeSet<&str> = self.manifest.objects().map(|o| o.key.as_str()).collect();
+        let named: BTreeSet<&str> = self.manifest.stored().map(|o| o.key).collect();
         let keys = self.entry.objects.iter().map(|o| o.key.as_str());
         keys.filter(|key| !named.contains(key) && !is_layout(key)).collect()
     }

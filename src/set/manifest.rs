@@ -11,7 +11,11 @@ use crate::error::{Error, Result};
 use crate::store::check_key;
 
 /// The format this opsd writes and reads.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
+
+/// Most bytes of an age header, with its nonce, that are read before anything is decrypted: twenty
+/// recipients with the largest keys there are fit.
+pub const MAX_HEADER: u64 = 16 << 10;
 
 /// A whole set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,7 +48,7 @@ pub struct Manifest {
     /// One entry a database, in dump order.
     pub databases: Vec<Database>,
     /// How to restore without opsd.
-    pub restore_md: Object,
+    pub restore_md: Document,
     /// What the operator should know: pg_dump's warnings, missing privileges, a sudden shrinking.
     pub warnings: Vec<String>,
 }
@@ -166,7 +170,7 @@ pub struct Stream {
     pub seconds: f64,
 }
 
-/// One stored object.
+/// One stored age file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Object {
@@ -174,8 +178,45 @@ pub struct Object {
     pub key: String,
     /// Bytes stored.
     pub size: u64,
+    /// SHA-256 of the bytes stored, in hexadecimal: the proof that all of it is as it was written.
+    pub sha256: String,
+    /// Its beginning, which is compared before anything is decrypted.
+    pub header: Header,
+}
+
+/// The beginning of an age file: its header, and the nonce of its payload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Header {
+    /// Bytes, the nonce's 16 among them.
+    pub size: u64,
+    /// Their SHA-256, in hexadecimal.
+    pub sha256: String,
+}
+
+/// One stored file in plain text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Document {
+    /// Key relative to the set's folder.
+    pub key: String,
+    /// Bytes stored.
+    pub size: u64,
     /// SHA-256 of the bytes stored, in hexadecimal.
     pub sha256: String,
+}
+
+/// What is said of anything stored, be it encrypted or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored<'a> {
+    /// Key relative to the set's folder.
+    pub key: &'a str,
+    /// Bytes.
+    pub size: u64,
+    /// SHA-256 in hexadecimal.
+    pub sha256: &'a str,
+    /// The beginning of an age file; a document has none.
+    pub header: Option<&'a Header>,
 }
 
 fn total(mut numbers: impl Iterator<Item = u64>) -> Option<u64> {
@@ -212,7 +253,7 @@ impl Manifest {
         // Sums of what it claims are shown and planned with.
         let databases = &manifest.databases;
         let sums = [
-            total(manifest.objects().map(|o| o.size)),
+            total(manifest.stored().map(|o| o.size)),
             total(manifest.streams().map(|s| s.plain_size)),
             total(databases.iter().map(|d| d.tables)),
             total(databases.iter().map(|d| d.rows)),
@@ -225,15 +266,22 @@ impl Manifest {
             return Err(Error::differs(format!("manifest lists no object for stream {:?}", stream.name)));
         }
         let mut seen = std::collections::HashSet::new();
-        for object in manifest.objects() {
-            check_key(&object.key).map_err(|e| Error::differs(e).context("manifest"))?;
-            if super::is_set_object(&object.key)
-                && ![super::GLOBALS, super::RESTORE_MD].contains(&object.key.as_str())
+        for object in manifest.stored() {
+            check_key(object.key).map_err(|e| Error::differs(e).context("manifest"))?;
+            if super::is_set_object(object.key) && ![super::GLOBALS, super::RESTORE_MD].contains(&object.key)
             {
                 return Err(Error::differs(format!("manifest lists {:?} as content", object.key)));
             }
-            if !seen.insert(object.key.as_str()) {
+            if !seen.insert(object.key) {
                 return Err(Error::differs(format!("manifest lists {:?} twice", object.key)));
+            }
+            if let Some(header) = object.header
+                && !(1..=MAX_HEADER.min(object.size)).contains(&header.size)
+            {
+                return Err(Error::differs(format!(
+                    "manifest says that {:?}, of {} bytes, has a header of {}, where at most {MAX_HEADER} are allowed",
+                    object.key, object.size, header.size
+                )));
             }
         }
         Ok(manifest)
@@ -251,14 +299,27 @@ impl Manifest {
         self.globals.iter().chain(self.databases.iter().flat_map(|d| d.streams.iter().chain(&d.proof_object)))
     }
 
-    /// Every object the set consists of, the manifest and its signature aside.
+    /// Every age file of the set.
     pub fn objects(&self) -> impl Iterator<Item = &Object> {
-        self.streams().flat_map(|s| &s.objects).chain(std::iter::once(&self.restore_md))
+        self.streams().flat_map(|s| &s.objects)
+    }
+
+    /// Everything that the set consists of, the manifest and its signature aside.
+    pub fn stored(&self) -> impl Iterator<Item = Stored<'_>> {
+        let Document { key, size, sha256 } = &self.restore_md;
+        let document = Stored { key, size: *size, sha256, header: None };
+        let objects = self.objects().map(|Object { key, size, sha256, header }| Stored {
+            key,
+            size: *size,
+            sha256,
+            header: Some(header),
+        });
+        objects.chain(std::iter::once(document))
     }
 
     /// Bytes stored, the manifest aside.
     pub fn stored_bytes(&self) -> u64 {
-        self.objects().fold(0, |sum, o| sum.saturating_add(o.size))
+        self.stored().fold(0, |sum, o| sum.saturating_add(o.size))
     }
 
     /// Bytes before compression. The sizes are somebody else's word: their sum does not wrap around.
@@ -289,7 +350,13 @@ pub(crate) mod tests {
     const ID: &str = "20261121T030000Z-7f3a";
 
     fn stream(name: &str, keys: &[&str], plain_size: u64) -> Stream {
-        let object = |key: &&str| Object { key: (*key).into(), size: 10, sha256: "0".repeat(64) };
+        let header = Header { size: 4, sha256: "1".repeat(64) };
+        let object = |key: &&str| Object {
+            key: (*key).into(),
+            size: 10,
+            sha256: "0".repeat(64),
+            header: header.clone(),
+        };
         Stream { name: name.into(), plain_size, objects: keys.iter().map(object).collect(), seconds: 0.5 }
     }
 
@@ -343,7 +410,7 @@ pub(crate) mod tests {
             recipients: vec!["age1example".into()],
             globals: Some(stream("globals", &[super::super::GLOBALS], 20)),
             databases: vec![database("shop", "shop"), database("../x", "..%2Fx")],
-            restore_md: Object { key: super::super::RESTORE_MD.into(), size: 5, sha256: "0".repeat(64) },
+            restore_md: Document { key: super::super::RESTORE_MD.into(), size: 5, sha256: "0".repeat(64) },
             warnings: vec!["one".into()],
         }
     }
@@ -362,7 +429,7 @@ pub(crate) mod tests {
     fn what_is_written_is_read() {
         let manifest = manifest();
         assert_eq!(parse(&manifest.to_bytes().unwrap()).unwrap(), manifest);
-        assert_eq!(manifest.objects().count(), 10);
+        assert_eq!((manifest.objects().count(), manifest.stored().count()), (9, 10));
         assert_eq!(manifest.stored_bytes(), 95);
         assert_eq!(manifest.plain_bytes(), 20 + 2 * 1107);
     }
@@ -384,12 +451,12 @@ pub(crate) mod tests {
     #[test]
     fn another_version_is_refused_with_the_next_step() {
         // Whatever else it may hold.
-        for text in [r#"{"format": 2}"#, r#"{"format": 0, "site": 7}"#, r#"{"sets": [], "format": 3}"#] {
+        for text in [r#"{"format": 1}"#, r#"{"format": 0, "site": 7}"#, r#"{"sets": [], "format": 3}"#] {
             let error = parse(text.as_bytes()).unwrap_err();
-            assert!(error.to_string().contains("this opsd reads format 1"), "{error}");
+            assert!(error.to_string().contains("this opsd reads format 2"), "{error}");
             assert!(error.hint().is_some());
         }
-        for text in ["", "{", "[]", "{}", r#"{"format": "1"}"#, r#"{"format": -1}"#, r#"{"format": 1}"#] {
+        for text in ["", "{", "[]", "{}", r#"{"format": "2"}"#, r#"{"format": -1}"#, r#"{"format": 2}"#] {
             let error = parse(text.as_bytes()).unwrap_err();
             assert_eq!(error.kind(), Kind::Differs, "{text}");
             assert!(error.to_string().contains("manifest is damaged"), "{error}");
@@ -399,7 +466,7 @@ pub(crate) mod tests {
     #[test]
     fn unknown_fields_are_refused_at_every_depth() {
         let text = String::from_utf8(manifest().to_bytes().unwrap()).unwrap();
-        for field in ["format", "version_num", "plain_size", "encoding", "version", "key"] {
+        for field in ["format", "version_num", "plain_size", "encoding", "version", "key", "header"] {
             let at = format!("\"{field}\":");
             assert!(text.contains(&at), "{field}");
             let odd = text.replacen(&at, &format!("\"extra\": 1, {at}"), 1);
@@ -458,6 +525,13 @@ pub(crate) mod tests {
             |m| m.databases[1].tables = u64::MAX,
             |m| m.databases[1].streams[0].objects.clear(),
             |m| m.globals.as_mut().unwrap().objects.clear(),
+            // Headers that are none, that are longer than what they begin, or longer than any.
+            |m| m.globals.as_mut().unwrap().objects[0].header.size = 0,
+            |m| m.databases[0].streams[1].objects[1].header.size = 11,
+            |m| {
+                let object = &mut m.databases[0].streams[1].objects[1];
+                (object.size, object.header.size) = (1 << 30, MAX_HEADER + 1);
+            },
         ] {
             let error = changed(change);
             assert_eq!(error.kind(), Kind::Differs);

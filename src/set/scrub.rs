@@ -15,7 +15,7 @@ use futures_util::{StreamExt, stream};
 use sha2::{Digest, Sha256};
 
 use super::catalog::{self, Entry, Loaded, Signature, State};
-use super::manifest::Object;
+use super::manifest::Stored;
 use super::{MANIFEST, MANIFEST_SIGNATURE, id_time, seal, set_prefix, signature};
 use crate::config::Trusted;
 use crate::error::{Context, Error, Kind, Result};
@@ -174,7 +174,7 @@ async fn objects(
     report: &mut Report,
     progress: impl Fn(u64),
 ) -> Result<()> {
-    let named: Vec<&Object> = set.manifest.objects().collect();
+    let named: Vec<Stored<'_>> = set.manifest.stored().collect();
     // Sizes are what a manifest claims: one after another, never as a list. The last range of each
     // object asks for a byte too many, which nothing should answer.
     let ranges = named.iter().enumerate().flat_map(|(object, named)| {
@@ -191,11 +191,17 @@ async fn objects(
         .buffered(IN_FLIGHT);
     let mut hasher = Sha256::new();
     let mut size = 0u64;
+    // Of the object that is being read: much shorter than a range.
+    let mut header = None;
     let mut broken: BTreeSet<usize> = BTreeSet::new();
     while let Some(piece) = pieces.next().await {
         let object = named[piece.object];
         match piece.bytes {
             Ok(bytes) => {
+                if size == 0 {
+                    let pinned = object.header.and_then(|header| usize::try_from(header.size).ok());
+                    header = pinned.and_then(|size| bytes.get(..size)).map(seal::header::pin);
+                }
                 progress(bytes.len() as u64);
                 size += bytes.len() as u64;
                 report.bytes += bytes.len() as u64;
@@ -217,7 +223,7 @@ async fn objects(
         }
         report.objects += 1;
         let found = seal::hex(&std::mem::take(&mut hasher).finalize());
-        let size = std::mem::take(&mut size);
+        let (size, header) = (std::mem::take(&mut size), header.take());
         if broken.contains(&piece.object) {
             continue;
         }
@@ -227,10 +233,13 @@ async fn objects(
             let expected = object.size;
             report.differences.push(format!("object {} has {size} bytes of {expected}", object.key));
         } else if found != object.sha256 {
-            report.differences.push(format!(
-                "object {} has SHA-256 {found}, the manifest says {}",
-                object.key, object.sha256
-            ));
+            let how = format!("its SHA-256 is {found}, the manifest says {}", object.sha256);
+            report.differences.push(seal::changed(object.key, &how).to_string());
+        } else if object.header.is_some_and(|pinned| header.as_ref() != Some(pinned)) {
+            // It would not be decrypted.
+            report
+                .differences
+                .push(format!("object {} has another header than the manifest pins", object.key));
         }
     }
     Ok(())

@@ -2,8 +2,17 @@
 //!
 //! Writing: plaintext → zstd → age → parts of equal size → a bounded channel of [`Piece`]s that an
 //! upload task drains ([`upload`]). Reading is the mirror image ([`read_stream`]): ranges are fetched
-//! ahead, every object's SHA-256 is checked against the manifest, and no more plaintext comes out
-//! than the manifest states.
+//! ahead, and no more plaintext comes out than the manifest states.
+//!
+//! **No plaintext comes out that the backup did not write.** The manifest pins the header of each object,
+//! nonce included ([`header`]); it is compared before anything is decrypted, and from then on each chunk
+//! of 64 KiB authenticates itself, in its order, with a key that comes out of that header. Who can write
+//! to the bucket, and only that, can make an object fail or end early, and nothing else. Who also holds
+//! an identity of one of the recipients knows that key and can make chunks that decrypt: what he changed
+//! is noticed at the end of the object, by the SHA-256 of all of it, when what he wrote has already come
+//! out. A reader who must not act on such words waits for the end (definitions, roles and proofs are held
+//! in memory until then; rows are not committed before). All of it is worth as much as the manifest:
+//! signed, as the signature; unsigned, nothing against who can write to the bucket.
 //!
 //! Past `segment_limit` a stream goes on in another object. Each object is a complete age file, and
 //! what they decrypt to, put together, are zstd frames, as `zstd -d` takes them. Each frame holds a block
@@ -11,6 +20,7 @@
 //! matches in two places, which costs up to a tenth more at the fast levels. Dropping a [`SealWriter`] means abort: the
 //! end of the stream is only ever sent by [`SealWriter::finish`].
 
+pub mod header;
 mod parts;
 
 use std::io::{self, Read, Write};
@@ -22,9 +32,9 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
 use self::parts::PartWriter;
-use super::manifest::{Object, Stream};
+use super::manifest::{Header, Object, Stream};
 use crate::buffer_pool::BufferPool;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::store::{self, Store, Upload};
 
 /// Public keys a stream is encrypted to.
@@ -50,6 +60,8 @@ pub enum Piece {
         size: u64,
         /// SHA-256 in hexadecimal.
         sha256: String,
+        /// Its beginning.
+        header: Header,
     },
     /// The stream is whole; a channel that closes without this was aborted.
     Finished,
@@ -240,10 +252,10 @@ pub async fn upload(
                 upload.put_part(part).await.with_context(|| writing(store, &full))?;
                 progress(n);
             }
-            Piece::End { size, sha256 } => {
+            Piece::End { size, sha256, header } => {
                 let upload = current.take().ok_or_else(|| Error::new("empty object"))?;
                 upload.commit(size).await.with_context(|| writing(store, &full))?;
-                objects.push(Object { key, size, sha256 });
+                objects.push(Object { key, size, sha256, header });
             }
             Piece::Finished => return Ok(Some(objects)),
         }
@@ -317,11 +329,16 @@ impl ObjectReader {
         if found == object.sha256 {
             return Ok(());
         }
-        Err(Error::differs(format!(
-            "object {} has SHA-256 {found}, the manifest says {}",
-            object.key, object.sha256
-        )))
+        Err(changed(&object.key, &format!("its SHA-256 is {found}, the manifest says {}", object.sha256)))
     }
+}
+
+/// An object that is not what the manifest says, whoever or whatever did it.
+pub fn changed(key: &str, how: &str) -> Error {
+    Error::differs(format!("object {key} was changed since the backup wrote it: {how}")).with_hint(
+        "somebody or something wrote to the repository; `opsd backups scrub` names all that was changed, and an \
+         older set may be whole",
+    )
 }
 
 impl Read for ObjectReader {
@@ -350,10 +367,13 @@ fn is_ours(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<Error>())
 }
 
+/// An object's bytes once more, behind its header that was read already.
+type Input = io::Chain<io::Cursor<Vec<u8>>, io::BufReader<ObjectReader>>;
+
 /// The objects of a stream, decrypted one after another.
 struct Decrypted {
     objects: std::vec::IntoIter<Object>,
-    current: Option<(Object, age::stream::StreamReader<io::BufReader<ObjectReader>>)>,
+    current: Option<(Object, age::stream::StreamReader<Input>)>,
     reader: ObjectReader,
     identities: Identities,
 }
@@ -362,31 +382,34 @@ impl Decrypted {
     fn next_object(&mut self) -> Result<bool> {
         let Some(object) = self.objects.next() else { return Ok(false) };
         self.reader.lock().left = object.size;
-        let input = io::BufReader::with_capacity(64 << 10, self.reader.clone());
-        let opened = age::Decryptor::new_buffered(input)
+        let mut input = io::BufReader::with_capacity(64 << 10, self.reader.clone());
+        let header = header::read(&mut input, &object)?;
+        let opened = age::Decryptor::new_buffered(Read::chain(io::Cursor::new(header), input))
             .and_then(|d| d.decrypt(self.identities.iter().map(|i| &**i as &dyn age::Identity)));
         match opened {
             Ok(stream) => {
                 self.current = Some((object, stream));
                 Ok(true)
             }
-            // The store failed, or lacks the object: that is the cause, whatever was hashed so far.
-            Err(age::DecryptError::Io(error)) if is_ours(&error) => Err(error.into()),
-            Err(error) => {
-                // Damage is the manifest's word against the store's; a wrong key is neither.
-                self.reader.check(&object)?;
-                Err(match error {
-                    age::DecryptError::NoMatchingKeys => Error::new(format!(
-                        "no identity fits {}",
-                        object.key
-                    ))
-                    .with_hint(
-                        "encryption.identity_file must hold the secret key of one of the set's recipients",
-                    ),
-                    error => Error::differs(error).context(format!("cannot decrypt {}", object.key)),
-                })
+            Err(age::DecryptError::NoMatchingKeys) => {
+                Err(Error::new(format!("no identity fits {}", object.key)).with_hint(
+                    "encryption.identity_file must hold the secret key of one of the set's recipients",
+                ))
             }
+            Err(error) => Err(Error::differs(error).context(format!("cannot decrypt {}", object.key))),
         }
+    }
+
+    /// Reads what is left of all objects, and compares their hashes.
+    fn check_rest(&mut self) -> Result<()> {
+        if let Some((object, _)) = self.current.take() {
+            self.reader.check(&object)?;
+        }
+        for object in self.objects.by_ref() {
+            self.reader.lock().left = object.size;
+            self.reader.check(&object)?;
+        }
+        Ok(())
     }
 }
 
@@ -407,9 +430,9 @@ impl Read for Decrypted {
                 Ok(n) => return Ok(n),
                 Err(error) if is_ours(&error) => return Err(error),
                 Err(error) => {
-                    let error = Error::differs(error);
-                    self.reader.check(object)?;
-                    return Err(error.context(format!("cannot decrypt {}", object.key)).into());
+                    return Err(
+                        changed(&object.key, &format!("it does not decrypt any more ({error})")).into()
+                    );
                 }
             }
         }
@@ -422,6 +445,8 @@ pub struct Unsealed {
     name: String,
     left: u64,
     ended: bool,
+    /// An error came out: why is known, and what is left of the stream tells nothing.
+    failed: bool,
 }
 
 /// Opens a stream of the set under `prefix`. Must be called within the runtime; the result is read
@@ -469,7 +494,7 @@ pub fn read_stream(
     };
     let mut zstd = zstd::stream::read::Decoder::new(decrypted).context("cannot start zstd")?;
     zstd.window_log_max(WINDOW_LOG_MAX).context("cannot start zstd")?;
-    Ok(Unsealed { zstd, name: stream.name.clone(), left: stream.plain_size, ended: false })
+    Ok(Unsealed { zstd, name: stream.name.clone(), left: stream.plain_size, ended: false, failed: false })
 }
 
 async fn fetch(store: &dyn Store, key: &str, range: std::ops::Range<u64>) -> Result<Bytes> {
@@ -485,27 +510,59 @@ async fn fetch(store: &dyn Store, key: &str, range: std::ops::Range<u64>) -> Res
     Ok(bytes)
 }
 
-impl Read for Unsealed {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if self.ended || buf.is_empty() {
-            return Ok(0);
-        }
+impl Unsealed {
+    fn read_checked(&mut self, buf: &mut [u8]) -> Result<usize> {
         let n = self.zstd.read(buf).map_err(|e| {
             // What zstd itself complains of is content that is not what the manifest says, although it
             // decrypts: another stream's object, or one that somebody else made.
-            let error = if is_ours(&e) { Error::from(e) } else { Error::differs(e) };
-            io::Error::from(error.context(format!("cannot read stream {}", self.name)))
+            let error = if is_ours(&e) { Error::from(e) } else { self.cause(Error::differs(e)) };
+            error.context(format!("cannot read stream {}", self.name))
         })?;
         if n as u64 > self.left || (n == 0 && self.left > 0) {
             let what = if n == 0 { "less" } else { "more" };
-            return Err(
-                Error::differs(format!("stream {} holds {what} than the manifest says", self.name)).into()
-            );
+            let error = Error::differs(format!("stream {} holds {what} than the manifest says", self.name));
+            return Err(self.cause(error));
         }
         self.left -= n as u64;
         self.ended = n == 0;
         Ok(n)
     }
+
+    /// Why something failed that was made of this stream: where one of its objects was changed, that is
+    /// why, whatever came of it first. What is left is read for that; blocking, as reading is.
+    pub fn cause(&mut self, error: Error) -> Error {
+        if std::mem::replace(&mut self.failed, true) {
+            return error;
+        }
+        match self.zstd.get_mut().get_mut().check_rest() {
+            Err(changed) if changed.kind() == Kind::Differs => {
+                tracing::info!("stream {}: {error}", self.name);
+                changed.context(format!("stream {}", self.name))
+            }
+            Err(other) => {
+                tracing::debug!("stream {}: the rest of it was not compared: {other}", self.name);
+                error
+            }
+            Ok(()) => error,
+        }
+    }
+}
+
+impl Read for Unsealed {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.ended || buf.is_empty() {
+            return Ok(0);
+        }
+        let read = self.read_checked(buf);
+        self.failed |= read.is_err();
+        Ok(read?)
+    }
+}
+
+/// [`Unsealed::cause`], for who has stopped reading and may not block.
+pub async fn cause(mut source: Unsealed, error: Error) -> Error {
+    let unknown = error.clone();
+    tokio::task::spawn_blocking(move || source.cause(error)).await.unwrap_or(unknown)
 }
 
 /// Reads a small stream whole, refusing more than `limit` bytes.

@@ -11,7 +11,7 @@ use opsd::backup::prune::{self, JobPlan};
 use opsd::config::{Retention, Trusted};
 use opsd::set;
 use opsd::set::catalog::{self, Selector};
-use opsd::set::manifest::{self, Manifest, Object, ProofState, Stream};
+use opsd::set::manifest::{self, Document, Header, Manifest, Object, ProofState, Stream};
 use opsd::set::verification::{self, Phases, Verdict, Verification};
 use opsd::store::memory::MemoryStore;
 use opsd::store::{self, Store};
@@ -89,7 +89,7 @@ impl<'k> Repository<'k> {
 
     async fn set_as(&self, id: &str, manifest: &Manifest) {
         let prefix = set::set_prefix(SITE, JOB, id);
-        for object in manifest.objects() {
+        for object in manifest.stored() {
             self.put(&format!("{prefix}{}", object.key), vec![7; object.size as usize]).await;
         }
         self.put_signed(&format!("{prefix}manifest.json"), manifest.to_bytes().expect("bytes")).await;
@@ -132,7 +132,8 @@ impl<'k> Repository<'k> {
 }
 
 fn object(key: &str) -> Object {
-    Object { key: key.into(), size: 64, sha256: "00".repeat(32) }
+    let header = Header { size: 32, sha256: "00".repeat(32) };
+    Object { key: key.into(), size: 64, sha256: "00".repeat(32), header }
 }
 
 fn stream(name: &str, key: &str) -> Stream {
@@ -180,7 +181,7 @@ fn manifest(started: &str, id: &str) -> Manifest {
             rows: 100,
             bytes: 900,
         }],
-        restore_md: object(set::RESTORE_MD),
+        restore_md: Document { key: set::RESTORE_MD.into(), size: 64, sha256: "00".repeat(32) },
         warnings: vec![],
     }
 }

@@ -31,6 +31,7 @@ mod databases;
 mod demo;
 mod dropped;
 mod exporter;
+mod forgery;
 mod guards;
 mod harness;
 mod injection;

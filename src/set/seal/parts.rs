@@ -10,8 +10,10 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
-use super::{Piece, hex};
+use super::{Piece, header, hex};
 use crate::buffer_pool::{Buffer, BufferPool};
+use crate::error::{Error, Kind};
+use crate::set::manifest::Header;
 
 /// Parts of a stream that exist at the same time: one is filled while two are on their way. This is what
 /// a stream costs in memory; whoever fills waits until one comes back.
@@ -77,6 +79,35 @@ impl Drop for Part {
     }
 }
 
+/// The beginning of an object, as it is written.
+enum Beginning {
+    /// The bytes so far.
+    Open(Vec<u8>),
+    /// What the manifest says of it.
+    Whole(Header),
+}
+
+impl Beginning {
+    fn add(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let Self::Open(held) = self else { return Ok(()) };
+        held.extend_from_slice(bytes);
+        // A reader holds headers to bounds: a set that nobody can read must not come into being.
+        let end = header::end(held).map_err(|error| error.with_kind(Kind::Failed))?;
+        if let Some(end) = end {
+            *self = Self::Whole(header::pin(&held[..end]));
+        }
+        Ok(())
+    }
+
+    /// Leaves the beginning of the next object.
+    fn take(&mut self) -> io::Result<Header> {
+        match std::mem::replace(self, Self::Open(Vec::new())) {
+            Self::Whole(header) => Ok(header),
+            Self::Open(_) => Err(Error::new("the header of an age file did not end").into()),
+        }
+    }
+}
+
 /// Cuts ciphertext into parts and hashes it.
 pub(super) struct PartWriter {
     sender: mpsc::Sender<Piece>,
@@ -86,12 +117,14 @@ pub(super) struct PartWriter {
     part: Option<Buffer>,
     sha256: Sha256,
     size: u64,
+    beginning: Beginning,
 }
 
 impl PartWriter {
     pub(super) fn new(sender: mpsc::Sender<Piece>, part_size: usize, pool: BufferPool) -> Self {
         let buffers = Buffers::new(part_size, pool);
-        Self { sender, buffers, part_size, part: None, sha256: Sha256::new(), size: 0 }
+        let beginning = Beginning::Open(Vec::new());
+        Self { sender, buffers, part_size, part: None, sha256: Sha256::new(), size: 0, beginning }
     }
 
     pub(super) fn send(&self, piece: Piece) -> io::Result<()> {
@@ -113,7 +146,8 @@ impl PartWriter {
         }
         let sha256 = hex(&std::mem::take(&mut self.sha256).finalize());
         let size = std::mem::take(&mut self.size);
-        self.send(Piece::End { size, sha256 })
+        let header = self.beginning.take()?;
+        self.send(Piece::End { size, sha256, header })
     }
 }
 
@@ -122,6 +156,7 @@ impl Write for PartWriter {
     /// short write for an error.
     fn write(&mut self, mut buf: &[u8]) -> io::Result<usize> {
         let taken = buf.len();
+        self.beginning.add(buf)?;
         while !buf.is_empty() {
             let mut part = match self.part.take() {
                 Some(part) => part,
@@ -177,6 +212,7 @@ mod tests {
             let (sender, mut pieces) = mpsc::channel(1);
             let mut writer = PartWriter::new(sender, 1000, pool.clone());
             let filler = std::thread::spawn(move || {
+                writer.write_all(b"age-encryption.org/v1\n--- \n").unwrap();
                 writer.write_all(&[7; 10_500]).unwrap();
                 writer.end_object().unwrap();
             });

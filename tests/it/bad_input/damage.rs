@@ -164,9 +164,9 @@ fn a_manifest_of_a_newer_version_is_refused_everywhere_but_does_not_block() {
     let older = back_up(&opsd);
     sets::next_second();
     let id = back_up(&opsd);
-    forge(&opsd, &id, |m| m["format"] = 2.into());
+    forge(&opsd, &id, |m| m["format"] = 3.into());
     let before = contents(&opsd);
-    let expected = ["manifest has format 2, this opsd reads format 1", "use the opsd version that wrote"];
+    let expected = ["manifest has format 3, this opsd reads format 2", "use the opsd version that wrote"];
     opsd.run(&["restore", "--verify"]).expect_failure(1, &expected);
     let to = server.socket_url("postgres", &unique("nowhere"));
     opsd.run(&["restore", "db", "--to", &to, "--create", "--backup", &id]).expect_failure(1, &expected);

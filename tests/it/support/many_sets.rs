@@ -13,7 +13,12 @@ use super::sets;
 
 /// A manifest as a nightly backup of two databases writes it.
 pub fn manifest(id: &str, started: DateTime<Utc>, previous: Option<&str>) -> Vec<u8> {
-    let object = |key: &str| json!({ "key": key, "size": 64, "sha256": seal::sha256_hex(key.as_bytes()) });
+    let document = |key: &str| json!({ "key": key, "size": 64, "sha256": seal::sha256_hex(key.as_bytes()) });
+    let object = |key: &str| {
+        let mut object = document(key);
+        object["header"] = json!({ "size": 32, "sha256": object["sha256"] });
+        object
+    };
     let stream = |name: &str, key: String| json!({ "name": name, "plain_size": 1_000_000, "objects": [object(&key)], "seconds": 1.5 });
     let database = |name: &str| {
         json!({
@@ -33,8 +38,8 @@ pub fn manifest(id: &str, started: DateTime<Utc>, previous: Option<&str>) -> Vec
             "proof": "complete", "tables": 40, "rows": 1_234_567, "bytes": 987_654_321,
         })
     };
-    let document = json!({
-        "format": 1, "site": "test", "job": "db", "id": id,
+    let whole = json!({
+        "format": 2, "site": "test", "job": "db", "id": id,
         "started": started, "finished": started + TimeDelta::minutes(4), "previous": previous,
         "opsd_version": "0.1.0",
         "server": { "version_num": 170_011, "version": "17.11", "in_recovery": false },
@@ -42,10 +47,10 @@ pub fn manifest(id: &str, started: DateTime<Utc>, previous: Option<&str>) -> Vec
         "recipients": ["age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"],
         "globals": stream("globals", "globals.sql.zst.age".into()),
         "databases": [database("app"), database("shop")],
-        "restore_md": object("RESTORE.md"),
+        "restore_md": document("RESTORE.md"),
         "warnings": ["app: the table public.sessions is saved without its rows"],
     });
-    serde_json::to_vec_pretty(&document).expect("JSON")
+    serde_json::to_vec_pretty(&whole).expect("JSON")
 }
 
 fn record(id: &str, manifest: &[u8], finished: DateTime<Utc>) -> Vec<u8> {
@@ -73,7 +78,7 @@ fn repository(opsd: &Opsd, count: usize) -> Vec<(String, Vec<u8>)> {
         let prefix = set::set_prefix("test", "db", &id);
         let bytes = manifest(&id, started, previous.as_deref());
         let parsed = set::manifest::Manifest::parse(&bytes, "test", "db", &id).expect("a manifest");
-        for object in parsed.objects() {
+        for object in parsed.stored() {
             objects.push((format!("{prefix}{}", object.key), vec![7; object.size as usize]));
         }
         if n % 7 == 0 {
