@@ -65,8 +65,11 @@ def archives():
 
 
 def manifests():
-    def thing(key):
+    def document(key):
         return {"key": key, "size": 100, "sha256": HASH}
+
+    def thing(key):
+        return {**document(key), "header": {"size": 50, "sha256": HASH}}
 
     def stream(name, key):
         return {"name": name, "plain_size": 1000, "objects": [thing(key)], "seconds": 1.5}
@@ -79,10 +82,10 @@ def manifests():
         proof_object=stream("proof", "app/proof.json.zst.age"), proof="complete", tables=3, rows=40, bytes=900,
     )
     yield json.dumps(dict(
-        format=1, site="example", job="db", id=ID, started="2026-11-21T03:00:00Z", finished="2026-11-21T03:01:00Z",
+        format=2, site="example", job="db", id=ID, started="2026-11-21T03:00:00Z", finished="2026-11-21T03:01:00Z",
         previous=None, opsd_version="0.1.0", server=dict(version_num=170011, version="17.11", in_recovery=False),
         pg_dump_version="17.11", recipients=["age1x"], globals=stream("globals", "globals.sql.zst.age"),
-        databases=[database], restore_md=thing("RESTORE.md"), warnings=["a warning"],
+        databases=[database], restore_md=document("RESTORE.md"), warnings=["a warning"],
     ), indent=2)
     yield json.dumps(dict(
         format=1, site="example", job="db", id=ID, manifest_sha256=HASH, verdict="proven",
@@ -92,7 +95,7 @@ def manifests():
     ))
     fingerprint = dict(rows=3, bytes=30, sum="f" * 32)
     yield json.dumps(dict(
-        format=1, secret="A" * 256, encoding="UTF8",
+        format=2, secret="A" * 256, encoding="UTF8",
         tables=[dict(schema="public", name="t", copy="COPY public.t (a) FROM stdin;", entries=1, fingerprint=fingerprint)],
         large_objects=fingerprint, sequences=[dict(schema="public", name="s", last_value=-5, is_called=True)],
         settings=[dict(role=None, setting="timezone=UTC")], owner="app", acl=None, comment=None,
@@ -154,9 +157,24 @@ def keys():
     )
 
 
+def headers():
+    """Age headers as age and others write them, whole and not, and what costs a parser most."""
+    stanza = "-> X25519 CJM36AHmTbdHSuOQL+NESqyVQE75f2e610iRdLPEN20\nC3ZAeY64NXS4QFrksLm3EGz+uPRyI0eQsWw7LWbbYig\n"
+    ssh = "-> ssh-ed25519 BjH7FA RO+wV4kbbl4NtSmp56lQcfRdRp3dEFpdQmWkaoiw6lY\n51eEu5Oo2JYAG7OU4oamH03FDRP18/GnzeCrY7Z+sa8\n"
+    long = "-> ssh-rsa mhir0Q\n" + ("A" * 64 + "\n") * 10 + "AAAA\n"
+    grease = "-> x-grease a b c\n\n"
+    mac = "--- fgMiVLJHMlg9fW7CVG/hPS5EAU4Zeg19LyCP7SoH5nA\n"
+    for body in (stanza, ssh, long, stanza + grease, stanza + ssh + long + grease, grease * 40, "", "-> a\n" + "A\n" * 400):
+        whole = ("age-encryption.org/v1\n" + body + mac).encode() + bytes(range(16))
+        yield whole
+        yield whole + b"a chunk"
+        yield whole[:-3]
+    yield b"age-encryption.org/v2\nsomething\n" + bytes(16)
+
+
 def main():
     root = pathlib.Path(sys.argv[1])
-    for target, seeds in dict(archive=archives, manifest=manifests, globals=scripts, quoting=names, config=configurations, keys=keys).items():
+    for target, seeds in dict(archive=archives, manifest=manifests, globals=scripts, quoting=names, config=configurations, keys=keys, header=headers).items():
         directory = root / target
         directory.mkdir(parents=True, exist_ok=True)
         for number, seed in enumerate(seeds()):
