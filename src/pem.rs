@@ -1,5 +1,6 @@
 //! Certificates and keys out of PEM files, and the system's authorities: for whoever speaks TLS.
 
+use std::io::Read as _;
 use std::path::Path;
 
 use rustls::pki_types::pem::PemObject;
@@ -11,7 +12,8 @@ use crate::regular_file;
 /// Every certificate in a file, in its order; none is an error. `what` it is called in errors.
 pub fn certificates(path: &Path, what: &str) -> Result<Vec<CertificateDer<'static>>> {
     let on = || format!("cannot read {what} {}", path.display());
-    let text = regular_file::read(path).with_context(on)?;
+    let mut text = Vec::new();
+    regular_file::open(path).and_then(|mut file| file.read_to_end(&mut text)).with_context(on)?;
     let found: Vec<_> = CertificateDer::pem_slice_iter(&text)
         .collect::<Result<_, _>>()
         .map_err(Error::new)
@@ -22,10 +24,18 @@ pub fn certificates(path: &Path, what: &str) -> Result<Vec<CertificateDer<'stati
     Ok(found)
 }
 
-/// The first key in a file. The reader's errors name what is missing, never what the file holds.
+/// The same for certificates that opsd trusts, or shows as its own: where opsd is root, nobody else decides
+/// what the file holds.
+pub fn trusted_certificates(path: &Path, what: &str) -> Result<Vec<CertificateDer<'static>>> {
+    regular_file::trusted(path).with_context(|| format!("cannot read {what} {}", path.display()))?;
+    certificates(path, what)
+}
+
+/// The first key in a file, which is refused when others may read it. The reader's errors name what is missing, never what the file holds.
 pub fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
     let on = || format!("cannot read client key {}", path.display());
-    let text = regular_file::read(path).with_context(on)?;
+    let mut text = Vec::new();
+    regular_file::open_secret(path).and_then(|mut file| file.read_to_end(&mut text)).with_context(on)?;
     PrivateKeyDer::from_pem_slice(&text)
         .map_err(|e| Error::new(e).with_hint("the key must be PEM and not encrypted"))
         .with_context(on)

@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -191,7 +191,9 @@ fn secret_files(path: &Path, encryption: &Encryption, files: &[SecretFile]) -> (
             "encryption.sign_key_file" => {
                 (signing_key(file, encryption), "`opsd keygen --sign -o FILE` makes one")
             }
-            key if key.ends_with(".key_file") => (client_key(file), "a private key in PEM, not encrypted"),
+            key if key.ends_with(".key_file") || key.ends_with(".url") => {
+                (pem::private_key(file).map(|_| None), "a private key in PEM, not encrypted")
+            }
             _ => (SecretSource::File(file.clone()).read().map(|_| None), "write the secret on its one line"),
         };
         match read {
@@ -215,13 +217,6 @@ fn identity(file: &Path, encryption: &Encryption) -> Result<Option<&'static str>
         .any(|text| keys::parse_recipient(text).is_ok_and(|key| own.contains(&key.canonical())));
     Ok((!fits && !encryption.recipients.is_empty())
         .then_some("its identity belongs to none of the recipients"))
-}
-
-/// What is odd about the key of a client certificate.
-fn client_key(file: &Path) -> Result<Option<&'static str>> {
-    pem::private_key(file)?;
-    let mode = std::fs::metadata(file).with_context(|| format!("client key {}", file.display()))?.mode();
-    Ok((mode & 0o077 != 0).then_some("others may read it"))
 }
 
 /// What is odd about the signing key.

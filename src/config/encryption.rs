@@ -6,6 +6,7 @@ use super::keys;
 use super::raw::ONE_RECIPIENT;
 use super::walk::{Place, Section, Walk};
 use super::{Encryption, Trusted};
+use crate::error::Error;
 use crate::regular_file;
 
 /// Resolves the section.
@@ -59,9 +60,9 @@ pub(super) fn encryption(walk: &mut Walk<'_>, section: &Section<'_>) -> Option<E
                     }
                 }
             }
-            Err(error) => walk.mistake(
+            Err(error) => walk.mistake_from(
                 &file_place,
-                format!("cannot read it: {error}"),
+                &Error::from(error).context("cannot read it"),
                 "a text file with one public key a line, readable by whoever runs opsd",
             ),
         }

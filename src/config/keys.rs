@@ -6,7 +6,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use age::secrecy::ExposeSecret;
@@ -189,17 +189,7 @@ pub fn generate_identity(now: chrono::DateTime<chrono::Utc>) -> (Secret, String)
 /// Reads a file that holds a secret; refuses it when anybody but its owner may.
 pub fn read_secret_file(path: &Path) -> Result<Secret> {
     let on = || format!("secret file {}", path.display());
-    let opened = regular_file::open(path).map_err(|e| match e.kind() {
-        std::io::ErrorKind::InvalidInput => Error::usage(e),
-        _ => e.into(),
-    });
-    let mut file = opened.with_context(on)?;
-    let meta = file.metadata().with_context(on)?;
-    if meta.mode() & 0o077 != 0 {
-        return Err(Error::usage(format!("mode {:04o} lets others read it", meta.mode() & 0o7777))
-            .context(on())
-            .with_hint(format!("chmod 600 {}", path.display())));
-    }
+    let mut file = regular_file::open_secret(path).with_context(on)?;
     let mut text = String::new();
     let read = (&mut file).take(MAX_SECRET_FILE + 1).read_to_string(&mut text);
     read.map_err(|e| match e.kind() {

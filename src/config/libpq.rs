@@ -19,6 +19,7 @@ use super::units;
 use super::walk::Env;
 use super::{Connection, SslMode};
 use crate::error::{Error, Result};
+use crate::regular_file;
 
 mod dsn;
 mod files;
@@ -247,7 +248,13 @@ fn build(
     let mut file = |key: &str, default: &str| -> Option<PathBuf> {
         match get(key) {
             Some("system") if key == "sslrootcert" => Some("system".into()),
-            Some(path) if path.starts_with('/') => Some(path.into()),
+            Some(path) if path.starts_with('/') => {
+                let path = PathBuf::from(path);
+                if path.is_file() {
+                    issues.extend(regular_file::trusted(&path).err().map(Error::from));
+                }
+                Some(path)
+            }
             Some(_) => {
                 issues.push(Error::usage(format!("{key} must be an absolute path")));
                 None

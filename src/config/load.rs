@@ -9,7 +9,8 @@ use super::Config;
 use super::finding::{Finding, Warning, mistakes_error};
 use super::raw::{self, Parsed};
 use super::walk::Env;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
+use crate::regular_file;
 
 /// Where the system's configuration is.
 const SYSTEM_FILE: &str = "/etc/opsd/opsd.toml";
@@ -102,6 +103,10 @@ fn read_found(found: Found, env: Env<'_>) -> Result<(PathBuf, Parsed)> {
     if meta.is_dir() {
         return Err(Error::usage("is a directory").context(on()));
     }
+    // A pipe belongs to whoever started opsd.
+    if meta.is_file() {
+        regular_file::trusted(&path).map_err(|e| Error::from(e).with_kind(Kind::Usage)).with_context(on)?;
+    }
     let mut bytes = Vec::new();
     (&mut file).take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(Error::usage).with_context(on)?;
     if bytes.len() as u64 > MAX_FILE {
@@ -135,7 +140,6 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::error::Kind;
 
     struct Place {
         dir: tempfile::TempDir,
@@ -232,17 +236,19 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_others_may_write_is_warned_about() {
+    fn a_file_that_others_may_write_is_refused_by_root_and_warned_about_otherwise() {
         let place = Place::new();
-        for (mode, warned) in [(0o644, false), (0o664, true), (0o646, true)] {
+        for (mode, told) in [(0o644, false), (0o664, true), (0o646, true)] {
             let path = place.write("c", mode);
             let file = File::open(&path).expect("open");
-            let (_, parsed) = read_found(Found { path, file }, &|_| None).expect("read");
-            assert_eq!(
-                parsed.warnings.iter().any(|w| w.message.contains("lets others write")),
-                warned,
-                "{mode:o}"
-            );
+            let said = match read_found(Found { path, file }, &|_| None) {
+                Ok((_, parsed)) => {
+                    assert!(!told || !rustix::process::geteuid().is_root(), "root followed it");
+                    parsed.warnings.iter().any(|w| w.message.contains("lets others write"))
+                }
+                Err(refused) => refused.to_string().contains("lets others write"),
+            };
+            assert_eq!(said, told, "{mode:o}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! The schema of `opsd.toml`: TOML text in, [`Config`] out, or every mistake at once.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use toml_edit::Document;
@@ -260,7 +261,10 @@ fn endpoint(walk: &mut Walk<'_>, text: Text) -> Option<String> {
 
 fn postgres(walk: &mut Walk<'_>, section: &Section<'_>, name: &str) -> Option<Postgres> {
     walk.only(section, &["url", "bin_dir", "tool_prefix"]);
-    let bin_dir = walk.path(section, "bin_dir").map(|(_, path)| path);
+    let bin_dir = walk.path(section, "bin_dir").map(|(place, path)| {
+        program(walk, &place, &path.join("pg_dump"));
+        path
+    });
     let mut tool_prefix = Vec::new();
     if let Some((place, words)) = walk.strings(section, "tool_prefix") {
         if words.iter().any(|word| word.value.contains("PGPASSWORD=")) {
@@ -272,6 +276,9 @@ fn postgres(walk: &mut Walk<'_>, section: &Section<'_>, name: &str) -> Option<Po
         }
         if section.has("bin_dir") {
             walk.mistake(&place, "stands beside bin_dir", "give one of the two");
+        }
+        if let Some(first) = words.first().filter(|word| word.value.starts_with('/')) {
+            program(walk, &first.place, Path::new(&first.value));
         }
         tool_prefix = words.into_iter().map(|word| word.value).collect();
     }
@@ -290,6 +297,9 @@ fn postgres(walk: &mut Walk<'_>, section: &Section<'_>, name: &str) -> Option<Po
             for warning in &resolved.warnings {
                 walk.warn(&url.place, warning.as_str(), None);
             }
+            if let Some(key) = &resolved.connection.sslkey {
+                walk.secret_files.push((url.place.clone(), key.clone()));
+            }
             if resolved.password_in_dsn && url.literal {
                 walk.warn(
                     &url.place,
@@ -305,6 +315,16 @@ fn postgres(walk: &mut Walk<'_>, section: &Section<'_>, name: &str) -> Option<Po
             }
             None
         }
+    }
+}
+
+/// Root runs no program that somebody else may change. One that is missing is found out when it is needed.
+fn program(walk: &mut Walk<'_>, place: &Place, path: &Path) {
+    match regular_file::trusted(path) {
+        Err(error) if error.kind() == ErrorKind::InvalidInput => {
+            walk.mistake_from(place, &Error::from(error), "name a program of root's");
+        }
+        _ => {}
     }
 }
 

@@ -4,6 +4,7 @@
 //! Deliberately not serde: its errors stop at the first mistake and lose the place. Messages never
 //! quote values, because any of them may hold a secret by mistake.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use toml_edit::{Item, TableLike, Value};
 use super::finding::{Finding, Mistake, Warning};
 use super::units;
 use crate::error::Error;
+use crate::regular_file;
 
 /// What stands in the starter file where nobody can guess.
 const PLACEHOLDER: &str = "CHANGE-ME";
@@ -293,7 +295,16 @@ impl<'a> Walk<'a> {
     /// An absolute path: opsd runs from cron, where nobody knows the working directory.
     pub(super) fn path(&mut self, section: &Section<'_>, key: &str) -> Option<(Place, PathBuf)> {
         let text = self.filled(section, key)?;
-        self.absolute(text)
+        let (place, path) = self.absolute(text)?;
+        let trusted = if path.is_file() { regular_file::trusted(&path) } else { Ok(()) };
+        match trusted {
+            // Whoever opens a file that cannot be looked at has more to say about it.
+            Err(error) if error.kind() == ErrorKind::InvalidInput => {
+                self.mistake_from(&place, &Error::from(error), "name a file of root's");
+                None
+            }
+            _ => Some((place, path)),
+        }
     }
 
     /// The path of a file with a secret, which is not read here.

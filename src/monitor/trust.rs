@@ -16,7 +16,7 @@ use crate::pem;
 pub fn verifier(ca_file: Option<&Path>) -> Result<Arc<WebPkiServerVerifier>> {
     let mut roots = RootCertStore::empty();
     let found = match ca_file {
-        Some(path) => pem::certificates(path, "certificates")?,
+        Some(path) => pem::trusted_certificates(path, "certificates")?,
         None => pem::system_certificates("ca_file")?,
     };
     roots.add_parsable_certificates(found);
@@ -36,7 +36,7 @@ pub fn client(ca_file: Option<&Path>, own: Option<&(PathBuf, PathBuf)>) -> Resul
         .map_err(|e| Error::new(e).context("cannot set up TLS"))?
         .with_webpki_verifier(verifier(ca_file)?);
     let Some((cert, key)) = own else { return Ok(builder.with_no_client_auth()) };
-    let chain = pem::certificates(cert, "client certificate")?;
+    let chain = pem::trusted_certificates(cert, "client certificate")?;
     builder
         .with_client_auth_cert(chain, pem::private_key(key)?)
         .map_err(|e| Error::new(e).context(format!("client certificate {}", cert.display())))

@@ -48,7 +48,7 @@ pub fn connector(connection: &Connection) -> Result<MakeRustlsConnect> {
     };
     let trusted = match (check, connection.sslrootcert.as_deref()) {
         (Check::Nothing, _) => Vec::new(),
-        (_, Some(path)) if path != Path::new(SYSTEM) => pem::certificates(path, "root certificate")?,
+        (_, Some(path)) if path != Path::new(SYSTEM) => pem::trusted_certificates(path, "root certificate")?,
         _ => pem::system_certificates("sslrootcert")?,
     };
     let mut roots = RootCertStore::empty();
@@ -64,7 +64,7 @@ pub fn connector(connection: &Connection) -> Result<MakeRustlsConnect> {
         .with_custom_certificate_verifier(Arc::new(verifier));
     let config = match (&connection.sslcert, &connection.sslkey) {
         (Some(cert), Some(key)) => {
-            let chain = pem::certificates(cert, "client certificate")?;
+            let chain = pem::trusted_certificates(cert, "client certificate")?;
             let key = pem::private_key(key)?;
             builder
                 .with_client_auth_cert(chain, key)

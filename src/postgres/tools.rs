@@ -16,7 +16,7 @@ use tokio::process::Command;
 
 use crate::config::{Connection, SslMode, path};
 use crate::error::{Context, Error, Result};
-use crate::process;
+use crate::{process, regular_file};
 
 /// A tool says its version at once, unless it is behind a container client that hangs.
 const VERSION_BOUND: Duration = Duration::from_secs(30);
@@ -338,7 +338,12 @@ fn directories(bin_dir: Option<&Path>, programs: &[&str]) -> Result<Vec<PathBuf>
     let lacks = |dir: &Path| programs.iter().find(|program| !is_program(&dir.join(program))).copied();
     if let Some(dir) = bin_dir {
         return match lacks(dir) {
-            None => Ok(vec![dir.to_owned()]),
+            None => {
+                for program in programs {
+                    regular_file::trusted(&dir.join(program)).context("bin_dir")?;
+                }
+                Ok(vec![dir.to_owned()])
+            }
             Some(program) => Err(Error::usage(format!("bin_dir {} has no {program}", dir.display()))
                 .with_hint("bin_dir is the directory that holds PostgreSQL's programs")),
         };

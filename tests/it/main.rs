@@ -51,6 +51,7 @@ mod monitor_queues;
 mod monitor_redis;
 mod monitor_standbys;
 mod names;
+mod ownership;
 mod postgres;
 mod postgres_faults;
 mod readme;

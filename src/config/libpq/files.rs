@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::{Env, Settings, nonempty, supported};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::regular_file;
 
 /// Where Debian's packages look for the system's service file.
@@ -139,10 +139,10 @@ pub(super) fn service_files(
 pub(super) fn service(name: &str, files: &[Option<ServiceFile>]) -> Result<Settings, Vec<Error>> {
     let files = || files.iter().flatten();
     for file in files() {
-        let text = match std::fs::read_to_string(&file.path) {
+        let text = match regular_file::read_to_string(&file.path) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && !file.must_exist => continue,
-            Err(e) => return Err(vec![Error::usage(e).context(&file.called)]),
+            Err(e) => return Err(vec![Error::from(e).with_kind(Kind::Usage).context(&file.called)]),
         };
         if let Some(found) = section(&text, name, &file.called) {
             return found;

@@ -4,6 +4,8 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::process::geteuid;
+
 use opsd::config::{Connection, SslMode};
 use opsd::postgres::connect::connect;
 use opsd::postgres::tools;
@@ -24,7 +26,12 @@ impl Drop for Certificates {
 
 impl Certificates {
     fn new() -> Self {
-        Self(server_directory("tls"))
+        let directory = server_directory("tls");
+        // What root trusts is root's; only the servers' keys are theirs.
+        if geteuid().is_root() {
+            chown(&directory, Some(0), None).unwrap();
+        }
+        Self(directory)
     }
 
     fn path(&self, name: &str) -> PathBuf {
