@@ -20,6 +20,8 @@ pub mod restore;
 pub mod scratch_init;
 pub mod status;
 
+use std::borrow::Cow;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::pin::Pin;
 
@@ -27,6 +29,7 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
+use crate::printable;
 use crate::shutdown::Shutdown;
 
 /// PostgreSQL backups that prove themselves by restoring.
@@ -166,14 +169,33 @@ pub enum Command {
 /// Reads the command line. Help and mistakes are printed here; the number is the exit code then.
 pub fn parse() -> Result<Cli, u8> {
     Cli::try_parse().map_err(|help_or_usage| {
-        // Nobody is left to tell if the terminal is gone.
-        let _ = help_or_usage.print();
+        if help_or_usage.use_stderr() {
+            output::usage(&without_urls(help_or_usage.render().to_string(), std::env::args_os()));
+        } else {
+            // Nobody is left to tell if the terminal is gone.
+            let _ = help_or_usage.print();
+        }
         match help_or_usage.use_stderr() {
             true if is_check() => check::USAGE,
             true => 2,
             false => 0,
         }
     })
+}
+
+/// A message about a command line, in which no word stands that could be a URL with a password.
+fn without_urls(mut message: String, words: impl Iterator<Item = OsString>) -> String {
+    for word in words.skip(1) {
+        let word = word.to_string_lossy();
+        let (before, after) = word.split_once('=').unwrap_or((&word, ""));
+        for piece in [&*word, before, after] {
+            let shown = printable::word(piece);
+            if matches!(shown, Cow::Borrowed(_)) {
+                message = message.replace(piece, &shown);
+            }
+        }
+    }
+    message
 }
 
 /// Whether a command line with mistakes was for `opsd check`, whose exit codes are other programs'.

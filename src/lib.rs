@@ -13,7 +13,7 @@
 //! - [`buffer_pool`], [`config`], [`pem`], [`process`], [`progress`], [`shutdown`]: what the rest stands on;
 //! - [`metrics`]: the catalogue of what is measured, which the configuration's thresholds name, too;
 //!   [`regular_file`]: files that were named to be read;
-//! - [`error`] below all.
+//! - [`error`] and [`printable`] below all.
 //!
 //! `tests/architecture.rs` holds the code to this list. `ARCHITECTURE.md` says why.
 
@@ -28,6 +28,7 @@ pub mod metrics;
 pub mod monitor;
 pub mod pem;
 pub mod postgres;
+pub mod printable;
 pub mod process;
 pub mod progress;
 pub mod regular_file;

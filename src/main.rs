@@ -101,8 +101,9 @@ fn tracing_to_stderr(cli: &Cli) -> Result<()> {
         .compact()
         .with_env_filter(filter)
         .with_target(false)
-        .with_writer(std::io::stderr)
-        .with_ansi(terminal && config::environment("NO_COLOR").is_none());
+        .with_writer(|| output::Log)
+        // Colours are escape sequences, which nobody could tell from those in a server's message.
+        .with_ansi(false);
     if terminal {
         builder.without_time().init()
     } else {

@@ -29,6 +29,7 @@ use async_trait::async_trait;
 use crate::config::{Config, MonitorKind, Threshold, units};
 use crate::error::{Error, Result};
 use crate::metrics::Sample;
+use crate::printable;
 
 pub use driver::{Snapshot, Target, View, Watch};
 
@@ -156,8 +157,12 @@ pub fn open(config: &Config, names: &[String]) -> Result<Vec<Target>> {
             .with_hint("add one, as in [monitor.main] with postgres = \"main\""));
     }
     if let Some(unknown) = names.iter().find(|name| !config.monitor.contains_key(*name)) {
-        return Err(Error::usage(format!("there is no [monitor.{unknown}] in {}", config.path.display()))
-            .with_hint(units::meant(unknown, config.monitor.keys().map(String::as_str))));
+        return Err(Error::usage(format!(
+            "no monitor {} in {}",
+            printable::word(unknown),
+            config.path.display()
+        ))
+        .with_hint(units::meant(unknown, config.monitor.keys().map(String::as_str))));
     }
     let board = postgres::Board::default();
     let mut targets = Vec::new();

@@ -8,6 +8,7 @@ use super::{Global, output, progress};
 use crate::backup::{self, Created, Preview};
 use crate::config::{BackupJob, Config};
 use crate::error::{Error, Kind, Result};
+use crate::printable;
 use crate::set::manifest::ProofState;
 use crate::shutdown::Shutdown;
 use crate::store;
@@ -149,7 +150,7 @@ pub fn select<'c>(config: &'c Config, names: &[String]) -> Result<Vec<&'c Backup
         .map(|name| {
             config.backup.get(name).ok_or_else(|| {
                 let known: Vec<&str> = config.backup.keys().map(String::as_str).collect();
-                Error::usage(format!("unknown job {name:?}")).with_hint(format!(
+                Error::usage(format!("unknown job {}", printable::word(name))).with_hint(format!(
                     "jobs in {}: {}",
                     config.path.display(),
                     known.join(", ")

@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::{Global, output};
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::printable;
 use crate::set::catalog::{Entry, Loaded};
 use crate::set::manifest::{Manifest, ProofState};
 use crate::set::verification::Verdict;
@@ -285,11 +286,14 @@ async fn entries(
     }
     if let Some(unknown) = jobs.iter().find(|job| !found.contains_key(*job)) {
         let known: Vec<&str> = found.keys().map(String::as_str).collect();
-        return Err(Error::usage(format!("no job {unknown:?} in the configuration or the repository"))
-            .with_hint(format!(
-                "there is {}",
-                if known.is_empty() { "none".to_owned() } else { known.join(", ") }
-            )));
+        return Err(Error::usage(format!(
+            "no job {} in the configuration or the repository",
+            printable::word(unknown)
+        ))
+        .with_hint(format!(
+            "there is {}",
+            if known.is_empty() { "none".to_owned() } else { known.join(", ") }
+        )));
     }
     if !jobs.is_empty() {
         found.retain(|job, _| jobs.contains(job));

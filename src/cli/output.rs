@@ -8,13 +8,14 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::printable;
 
 /// Columns that text is laid out for.
 pub const WIDTH: usize = 80;
 
 /// Prints text to stdout, with a newline at its end.
 pub fn text(text: impl AsRef<str>) -> Result<()> {
-    let text = text.as_ref();
+    let text = printable::page(text.as_ref());
     let newline = if text.ends_with('\n') || text.is_empty() { "" } else { "\n" };
     quiet_when_closed(bytes(format!("{text}{newline}").as_bytes()))
 }
@@ -57,12 +58,17 @@ fn bytes(bytes: &[u8]) -> io::Result<()> {
 /// Says a line to the person at the terminal (stderr), whether or not it is one.
 pub fn say(text: impl AsRef<str>) {
     // Nobody is left to tell if stderr is gone.
-    let _ = writeln!(io::stderr().lock(), "{}", text.as_ref());
+    let _ = writeln!(io::stderr().lock(), "{}", printable::lines(text.as_ref()));
+}
+
+/// Says what is wrong with a command line, laid out already.
+pub fn usage(text: &str) {
+    let _ = write!(io::stderr().lock(), "{}", printable::page(text));
 }
 
 /// Says a paragraph: wrapped under `first` at a terminal, as it is elsewhere, where programs read it.
 pub fn note(first: &str, text: impl AsRef<str>) {
-    let text = text.as_ref();
+    let text = printable::lines(text.as_ref());
     if !is_terminal() {
         return say(format!("{first}{text}"));
     }
@@ -79,6 +85,22 @@ pub fn error(error: &Error) {
     note("error: ", error.to_string());
     if let Some(hint) = error.hint() {
         note("hint: ", hint);
+    }
+}
+
+/// Where log lines go: one event a write, of which nothing but its own first line begins at the margin.
+pub struct Log;
+
+impl Write for Log {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(event);
+        let mut stderr = io::stderr().lock();
+        writeln!(stderr, "{}", printable::lines(text.strip_suffix('\n').unwrap_or(&text)))?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
     }
 }
 
@@ -146,21 +168,12 @@ pub fn count(number: u64) -> String {
     text
 }
 
-/// Text from the repository on a terminal: whoever can write there must not move the cursor here.
-pub fn clean(text: &str) -> String {
-    let visible = |c: char| {
-        !c.is_control()
-            && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    text.chars().map(|c| if visible(c) { c.to_string() } else { c.escape_default().to_string() }).collect()
-}
-
 /// Text in lines of [`WIDTH`], the first after `first`, the others indented as far.
 pub fn wrapped(first: &str, text: &str) -> String {
     let indent = first.chars().count();
     let mut out = first.to_owned();
     let mut column = indent;
-    for word in clean(text).trim_end().split(' ') {
+    for word in printable::line(text).trim_end().split(' ') {
         let width = word.chars().count();
         if column > indent && column + 1 + width > WIDTH {
             out.push('\n');

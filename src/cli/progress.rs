@@ -7,6 +7,7 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{Global, output};
+use crate::printable;
 use crate::progress::{Event, Progress, silent};
 
 /// How often a bar that does not move shows that the work goes on.
@@ -62,7 +63,7 @@ impl Lines {
     fn show(&mut self, event: Event) {
         match event {
             Event::Phase(text) => {
-                self.phase.set_message(text);
+                self.phase.set_message(printable::line(&text).into_owned());
                 self.phase.reset_elapsed();
             }
             Event::StreamStarted { name, estimate } => {
@@ -79,7 +80,7 @@ impl Lines {
                     ));
                     bar
                 };
-                bar.set_message(name.clone());
+                bar.set_message(printable::line(&name).into_owned());
                 self.streams.insert(name, bar);
             }
             Event::StreamBytes { name, bytes } => {

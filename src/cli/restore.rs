@@ -10,6 +10,7 @@ use crate::config::libpq::Resolved;
 use crate::config::{BackupJob, Config, Connection};
 use crate::error::{Error, Kind, Result};
 use crate::postgres::tools;
+use crate::printable;
 use crate::restore;
 use crate::restore::to::{self, Options, Report};
 use crate::restore::verify::{self, Rehearsal, Uncontained};
@@ -313,7 +314,7 @@ fn choose_database<'m>(databases: &'m [Database], wanted: Option<&str>) -> Resul
         (None, _) => Err(Error::usage(format!("the set holds several databases: {}", names()))
             .with_hint("choose one with --database")),
         (Some(name), all) => all.iter().find(|d| d.name == name).ok_or_else(|| {
-            Error::usage(format!("the set holds no database {name:?}"))
+            Error::usage(format!("the set holds no database {}", printable::word(name)))
                 .with_hint(format!("it holds {}", names()))
         }),
     }
@@ -345,7 +346,9 @@ fn target<'c>(
         [] => format!("{} has no [postgres.NAME]: give a URL, as in postgres://…", config.path.display()),
         known => format!("servers in {}: {}", config.path.display(), known.join(", ")),
     };
-    Err(Error::usage(format!("--to {to:?} is neither a URL nor a [postgres.NAME]")).with_hint(hint))
+    let shown = printable::word(to);
+    Err(Error::usage(format!("--to {shown} is neither a postgres:// URL nor a [postgres.NAME]"))
+        .with_hint(hint))
 }
 
 fn print(args: &Args, global: &Global, job: &str, id: &str, database: &str, report: Report) -> Result<()> {

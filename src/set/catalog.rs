@@ -26,6 +26,7 @@ use super::{
 };
 use crate::config::Trusted;
 use crate::error::{Context, Error, Result};
+use crate::printable;
 use crate::store::{self, ObjectMeta, Store};
 
 /// Sets that are read at the same time: a repository of a thousand sets lists in a second or two
@@ -437,7 +438,7 @@ pub fn parse_time(text: &str) -> Result<DateTime<Utc>> {
         .find_map(|format| chrono::NaiveDateTime::parse_from_str(text.trim_end_matches('Z'), format).ok())
         .map(|time| time.and_utc())
         .ok_or_else(|| {
-            Error::usage(format!("{text:?} is no point in time")).with_hint(
+            Error::usage(format!("{} is no point in time", printable::word(text))).with_hint(
                 "write 2026-11-21T03:00:00Z, with an offset instead of Z, or \"2026-11-21 03:00\" in UTC",
             )
         })
@@ -558,12 +559,16 @@ pub fn find_entry<'e>(entries: &'e [Entry], id: &str) -> Result<&'e Entry> {
     let matching = if exact.is_empty() { entries.iter().filter(begins).collect() } else { exact };
     match matching[..] {
         [only] => Ok(only),
-        [] => Err(Error::new(format!("no set {id:?}: {}", some_ids(entries)))
+        [] => Err(Error::new(format!("no set {}: {}", printable::word(id), some_ids(entries)))
             .with_hint("`opsd backups list` shows what is there")),
         _ => {
             let matching: Vec<Entry> = matching.into_iter().cloned().collect();
-            Err(Error::new(format!("{id:?} means more than one set: {}", some_ids(&matching)))
-                .with_hint("give more of the id, or JOB/ID where two jobs have the same one"))
+            Err(Error::new(format!(
+                "{} means more than one set: {}",
+                printable::word(id),
+                some_ids(&matching)
+            ))
+            .with_hint("give more of the id, or JOB/ID where two jobs have the same one"))
         }
     }
 }

@@ -200,7 +200,7 @@ fn check_speaks_as_plugins_do() {
 
     // Whatever keeps it from judging is unknown, never an alarm.
     let run = opsd.run(&["check", "absent"]).expect_code(3);
-    assert!(run.stdout.starts_with("OPSD UNKNOWN - there is no [monitor.absent]"), "{run}");
+    assert!(run.stdout.starts_with("OPSD UNKNOWN - there is no monitor \"absent\""), "{run}");
     opsd.run(&["check", "--bogus"]).expect_failure(3, &["--bogus"]);
     opsd.run(&["config", "check", "--bogus"]).expect_failure(2, &["--bogus"]);
     opsd.more.push_str("[monitor.bad]\npostgres = \"nobody\"\n");

@@ -32,6 +32,7 @@ mod demo;
 mod dropped;
 mod exporter;
 mod forgery;
+mod foreign_text;
 mod guards;
 mod harness;
 mod injection;

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper that cannot go on fails its test")]
 
 mod connect;
-mod fake;
+pub mod fake;
 mod scratch;
 mod tls;
 mod tools;

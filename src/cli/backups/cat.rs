@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::cli::output;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::printable;
 use crate::set::manifest::{Manifest, Stream};
 use crate::set::{catalog, seal, set_prefix};
 use crate::store::Store;
@@ -56,7 +57,7 @@ fn stream<'m>(manifest: &'m Manifest, database: &str, name: &str) -> Result<&'m 
     }
     let Some(found) = manifest.databases.iter().find(|d| d.name == database) else {
         let names: Vec<String> = manifest.databases.iter().map(|d| format!("{:?}", d.name)).collect();
-        return Err(Error::usage(format!("the set holds no database {database:?}"))
+        return Err(Error::usage(format!("the set holds no database {}", printable::word(database)))
             .with_hint(format!("it holds {}", names.join(", "))));
     };
     let streams = || found.streams.iter().chain(&found.proof_object);

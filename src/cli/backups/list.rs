@@ -9,9 +9,10 @@ use serde::Serialize;
 
 use super::{Summary, age, ago, entries, short_count};
 use crate::cli::config::exact_duration;
-use crate::cli::output::{self, clean, wrapped};
+use crate::cli::output::{self, wrapped};
 use crate::config::Config;
 use crate::error::Result;
+use crate::printable;
 use crate::set::catalog;
 use crate::store::Store;
 
@@ -100,10 +101,10 @@ pub async fn run(args: &Args, config: &Config, store: &dyn Store, now: DateTime<
 /// The table of one job, and under it what needs more words.
 fn table(out: &mut String, job: &str, sets: &[Summary], now: DateTime<Utc>) {
     if sets.is_empty() {
-        out.push_str(&wrapped(&format!("job {}: ", clean(job)), "no sets yet"));
+        out.push_str(&wrapped(&format!("job {}: ", printable::line(job)), "no sets yet"));
         return;
     }
-    out.push_str(&wrapped(&format!("job {}: ", clean(job)), &counted(sets)));
+    out.push_str(&wrapped(&format!("job {}: ", printable::line(job)), &counted(sets)));
     row(out, ["ID", "AGE", "DATABASES", "ROWS", "SIZE", "STATE"]);
     for set in sets {
         row(
@@ -167,7 +168,7 @@ fn state(set: &Summary, now: DateTime<Utc>) -> String {
 /// Names as far as they fit in 12 columns, then how many more.
 fn databases(set: &Summary) -> String {
     const COLUMNS: usize = 12;
-    let names: Vec<String> = set.databases.iter().map(|d| clean(&d.name)).collect();
+    let names: Vec<String> = set.databases.iter().map(|d| printable::line(&d.name).into_owned()).collect();
     for shown in (1..=names.len()).rev() {
         let more = names.len() - shown;
         let more = if more == 0 { String::new() } else { format!(" +{more}") };

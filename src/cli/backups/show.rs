@@ -6,9 +6,10 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::{Summary, ago, entries, rows_known, time, warnings};
-use crate::cli::output::{self, clean, seconds, wrapped};
+use crate::cli::output::{self, seconds, wrapped};
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::printable;
 use crate::set::catalog::{self, Entry, Loaded, Signature, State};
 use crate::set::manifest::{Database, Manifest, Stream};
 use crate::set::verification::Verification;
@@ -125,7 +126,7 @@ fn describe_entry(entry: &Entry, failure: Option<&str>, now: DateTime<Utc>) -> S
     }
     out.push_str("\nobjects\n");
     for object in &entry.objects {
-        let _ = writeln!(out, "  {:>10}  {}", output::size(object.size), clean(&object.key));
+        let _ = writeln!(out, "  {:>10}  {}", output::size(object.size), printable::line(&object.key));
     }
     out
 }
@@ -185,7 +186,7 @@ fn describe(set: &Loaded, now: DateTime<Utc>) -> String {
 }
 
 fn describe_database(out: &mut String, manifest: &Manifest, database: &Database) {
-    let _ = writeln!(out, "\ndatabase {}", clean(&database.name));
+    let _ = writeln!(out, "\ndatabase {}", printable::line(&database.name));
     let counts = if rows_known(manifest) {
         format!("{}, {}, ", output::counted(database.tables, "table"), output::counted(database.rows, "row"))
     } else {
@@ -212,12 +213,12 @@ fn describe_streams<'s>(out: &mut String, streams: impl Iterator<Item = &'s Stre
         let _ = writeln!(
             out,
             "  {:<12}  {:>10}  {:>10}  {:>8}  {}",
-            clean(&stream.name),
+            printable::line(&stream.name),
             output::size(stream.plain_size),
             output::size(stream.objects.iter().map(|o| o.size).sum()),
             seconds(stream.seconds),
             match &stream.objects[..] {
-                [only] => clean(&only.key),
+                [only] => printable::line(&only.key).into_owned(),
                 several => several.len().to_string(),
             }
         );
@@ -251,7 +252,7 @@ fn describe_record(out: &mut String, record: &Verification) {
 }
 
 fn heading(id: &str, job: &str, site: &str) -> String {
-    format!("set {id} of job {}, site {}\n", clean(job), clean(site))
+    format!("set {id} of job {}, site {}\n", printable::line(job), printable::line(site))
 }
 
 fn field(out: &mut String, name: &str, value: &str) {
