@@ -17,6 +17,7 @@ pub mod load;
 pub mod monitoring;
 pub mod path;
 pub mod raw;
+pub mod require_auth;
 pub mod secret;
 pub mod units;
 mod walk;
@@ -25,6 +26,7 @@ pub use finding::{Finding, Mistake, Warning};
 pub use load::{environment, load};
 pub use monitoring::{Exporter, Monitor, MonitorKind, Queue, QueueKind, Redis, RedisAddress, Threshold};
 
+use require_auth::{ChannelBinding, RequireAuth};
 use secret::Secret;
 
 /// One site.
@@ -158,6 +160,12 @@ pub struct Connection {
     pub dbname: String,
     /// How TLS is negotiated.
     pub sslmode: SslMode,
+    /// Whether somebody wrote the mode, so that it is no default.
+    pub names_sslmode: bool,
+    /// By which methods a server may ask for a password; absent means any that does not show it.
+    pub require_auth: Option<RequireAuth>,
+    /// Whether SCRAM must be bound to the TLS connection.
+    pub channel_binding: ChannelBinding,
     /// Certificate authorities to trust: a file, or `system`.
     pub sslrootcert: Option<PathBuf>,
     /// Client certificate.

@@ -2,10 +2,12 @@
 //! backup is.
 
 pub mod connect;
+mod dial;
 pub mod ident;
 pub mod large_objects;
 pub mod locale;
 pub mod properties;
+mod require_auth;
 pub mod scratch;
 pub mod sql;
 pub mod tls;

@@ -9,11 +9,13 @@
 //! passwords for different hosts of one connection.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
+use super::require_auth::{ChannelBinding, RequireAuth};
 use super::secret::Secret;
 use super::units;
 use super::walk::Env;
@@ -32,6 +34,8 @@ pub const SUPPORTED: &[(&str, &str)] = &[
     ("password", "PGPASSWORD"),
     ("dbname", "PGDATABASE"),
     ("sslmode", "PGSSLMODE"),
+    ("require_auth", "PGREQUIREAUTH"),
+    ("channel_binding", "PGCHANNELBINDING"),
     ("sslrootcert", "PGSSLROOTCERT"),
     ("sslcert", "PGSSLCERT"),
     ("sslkey", "PGSSLKEY"),
@@ -47,7 +51,6 @@ pub const SUPPORTED: &[(&str, &str)] = &[
 /// itself, and no client tool inherits them.
 const REFUSED: &[(&str, &str)] = &[
     ("application_name", ""),
-    ("channel_binding", "PGCHANNELBINDING"),
     ("client_encoding", ""),
     ("fallback_application_name", ""),
     ("gssdelegation", "PGGSSDELEGATION"),
@@ -67,7 +70,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("oauth_issuer", ""),
     ("oauth_scope", ""),
     ("replication", ""),
-    ("require_auth", "PGREQUIREAUTH"),
     ("requirepeer", "PGREQUIREPEER"),
     ("requiressl", "PGREQUIRESSL"),
     ("scram_client_key", ""),
@@ -172,6 +174,18 @@ impl Connection {
         format!("postgres://{}@{}/{}", encode(&self.user), hosts.join(","), encode(&self.dbname))
     }
 
+    /// A host that is not this one, where TLS is not demanded: whoever stands between may do without it.
+    pub fn unprotected_host(&self) -> Option<&str> {
+        let is_local = |host: &str| {
+            host.starts_with('/')
+                || host.eq_ignore_ascii_case("localhost")
+                || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+        };
+        let demands = matches!(self.sslmode, SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull);
+        let mut hosts = self.hosts.iter().map(|(host, _)| host.as_str());
+        hosts.find(|host| !demands && !is_local(host))
+    }
+
     /// The same server, another database.
     pub fn with_dbname(&self, dbname: &str) -> Self {
         Self { dbname: dbname.to_string(), ..self.clone() }
@@ -266,6 +280,15 @@ fn build(
     let sslcert = file("sslcert", "postgresql.crt");
     let sslkey = file("sslkey", "postgresql.key");
     let sslmode = sslmode(get("sslmode"), sslrootcert.as_deref(), issues);
+    let require_auth = get("require_auth").map(RequireAuth::parse).transpose().unwrap_or_else(|issue| {
+        issues.push(issue);
+        None
+    });
+    let channel_binding =
+        get("channel_binding").map(ChannelBinding::parse).transpose().unwrap_or_else(|issue| {
+            issues.push(issue);
+            None
+        });
     let over_network = hosts.iter().any(|(host, _)| !host.starts_with('/'));
     if over_network && matches!(sslmode, SslMode::VerifyCa | SslMode::VerifyFull) && sslrootcert.is_none() {
         issues.push(
@@ -304,6 +327,9 @@ fn build(
         passfile,
         dbname,
         sslmode,
+        names_sslmode: get("sslmode").is_some(),
+        require_auth,
+        channel_binding: channel_binding.unwrap_or(ChannelBinding::Prefer),
         sslrootcert,
         sslcert,
         sslkey,

@@ -297,6 +297,13 @@ fn postgres(walk: &mut Walk<'_>, section: &Section<'_>, name: &str) -> Option<Po
             for warning in &resolved.warnings {
                 walk.warn(&url.place, warning.as_str(), None);
             }
+            if let Some(host) = resolved.connection.unprotected_host() {
+                let mode = resolved.connection.sslmode.as_str();
+                let message = format!(
+                    "sslmode={mode}: whoever is between here and {host} may read and change all of it"
+                );
+                walk.warn(&url.place, message, Some("sslmode=verify-full with sslrootcert=/path/of/ca.crt"));
+            }
             if let Some(key) = &resolved.connection.sslkey {
                 walk.secret_files.push((url.place.clone(), key.clone()));
             }

@@ -10,12 +10,14 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio_postgres::config::SslMode as Tls;
+use tokio_postgres::config::{self, SslMode as Tls};
 use tokio_postgres::error::{DbError, SqlState};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
+use super::require_auth::{Inspected, InspectedTls, Rule};
 use super::sql::Sql;
-use super::tls;
+use super::{dial, tls};
+use crate::config::require_auth::ChannelBinding;
 use crate::config::{Connection, SslMode};
 use crate::error::{Error, Result};
 
@@ -42,12 +44,6 @@ const NO_TIMEOUTS: &[(u32, &str)] =
 const WHO_ANSWERS: &str = "SELECT pg_catalog.current_setting('server_version_num'),
     pg_catalog.current_setting('server_version'), pg_catalog.current_setting('search_path'),
     pg_catalog.current_setting('extra_float_digits'), pg_catalog.pg_backend_pid()";
-
-/// A coordinator sits idle for hours while others stream; firewalls forget such connections
-/// after minutes, and the kernel's default is to ask after two hours.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_RETRIES: u32 = 6;
 
 /// How long a clean goodbye may take before the connection is cut.
 const CLOSE_BOUND: Duration = Duration::from_secs(5);
@@ -220,15 +216,15 @@ impl Target<'_> {
     fn config(&self, application_name: &str, settings: &[(&str, &str)]) -> tokio_postgres::Config {
         let mut config = tokio_postgres::Config::new();
         config
-            .host(self.host)
-            .port(self.port)
             .user(&self.connection.user)
             .dbname(self.dbname)
             .application_name(application_name)
-            .options(startup_options(self.connection.options.as_deref(), settings))
-            .keepalives_idle(KEEPALIVE_IDLE)
-            .keepalives_interval(KEEPALIVE_INTERVAL)
-            .keepalives_retries(KEEPALIVE_RETRIES);
+            .channel_binding(match self.connection.channel_binding {
+                ChannelBinding::Disable => config::ChannelBinding::Disable,
+                ChannelBinding::Prefer => config::ChannelBinding::Prefer,
+                ChannelBinding::Require => config::ChannelBinding::Require,
+            })
+            .options(startup_options(self.connection.options.as_deref(), settings));
         if let Some(password) = &self.connection.password {
             config.password(password.expose());
         }
@@ -238,28 +234,28 @@ impl Target<'_> {
     async fn attempt(&self, config: &tokio_postgres::Config, mode: Tls) -> Result<Opened, Attempt> {
         let mut config = config.clone();
         config.ssl_mode(mode);
-        if mode == Tls::Disable {
-            let (client, connection) = self.bounded(config.connect(NoTls)).await?;
-            Ok(drive(client, connection))
-        } else {
-            let tls = tls::connector(self.connection).map_err(Attempt::Setup)?;
-            let (client, connection) = self.bounded(config.connect(tls)).await?;
-            Ok(drive(client, connection))
-        }
-    }
-
-    async fn bounded<T>(
-        &self,
-        connecting: impl Future<Output = Result<T, tokio_postgres::Error>>,
-    ) -> Result<T, Attempt> {
+        let opening = self.open(&config, mode);
         let bound = self.connection.connect_timeout;
         if bound.is_zero() {
-            return connecting.await.map_err(Attempt::Server);
+            return opening.await;
         }
-        match tokio::time::timeout(bound, connecting).await {
-            Ok(outcome) => outcome.map_err(Attempt::Server),
-            Err(_) => Err(Attempt::Late(bound)),
+        tokio::time::timeout(bound, opening).await.unwrap_or(Err(Attempt::Late(bound)))
+    }
+
+    async fn open(&self, config: &tokio_postgres::Config, mode: Tls) -> Result<Opened, Attempt> {
+        let (stream, is_local) = dial::dial(self.host, self.port).await.map_err(Attempt::Dial)?;
+        let plain = Rule::new(self.connection, false, is_local);
+        let stream = Inspected::new(stream, plain, mode != Tls::Disable);
+        if mode == Tls::Disable {
+            let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(Attempt::Server)?;
+            return Ok(drive(client, connection));
         }
+        let encrypted = Rule::new(self.connection, true, is_local);
+        let tls = tls::connector(self.connection)
+            .and_then(|tls| InspectedTls::new(tls, self.host, encrypted))
+            .map_err(Attempt::Setup)?;
+        let (client, connection) = config.connect_raw(stream, tls).await.map_err(Attempt::Server)?;
+        Ok(drive(client, connection))
     }
 
     /// Asks who answered, and whether the pinned settings are in force.
@@ -318,8 +314,17 @@ impl Target<'_> {
                     .context(what)
                     .with_hint("check the host, the port and the firewall between"),
             },
+            Attempt::Dial(e) => {
+                let error = Error::new(&e).context("error connecting to server");
+                let error = match io_hint(&e, self) {
+                    Some(hint) => error.with_hint(hint),
+                    None => error,
+                };
+                Failure { answered: false, error: error.context(what) }
+            }
             Attempt::Server(e) => Failure {
                 answered: is_password_missing(&e)
+                    || refused(&e).is_some()
                     || e.code()
                         .is_some_and(|code| *code != SqlState::CANNOT_CONNECT_NOW && code.code() != "57P05"),
                 error: explain(e, self).context(what),
@@ -331,6 +336,8 @@ impl Target<'_> {
 enum Attempt {
     /// Certificates or keys could not be read.
     Setup(Error),
+    /// Nobody could be reached.
+    Dial(std::io::Error),
     /// Nothing was heard in time.
     Late(Duration),
     /// What came back.
@@ -366,7 +373,7 @@ fn worth_plaintext(attempt: &Attempt) -> bool {
         Attempt::Server(e) => {
             rustls_cause(e).is_some() || e.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
         }
-        Attempt::Setup(_) | Attempt::Late(_) => false,
+        Attempt::Setup(_) | Attempt::Dial(_) | Attempt::Late(_) => false,
     }
 }
 
@@ -401,11 +408,19 @@ fn is_password_missing(e: &tokio_postgres::Error) -> bool {
     e.source().is_some_and(|cause| cause.to_string() == "password missing")
 }
 
+/// What is wrong with the way in which a server asks who one is.
+fn refused(e: &tokio_postgres::Error) -> Option<&Error> {
+    e.source()?.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref::<Error>()
+}
+
 /// Why a connection was not made, in the operator's words.
 fn explain(e: tokio_postgres::Error, target: &Target<'_>) -> Error {
     if is_password_missing(&e) {
         return Error::usage(NO_PASSWORD)
             .with_hint("give one in the URL (${VAR} expands), PGPASSWORD or the password file");
+    }
+    if let Some(refused) = refused(&e) {
+        return refused.clone();
     }
     let hint = match e.as_db_error() {
         Some(db) => server_hint(db, target),
@@ -458,12 +473,13 @@ fn server_hint(db: &DbError, target: &Target<'_>) -> Option<String> {
     Some(hint)
 }
 
+/// What the other end did that hangs up in the middle of the protocol.
+const HUNG_UP: &str = "the other end hung up: check that it is PostgreSQL, and its log";
+
 fn client_hint(e: &tokio_postgres::Error, target: &Target<'_>) -> Option<String> {
-    use std::io::ErrorKind as Io;
     if let Some(tls) = rustls_cause(e) {
         return tls::hint(tls).map(str::to_owned);
     }
-    const HUNG_UP: &str = "the other end hung up: check that it is PostgreSQL, and its log";
     if e.is_closed() {
         return Some(HUNG_UP.to_owned());
     }
@@ -474,7 +490,15 @@ fn client_hint(e: &tokio_postgres::Error, target: &Target<'_>) -> Option<String>
             "turn on ssl on the server, or connect over a private path with sslmode=prefer".to_owned(),
         );
     }
-    let hint = match cause.downcast_ref::<std::io::Error>()?.kind() {
+    if text == "server did not use channel binding" {
+        return Some("channel_binding=require needs TLS and scram-sha-256 on the server".to_owned());
+    }
+    io_hint(cause.downcast_ref::<std::io::Error>()?, target)
+}
+
+fn io_hint(error: &std::io::Error, target: &Target<'_>) -> Option<String> {
+    use std::io::ErrorKind as Io;
+    let hint = match error.kind() {
         Io::ConnectionRefused if target.is_socket() => {
             "a socket is left over, but no server listens on it; start the server"
         }

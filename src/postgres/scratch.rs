@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 use super::connect::{self, Session};
 use super::sql::Sql;
 use super::tools::ServerBinaries;
+use crate::config::require_auth::ChannelBinding;
 use crate::config::{Connection, SslMode};
 use crate::error::{Context, Error, Result};
 use crate::process::{self, Child, Input, Output};
@@ -305,6 +306,9 @@ impl Scratch {
             passfile: None,
             dbname: dbname.to_owned(),
             sslmode: SslMode::Disable,
+            names_sslmode: false,
+            require_auth: None,
+            channel_binding: ChannelBinding::Prefer,
             sslrootcert: None,
             sslcert: None,
             sslkey: None,

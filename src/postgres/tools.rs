@@ -271,6 +271,7 @@ pub fn child_env(connection: &Connection, dbname: &str, application_name: &str) 
         ("PGUSER", connection.user.clone()),
         ("PGDATABASE", dbname.to_owned()),
         ("PGSSLMODE", connection.sslmode.as_str().to_owned()),
+        ("PGCHANNELBINDING", connection.channel_binding.as_str().to_owned()),
         ("PGAPPNAME", application_name.to_owned()),
         ("PGCONNECT_TIMEOUT", connect_timeout(connection.connect_timeout).to_string()),
         ("PGOPTIONS", options(connection.options.as_deref())),
@@ -278,6 +279,10 @@ pub fn child_env(connection: &Connection, dbname: &str, application_name: &str) 
         // exists, and libpq is silent about that.
         ("PGPASSFILE", "/dev/null/none".to_owned()),
     ];
+    // libpq knows it from 16 on; older ones do not look at it, and opsd's own session has.
+    if let Some(require) = &connection.require_auth {
+        env.push(("PGREQUIREAUTH", require.to_string()));
+    }
     if let Some(password) = &connection.password {
         env.push(("PGPASSWORD", password.expose().to_owned()));
     }
@@ -419,6 +424,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::config::require_auth::ChannelBinding;
     use crate::config::secret::Secret;
 
     fn connection() -> Connection {
@@ -429,6 +435,9 @@ mod tests {
             passfile: None,
             dbname: "db".into(),
             sslmode: SslMode::Prefer,
+            names_sslmode: false,
+            require_auth: None,
+            channel_binding: ChannelBinding::Prefer,
             sslrootcert: None,
             sslcert: None,
             sslkey: None,

@@ -10,6 +10,7 @@ mod tools;
 
 use std::time::Duration;
 
+use opsd::config::require_auth::ChannelBinding;
 use opsd::config::secret::Secret;
 use opsd::config::{Connection, SslMode};
 
@@ -28,6 +29,9 @@ fn connection_to(host: &str, port: u16) -> Connection {
         passfile: None,
         dbname: "postgres".to_owned(),
         sslmode: SslMode::Prefer,
+        names_sslmode: false,
+        require_auth: None,
+        channel_binding: ChannelBinding::Prefer,
         sslrootcert: None,
         sslcert: None,
         sslkey: None,

@@ -120,6 +120,8 @@ fn postgres(server: &Postgres) -> Vec<(&'static str, Value)> {
         // Whether there is one is worth knowing; nothing else about it is.
         ("password", json!(connection.password.as_ref().map(ToString::to_string))),
         ("sslmode", json!(connection.sslmode.as_str())),
+        ("require_auth", json!(connection.require_auth.as_ref().map(ToString::to_string))),
+        ("channel_binding", json!(connection.channel_binding.as_str())),
         ("sslrootcert", json!(connection.sslrootcert)),
         ("sslcert", json!(connection.sslcert)),
         ("sslkey", json!(connection.sslkey)),

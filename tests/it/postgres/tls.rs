@@ -93,12 +93,17 @@ fn with(server: &Server, host: &str, sslmode: SslMode, root: Option<&Path>) -> C
 
 /// Whether a connection is made, and with TLS, or the error and its hint; libpq must see the same.
 async fn outcome(connection: &Connection) -> Result<bool, String> {
+    outcome_with(default_major(), connection).await
+}
+
+/// The same with the libpq of another version.
+async fn outcome_with(major: u32, connection: &Connection) -> Result<bool, String> {
     let sql = "SELECT ssl FROM pg_catalog.pg_stat_ssl WHERE pid = pg_catalog.pg_backend_pid()";
     let own = match connect(connection, None, "opsd").await {
         Ok(session) => Ok(session.client.query_one(sql, &[]).await.unwrap().get(0)),
         Err(error) => Err(format!("{error:?}")),
     };
-    let tools = tools::find(default_major(), Some(&bin_dir(default_major())), &[]).await.unwrap();
+    let tools = tools::find(major, Some(&bin_dir(major)), &[]).await.unwrap();
     let mut psql = tools.command("psql", connection, "postgres", "opsd").unwrap();
     let output = psql.args(["-XAt", "-c", sql]).output().await.unwrap();
     let theirs = output.status.success().then(|| output.stdout == b"t\n");
@@ -190,4 +195,100 @@ async fn client_certificates_are_shown() {
     alice.sslkey = Some(certificates.path("alice.crt"));
     let wrong = outcome(&alice).await.unwrap_err();
     assert!(wrong.contains("cannot read client key"), "{wrong}");
+}
+
+/// The first whose libpq has `require_auth` is 16.
+const KNOWS: u32 = 17;
+
+/// What a URL with these parameters resolves to, for a role on a server.
+fn resolved(server: &Server, role: &str, parameters: &str) -> Connection {
+    let dsn = format!("postgres://{role}:pw@127.0.0.1:{}/postgres?{parameters}", server.port);
+    let env = |name: &str| (name == "HOME").then(|| "/nonexistent".to_owned());
+    opsd::config::libpq::resolve(&dsn, &env).unwrap().connection
+}
+
+/// Every method of the server's, against every list that an operator might write: as libpq decides.
+#[tokio::test]
+async fn methods_and_channel_binding_are_required_as_libpq_requires_them() {
+    let certificates = Certificates::new();
+    certificates.authority("ca", "");
+    certificates.signed("server", "ca", "subjectAltName=DNS:localhost\n");
+    let roles = ["scram", "md5", "clear", "trusts"];
+    let methods = ["scram-sha-256", "md5", "password", "trust"];
+    let hba: Vec<String> = roles
+        .iter()
+        .zip(methods)
+        .map(|(role, method)| format!("host all {role} 127.0.0.1/32 {method}"))
+        .collect();
+    let hba: Vec<&str> = hba.iter().map(String::as_str).collect();
+    let server = certificates.server("server", "ca", &hba);
+    server.psql(
+        "postgres",
+        "CREATE ROLE scram LOGIN PASSWORD 'pw'; CREATE ROLE clear LOGIN PASSWORD 'pw'; CREATE ROLE trusts LOGIN;
+         SET password_encryption = 'md5'; CREATE ROLE md5 LOGIN PASSWORD 'pw'",
+    );
+    let asked = ["scram-sha-256", "md5", "password", "none"];
+    for mode in ["disable", "require"] {
+        for (role, method) in roles.iter().zip(asked) {
+            for require in
+                ["scram-sha-256", "md5,password", "none", "!password", "!none,!md5", "password,none"]
+            {
+                let connection = resolved(&server, role, &format!("sslmode={mode}&require_auth={require}"));
+                let names = require.split(',').any(|word| word.trim_start_matches('!') == method);
+                let is_allowed = names != require.starts_with('!');
+                match outcome_with(KNOWS, &connection).await {
+                    Ok(_) => assert!(is_allowed, "{role} got in by {method} against {require}"),
+                    Err(error) => {
+                        assert!(!is_allowed && error.contains("require_auth="), "{role}, {require}: {error}");
+                    }
+                }
+            }
+            let bound = outcome_with(
+                KNOWS,
+                &resolved(&server, role, &format!("sslmode={mode}&channel_binding=require")),
+            )
+            .await;
+            assert_eq!(bound.is_ok(), *role == "scram" && mode == "require", "{role}: {bound:?}");
+            outcome_with(KNOWS, &resolved(&server, role, &format!("sslmode={mode}&channel_binding=disable")))
+                .await
+                .unwrap();
+        }
+    }
+}
+
+/// Who asks for the password gets it only where that was allowed; this one writes down what it was sent.
+#[tokio::test]
+async fn a_password_that_may_not_be_asked_for_is_not_sent() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (sender, mut received) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut startup = vec![0; 4096];
+            let n = stream.read(&mut startup).await.unwrap();
+            if startup[..n].ends_with(&80_877_103_u32.to_be_bytes()) {
+                stream.write_all(b"N").await.unwrap();
+                let _ = stream.read(&mut startup).await.unwrap();
+            }
+            stream.write_all(&crate::postgres::fake::message(b'R', &3_u32.to_be_bytes())).await.unwrap();
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer).await;
+            sender.send(answer).unwrap();
+        }
+    });
+    for (parameters, is_sent) in [
+        ("sslmode=prefer&require_auth=scram-sha-256", false),
+        ("sslmode=disable&require_auth=!password", false),
+        ("channel_binding=require", false),
+        ("sslmode=disable&require_auth=password", true),
+    ] {
+        let dsn = format!("postgres://u:c4nary@127.0.0.1:{port}/d?connect_timeout=2&{parameters}");
+        let env = |name: &str| (name == "HOME").then(|| "/nonexistent".to_owned());
+        let connection = opsd::config::libpq::resolve(&dsn, &env).unwrap().connection;
+        let error = connect(&connection, None, "opsd").await.unwrap_err();
+        let sent = received.recv().await.unwrap();
+        let has_password = memchr::memmem::find(&sent, b"c4nary").is_some();
+        assert_eq!(has_password, is_sent, "{parameters}: {error:?}");
+    }
 }
