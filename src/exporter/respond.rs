@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
-    ACCEPT, ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE,
+    ACCEPT, ALLOW, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE,
 };
 use hyper::{Method, Request, Response, StatusCode};
 
@@ -20,21 +20,35 @@ const INDEX: &str = "<!doctype html>\n<html lang=\"en\"><title>opsd</title>\n<h1
     <li><a href=\"/metrics\">metrics</a>\n<li><a href=\"/live\">live</a>: the exporter runs\n\
     <li><a href=\"/ready\">ready</a>: every monitor has collected once\n</ul>\n</html>\n";
 
-/// Answers a request.
+/// Answers a request. Whoever brought no secret keeps no connection: an idle one takes the place of those who
+/// would.
 pub fn respond(exporter: &Exporter, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let is_known = exporter.gate.admits(request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes));
+    let mut response = answer_to(exporter, request, is_known);
+    if !is_known || is_public(request) {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// Whoever restarts services has no credentials, and learns nothing here but that.
+fn is_public(request: &Request<Incoming>) -> bool {
+    matches!(request.uri().path(), "/live" | "/ready")
+}
+
+fn answer_to(exporter: &Exporter, request: &Request<Incoming>, is_known: bool) -> Response<Full<Bytes>> {
     let head = request.method() == Method::HEAD;
     if !head && request.method() != Method::GET {
         let mut response = answer(StatusCode::METHOD_NOT_ALLOWED, PLAIN, "only GET and HEAD\n");
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
-    // Whoever restarts services has no credentials, and learns nothing here but that.
     match request.uri().path() {
         "/live" => return answer(StatusCode::OK, PLAIN, "live\n"),
         "/ready" => return ready(exporter),
         _ => {}
     }
-    if !exporter.gate.admits(request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes)) {
+    if !is_known {
         let mut response = answer(StatusCode::UNAUTHORIZED, PLAIN, "who are you?\n");
         let challenge = HeaderValue::from_static(exporter.gate.challenge());
         response.headers_mut().insert(WWW_AUTHENTICATE, challenge);

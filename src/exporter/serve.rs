@@ -1,6 +1,9 @@
 //! The HTTP server's loop: so many connections and no more, each within bounds, all of them ended in order.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -24,6 +27,9 @@ const HEAD_BYTES: usize = 16 << 10;
 const CONNECTION_BOUND: Duration = Duration::from_secs(600);
 /// How long answers that were begun may take after a signal.
 const DRAIN_BOUND: Duration = Duration::from_secs(5);
+/// One peer gets so much of all connections: the others' are left when it takes all it can. A proxy in front
+/// is one peer.
+const SHARE: usize = 2;
 /// Out of descriptors: nothing gets better by asking at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -37,30 +43,41 @@ pub async fn serve(
     let room = Arc::new(Semaphore::new(settings.max_connections));
     let drain = CancellationToken::new();
     let mut connections = JoinSet::new();
+    let mut peers: HashMap<IpAddr, usize> = HashMap::new();
+    let share = settings.max_connections.div_ceil(SHARE);
     loop {
         let accepted = tokio::select! {
             () = shutdown.requested() => break,
             // What has ended is forgotten while the next one is waited for.
-            Some(_) = connections.join_next() => continue,
+            Some(ended) = connections.join_next() => {
+                if let Ok(peer) = ended {
+                    leave(&mut peers, peer);
+                }
+                continue;
+            }
             accepted = listener.accept() => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok((stream, address)) => (stream, network(address.ip())),
             Err(error) => {
                 tracing::warn!("cannot accept a connection: {error}");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        let Ok(permit) = room.clone().try_acquire_owned() else {
+        let taken = peers.get(&peer).copied().unwrap_or(0);
+        let permit = room.clone().try_acquire_owned().ok().filter(|_| taken < share);
+        let Some(permit) = permit else {
             exporter.refused.fetch_add(1, Ordering::Relaxed);
             continue;
         };
+        peers.insert(peer, taken + 1);
         let answer = connection(stream, exporter.clone(), settings.header_timeout, drain.clone());
         connections.spawn(async move {
             let _permit = permit;
             // Whoever hangs up or talks nonsense is not worth a word.
             let _ = tokio::time::timeout(CONNECTION_BOUND, answer).await;
+            peer
         });
     }
     drop(listener);
@@ -68,6 +85,23 @@ pub async fn serve(
     let ended = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(DRAIN_BOUND, ended).await.is_err() {
         tracing::debug!("connections were still open after {} s", DRAIN_BOUND.as_secs());
+    }
+}
+
+/// Who counts as one peer: an address, and of IPv6 the network that one host chooses its addresses from.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6((u128::from(address) >> 64 << 64).into()),
+        v4 => v4,
+    }
+}
+
+fn leave(peers: &mut HashMap<IpAddr, usize>, peer: IpAddr) {
+    if let Entry::Occupied(mut taken) = peers.entry(peer) {
+        *taken.get_mut() -= 1;
+        if *taken.get() == 0 {
+            taken.remove();
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use base64::Engine as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::exporter::{Exporter, Scrape, postgres_monitor, request, site};
 use crate::support::opsd::{Opsd, quoted, write_private};
@@ -107,14 +108,14 @@ fn beyond_loopback_it_wants_authentication() {
 #[test]
 fn slow_and_many_clients_are_bounded() {
     let mut opsd = site(postgres::default_server());
-    let exporter = Exporter::start(&mut opsd, "max_connections = 2\nheader_timeout = \"1s\"");
+    let exporter = Exporter::start(&mut opsd, "max_connections = 4\nheader_timeout = \"1s\"");
     let connect = || {
         let stream = TcpStream::connect(&exporter.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         stream
     };
     let (mut one, mut two, mut three) = (connect(), connect(), connect());
-    // The third is closed without an answer.
+    // The third is closed without an answer: one peer gets half of all.
     let mut answer = Vec::new();
     let _ = three.read_to_end(&mut answer);
     assert!(answer.is_empty(), "{}", String::from_utf8_lossy(&answer));
@@ -127,6 +128,48 @@ fn slow_and_many_clients_are_bounded() {
     }
     let scrape = Scrape::parse(&exporter.get("/metrics", &[]).2);
     assert_eq!(scrape.one("opsd_exporter_connections_refused_total", &[]), Some(1.0));
+}
+
+/// Connects from another address of this host.
+async fn connect_from(source: &str, to: &str) -> tokio::net::TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(format!("{source}:0").parse().unwrap()).unwrap();
+    socket.connect(to.parse().unwrap()).await.unwrap()
+}
+
+/// Sends one request over a connection that is to be kept, and reads what comes until it is closed, or for
+/// as long as an answer may take.
+async fn ask(stream: &mut tokio::net::TcpStream, request: &str) -> (String, bool) {
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let whole = tokio::time::timeout(Duration::from_secs(3), stream.read_to_end(&mut answer)).await;
+    (String::from_utf8_lossy(&answer).into_owned(), whole.is_ok())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_clients_without_the_secret_shut_nobody_out() {
+    let mut opsd = site(postgres::default_server());
+    write_private(&opsd.path("token"), "t0ken\n");
+    let file = format!("bearer_token_file = {:?}\nmax_connections = 8", opsd.path("token"));
+    let exporter = Exporter::start(&mut opsd, &file);
+    // Whoever brings no secret is answered, and closed.
+    for path in ["/live", "/ready", "/metrics", "/other"] {
+        let mut stream = connect_from("127.0.0.2", &exporter.address).await;
+        let (answer, is_closed) = ask(&mut stream, &format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")).await;
+        assert!(answer.starts_with("HTTP/1.1 ") && is_closed, "{path}: {answer}");
+    }
+    // Whoever brings it may ask again.
+    let mut known = connect_from("127.0.0.2", &exporter.address).await;
+    let request = "GET /metrics HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer t0ken\r\n\r\n";
+    let (answer, is_closed) = ask(&mut known, request).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && !is_closed, "{answer}");
+    drop(known);
+    // All that one peer can open, and says nothing on.
+    let mut idle = Vec::new();
+    for _ in 0..8 {
+        idle.push(connect_from("127.0.0.2", &exporter.address).await);
+    }
+    assert_eq!(exporter.get("/metrics", &["Authorization: Bearer t0ken"]).0, 200);
 }
 
 #[test]
