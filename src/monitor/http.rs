@@ -6,15 +6,16 @@
 //! Deliberately absent: methods other than GET, cookies, HTTP/2, and every certificate but by `tls`.
 
 mod health;
+mod redirect;
 
 use std::error::Error as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use async_trait::async_trait;
-use reqwest::redirect::Policy;
 use serde_json::Value;
+
+use redirect::Hops;
 
 use super::{Collected, Concern, Failure, Monitor, Reason, trust};
 use crate::config::Threshold;
@@ -56,9 +57,9 @@ impl Monitor for Target {
     }
 
     async fn collect(&mut self) -> Result<Collected, Failure> {
-        let redirects = Arc::new(AtomicUsize::new(0));
+        let hops = Hops::of(self.http.url.expose());
         let internal = |error: Error| Failure::new(Reason::Internal, error);
-        let client = self.client(redirects.clone()).map_err(internal)?;
+        let client = self.client(&hops).map_err(internal)?;
         let mut request = client.get(self.http.url.expose());
         match &self.http.auth {
             Auth::None => {}
@@ -91,7 +92,7 @@ impl Monitor for Target {
             Sample::plain(&metrics::HTTP_FIRST_BYTE, first_byte),
             Sample::plain(&metrics::HTTP_DURATION, duration),
             Sample::plain(&metrics::HTTP_BODY, body.len() as f64),
-            Sample::plain(&metrics::HTTP_REDIRECTS, redirects.load(Ordering::Relaxed) as f64),
+            Sample::plain(&metrics::HTTP_REDIRECTS, hops.followed() as f64),
         ];
         if let Some(text) = &self.http.expect_body {
             let holds = memchr::memmem::find(&body, text.as_bytes()).is_some();
@@ -107,19 +108,11 @@ impl Monitor for Target {
 }
 
 impl Target {
-    fn client(&self, redirects: Arc<AtomicUsize>) -> Result<reqwest::Client> {
-        let most = self.http.max_redirects;
-        // At the limit the redirect itself is the answer, and its status is no expected one.
-        let policy = Policy::custom(move |attempt| {
-            if attempt.previous().len() > most {
-                return attempt.stop();
-            }
-            redirects.store(attempt.previous().len(), Ordering::Relaxed);
-            attempt.follow()
-        });
+    fn client(&self, hops: &Hops) -> Result<reqwest::Client> {
         reqwest::Client::builder()
             .tls_backend_preconfigured(trust::client(self.http.ca_file.as_deref(), None)?)
-            .redirect(policy)
+            .redirect(hops.policy(self.http.max_redirects))
+            .dns_resolver(Arc::new(hops.clone()))
             .no_proxy()
             .referer(false)
             .pool_max_idle_per_host(0)

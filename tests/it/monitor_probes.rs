@@ -11,7 +11,7 @@ use crate::support::alerting::watched;
 use crate::support::certificates::{Authority, Pair, in_days};
 use crate::support::exporter::{Scrape, collected};
 use crate::support::mosquitto::Mosquitto;
-use crate::support::opsd::{Opsd, quoted, write_private};
+use crate::support::opsd::{Opsd, behind, finish, quoted, write_private};
 use crate::support::postgres::free_port;
 
 fn site(monitors: &str) -> Opsd {
@@ -35,6 +35,9 @@ fn answer(request: &str) -> (&'static str, &'static str) {
         ),
         "/one" => ("302 Found\r\nLocation: /two", ""),
         "/two" => ("302 Found\r\nLocation: /health", ""),
+        "/metadata" => ("302 Found\r\nLocation: http://169.254.169.254/latest/meta-data/iam/", ""),
+        "/mapped" => ("302 Found\r\nLocation: http://[::ffff:169.254.169.254]/latest/", ""),
+        "/inside" => ("302 Found\r\nLocation: http://127.0.0.1:9/", ""),
         "/loop" => ("302 Found\r\nLocation: /loop", ""),
         "/secret?token=hunter2" if request.contains("uthorization: Bearer s3cret") => ("200 OK", "welcome"),
         "/broken" => ("500 Internal Server Error", "no"),
@@ -43,7 +46,11 @@ fn answer(request: &str) -> (&'static str, &'static str) {
 }
 
 pub(crate) async fn serve() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    serve_at("127.0.0.1").await
+}
+
+async fn serve_at(address: &str) -> u16 {
+    let listener = TcpListener::bind((address, 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
@@ -115,6 +122,48 @@ async fn http_tells_status_body_components_and_redirects() {
     assert!(!run.stdout.contains("hunter2") && !run.stdout.contains("s3cret"), "{run}");
     let run = opsd.ok(&["status"]);
     assert!(run.stdout.contains("200 in ") && run.stdout.contains("down: queue"), "{run}");
+}
+
+/// What the server answers to redirects is seen by it alone; what opsd asked for then is in what it says.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_redirect_leads_to_where_a_cloud_hands_out_credentials() {
+    let port = serve().await;
+    let monitor = |name: &str| {
+        format!("[monitor.{name}]\nhttp = {{ url = \"http://127.0.0.1:{port}/{name}\" }}\ntimeout = \"2s\"\n")
+    };
+    let opsd = site(&[monitor("metadata"), monitor("mapped"), monitor("one")].concat());
+    for name in ["metadata", "mapped"] {
+        check(
+            &opsd,
+            name,
+            2,
+            "a redirect to 169.254.169.254, where a cloud hands out credentials, is not followed",
+        );
+    }
+    check(&opsd, "one", 0, "OPSD OK");
+}
+
+/// A network of its own, in which one address is outside: the target there must not send opsd to loopback.
+#[test]
+fn no_redirect_leads_inside_from_outside() {
+    let mut opsd = site("[monitor.out]\nhttp = { url = \"http://198.51.100.7:8080/\" }\ntimeout = \"5s\"\n");
+    opsd.env("PYTHONDONTWRITEBYTECODE", "1");
+    let server = "import http.server as h\nclass A(h.BaseHTTPRequestHandler):\n def do_GET(s):\n  inside = s.server.server_address[0] == '127.0.0.1'\n  s.send_response(200 if inside else 302)\n  s.send_header('Location', 'http://127.0.0.1:8080/')\n  s.end_headers()\nimport sys, threading\nfor a in ('127.0.0.1', '198.51.100.7'):\n threading.Thread(target=h.HTTPServer((a, 8080), A).serve_forever).start()\nprint('ready', flush=True)\n";
+    let script = format!(
+        "ip link set lo up && ip address add 198.51.100.7/32 dev lo && mkfifo ready && \
+         {{ python3 -c \"$SERVER\" >ready 2>/dev/null & }} && read word <ready && {}; code=$?; kill $!; exit $code",
+        "\"$@\""
+    );
+    opsd.env("SERVER", server);
+    let namespace: &[&str] = if rustix::process::geteuid().is_root() {
+        &["unshare", "--net"]
+    } else {
+        &["unshare", "--user", "--map-root-user", "--net"]
+    };
+    let wrapper: Vec<&str> = namespace.iter().copied().chain(["sh", "-c", &script, "sh"]).collect();
+    let run = finish(behind(&wrapper, &opsd.command(&["check", "out"]))).expect_code(2);
+    let why = "a redirect to 127.0.0.1, which is inside this network, is not followed from outside of it";
+    assert!(run.stdout.contains(why), "{run}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
