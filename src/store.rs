@@ -172,8 +172,19 @@ fn nowhere() -> Error {
 pub async fn open_s3(repository: &Repository, access: &s3::Access) -> Result<s3::S3Store> {
     let store = s3::open_with(repository, access, s3::Options::default()).await?;
     let known = probe::remembered(&store).await.context("cannot open the repository")?;
-    Ok(match known {
-        Some(report) => store.with_options(report.options()),
+    // Nobody signs a report, and whoever can write to the bucket can write one: what asks for less care than
+    // opsd takes without it is tried again.
+    Ok(match known.map(|report| report.options()) {
+        Some(s3::Options { checksums: s3::Checksums::None }) if !probe::refuses_checksums(&store).await => {
+            tracing::warn!(
+                "{} says that {} refuses checksums, and it takes them: they are sent; find out who wrote that, and \
+                 run `opsd repository probe` again",
+                probe::REPORT_KEY,
+                store.describe()
+            );
+            store
+        }
+        Some(options) => store.with_options(options),
         None => store,
     })
 }

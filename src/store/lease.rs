@@ -22,7 +22,7 @@ use rustix::process::{Pid, test_kill_process};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use super::probe::{self, Name, State};
+use super::probe::{self, State};
 use super::{Store, StoreError, Version, get, put};
 use crate::error::{Context, Error, Kind, Result};
 
@@ -172,14 +172,10 @@ pub async fn acquire<'s>(
         .with_kind(Kind::LockHeld))
 }
 
-/// How leases can be taken here, as the probe found, or as a trial finds where nobody probed.
+/// How leases can be taken here, as a trial finds each time. The probe's report is not asked: nobody signs it,
+/// and whoever can write to the repository could turn leases off, or make them hold nobody.
 async fn means(store: &dyn Store) -> Result<Result<Means, String>> {
-    let (put, replace) = match probe::remembered(store).await? {
-        Some(report) if report.state(Name::ConditionalReplace) != State::Unknown => {
-            (report.state(Name::ConditionalPut), report.state(Name::ConditionalReplace))
-        }
-        _ => probe::conditions(store).await,
-    };
+    let (put, replace) = probe::conditions(store).await;
     Ok(match (put, replace) {
         (State::Yes, State::Yes) => Ok(Means::Replace),
         (State::Yes, _) => Ok(Means::Recreate),

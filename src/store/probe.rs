@@ -409,6 +409,22 @@ pub(super) async fn conditions(store: &dyn Store) -> (State, State) {
     (state(&trials.found, Name::ConditionalPut), state(&trials.found, Name::ConditionalReplace))
 }
 
+/// Whether a bucket really refuses an upload with checksums. A credential that may not write has none to send.
+pub(super) async fn refuses_checksums(store: &S3Store) -> bool {
+    let mut trials = Trials::new();
+    let small = [Bytes::from_static(PLAIN)];
+    let whole = async {
+        let upload = begin(store, &mut trials, "multipart", Checksums::Crc32).await?;
+        store.trial_complete(&upload, &small, Checksums::Crc32, false).await
+    };
+    let outcome = whole.await;
+    abort_uploads(store, &trials).await;
+    if let Err(error) = store.delete(&trials.key("multipart")).await {
+        tracing::debug!(%error, "the trial's object stays");
+    }
+    matches!(outcome, Err(error) if !matches!(error, StoreError::Denied(_)))
+}
+
 /// Best effort: of the completed ones the store says that there is nothing to abort.
 async fn abort_uploads(store: &S3Store, trials: &Trials) {
     for upload in &trials.uploads {

@@ -7,6 +7,7 @@ use opsd::store::{get, open, open_s3, put};
 
 use super::{keys, s3s_store, weed_store};
 use crate::support::s3::{SeaweedFs, s3s_fs};
+use crate::support::s3_proxy::{Fate, Proxy, Request, error};
 
 fn all_are(report: &Report, state: State, names: &[Name]) {
     for name in names {
@@ -121,8 +122,9 @@ async fn s3s_fs_lacks_what_it_is_known_to_lack() {
     left_only_the_report(&s3s_store(&server, "site").await).await;
 }
 
+/// Nobody signs the report; whoever writes to the bucket may have written it.
 #[tokio::test]
-async fn a_remembered_report_decides_about_checksums() {
+async fn a_report_turns_no_checksums_off_where_the_store_takes_them() {
     let server = s3s_fs().await;
     let repository = server.repository("site");
     let access = server.keys.access();
@@ -132,7 +134,19 @@ async fn a_remembered_report_decides_about_checksums() {
     report.checksums = Checksums::None;
     put(&store, REPORT_KEY, serde_json::to_vec(&report).unwrap(), false).await.unwrap();
     let store = open_s3(&repository, &access).await.unwrap();
-    assert_eq!(store.options().checksums, Checksums::None);
+    assert_eq!(store.options().checksums, Checksums::Crc32);
+    left_only_the_report(&store).await;
+    // Where it is true it is believed.
+    let plan = |request: &Request<'_>, _: &mut rand::rngs::StdRng| {
+        let has_checksum =
+            request.head.contains("x-amz-checksum-") || request.head.contains("x-amz-sdk-checksum");
+        if has_checksum { error(501, "NotImplemented") } else { Fate::Forward }
+    };
+    let proxy = Proxy::start(&server.endpoint, 1, std::time::Duration::ZERO, plan).await;
+    let mut behind = server.repository("site");
+    behind.endpoint = Some(proxy.endpoint.clone());
+    let through = open_s3(&behind, &access).await.unwrap();
+    assert_eq!(through.options().checksums, Checksums::None);
     // One that cannot be read is no reason to stop.
     for damaged in ["{", "[]", "{\"format\":2}"] {
         put(&store, REPORT_KEY, damaged, false).await.unwrap();
