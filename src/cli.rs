@@ -58,6 +58,24 @@ pub struct Cli {
 }
 
 impl Cli {
+    /// Whether it may come to hold keys and passwords. The others need processes like any.
+    pub fn holds_secrets(&self) -> bool {
+        match self.command {
+            Command::Backup(_)
+            | Command::Config(_)
+            | Command::Backups(_)
+            | Command::Keygen(_)
+            | Command::Restore(_)
+            | Command::Repository(_)
+            | Command::Exporter(_)
+            | Command::Check(_)
+            | Command::Status(_) => true,
+            Command::Alerts(_) | Command::Metrics(_) | Command::Completions(_) | Command::KeepScratch(_) => {
+                false
+            }
+        }
+    }
+
     /// Whether it runs until it is stopped, so that its log is all that it says.
     pub fn is_service(&self) -> bool {
         matches!(self.command, Command::Exporter(_))

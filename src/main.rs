@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use opsd::cli::{self, Cli, output};
 use opsd::config;
-use opsd::error::{Error, Kind, Result};
+use opsd::error::{Context, Error, Kind, Result};
+use opsd::process;
 use opsd::shutdown::Shutdown;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::time::SystemTime;
@@ -32,6 +33,9 @@ fn start(cli: Cli) -> Result<u8> {
     tracing_to_stderr(&cli)?;
     if let Some(done) = cli::run_alone(&cli) {
         return done;
+    }
+    if cli.holds_secrets() {
+        process::keep_memory_private().context("cannot keep memory out of core dumps")?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {

@@ -26,6 +26,15 @@ use tokio::task::JoinHandle;
 
 use crate::error::{Context, Error, Result};
 
+/// Keeps this process's memory out of core dumps, and from other processes of its user: it is going to hold
+/// keys. Children begin without the second, and keep the first: they get passwords.
+pub fn keep_memory_private() -> std::io::Result<()> {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    Ok(())
+}
+
 /// The beginning says what went wrong first, the end says what went wrong last.
 const STDERR_HEAD: usize = 8 * 1024;
 const STDERR_TAIL: usize = 32 * 1024;

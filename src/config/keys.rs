@@ -11,6 +11,7 @@ use std::path::Path;
 
 use age::secrecy::ExposeSecret;
 use age::ssh;
+use zeroize::Zeroizing;
 
 use super::secret::Secret;
 use crate::error::{Context, Error, Result};
@@ -190,7 +191,9 @@ pub fn generate_identity(now: chrono::DateTime<chrono::Utc>) -> (Secret, String)
 pub fn read_secret_file(path: &Path) -> Result<Secret> {
     let on = || format!("secret file {}", path.display());
     let mut file = regular_file::open_secret(path).with_context(on)?;
-    let mut text = String::new();
+    // What outgrew its memory would leave a copy behind.
+    let room = file.metadata().map_or(0, |meta| meta.len()).min(MAX_SECRET_FILE) + 1;
+    let mut text = Zeroizing::new(String::with_capacity(usize::try_from(room).unwrap_or(0)));
     let read = (&mut file).take(MAX_SECRET_FILE + 1).read_to_string(&mut text);
     read.map_err(|e| match e.kind() {
         std::io::ErrorKind::InvalidData => Error::usage("not a text file"),
@@ -200,7 +203,7 @@ pub fn read_secret_file(path: &Path) -> Result<Secret> {
     if text.len() as u64 > MAX_SECRET_FILE {
         return Err(Error::usage("larger than 1 MiB").context(on()));
     }
-    Ok(Secret::new(text))
+    Ok(Secret::new(std::mem::take(&mut *text)))
 }
 
 /// Writes a secret key to a new file with mode 0600; never over an existing one.

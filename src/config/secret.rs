@@ -1,15 +1,17 @@
-//! A string that is never printed.
+//! A string that is never printed, and whose memory is zeroed when nobody needs it any more.
 
 use std::fmt;
 
+use zeroize::Zeroizing;
+
 /// A password or key. `Debug` and `Display` show asterisks; [`Secret::expose`] is the only way in.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct Secret(Zeroizing<String>);
 
 impl Secret {
     /// Wraps a secret.
     pub fn new(value: impl Into<String>) -> Self {
-        Self(value.into())
+        Self(Zeroizing::new(value.into()))
     }
 
     /// The secret itself; for the wire and for child environments only.

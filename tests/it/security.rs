@@ -379,3 +379,26 @@ fn the_next_rehearsal_removes_what_a_killed_one_left() {
     assert_eq!(result(&run)["verdict"], "proven", "{run}");
     assert!(scratch.read_dir().unwrap().next().is_none());
 }
+
+/// Whoever gets a core file of a process gets its keys.
+#[test]
+fn a_process_that_holds_keys_leaves_no_core_dump() {
+    use std::io::{BufRead as _, BufReader};
+    use std::os::unix::process::ExitStatusExt as _;
+    let mut opsd = Opsd::without_server();
+    opsd.more = "\n[monitor.host]\nhost = {}\n[exporter]\nlisten = \"127.0.0.1:0\"\n".into();
+    let command = opsd.command(&["exporter"]);
+    let mut child = crate::support::opsd::behind(&["prlimit", "--core=unlimited"], &command).spawn().unwrap();
+    // It serves, so that its configuration is read.
+    let mut line = String::new();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    while !line.contains("serving http://") {
+        assert!(stderr.read_line(&mut line).unwrap() > 0, "{line}");
+    }
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", child.id())).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    rustix::process::kill_process(Pid::from_child(&child), Signal::ABORT).unwrap();
+    let status = child.wait().unwrap();
+    assert!(!status.core_dumped(), "{status}");
+    assert_eq!(core.split_whitespace().rev().skip(1).take(2).collect::<Vec<_>>(), ["0", "0"], "{core}");
+}
