@@ -70,9 +70,11 @@ impl Cli {
             | Command::Exporter(_)
             | Command::Check(_)
             | Command::Status(_) => true,
-            Command::Alerts(_) | Command::Metrics(_) | Command::Completions(_) | Command::KeepScratch(_) => {
-                false
-            }
+            Command::Alerts(_)
+            | Command::Metrics(_)
+            | Command::Completions(_)
+            | Command::KeepScratch
+            | Command::ScratchInit => false,
         }
     }
 

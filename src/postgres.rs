@@ -1,6 +1,7 @@
 //! Talking to PostgreSQL: connecting, its client tools, scratch servers. Nothing here knows what a
 //! backup is.
 
+mod bounded;
 pub mod connect;
 mod dial;
 pub mod ident;

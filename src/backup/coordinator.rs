@@ -251,7 +251,7 @@ impl Coordinator {
             return Ok(None);
         }
         let mut hasher = RowHasher::new(secret);
-        large_objects::properties(&self.session.client, |line| hasher.row(line)).await?;
+        large_objects::properties(&self.session.client, |line| hasher.copied(line)).await?;
         Ok(Some(hasher.take()))
     }
 

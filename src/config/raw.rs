@@ -13,6 +13,8 @@ use super::monitoring::{self, Known, named};
 use super::units::{GIB, MIB};
 use super::walk::{Env, Place, Section, Text, Walk};
 use super::{BackupJob, Config, Databases, Encryption, Location, Postgres, Repository, Retention, Verify};
+use crate::error::Error;
+use crate::regular_file;
 
 /// zstd level. What level 1 saves in CPU time, and stores more than level 3, is in `benches/README.md`.
 const COMPRESSION: i64 = 1;

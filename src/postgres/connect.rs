@@ -6,6 +6,7 @@
 //! that drops them must not go unnoticed. Deliberately absent: pools, retries, `target_session_attrs`.
 
 use std::error::Error as _;
+use std::io;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -14,6 +15,7 @@ use tokio_postgres::config::{self, SslMode as Tls};
 use tokio_postgres::error::{DbError, SqlState};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
+use super::bounded::Bounded;
 use super::require_auth::{Inspected, InspectedTls, Rule};
 use super::sql::Sql;
 use super::{dial, tls};
@@ -189,7 +191,26 @@ impl Target<'_> {
         }
     }
 
+    /// The whole way to a session, first answers included, within `connect_timeout`: a server that sends
+    /// a byte now and then is as late as one that sends none.
     async fn connect(&self, application_name: &str, settings: &[(&str, &str)]) -> Result<Session, Failure> {
+        let bound = self.connection.connect_timeout;
+        let opening = self.open(application_name, settings);
+        if bound.is_zero() {
+            return opening.await;
+        }
+        match tokio::time::timeout(bound, opening).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Failure {
+                answered: false,
+                error: Error::new(format!("{NO_ANSWER} {} s", bound.as_secs_f64()))
+                    .context(self.what())
+                    .with_hint("check the host, the port and the firewall between"),
+            }),
+        }
+    }
+
+    async fn open(&self, application_name: &str, settings: &[(&str, &str)]) -> Result<Session, Failure> {
         let config = self.config(application_name, settings);
         // libpq ignores sslmode on a socket, and falls back from TLS where it is only preferred.
         let mode = if self.is_socket() { SslMode::Disable } else { self.connection.sslmode };
@@ -197,7 +218,7 @@ impl Target<'_> {
             SslMode::Disable => self.attempt(&config, Tls::Disable).await,
             SslMode::Allow | SslMode::Prefer => match self.attempt(&config, Tls::Prefer).await {
                 Err(e) if worth_plaintext(&e) => match self.attempt(&config, Tls::Disable).await {
-                    Err(Attempt::Server(_)) => Err(e),
+                    Err(Attempt::Server(_) | Attempt::Dial(_)) => Err(e),
                     plain => plain,
                 },
                 outcome => outcome,
@@ -234,22 +255,14 @@ impl Target<'_> {
     async fn attempt(&self, config: &tokio_postgres::Config, mode: Tls) -> Result<Opened, Attempt> {
         let mut config = config.clone();
         config.ssl_mode(mode);
-        let opening = self.open(&config, mode);
-        let bound = self.connection.connect_timeout;
-        if bound.is_zero() {
-            return opening.await;
-        }
-        tokio::time::timeout(bound, opening).await.unwrap_or(Err(Attempt::Late(bound)))
-    }
-
-    async fn open(&self, config: &tokio_postgres::Config, mode: Tls) -> Result<Opened, Attempt> {
         let (stream, is_local) = dial::dial(self.host, self.port).await.map_err(Attempt::Dial)?;
         let plain = Rule::new(self.connection, false, is_local);
-        let stream = Inspected::new(stream, plain, mode != Tls::Disable);
         if mode == Tls::Disable {
+            let stream = Inspected::new(Bounded::plain(stream), plain, false);
             let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(Attempt::Server)?;
             return Ok(drive(client, connection));
         }
+        let stream = Inspected::new(Bounded::negotiating(stream), plain, true);
         let encrypted = Rule::new(self.connection, true, is_local);
         let tls = tls::connector(self.connection)
             .and_then(|tls| InspectedTls::new(tls, self.host, encrypted))
@@ -261,7 +274,10 @@ impl Target<'_> {
     /// Asks who answered, and whether the pinned settings are in force.
     async fn check(&self, opened: Opened, settings: &[(&str, &str)]) -> Result<Session> {
         let on = || format!("cannot use the connection to {}", self.label());
-        let rows = opened.client.simple_query(WHO_ANSWERS).await.map_err(|e| error(e).context(on()))?;
+        let rows = match opened.client.simple_query(WHO_ANSWERS).await {
+            Ok(rows) => rows,
+            Err(e) => return Err(opened.why(e).await.context(on())),
+        };
         let row = rows.iter().find_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row),
             _ => None,
@@ -286,7 +302,9 @@ impl Target<'_> {
             return Err(Error::new("the server does not say which process serves it").context(on()));
         };
         for (_, statement) in NO_TIMEOUTS.iter().filter(|(since, _)| server_version_num >= *since) {
-            Sql::new(statement).run(&opened.client).await.map_err(|e| error(e).context(on()))?;
+            if let Err(e) = Sql::new(statement).run(&opened.client).await {
+                return Err(opened.why(e).await.context(on()));
+            }
         }
         Ok(Session {
             server_version_num,
@@ -299,21 +317,19 @@ impl Target<'_> {
         })
     }
 
-    fn failure(&self, attempt: Attempt) -> Failure {
-        let what = format!(
+    fn what(&self) -> String {
+        format!(
             "cannot connect to {} as {:?} (database {:?})",
             self.label(),
             self.connection.user,
             self.dbname
-        );
+        )
+    }
+
+    fn failure(&self, attempt: Attempt) -> Failure {
+        let what = self.what();
         match attempt {
             Attempt::Setup(error) => Failure { answered: true, error: error.context(what) },
-            Attempt::Late(bound) => Failure {
-                answered: false,
-                error: Error::new(format!("{NO_ANSWER} {} s", bound.as_secs_f64()))
-                    .context(what)
-                    .with_hint("check the host, the port and the firewall between"),
-            },
             Attempt::Dial(e) => {
                 let error = Error::new(&e).context("error connecting to server");
                 let error = match io_hint(&e, self) {
@@ -337,9 +353,7 @@ enum Attempt {
     /// Certificates or keys could not be read.
     Setup(Error),
     /// Nobody could be reached.
-    Dial(std::io::Error),
-    /// Nothing was heard in time.
-    Late(Duration),
+    Dial(io::Error),
     /// What came back.
     Server(tokio_postgres::Error),
 }
@@ -348,6 +362,15 @@ struct Opened {
     client: Client,
     driver: Driver,
     lost: watch::Receiver<Option<Error>>,
+}
+
+impl Opened {
+    /// Why a query failed: one whose connection is gone does not know it itself.
+    async fn why(&self, e: tokio_postgres::Error) -> Error {
+        let mut lost = self.lost.clone();
+        let reason = if e.is_closed() { lost.wait_for(Option::is_some).await.ok() } else { None };
+        reason.and_then(|reason| reason.clone()).unwrap_or_else(|| error(e))
+    }
 }
 
 fn drive<S, T>(client: Client, connection: tokio_postgres::Connection<S, T>) -> Opened
@@ -359,7 +382,16 @@ where
     let driver = tokio::spawn(async move {
         let reason = match connection.await {
             Ok(()) => Error::new("connection closed"),
-            Err(e) => error(e),
+            Err(e) => {
+                let cause = e.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+                let is_refused = cause.is_some_and(|cause| cause.kind() == io::ErrorKind::InvalidData);
+                let reason = error(e);
+                // A query of this session is only told that the connection is closed.
+                if is_refused {
+                    tracing::warn!("a connection to PostgreSQL is given up: {reason}");
+                }
+                reason
+            }
         };
         sender.send_replace(Some(reason));
     });
@@ -373,7 +405,7 @@ fn worth_plaintext(attempt: &Attempt) -> bool {
         Attempt::Server(e) => {
             rustls_cause(e).is_some() || e.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
         }
-        Attempt::Setup(_) | Attempt::Dial(_) | Attempt::Late(_) => false,
+        Attempt::Setup(_) | Attempt::Dial(_) => false,
     }
 }
 
@@ -400,7 +432,7 @@ pub fn startup_option(name: &str, value: &str) -> String {
 }
 
 fn rustls_cause(e: &tokio_postgres::Error) -> Option<&rustls::Error> {
-    e.source()?.downcast_ref::<std::io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>()
+    e.source()?.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>()
 }
 
 /// Whether a server answered, and asked for what nobody configured.
@@ -493,10 +525,10 @@ fn client_hint(e: &tokio_postgres::Error, target: &Target<'_>) -> Option<String>
     if text == "server did not use channel binding" {
         return Some("channel_binding=require needs TLS and scram-sha-256 on the server".to_owned());
     }
-    io_hint(cause.downcast_ref::<std::io::Error>()?, target)
+    io_hint(cause.downcast_ref::<io::Error>()?, target)
 }
 
-fn io_hint(error: &std::io::Error, target: &Target<'_>) -> Option<String> {
+fn io_hint(error: &io::Error, target: &Target<'_>) -> Option<String> {
     use std::io::ErrorKind as Io;
     let hint = match error.kind() {
         Io::ConnectionRefused if target.is_socket() => {
@@ -511,6 +543,7 @@ fn io_hint(error: &std::io::Error, target: &Target<'_>) -> Option<String> {
             "check the host, the port and the firewall between"
         }
         Io::UnexpectedEof | Io::ConnectionReset => HUNG_UP,
+        Io::InvalidData => "what answers there is no PostgreSQL, or it means harm",
         _ if target.host.parse::<std::net::IpAddr>().is_err() && !target.is_socket() => {
             "check that the host's name resolves here"
         }

@@ -27,7 +27,7 @@ const QUERY: &str = r#"COPY (
              ON d.classoid = 'pg_largeobject'::regclass AND d.objoid = m.oid AND d.objsubid = 0
 ) TO STDOUT"#;
 
-/// Hands every object's line to `each`, in any order, in the encoding of the session (which should be
+/// Hands every object's line to `each`, a long one in pieces, in any order, in the encoding of the session (which should be
 /// that of the database).
 pub async fn properties(client: &Client, mut each: impl FnMut(&[u8])) -> Result<()> {
     let what = "cannot read the large objects' owners and privileges";

@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::bounded::Bounded;
 use super::dial::Stream;
 use crate::config::Connection;
 use crate::config::require_auth::{AuthMethod, RequireAuth};
@@ -177,7 +178,7 @@ pub(super) struct InspectedTls {
 }
 
 /// What TLS goes over.
-type Plain = Inspected<Stream>;
+type Plain = Inspected<Bounded<Stream>>;
 type Rustls = <MakeRustlsConnect as MakeTlsConnect<Plain>>::TlsConnect;
 type Encrypted = <Rustls as TlsConnect<Plain>>::Stream;
 
@@ -190,14 +191,14 @@ impl InspectedTls {
 }
 
 impl TlsConnect<Plain> for InspectedTls {
-    type Stream = Inspected<Encrypted>;
+    type Stream = Inspected<Bounded<Encrypted>>;
     type Error = io::Error;
     type Future = Pin<Box<dyn Future<Output = io::Result<Self::Stream>> + Send>>;
 
     fn connect(self, stream: Plain) -> Self::Future {
         let InspectedTls { tls, rule } = self;
         let connecting = tls.connect(stream);
-        Box::pin(async move { Ok(Inspected::new(connecting.await?, rule, false)) })
+        Box::pin(async move { Ok(Inspected::new(Bounded::plain(connecting.await?), rule, false)) })
     }
 }
 

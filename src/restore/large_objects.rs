@@ -13,7 +13,7 @@ use crate::set::proof::Proof;
 pub async fn check_properties(client: &Client, proof: &Proof, secret: &RowSecret) -> Result<Option<String>> {
     let Some(expected) = proof.large_object_properties else { return Ok(None) };
     let mut hasher = RowHasher::new(secret);
-    large_objects::properties(client, |line| hasher.row(line)).await?;
+    large_objects::properties(client, |line| hasher.copied(line)).await?;
     let found = hasher.take();
     // Missing objects are a difference of their own.
     let differs = found.rows == expected.rows && found != expected;

@@ -283,8 +283,8 @@ async fn read_piece(
     };
     let mut rows = pin!(rows);
     let mut hasher = RowHasher::new(secret);
-    while let Some(row) = rows.next().await {
-        hasher.row(&row.map_err(error)?);
+    while let Some(message) = rows.next().await {
+        hasher.copied(&message.map_err(error)?);
     }
     Ok(Ok(hasher.take()))
 }
@@ -317,21 +317,26 @@ fn compare(what: &str, unit: &str, expected: Fingerprint, found: Fingerprint) ->
 }
 
 async fn check_large_objects(client: &Client, proof: &Proof, secret: &RowSecret) -> Result<Option<String>> {
-    let rows = client
-        .query("SELECT oid FROM pg_largeobject_metadata ORDER BY oid", &[])
-        .await
-        .map_err(error)
-        .context("cannot list large objects")?;
-    let oids: Vec<u32> = rows.iter().map(|row| row.get(0)).collect();
     let mut hasher = RowHasher::new(secret);
-    for batch in oids.chunks(BATCH) {
+    // A page at a time: there may be millions.
+    let page = "SELECT o, lo_get(o, 0, $2) FROM (SELECT oid AS o FROM pg_largeobject_metadata \
+                 WHERE oid > $1 ORDER BY oid LIMIT $3) AS page";
+    let mut last = 0_u32;
+    loop {
         let rows = client
-            .query("SELECT o, lo_get(o, 0, $2) FROM unnest($1::oid[]) AS o", &[&batch, &FIRST_PIECE])
+            .query(page, &[&last, &FIRST_PIECE, &(BATCH as i64)])
             .await
             .map_err(error)
             .context("cannot read large objects")?;
+        if rows.is_empty() {
+            break;
+        }
         for row in rows {
             let (oid, mut chunk): (u32, Vec<u8>) = (row.get(0), row.get(1));
+            if oid <= last {
+                return Err(Error::new("the server does not list large objects in their order"));
+            }
+            last = oid;
             hasher.piece(&oid.to_le_bytes());
             let (mut at, mut asked): (i64, i32) = (0, FIRST_PIECE);
             loop {

@@ -5,6 +5,7 @@ pub mod certificates;
 pub mod compare;
 pub mod exporter;
 pub mod fixtures;
+pub mod hostile;
 pub mod inside;
 pub mod many_sets;
 pub mod mosquitto;

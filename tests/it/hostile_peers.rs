@@ -1,0 +1,3 @@
+//! Peers that try to exhaust opsd: each command stays within its memory and comes to an end.
+
+mod postgres;

@@ -1,0 +1,159 @@
+//! A PostgreSQL server that never ends what it sends, or announces more than anybody could hold.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use crate::postgres::fake::{message, row, welcome};
+use crate::support::hostile::{Measured, drip, measured, repeat, server};
+use crate::support::opsd::{Opsd, quoted};
+
+/// Three times the `connect_timeout` of the sites here, and time for a busy machine.
+const TIME: Duration = Duration::from_secs(30);
+
+/// A site whose server it is: it backs it up, and watches it.
+fn site(port: u16, parameters: &str) -> Opsd {
+    let mut opsd = Opsd::without_server();
+    let url = format!("postgres://postgres:x@127.0.0.1:{port}/postgres?connect_timeout=5{parameters}");
+    opsd.postgres.set("url", quoted(&url));
+    opsd.job.set("source", "{ postgres = \"main\", databases = [\"postgres\"] }");
+    opsd.more = "\n[monitor.main]\npostgres = \"main\"\ninterval = \"15s\"\n".to_owned();
+    opsd
+}
+
+/// Runs each command that talks to a server of PostgreSQL.
+fn each_command(port: u16, parameters: &str) -> Vec<(String, Measured)> {
+    let opsd = site(port, parameters);
+    let commands: [&[&str]; 3] = [&["backup", "db"], &["backup", "db", "--dry-run"], &["check", "main"]];
+    commands.map(|args| (args.join(" "), measured(opsd.command(args), TIME))).into()
+}
+
+/// Every command fails, in little memory, within the time, and says so in these words.
+fn expect_refused(port: u16, parameters: &str, words: &str) {
+    for (command, measured) in each_command(port, parameters) {
+        let run = measured.expect_small(&command, TIME);
+        assert_ne!(run.code, Some(0), "{run}");
+        assert!(run.stderr.contains(words) || run.stdout.contains(words), "{words:?} is not in {run}");
+    }
+}
+
+/// Answers the startup packet with `startup`, and everything after it with what `then` writes.
+fn after_startup(
+    startup: Vec<u8>,
+    then: impl Fn(&mut TcpStream) -> std::io::Result<()> + Send + Sync + 'static,
+) -> u16 {
+    server(move |mut stream| {
+        loop {
+            let mut packet = [0; 4096];
+            let read = stream.read(&mut packet)?;
+            if read == 0 {
+                return Ok(());
+            }
+            // A request for TLS has a length of 8.
+            if packet[..4] == [0, 0, 0, 8] {
+                stream.write_all(b"N")?;
+                continue;
+            }
+            stream.write_all(&startup)?;
+            return then(&mut stream);
+        }
+    })
+}
+
+/// Waits for a query, and answers it with what `answer` writes.
+fn to_a_query(answer: impl Fn(&mut TcpStream) -> std::io::Result<()> + Send + Sync + 'static) -> u16 {
+    after_startup(welcome(), move |stream| {
+        let mut query = [0; 4096];
+        if stream.read(&mut query)? == 0 { Ok(()) } else { answer(stream) }
+    })
+}
+
+/// `ParameterStatus` messages, each of another name.
+fn parameters(stream: &mut TcpStream) -> std::io::Result<()> {
+    let mut count = 0_u64;
+    loop {
+        let mut block = Vec::new();
+        for _ in 0..4096 {
+            count += 1;
+            block.extend(message(b'S', format!("p{count}\0v\0").as_bytes()));
+        }
+        stream.write_all(&block)?;
+    }
+}
+
+/// The header of a message that has a body of `length` bytes.
+fn header(kind: u8, length: u32) -> Vec<u8> {
+    [&[kind][..], &(length + 4).to_be_bytes()].concat()
+}
+
+#[test]
+fn an_endless_first_answer_is_refused() {
+    let authenticated = || message(b'R', &0_u32.to_be_bytes());
+    let port = after_startup(authenticated(), parameters);
+    expect_refused(port, "", "more than");
+    let notice = message(b'N', b"SNOTICE\0VNOTICE\0C00000\0Mhello\0\0");
+    let port = after_startup(authenticated(), move |stream| repeat(stream, &notice));
+    expect_refused(port, "", "more than");
+}
+
+#[test]
+fn an_error_message_without_end_is_refused() {
+    let port = after_startup(header(b'E', 0x7fff_0000), |stream| repeat(stream, b"x"));
+    expect_refused(port, "", "more than");
+    let port = to_a_query(|stream| {
+        stream.write_all(&header(b'E', 0x7fff_0000))?;
+        repeat(stream, b"x")
+    });
+    expect_refused(port, "", "more than");
+}
+
+#[test]
+fn an_endless_answer_to_a_query_is_refused() {
+    // Rows of little that take much to hold: a field that is null has four bytes.
+    let nulls = [&1600_u16.to_be_bytes()[..], &[0xff; 4 * 1600]].concat();
+    for body in [b"\0\0".to_vec(), b"\0\x01\0\0\0\x01x".to_vec(), nulls] {
+        let piece = message(b'D', &body);
+        let port = to_a_query(move |stream| {
+            stream.write_all(&row(&["170011"])[..27])?;
+            repeat(stream, &piece)
+        });
+        expect_refused(port, "", "more than");
+    }
+    let port = to_a_query(|stream| {
+        stream.write_all(&header(b'D', 0x3fff_0000))?;
+        repeat(stream, b"x")
+    });
+    expect_refused(port, "", "more than");
+}
+
+#[test]
+fn parameters_without_end_are_refused_in_an_open_session() {
+    expect_refused(to_a_query(parameters), "", "more than");
+}
+
+#[test]
+fn a_server_that_sends_a_byte_a_second_is_late() {
+    // A notice of a kilobyte, then the answer to the first query.
+    let notice = message(b'N', &[b"SNOTICE\0".to_vec(), vec![b'x'; 1 << 10]].concat());
+    let slow = Duration::from_millis(500);
+    let piece = notice.clone();
+    let port = after_startup(message(b'R', &[0; 4]), move |stream| drip(stream, &piece, slow));
+    expect_refused(port, "", "no answer within");
+    let port = to_a_query(move |stream| drip(stream, &notice, slow));
+    expect_refused(port, "", "no answer within");
+}
+
+#[test]
+fn a_handshake_of_tls_without_end_is_refused() {
+    let port = server(|mut stream| {
+        let mut packet = [0; 4096];
+        let _ = stream.read(&mut packet)?;
+        stream.write_all(b"S")?;
+        let _ = stream.read(&mut packet)?;
+        // Records of a handshake with a message of 16 MiB.
+        let record = [&[22, 3, 3, 0x40, 0][..], &[11, 0xff, 0xff, 0xff], &[0; 0x4000 - 4]].concat();
+        repeat(&mut stream, &record)
+    });
+    expect_refused(port, "&sslmode=require", "TLS");
+    // Tickets after a handshake come one by one, and are the TLS library's to bound.
+}
