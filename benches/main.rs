@@ -32,6 +32,7 @@ mod support {
     pub mod processes;
     pub mod redis;
     pub mod s3;
+    pub mod sets;
 }
 
 use std::path::PathBuf;
