@@ -158,7 +158,7 @@ pub fn open(config: &Config, names: &[String]) -> Result<Vec<Target>> {
     }
     if let Some(unknown) = names.iter().find(|name| !config.monitor.contains_key(*name)) {
         return Err(Error::usage(format!(
-            "no monitor {} in {}",
+            "there is no monitor {} in {}",
             printable::word(unknown),
             config.path.display()
         ))

@@ -41,7 +41,7 @@ pub fn open_trusted(path: &Path) -> io::Result<File> {
 
 /// The same for a file that holds a secret: an error, too, when anybody but its owner may read it.
 pub fn open_secret(path: &Path) -> io::Result<File> {
-    let file = open_trusted(path)?;
+    let file = open(path)?;
     let mode = file.metadata()?.mode();
     if mode & 0o077 != 0 {
         return Err(refusal(
@@ -49,6 +49,7 @@ pub fn open_secret(path: &Path) -> io::Result<File> {
                 .with_hint(format!("chmod 600 {}", path.display())),
         ));
     }
+    trusted(path)?;
     Ok(file)
 }
 

@@ -165,7 +165,8 @@ fn only_the_sql_module_runs_what_was_built(source: &Source) -> Vec<String> {
             words[i + 2..].iter().copied().take_while(|word| !matches!(*word, "," | "(" | ")")).collect();
         let Some(last) = argument.last() else { return false };
         let is_constant = last.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
-        !(is_constant || before == "." && *last == "client")
+        let is_of_sql = before == "." && *last == "client";
+        !(is_constant || is_of_sql)
     })
 }
 

@@ -11,14 +11,15 @@ use chrono::{DateTime, Utc};
 use super::source::Source;
 use crate::config::{Config, Location};
 use crate::error::{Error, Result};
+use crate::postgres::sql::Sql;
 use crate::set::catalog::CLOCK_TOLERANCE;
 use crate::store::Store;
 
 /// What there is to warn of; an error where the clock is certainly wrong.
 pub(super) async fn check(config: &Config, store: &dyn Store, source: &Source<'_>) -> Result<Option<String>> {
     let mut witnesses = Vec::new();
-    let sql = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::int8";
-    if let Ok(row) = source.session.client.query_one(sql, &[]).await
+    let now = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::int8";
+    if let Ok(row) = Sql::new(now).query_one(&source.session.client).await
         && let Some(time) = DateTime::from_timestamp_millis(row.get(0))
     {
         witnesses.push(Witness { name: "the database's server", time, local: Utc::now() });

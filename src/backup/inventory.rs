@@ -342,18 +342,13 @@ pub async fn properties(client: &Client, server_version_num: u32) -> Result<Prop
         160_000..170_000 => "d.datlocprovider::text, d.daticulocale, d.daticurules",
         _ => "d.datlocprovider::text, d.datlocale, d.daticurules",
     };
-    let row = client
-        .query_one(
-            &format!(
-                "SELECT pg_encoding_to_char(d.encoding)::text, d.datcollate::text, d.datctype::text, {provider},
-                        current_setting('lc_monetary'), d.datname::text
-                   FROM pg_database d WHERE d.datname = current_database()"
-            ),
-            &[],
-        )
-        .await
-        .map_err(error)
-        .context("cannot read the database's properties")?;
+    let sql = Sql::template(
+        "SELECT pg_encoding_to_char(d.encoding)::text, d.datcollate::text, d.datctype::text, {provider},
+                current_setting('lc_monetary'), d.datname::text
+           FROM pg_database d WHERE d.datname = current_database()",
+        &[("provider", provider.into())],
+    );
+    let row = sql.query_one(client).await.map_err(error).context("cannot read the database's properties")?;
     let locale = Locale {
         encoding: row.get(0),
         collate: row.get(1),

@@ -476,7 +476,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut manifest = named("shop");
         let forged = crate::set::seal::sha256_hex(b"forged");
-        for text in [forged.to_string(), format!("\"restore_md\": {{ \"sha256\": \"{forged}\" }}")] {
+        for text in [forged.clone(), format!("\"restore_md\": {{ \"sha256\": \"{forged}\" }}")] {
             manifest.warnings.push(format!("x\n  {text}\n"));
         }
         let document = render(&manifest);

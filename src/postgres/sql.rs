@@ -107,6 +107,11 @@ impl Sql {
         client.query(&self.0, values).await
     }
 
+    /// The one row of a statement without values; an error if there is another number of rows.
+    pub async fn query_one(&self, client: &Client) -> Result<Row, Error> {
+        client.query_one(&self.0, &[]).await
+    }
+
     /// The rows of one statement whose values have these types; one round trip instead of two.
     pub async fn query_typed(
         &self,

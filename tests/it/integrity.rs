@@ -200,7 +200,7 @@ fn what_is_swapped_rolled_back_or_replayed_is_found() {
     let manifest = |set: &Path| (set.join("manifest.json"), set.join("manifest.json.minisig"));
     let ((old_m, old_s), (new_m, new_s)) = (manifest(&old_set), manifest(&new_set));
     with(&[(&old_m, &new_m), (&old_s, &new_s)], &|| {
-        differs(&opsd, &newer, "was found under");
+        differs(&opsd, &newer, "signature was made for");
         verify_differs("db", &newer);
     });
     with(&[(&old_m, &new_m)], &|| differs(&opsd, &newer, "does not fit the content"));

@@ -68,6 +68,7 @@ pub async fn run(args: &Args, config: &Config, store: &dyn Store, now: DateTime<
         })?;
     } else {
         if let Some(set) = set
+            && set.signature == Signature::Unchecked
             && let Some(warning) = catalog::unauthenticated(store, set).await
         {
             output::note("warning: ", warning);

@@ -233,10 +233,10 @@ fn refusals_name_the_key_and_the_next_step() {
         let text = issues(dsn, &[]);
         assert!(text.contains(expected), "{dsn}: {text}");
     }
-    let text = issues("postgres://u@h/db", &[("PGCHANNELBINDING", "require"), ("PGHOSTADDR", "")]);
+    let text = issues("postgres://u@h/db", &[("PGGSSENCMODE", "require"), ("PGHOSTADDR", "")]);
     assert_eq!(
         text,
-        "environment variable PGCHANNELBINDING is set, which opsd does not support (hint: unset it for opsd)"
+        "environment variable PGGSSENCMODE is set, which opsd does not support (hint: unset it for opsd)"
     );
     // All at once.
     let text = issues("postgres://u@h:x/db?sslmode=no&connect_timeout=soon", &[]);

@@ -446,6 +446,7 @@ fn warnings() {
             "[]\nidentity_file = \"/x\"",
             Some("5 encryption.recipients: no recipient: this host can restore"),
         ),
+        ("?sslmode=require", "", Some("7 postgres.main.url: sslmode=prefer: whoever is between here and")),
         ("opsd@db", "opsd:s3cret@db", Some("7 postgres.main.url: the password stands in this file")),
         ("opsd@db", "opsd:${PW}@db", None),
         (
@@ -454,8 +455,9 @@ fn warnings() {
             Some("10 backup.db.part_size: about 6 GiB of memory"),
         ),
     ];
+    let base = BASE.replacen("/app\"", "/app?sslmode=require\"", 1);
     for (from, to, expected) in table {
-        let parsed = parsed(&BASE.replacen(from, to, 1));
+        let parsed = parsed(&base.replacen(from, to, 1));
         assert!(parsed.config.is_some(), "{:?}", parsed.mistakes);
         let found = lines(&parsed.warnings);
         match expected {

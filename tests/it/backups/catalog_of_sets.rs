@@ -183,15 +183,15 @@ async fn a_manifest_of_a_newer_version_is_refused() {
     repository.set("2026-11-01T03:00:00Z").await;
     let id = "20261102T030000Z-0000";
     let mut newer = manifest("2026-11-02T03:00:00Z", id);
-    newer.format = 2;
+    newer.format = 3;
     repository.set_as(id, &newer).await;
     let error = find(&repository, &Trusted::default(), "latest").await.unwrap_err();
-    assert!(error.to_string().contains("format 2"), "{error}");
+    assert!(error.to_string().contains("format 3"), "{error}");
     assert!(error.hint().unwrap().contains("opsd version"));
 
     // It is the newest: nothing is removed until somebody has looked.
     let plan = plan(&repository, &Trusted::default(), last(1)).await;
-    assert!(plan.plan.frozen.unwrap().contains("format 2"));
+    assert!(plan.plan.frozen.unwrap().contains("format 3"));
     assert!(plan.removals.is_empty());
 }
 

@@ -68,7 +68,7 @@ async fn list_tells_of_every_set() {
     site.repository.set("2026-11-02T03:00:00Z").await;
     site.repository.put("example/db/20261103T030000Z-0000/failed.json", "{}").await;
     site.repository.put("example/gone/20261104T030000Z-0000/app/x", "x").await;
-    site.repository.put("example/db/20261105T030000Z-0000/manifest.json", "{\"format\": 2}").await;
+    site.repository.put("example/db/20261105T030000Z-0000/manifest.json", "{\"format\": 3}").await;
 
     let document = site.json(&["list"]);
     let sets = document["sets"].as_array().unwrap();
@@ -92,7 +92,7 @@ async fn list_tells_of_every_set() {
     assert_eq!(first["verified"]["seconds"], 90.0);
     assert!(sets[1]["verified"].is_null());
     assert!(sets[2]["rows"].is_null(), "nobody knows: {}", sets[2]);
-    assert!(sets[3]["error"].as_str().unwrap().contains("format 2"));
+    assert!(sets[3]["error"].as_str().unwrap().contains("format 3"));
 
     let (code, stdout, stderr) = site.run(&["list"]);
     assert_eq!((code, stderr.as_str()), (0, ""));
@@ -115,7 +115,7 @@ async fn show_tells_everything_about_one_set() {
     site.repository
         .put("example/db/20261103T030000Z-0000/failed.json", "{\"error\": \"disk \u{1b}[2J full\"}")
         .await;
-    site.repository.put("example/db/20261105T030000Z-0000/manifest.json", "{\"format\": 2}").await;
+    site.repository.put("example/db/20261105T030000Z-0000/manifest.json", "{\"format\": 3}").await;
 
     let (code, stdout, stderr) = site.run(&["show", "20261101"]);
     assert_eq!((code, stderr.as_str()), (0, ""));
@@ -142,7 +142,7 @@ async fn show_tells_everything_about_one_set() {
     // What is not believed is shown as far as the listing goes, and is an error.
     let (code, stdout, stderr) = site.run(&["show", "20261105"]);
     assert_eq!(code, 1);
-    assert!(stdout.contains("refused") && stderr.contains("format 2"), "{stdout}{stderr}");
+    assert!(stdout.contains("refused") && stderr.contains("format 3"), "{stdout}{stderr}");
     assert_eq!(site.run(&["show", "2026"]).0, 1);
 
     // Two jobs may have started in the same second.

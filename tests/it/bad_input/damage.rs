@@ -239,7 +239,10 @@ fn a_set_of_another_job_moved_here_is_refused() {
     // Signed by the right key and complete: only the place is wrong.
     std::fs::rename(jobs.join("other").join(&moved), jobs.join("db").join(&moved)).unwrap();
     let run = opsd.run(&["restore", "db", "--verify", "--backup", &moved, "--json"]);
-    let run = run.expect_failure(3, &["test/other/", "was found under test/db/", "moved"]);
+    let run = run.expect_failure(
+        3,
+        &["made for \"opsd manifest test/other/", "not for \"opsd manifest test/db/", "moved"],
+    );
     assert_eq!(result(&run)["verdict"], "differs");
     let target = unique("nowhere");
     let to = server.socket_url("postgres", &target);

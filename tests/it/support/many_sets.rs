@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::{StreamExt, stream};
+use opsd::set::signature::{self, Purpose};
 use opsd::set::{self, seal, verification};
 use opsd::store::{Store, put};
 use serde_json::json;
 
 use super::opsd::Opsd;
-use super::sets;
 
 /// A manifest as a nightly backup of two databases writes it.
 pub fn manifest(id: &str, started: DateTime<Utc>, previous: Option<&str>) -> Vec<u8> {
@@ -69,7 +69,10 @@ fn record(id: &str, manifest: &[u8], finished: DateTime<Utc>) -> Vec<u8> {
 /// Nightly sets, signed, each seventh rehearsed, as the objects of a repository.
 fn repository(opsd: &Opsd, count: usize) -> Vec<(String, Vec<u8>)> {
     let first: DateTime<Utc> = "2024-01-01T03:00:00Z".parse().expect("a time");
-    let sign = |key: &str, bytes: &[u8]| sets::sign(&opsd.path("sign.key"), key, bytes).into_bytes();
+    let sign = |purpose: Purpose, id: &str, bytes: &[u8]| {
+        let comment = purpose.comment("test", "db", id);
+        signature::sign(&opsd.path("sign.key"), bytes, &comment).expect("signed").into_bytes()
+    };
     let mut objects = Vec::new();
     let mut previous: Option<String> = None;
     for n in 0..count {
@@ -85,11 +88,11 @@ fn repository(opsd: &Opsd, count: usize) -> Vec<(String, Vec<u8>)> {
             let finished = started + TimeDelta::hours(2);
             let bytes = record(&id, &bytes, finished);
             let key = prefix.clone() + &verification::name(finished);
-            objects.push((format!("{key}.minisig"), sign(&key, &bytes)));
+            objects.push((format!("{key}.minisig"), sign(Purpose::Verification, &id, &bytes)));
             objects.push((key, bytes));
         }
         let key = format!("{prefix}manifest.json");
-        objects.push((format!("{key}.minisig"), sign(&key, &bytes)));
+        objects.push((format!("{key}.minisig"), sign(Purpose::Manifest, &id, &bytes)));
         objects.push((key, bytes));
         previous = Some(id);
     }
