@@ -2,13 +2,14 @@
 //!
 //! What differs between providers is not assumed but probed (`super::probe`) and remembered in the
 //! repository; [`Options`] carries what was found. Every request goes through `S3Store::retry`
-//! (`retry`) and is bounded (`attempt`); errors come out as sentences (`failure`); writing is in
+//! (`retry`) and is bounded, in time (`attempt`) and in what it answers (`bounded`); errors come out as sentences (`failure`); writing is in
 //! `upload`; what only the probe needs is in `trial`, what several runs agree by in `coordinate`.
 //!
 //! Deliberately absent: server-side encryption settings, storage classes and tags (the bucket's
 //! defaults apply), and presigned URLs. This is the only code that knows the AWS SDK.
 
 mod attempt;
+mod bounded;
 mod client;
 mod coordinate;
 mod credentials;
@@ -32,6 +33,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use self::attempt::{ANSWER, Attempt};
+use self::bounded::{LISTING_TIME, Listed};
 use self::failure::{Failure, display_endpoint};
 use self::retry::Patience;
 use super::{ObjectMeta, READ_SIZE, Store, StoreError, Unfinished, Upload, Version, check_key};
@@ -210,6 +212,58 @@ impl S3Store {
         };
         attempt.collect(response.body, expected, &self.ranges).await.map(Ok)
     }
+
+    async fn list_objects(&self, prefix: &str) -> Result<Vec<ObjectMeta>, StoreError> {
+        let own = self.full_key("");
+        let mut found = Vec::new();
+        let doing = format!("list {}/{prefix}", self.place());
+        let request = self.client.list_objects_v2().bucket(&self.bucket).prefix(self.full_key(prefix));
+        let mut token: Option<String> = None;
+        let mut listed = Listed::default();
+        loop {
+            let page = request.clone().set_continuation_token(token.clone());
+            let send = |attempt: Attempt| attempt.send(ANSWER, page.clone().send());
+            let page = self
+                .retry(&doing, Patience::Full, send)
+                .await
+                .map_err(|failure| failure.explain(self, &doing))?;
+            let keys = page.contents().iter().map(|object| object.key().unwrap_or_default());
+            listed
+                .page(keys)
+                .map_err(|why| StoreError::Other(format!("cannot {doing}: {} {why}", self.endpoint)))?;
+            for object in page.contents() {
+                // What is no valid key (another tool's folder markers) was not written by opsd.
+                let Some(key) = object.key().and_then(|k| k.strip_prefix(own.as_str())) else { continue };
+                if check_key(key).is_ok() {
+                    found.push(ObjectMeta {
+                        key: key.to_owned(),
+                        size: size(object.size()),
+                        modified: time(object.last_modified()),
+                    });
+                }
+            }
+            let next = next_page(page.is_truncated(), page.next_continuation_token(), token.as_deref());
+            match next.map_err(|why| StoreError::Other(format!("cannot {doing}: {} {why}", self.endpoint)))? {
+                Some(next) => token = Some(next),
+                None => break,
+            }
+        }
+        found.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(found)
+    }
+
+    /// What takes several requests, each of which may be answered just before it is given up.
+    async fn in_time<T>(
+        &self,
+        doing: &str,
+        work: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let late = || {
+            let minutes = LISTING_TIME.as_secs() / 60;
+            StoreError::Other(format!("cannot {doing}: {} takes longer than {minutes} min", self.endpoint))
+        };
+        tokio::time::timeout(LISTING_TIME, work).await.unwrap_or_else(|_| Err(late()))
+    }
 }
 
 /// `bytes 0-9/100` as start and total.
@@ -279,37 +333,7 @@ impl Store for S3Store {
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>, StoreError> {
-        let own = self.full_key("");
-        let mut found = Vec::new();
-        let doing = format!("list {}/{prefix}", self.place());
-        let request = self.client.list_objects_v2().bucket(&self.bucket).prefix(self.full_key(prefix));
-        let mut token: Option<String> = None;
-        loop {
-            let page = request.clone().set_continuation_token(token.clone());
-            let send = |attempt: Attempt| attempt.send(ANSWER, page.clone().send());
-            let page = self
-                .retry(&doing, Patience::Full, send)
-                .await
-                .map_err(|failure| failure.explain(self, &doing))?;
-            for object in page.contents() {
-                // What is no valid key (another tool's folder markers) was not written by opsd.
-                let Some(key) = object.key().and_then(|k| k.strip_prefix(own.as_str())) else { continue };
-                if check_key(key).is_ok() {
-                    found.push(ObjectMeta {
-                        key: key.to_owned(),
-                        size: size(object.size()),
-                        modified: time(object.last_modified()),
-                    });
-                }
-            }
-            let next = next_page(page.is_truncated(), page.next_continuation_token(), token.as_deref());
-            match next.map_err(|why| StoreError::Other(format!("cannot {doing}: {} {why}", self.endpoint)))? {
-                Some(next) => token = Some(next),
-                None => break,
-            }
-        }
-        found.sort_by(|a, b| a.key.cmp(&b.key));
-        Ok(found)
+        self.in_time("list objects", self.list_objects(prefix)).await
     }
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
@@ -329,7 +353,7 @@ impl Store for S3Store {
     }
 
     async fn unfinished(&self, prefix: &str) -> Result<Vec<Unfinished>, StoreError> {
-        self.list_unfinished(prefix).await
+        self.in_time("list unfinished uploads", self.list_unfinished(prefix)).await
     }
 
     async fn abort_unfinished(&self, upload: &Unfinished) -> Result<(), StoreError> {

@@ -1,3 +1,4 @@
 //! Peers that try to exhaust opsd: each command stays within its memory and comes to an end.
 
 mod postgres;
+mod s3;

@@ -23,6 +23,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use super::Access;
+use super::bounded::bounded;
 use crate::config::Repository;
 use crate::store::StoreError;
 
@@ -42,7 +43,7 @@ const DEFAULT_REGION: &str = "us-east-1";
 
 /// A client for the repository's store, and the region it signs for.
 pub(super) async fn build(repository: &Repository, access: &Access) -> Result<(Client, String), StoreError> {
-    let http = http_client()?;
+    let http = bounded(http_client()?);
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .http_client(http)
         .retry_config(RetryConfig::disabled())

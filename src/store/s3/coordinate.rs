@@ -11,6 +11,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
 use super::attempt::{ANSWER, Attempt};
+use super::bounded::Listed;
 use super::retry::Patience;
 use super::{S3Store, time};
 use crate::store::{StoreError, Unfinished, Version, check_key};
@@ -58,6 +59,7 @@ impl S3Store {
         let own = self.full_key("");
         let mut found = Vec::new();
         let mut after: (Option<String>, Option<String>) = (None, None);
+        let mut listed = Listed::default();
         loop {
             let request = self
                 .client
@@ -69,6 +71,10 @@ impl S3Store {
             let doing = "list unfinished uploads";
             let send = |attempt: Attempt| attempt.send(ANSWER, request.clone().send());
             let page = self.retry(doing, Patience::Full, send).await.map_err(|f| f.explain(self, doing))?;
+            let keys = page.uploads().iter().map(|upload| upload.key().unwrap_or_default());
+            listed
+                .page(keys)
+                .map_err(|why| StoreError::Other(format!("cannot {doing}: {} {why}", self.endpoint)))?;
             for upload in page.uploads() {
                 let (Some(key), Some(id)) = (upload.key(), upload.upload_id()) else { continue };
                 // Whose key is not ours was not begun by opsd, and some stores ignore the prefix.

@@ -119,6 +119,12 @@ impl Failure {
         self.broke.is_some()
     }
 
+    /// Whether the store sent more than anybody asked for, which it would do again.
+    pub(super) fn is_too_much(&self) -> bool {
+        self.broke.as_deref().is_some_and(|how| how.contains(super::bounded::TOO_MUCH))
+            || self.transport_says(&["message head is too large"])
+    }
+
     /// Whether somebody took the connection, and ended it without an answer.
     pub(super) fn is_cut_off(&self) -> bool {
         self.is_broken()

@@ -86,7 +86,7 @@ impl Failure {
             | "RequestLimitExceeded"
             | "BandwidthLimitExceeded" => return Verdict::Patiently,
             "NotImplemented" => return Verdict::Final,
-            _ if self.is_full() => return Verdict::Final,
+            _ if self.is_full() || self.is_too_much() => return Verdict::Final,
             _ => {}
         }
         // Whatever the answer was going to be, it did not arrive.
