@@ -45,8 +45,22 @@ pub fn is_from_future(started: DateTime<Utc>, now: DateTime<Utc>) -> bool {
     started > now + CLOCK_TOLERANCE
 }
 
-/// Largest manifest or verification record that is read; a thousand times what one usually needs.
+/// Largest manifest that is read; a thousand times what one usually needs.
 const DOCUMENT_LIMIT: u64 = 16 * 1024 * 1024;
+
+/// JSON values of a manifest: fifteen times as many as those of a thousand databases. An empty text takes
+/// three bytes in a document and ten times as much when it is parsed.
+const VALUES_LIMIT: usize = 500_000;
+
+/// Largest verification record that is read: a line for each of thousands of tables.
+const RECORD_LIMIT: u64 = verification::SIZE_MAX as u64;
+
+/// Rehearsals of a set that are looked at, the newest by their names: a set that is rehearsed each night
+/// for a month has as many, and what is older decides nothing.
+const RECORDS: usize = 32;
+
+/// Bytes of all records of a set that are read. What is parsed takes several times as much.
+const RECORDS_LIMIT: u64 = 2 * RECORD_LIMIT;
 
 /// Largest signature that is read.
 const SIGNATURE_LIMIT: u64 = 16 * 1024;
@@ -104,10 +118,41 @@ impl Entry {
         self.objects.iter().map(|o| o.key.as_str()).filter(|key| verification::is_name(key))
     }
 
+    /// The records that are read, newest first, and why others are not.
+    fn records_to_read(&self) -> (Vec<&str>, Vec<(String, Error)>) {
+        let (mut read, mut passed_over) = (Vec::new(), Vec::new());
+        let mut older = 0_u64;
+        let mut left = RECORDS_LIMIT;
+        for object in self.objects.iter().rev().filter(|o| verification::is_name(&o.key)) {
+            if object.size > RECORD_LIMIT {
+                let why = format!("it has {} bytes, and a record at most {RECORD_LIMIT}", object.size);
+                passed_over.push((object.key.clone(), Error::new(why)));
+            } else if read.len() == RECORDS || object.size > left {
+                older += 1;
+                left = 0;
+            } else {
+                left -= object.size;
+                read.push(object.key.as_str());
+            }
+        }
+        // However many there are: what is said of them has an end as well.
+        let more = passed_over.len().saturating_sub(RECORDS) as u64;
+        passed_over.truncate(RECORDS);
+        if older + more > 0 {
+            let why = format!("only the newest {RECORDS} of at most {} KiB are read", RECORDS_LIMIT >> 10);
+            let rest = format!("the rest of the verification records ({})", older + more);
+            passed_over.push((rest, Error::new(why)));
+        }
+        (read, passed_over)
+    }
+
     /// KiB that reading its documents takes at the most.
     fn documents_kib(&self) -> u32 {
-        let is_document = |o: &&ObjectMeta| o.key == MANIFEST || verification::is_name(&o.key);
-        let bytes: u64 = self.objects.iter().filter(is_document).map(|o| o.size.min(DOCUMENT_LIMIT)).sum();
+        let manifest =
+            self.objects.iter().find(|o| o.key == MANIFEST).map_or(0, |o| o.size.min(DOCUMENT_LIMIT));
+        let is_record = |o: &&ObjectMeta| verification::is_name(&o.key) && o.size <= RECORD_LIMIT;
+        let records: u64 = self.objects.iter().filter(is_record).map(|o| o.size).sum();
+        let bytes = manifest + records.min(RECORDS_LIMIT);
         u32::try_from(bytes >> 10).unwrap_or(u32::MAX).clamp(1, LOADING_KIB)
     }
 
@@ -303,13 +348,20 @@ pub async fn load_entry(store: &dyn Store, trusted: &Trusted, entry: Entry) -> R
         }
     }
     let (bytes, vouched) =
-        read_signed(store, &trusted.backups, Purpose::Manifest, &entry, MANIFEST).await.context(&name)?;
+        read_signed(store, &trusted.backups, Purpose::Manifest, &entry, MANIFEST, DOCUMENT_LIMIT)
+            .await
+            .context(&name)?;
+    // Each value but the first follows one of these.
+    let values = bytes.iter().filter(|byte| matches!(byte, b',' | b'{' | b'[')).count();
+    if values > VALUES_LIMIT {
+        return Err(Error::new(format!("manifest has more than {VALUES_LIMIT} values")).context(&name));
+    }
     let manifest = Manifest::parse(&bytes, &entry.site, &entry.job, &entry.id).context(&name)?;
     let manifest_sha256 = seal::sha256_hex(&bytes);
 
     let mut verifications = Vec::new();
-    let mut ignored = Vec::new();
-    for record in entry.records() {
+    let (records, mut ignored) = entry.records_to_read();
+    for record in records {
         match load_record(store, trusted, &entry, record, &manifest, &manifest_sha256).await {
             Ok(verification) => verifications.push(verification),
             Err(error) => ignored.push((record.to_owned(), error)),
@@ -332,7 +384,7 @@ async fn load_record(
             .with_hint("name the key of the host that rehearses in trusted_verify_keys"));
     }
     let keys = &trusted.verifications;
-    let (bytes, _) = read_signed(store, keys, Purpose::Verification, entry, record).await?;
+    let (bytes, _) = read_signed(store, keys, Purpose::Verification, entry, record, RECORD_LIMIT).await?;
     let found = Verification::parse(&bytes, &entry.site, &entry.job, &entry.id, manifest_sha256)?;
     let names = |name: &str| found.databases.iter().any(|d| d.name == name);
     match manifest.databases.iter().find(|d| !names(&d.name)) {
@@ -351,20 +403,20 @@ async fn read_signed(
     purpose: Purpose,
     entry: &Entry,
     document: &str,
+    limit: u64,
 ) -> Result<(bytes::Bytes, Signature)> {
     let signature_name = &format!("{document}.minisig");
     let signed = entry.has(signature_name);
     let read = async |name: &str, limit| store::get(store, &entry.key(name), limit).await.context(name);
     if trusted_keys.is_empty() {
         let vouched = if signed { Signature::Unchecked } else { Signature::Unsigned };
-        return Ok((read(document, DOCUMENT_LIMIT).await?, vouched));
+        return Ok((read(document, limit).await?, vouched));
     }
     if !signed {
         return Err(Error::differs(format!("{document} is not signed"))
             .with_hint("trusted_keys is set: who can write to the repository could have planted this"));
     }
-    let (bytes, text) =
-        tokio::try_join!(read(document, DOCUMENT_LIMIT), read(signature_name, SIGNATURE_LIMIT))?;
+    let (bytes, text) = tokio::try_join!(read(document, limit), read(signature_name, SIGNATURE_LIMIT))?;
     let text = String::from_utf8_lossy(&text);
     let comment = purpose.comment(&entry.site, &entry.job, &entry.id);
     signature::verify(trusted_keys, &comment, &bytes, &text).context(document)?;

@@ -14,6 +14,10 @@ use crate::error::{Error, Result};
 /// The format this opsd writes and reads.
 pub const FORMAT: u32 = 1;
 
+/// Largest record that is written, and read: a line for each of some thousand tables. A rehearsal of a set
+/// in which more differs names the first of them.
+pub const SIZE_MAX: usize = 256 << 10;
+
 /// One rehearsal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -180,11 +184,33 @@ impl Verification {
         Ok(record)
     }
 
-    /// The record as stored: pretty JSON, so that a person can read it.
+    /// The record as stored: pretty JSON, so that a person can read it, with as many lines of what differs
+    /// as there is room for.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        let mut bytes = serde_json::to_vec_pretty(self)?;
-        bytes.push(b'\n');
-        Ok(bytes)
+        let mut most = usize::MAX;
+        loop {
+            let mut bytes = serde_json::to_vec_pretty(&self.shortened(most))?;
+            bytes.push(b'\n');
+            if bytes.len() <= SIZE_MAX || most == 0 {
+                return Ok(bytes);
+            }
+            most = most.min(2000) / 2;
+        }
+    }
+
+    /// With so many lines in each list at the most, and how many more there are.
+    fn shortened(&self, most: usize) -> Self {
+        let shorten = |lines: &mut Vec<String>| {
+            let more = lines.len().saturating_sub(most);
+            if more > 0 {
+                lines.truncate(most);
+                lines.push(format!("and {more} more"));
+            }
+        };
+        let mut record = self.clone();
+        record.databases.iter_mut().for_each(|database| shorten(&mut database.differences));
+        shorten(&mut record.warnings);
+        record
     }
 
     /// Seconds from start to end: the measured recovery time.
@@ -253,6 +279,19 @@ pub(crate) mod tests {
         let text = String::from_utf8(record.to_bytes().unwrap()).unwrap();
         assert!(text.find("fetch").unwrap() < text.find("restore").unwrap());
         assert!(text.find("\"restore\"").unwrap() < text.find("\"prove\"").unwrap());
+    }
+
+    #[test]
+    fn a_record_of_many_differences_names_as_many_as_are_read() {
+        let mut record = record("aa");
+        record.verdict = Verdict::Differs;
+        record.databases[0].differences =
+            (0..20_000).map(|n| format!("table public.t{n}: 1 rows instead of 2")).collect();
+        let back = parse(&record).unwrap();
+        assert!(record.to_bytes().unwrap().len() <= SIZE_MAX);
+        let lines = &back.databases[0].differences;
+        assert!(lines.len() > 900, "{}", lines.len());
+        assert_eq!(lines.last().unwrap(), &format!("and {} more", 20_000 - (lines.len() - 1)));
     }
 
     #[test]

@@ -1,4 +1,5 @@
 //! Peers that try to exhaust opsd: each command stays within its memory and comes to an end.
 
 mod postgres;
+mod records;
 mod s3;

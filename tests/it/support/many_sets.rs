@@ -53,7 +53,8 @@ pub fn manifest(id: &str, started: DateTime<Utc>, previous: Option<&str>) -> Vec
     serde_json::to_vec_pretty(&whole).expect("JSON")
 }
 
-fn record(id: &str, manifest: &[u8], finished: DateTime<Utc>) -> Vec<u8> {
+/// A record of a rehearsal that proved it.
+pub fn record(id: &str, manifest: &[u8], finished: DateTime<Utc>) -> Vec<u8> {
     let database = |name: &str| json!({ "name": name, "tables_total": 40, "tables_proven": 40, "rows": 1_234_567, "differences": [] });
     let document = json!({
         "format": 1, "site": "test", "job": "db", "id": id,
