@@ -5,6 +5,7 @@
 //! commands' arguments are not looked at. Deliberately absent: the key space (`SCAN`, big keys), `KEYS`,
 //! `MONITOR`, `LATENCY` (which must be switched on), clusters.
 
+mod bounded;
 mod info;
 pub(super) mod link;
 

@@ -2,4 +2,5 @@
 
 mod postgres;
 mod records;
+mod redis;
 mod s3;

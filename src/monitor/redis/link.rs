@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 
 use super::super::{Failure, Reason, trust};
+use super::bounded::{Bounded, Refused};
 use crate::config::{Redis, RedisAddress};
 use crate::error::{Context, Error, Result};
 
@@ -30,6 +31,7 @@ pub type Reply = Result<Value, Failure>;
 /// A connection.
 pub struct Link {
     connection: MultiplexedConnection,
+    refused: Refused,
     driver: JoinHandle<()>,
 }
 
@@ -95,12 +97,13 @@ impl Link {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         greet(&mut stream).await?;
+        let (stream, refused) = Bounded::new(stream);
         let settings = RedisConnectionInfo::default().set_skip_set_lib_name();
         // No answer is late by itself: the whole collection has a deadline.
         let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
         let (connection, driver) =
             MultiplexedConnection::new_with_config(&settings, stream, config).await.map_err(broken)?;
-        Ok(Link { connection, driver: tokio::spawn(driver) })
+        Ok(Link { connection, refused, driver: tokio::spawn(driver) })
     }
 
     /// Sends commands together. Fails as a whole only if the connection does.
@@ -113,7 +116,15 @@ impl Link {
         for command in commands {
             pipeline.add_command(command);
         }
-        let values = self.connection.req_packed_commands(&pipeline, 0, count).await.map_err(broken)?;
+        let values = match self.connection.req_packed_commands(&pipeline, 0, count).await {
+            Ok(values) => values,
+            Err(error) => {
+                return Err(match self.refused.get() {
+                    Some(why) => super::protocol(why),
+                    None => broken(error),
+                });
+            }
+        };
         if values.len() != count {
             let error = Error::new(format!("{count} commands had {} answers", values.len()));
             return Err(Failure::new(Reason::Protocol, error));
