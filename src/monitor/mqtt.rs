@@ -7,7 +7,7 @@
 //! Deliberately absent: qualities of service above 0, version 5, websockets, wills, and any topic but
 //! `$SYS` and the probe's own.
 
-mod packet;
+pub mod packet;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
+use bytes::BytesMut;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::TlsConnector;
@@ -101,7 +102,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + Sync> Wire for T {}
 /// A session with a broker.
 struct Connection {
     wire: Box<dyn Wire>,
-    unread: Vec<u8>,
+    unread: BytesMut,
     since: SystemTime,
     /// What the broker last said of itself, by topic below [`SYS`], and when.
     said: BTreeMap<String, (String, SystemTime)>,
@@ -134,8 +135,13 @@ impl Target {
             Box::new(stream)
         };
         let said = BTreeMap::new();
-        let mut connection =
-            Connection { wire, unread: Vec::new(), since: SystemTime::now(), said, refused: (false, false) };
+        let mut connection = Connection {
+            wire,
+            unread: BytesMut::new(),
+            since: SystemTime::now(),
+            said,
+            refused: (false, false),
+        };
         let password = self.mqtt.password.as_ref().map(|source| source.read());
         let password = password.transpose().map_err(|error| self.failure(Reason::Internal, error))?;
         let id = format!("opsd-{:08x}", rand::random::<u32>());

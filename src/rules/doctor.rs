@@ -20,6 +20,13 @@ use crate::metrics;
 const SINCE: Duration = Duration::from_secs(24 * 3600);
 const TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Bytes of an answer: where `limit` is not heeded, a thousand series of a kilobyte each, four times over.
+const ANSWER_MAX: usize = 4 << 20;
+/// JSON values in it, each of which takes several times its two bytes.
+const VALUES_MAX: usize = 400_000;
+/// Letters of an error of Prometheus's that are repeated.
+const SAID_MAX: usize = 300;
+
 /// Whether something has series.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum State {
@@ -198,15 +205,27 @@ impl Prometheus {
                 .context("cannot ask Prometheus")
                 .with_hint("give its address with --prometheus URL")
         };
-        let response = self.client.get(url).send().await.map_err(|e| failed(e.without_url()))?;
+        let mut response = self.client.get(url).send().await.map_err(|e| failed(e.without_url()))?;
         let status = response.status();
-        let body = response.bytes().await.map_err(|e| failed(e.without_url()))?;
+        let mut body = Vec::new();
+        let mut values = 0;
+        while let Some(piece) = response.chunk().await.map_err(|e| failed(e.without_url()))? {
+            body.extend_from_slice(&piece);
+            values += piece.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count();
+            if body.len() > ANSWER_MAX || values > VALUES_MAX {
+                return Err(Error::new(format!("it answers more than {} MiB", ANSWER_MAX >> 20))
+                    .context("what answers is no Prometheus"));
+            }
+        }
         let answer: Value = serde_json::from_slice(&body)
             .map_err(|_| Error::new(format!("status {status}, and no JSON")))
             .context("what answers is no Prometheus")?;
         match (answer["data"].as_array(), answer["error"].as_str()) {
             (Some(series), _) => Ok(!series.is_empty()),
-            (None, Some(error)) => Err(Error::new(error).context(format!("Prometheus refuses {selector}"))),
+            (None, Some(error)) => {
+                let said: String = error.chars().take(SAID_MAX).collect();
+                Err(Error::new(said).context(format!("Prometheus refuses {selector}")))
+            }
             (None, None) => {
                 Err(Error::new(format!("status {status}")).context("what answers is no Prometheus"))
             }

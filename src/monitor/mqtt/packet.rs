@@ -2,6 +2,8 @@
 //!
 //! Written here because the client crates bring a second, older TLS stack for what is a hundred lines.
 
+use bytes::BytesMut;
+
 use crate::config::secret::Secret;
 
 /// Larger ones are not of this conversation.
@@ -15,7 +17,7 @@ const KEEP_ALIVE: [u8; 2] = [0, 0];
 
 /// What a broker sends.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Packet {
+pub enum Packet {
     /// The answer to a connect, and its code.
     Connected(u8),
     /// The answer to a subscribe: its number, and a code for each topic.
@@ -28,8 +30,9 @@ pub(super) enum Packet {
     Other,
 }
 
-/// Takes the first packet off the bytes that have arrived; none where it is not whole yet.
-pub(super) fn take(bytes: &mut Vec<u8>) -> Result<Option<Packet>, &'static str> {
+/// Takes the first packet off the bytes that have arrived, without moving the others; none where it is not
+/// whole yet.
+pub fn take(bytes: &mut BytesMut) -> Result<Option<Packet>, &'static str> {
     let mut length = 0usize;
     let mut head = 1;
     loop {
@@ -49,8 +52,7 @@ pub(super) fn take(bytes: &mut Vec<u8>) -> Result<Option<Packet>, &'static str> 
     if bytes.len() < head + length {
         return Ok(None);
     }
-    let rest = bytes.split_off(head + length);
-    let whole = std::mem::replace(bytes, rest);
+    let whole = bytes.split_to(head + length);
     parse(whole[0], &whole[head..]).map(Some).ok_or("it sends a damaged packet")
 }
 
@@ -137,8 +139,9 @@ mod tests {
 
     #[test]
     fn what_a_broker_answers() {
-        let mut bytes =
-            vec![0x20, 2, 0, 5, 0x90, 4, 0, 1, 0, 0x80, 0xd0, 0, 0x33, 7, 0, 1, b't', 0, 9, b'h', b'i', 0x20];
+        let bytes =
+            [0x20, 2, 0, 5, 0x90, 4, 0, 1, 0, 0x80, 0xd0, 0, 0x33, 7, 0, 1, b't', 0, 9, b'h', b'i', 0x20];
+        let mut bytes = BytesMut::from(&bytes[..]);
         let mut found = Vec::new();
         while let Some(packet) = take(&mut bytes).unwrap() {
             found.push(packet);
@@ -148,26 +151,27 @@ mod tests {
             found,
             [Packet::Connected(5), Packet::Subscribed(1, vec![0, 0x80]), Packet::Pong, message]
         );
-        assert_eq!(bytes, [0x20]);
+        assert_eq!(bytes, [0x20][..]);
     }
 
     #[test]
     fn what_is_no_mqtt_is_told() {
-        assert!(take(&mut b"\x30\xff\xff\xff\xff\xff".to_vec()).is_err());
-        assert!(take(&mut b"\x30\xff\xff\x7f".to_vec()).is_err());
-        assert!(take(&mut vec![0x30, 3, 0, 9, b't']).is_err());
+        assert!(take(&mut BytesMut::from(&b"\x30\xff\xff\xff\xff\xff"[..])).is_err());
+        assert!(take(&mut BytesMut::from(&b"\x30\xff\xff\x7f"[..])).is_err());
+        assert!(take(&mut BytesMut::from(&[0x30, 3, 0, 9, b't'][..])).is_err());
     }
 
     proptest! {
         #[test]
-        fn noise_never_panics(mut bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+        fn noise_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let mut bytes = BytesMut::from(&bytes[..]);
             while let Ok(Some(_)) = take(&mut bytes) {}
         }
 
         #[test]
         fn messages_come_back_however_they_are_cut(topic in "[a-z/]{1,20}", content in prop::collection::vec(any::<u8>(), 0..300), cut in 0usize..320) {
             let whole = publish(&topic, &content);
-            let mut bytes = whole[..cut.min(whole.len())].to_vec();
+            let mut bytes = BytesMut::from(&whole[..cut.min(whole.len())]);
             if cut < whole.len() {
                 prop_assert_eq!(take(&mut bytes), Ok(None));
                 bytes.extend_from_slice(&whole[cut..]);

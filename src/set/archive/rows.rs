@@ -13,8 +13,8 @@ use crate::error::{Context, Error, Result};
 const BLOCK_DATA: u8 = 1;
 /// Bytes read at first; the table of contents of one table is smaller.
 const FIRST_READ: usize = 64 << 10;
-/// A table of contents that is larger is no table's.
-const MAX_CONTENTS: usize = 64 << 20;
+/// A table of contents that is larger is no table's; in memory it takes several times as much.
+const MAX_CONTENTS: usize = 4 << 20;
 
 /// An archive of one table, opened at its rows.
 pub struct TableRows<R> {
@@ -44,7 +44,8 @@ pub fn open<R: Read>(mut source: R) -> Result<Option<TableRows<R>>> {
         match read_contents(&head) {
             Ok(Some(contents)) => break contents,
             Ok(None) => return Ok(None),
-            Err(ReadError::Incomplete) if head.len() > before && head.len() < MAX_CONTENTS => {}
+            Err(ReadError::Incomplete) if head.len() >= MAX_CONTENTS => return Ok(None),
+            Err(ReadError::Incomplete) if head.len() > before => {}
             Err(ReadError::Incomplete) => {
                 return Err(Error::differs("archive ends inside its table of contents"));
             }
