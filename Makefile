@@ -37,7 +37,7 @@ demo: ## Back up, restore, prove and break something, in half a minute after the
 
 # Each target for FUZZ_SECONDS. Stable Rust builds it: libFuzzer needs no more than -Z flags here.
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS := archive manifest globals quoting config keys header
+FUZZ_TARGETS := archive rows manifest globals quoting config keys header mqtt exporter
 FUZZ := RUSTC_BOOTSTRAP=1 $(CARGO) fuzz
 
 # Asked for before anything that takes long.

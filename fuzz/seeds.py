@@ -34,7 +34,8 @@ def archive(minor, entries):
         has_data = body is not None
         copy = f"COPY public.{tag} (a) FROM stdin;\n" if description == "TABLE DATA" else None
         out += integer(number) + integer(has_data) + string("0") + string("16384")
-        out += string(tag) + string(description) + integer(3) + string("CREATE SOMETHING;\n") + string(None)
+        definition = "SET client_encoding = 'UTF8';\n" if description == "ENCODING" else "CREATE SOMETHING;\n"
+        out += string(tag) + string(description) + integer(3) + string(definition) + string(None)
         out += string(copy) + string("public") + string(None) + string("heap")
         out += integer(114) if minor >= 16 else b""
         out += string("owner") + string("false") + string("7") + string(None) + b"\1" + bytes(8)
@@ -62,6 +63,28 @@ def archives():
     yield b"\1SELECT pg_catalog.setval('public.s', 17, true);\n"
     yield b'\1COPY public."o""dd.Name" (a, "b c") FROM stdin;\n'
     yield b"\1SET client_encoding = 'UTF8';\n"
+
+
+def tables():
+    encoding = (1, "ENCODING", "ENCODING", None)
+    for minor, rows in itertools.product((14, 16), ([b"1\n", b"2\n", b"\\.\n\n\n"], [])):
+        whole = archive(minor, [encoding, (2, "TABLE DATA", "t", rows)])
+        yield from (bytes([piece]) + whole for piece in (1, 9, 255))
+        yield b"\x20" + whole[:-7]
+
+
+def packets():
+    whole = b"\x20\2\0\0\x90\3\0\1\0\xd0\0\x30\x0a\0\6$SYS/xhi\x33\7\0\1t\0\x09hi"
+    yield from (bytes([piece]) + whole for piece in (1, 3, 255))
+    yield b"\1\x30\xff\xff\x7f"
+    yield b"\xff" + b"\xd0\0" * 2000
+
+
+def requests():
+    yield "Basic b3BzZDpzZWNyZXQ="
+    yield "bearer  token "
+    yield "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,text/plain;version=0.0.4;q=0.4,*/*"
+    yield ";q=,=,;;version=\"1.0.0\";q=1e309;q=NaN"
 
 
 def manifests():
@@ -174,7 +197,7 @@ def headers():
 
 def main():
     root = pathlib.Path(sys.argv[1])
-    for target, seeds in dict(archive=archives, manifest=manifests, globals=scripts, quoting=names, config=configurations, keys=keys, header=headers).items():
+    for target, seeds in dict(archive=archives, rows=tables, manifest=manifests, globals=scripts, quoting=names, config=configurations, keys=keys, header=headers, mqtt=packets, exporter=requests).items():
         directory = root / target
         directory.mkdir(parents=True, exist_ok=True)
         for number, seed in enumerate(seeds()):

@@ -7,7 +7,7 @@
 pub mod auth;
 mod openmetrics;
 pub mod page;
-mod respond;
+pub mod respond;
 mod serve;
 mod text;
 

@@ -102,7 +102,7 @@ fn metrics(exporter: &Exporter, request: &Request<Incoming>) -> Response<Full<By
 }
 
 /// Whether `Accept` asks for OpenMetrics 1.0 at least as much as for plain text.
-fn wants_openmetrics(accept: &str) -> bool {
+pub fn wants_openmetrics(accept: &str) -> bool {
     let (mut openmetrics, mut plain) = (0.0, 0.0);
     for range in accept.split(',') {
         let mut parts = range.split(';').map(str::trim);
