@@ -11,6 +11,8 @@
 //!
 //! Deliberately absent: any cache, and any writing.
 
+mod records;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -18,6 +20,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::Semaphore;
 
+use self::records::{RECORD_LIMIT, RECORDS_LIMIT};
 use super::manifest::Manifest;
 use super::signature::Purpose;
 use super::verification::{Verdict, Verification};
@@ -51,16 +54,6 @@ const DOCUMENT_LIMIT: u64 = 16 * 1024 * 1024;
 /// JSON values of a manifest: fifteen times as many as those of a thousand databases. An empty text takes
 /// three bytes in a document and ten times as much when it is parsed.
 const VALUES_LIMIT: usize = 500_000;
-
-/// Largest verification record that is read: a line for each of thousands of tables.
-const RECORD_LIMIT: u64 = verification::SIZE_MAX as u64;
-
-/// Rehearsals of a set that are looked at, the newest by their names: a set that is rehearsed each night
-/// for a month has as many, and what is older decides nothing.
-const RECORDS: usize = 32;
-
-/// Bytes of all records of a set that are read. What is parsed takes several times as much.
-const RECORDS_LIMIT: u64 = 2 * RECORD_LIMIT;
 
 /// Largest signature that is read.
 const SIGNATURE_LIMIT: u64 = 16 * 1024;
@@ -111,39 +104,6 @@ impl Entry {
     /// The time in its id.
     pub fn id_time(&self) -> DateTime<Utc> {
         id_time(&self.id).unwrap_or_default()
-    }
-
-    /// Names of its verification records, relative to its folder.
-    pub fn records(&self) -> impl Iterator<Item = &str> {
-        self.objects.iter().map(|o| o.key.as_str()).filter(|key| verification::is_name(key))
-    }
-
-    /// The records that are read, newest first, and why others are not.
-    fn records_to_read(&self) -> (Vec<&str>, Vec<(String, Error)>) {
-        let (mut read, mut passed_over) = (Vec::new(), Vec::new());
-        let mut older = 0_u64;
-        let mut left = RECORDS_LIMIT;
-        for object in self.objects.iter().rev().filter(|o| verification::is_name(&o.key)) {
-            if object.size > RECORD_LIMIT {
-                let why = format!("it has {} bytes, and a record at most {RECORD_LIMIT}", object.size);
-                passed_over.push((object.key.clone(), Error::new(why)));
-            } else if read.len() == RECORDS || object.size > left {
-                older += 1;
-                left = 0;
-            } else {
-                left -= object.size;
-                read.push(object.key.as_str());
-            }
-        }
-        // However many there are: what is said of them has an end as well.
-        let more = passed_over.len().saturating_sub(RECORDS) as u64;
-        passed_over.truncate(RECORDS);
-        if older + more > 0 {
-            let why = format!("only the newest {RECORDS} of at most {} KiB are read", RECORDS_LIMIT >> 10);
-            let rest = format!("the rest of the verification records ({})", older + more);
-            passed_over.push((rest, Error::new(why)));
-        }
-        (read, passed_over)
     }
 
     /// KiB that reading its documents takes at the most.
@@ -360,7 +320,7 @@ pub async fn load_entry(store: &dyn Store, trusted: &Trusted, entry: Entry) -> R
     let manifest_sha256 = seal::sha256_hex(&bytes);
 
     let mut verifications = Vec::new();
-    let (records, mut ignored) = entry.records_to_read();
+    let (records, mut ignored) = records::to_read(&entry);
     for record in records {
         match load_record(store, trusted, &entry, record, &manifest, &manifest_sha256).await {
             Ok(verification) => verifications.push(verification),
