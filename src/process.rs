@@ -604,8 +604,15 @@ mod tests {
             assert!(of_one.iter().all(|line| *line == of_one[0]), "{of_one:?}");
         }
         // The same through a pipe is not: without that this test says nothing.
-        let together = spawn("tool", sh(script), Input::Null, Output::Null).unwrap().wait().await.unwrap();
-        assert_ne!(together.stderr, exit.stderr);
+        // A busy machine may run one process after the other, now and then.
+        for _ in 0..50 {
+            let together =
+                spawn("tool", sh(script), Input::Null, Output::Null).unwrap().wait().await.unwrap();
+            if together.stderr != exit.stderr {
+                return;
+            }
+        }
+        panic!("nothing was ever mixed");
     }
 
     #[tokio::test]

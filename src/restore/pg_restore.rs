@@ -276,29 +276,29 @@ async fn restore_part(
             let lines: String = ids.iter().map(|id| format!("{id};\n")).collect();
             let mut file = anonymous_file("opsd-list")?;
             file.write_all(lines.as_bytes()).context("cannot write a list of entries")?;
-            command.arg(format!("--use-list={}", path_of(&file)));
+            // pg_restore writes nothing to its stdout: the list is there for it to read.
+            command.arg("--use-list=/proc/self/fd/1");
             list = Some(file);
         }
     }
     // In a container a path means nothing, and from stdin there is one job.
     let jobs = if target.tools.run_here() { jobs } else { 1 };
-    let stdin = if target.tools.run_here() {
+    if target.tools.run_here() {
         if jobs > 1 {
             command.arg(format!("--jobs={jobs}"));
         }
-        // Opened anew by the child, at the beginning, for each of its workers.
-        command.arg(path_of(archive));
-        Input::Null
-    } else {
-        Input::File(File::open(path_of(archive)).context("cannot read the schema again")?)
-    };
+        // Opened anew, at the beginning, for each of its workers. The path is the child's own: while keys
+        // are loaded, nobody may look into this process, its children included.
+        command.arg("/proc/self/fd/0");
+    }
+    let stdin = Input::File(again(archive)?);
+    let stdout = list.map_or(Output::Null, Output::File);
     let mut child = if jobs > 1 {
-        process::spawn_apart("pg_restore", command, stdin, Output::Null)?
+        process::spawn_apart("pg_restore", command, stdin, stdout)?
     } else {
-        process::spawn("pg_restore", command, stdin, Output::Null)?
+        process::spawn("pg_restore", command, stdin, stdout)?
     };
     let exit = child.wait().await?;
-    drop(list); // read by now
     Ok(exit)
 }
 
@@ -308,9 +308,9 @@ fn anonymous_file(name: &str) -> Result<File> {
     Ok(File::from(memory.map_err(std::io::Error::from).context("cannot allocate memory")?))
 }
 
-/// Where a child can open a file of ours.
-fn path_of(file: &File) -> String {
-    format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())
+/// A file in memory once more, from its beginning.
+fn again(file: &File) -> Result<File> {
+    File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).context("cannot read the schema again")
 }
 
 impl Target {

@@ -316,15 +316,16 @@ fn compare(what: &str, unit: &str, expected: Fingerprint, found: Fingerprint) ->
     }
 }
 
+/// A page of large objects with their beginnings: there may be millions.
+const LARGE_OBJECTS: &str = "SELECT o, lo_get(o, 0, $2) FROM (SELECT oid AS o FROM pg_largeobject_metadata \
+                             WHERE oid > $1 ORDER BY oid LIMIT $3) AS page";
+
 async fn check_large_objects(client: &Client, proof: &Proof, secret: &RowSecret) -> Result<Option<String>> {
     let mut hasher = RowHasher::new(secret);
-    // A page at a time: there may be millions.
-    let page = "SELECT o, lo_get(o, 0, $2) FROM (SELECT oid AS o FROM pg_largeobject_metadata \
-                 WHERE oid > $1 ORDER BY oid LIMIT $3) AS page";
     let mut last = 0_u32;
     loop {
         let rows = client
-            .query(page, &[&last, &FIRST_PIECE, &(BATCH as i64)])
+            .query(LARGE_OBJECTS, &[&last, &FIRST_PIECE, &(BATCH as i64)])
             .await
             .map_err(error)
             .context("cannot read large objects")?;

@@ -102,6 +102,7 @@ fn documents_have_these_keys_and_values_that_others_count() {
     assert_eq!(
         keys(result),
         [
+            "contained",
             "databases",
             "error",
             "hints",

@@ -88,6 +88,33 @@ fn systemd_understands_the_units() {
     }
 }
 
+/// Each claim of `docs/security.md` names tests, and each of these exists.
+#[test]
+fn what_protects_from_what_is_tested() {
+    let mut sources = String::new();
+    let mut directories = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it")];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+            } else {
+                sources.push_str(&std::fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    let page = include_str!("../../docs/security.md");
+    let mut named = 0;
+    for row in page.lines().filter(|line| line.starts_with("| ") && line.contains('`')) {
+        for name in row.split('`').skip(1).step_by(2).filter(|word| word.matches('_').count() > 2) {
+            named += 1;
+            let begins = name.trim_end_matches('…');
+            assert!(sources.contains(&format!("fn {begins}")), "no test is called {name}");
+        }
+    }
+    assert!(named > 40, "{named} tests are named");
+}
+
 /// Runs a line's command as cron does: its own few variables, those of the file, `/bin/sh`.
 fn as_cron(opsd: &Opsd, path: &str, command: &str) -> Run {
     // For its configuration to be written.

@@ -55,8 +55,10 @@ fn a_target_that_is_missing_or_unknown_is_told() {
     let to = server.socket_url("postgres", &target);
     opsd.run(&["restore", "db", "--to", &to]).expect_failure(1, &[&target, "does not exist", "--create"]);
     assert!(!server.databases().contains(&target));
-    opsd.run(&["restore", "db", "--to", "nosuch"])
-        .expect_failure(2, &["\"nosuch\" is neither a URL nor a [postgres.NAME]", "servers in ", "main"]);
+    opsd.run(&["restore", "db", "--to", "nosuch"]).expect_failure(
+        2,
+        &["\"nosuch\" is neither a postgres:// URL nor a [postgres.NAME]", "servers in ", "main"],
+    );
     opsd.run(&["restore", "db"]).expect_code(2);
     let unreachable = format!("postgres://postgres@127.0.0.1:{}/x", crate::support::postgres::free_port());
     opsd.run(&["restore", "db", "--to", &unreachable]).expect_failure(1, &["cannot connect to"]);

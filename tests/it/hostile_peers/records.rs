@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use opsd::set::{self, signature, verification};
+use opsd::set::{self, verification};
 
 use crate::support::hostile::measured;
 use crate::support::many_sets;
 use crate::support::opsd::{Opsd, Run};
-use crate::support::postgres;
+use crate::support::{postgres, sets};
 
 const TIME: Duration = Duration::from_secs(60);
 
@@ -29,7 +29,7 @@ fn site_with_a_set() -> (Opsd, PathBuf) {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         File::create(&path).unwrap().set_len(object.size).unwrap();
     }
-    let signed = signature::sign(&opsd.path("sign.key"), &manifest, "test").unwrap();
+    let signed = sets::sign(&opsd.path("sign.key"), &format!("test/db/{id}/manifest.json"), &manifest);
     std::fs::write(set.join("manifest.json.minisig"), signed).unwrap();
     std::fs::write(set.join("manifest.json"), manifest).unwrap();
     (opsd, set)
@@ -96,7 +96,8 @@ fn the_newest_records_are_those_that_count() {
     for (at, name) in names.iter().enumerate() {
         let finished = format!("2026-11-22T03:{at:02}:00Z").parse().unwrap();
         let record = many_sets::record("20261121T030000Z-7f3a", &manifest, finished);
-        let signed = signature::sign(&opsd.path("sign.key"), &record, "test").unwrap();
+        let key = format!("test/db/20261121T030000Z-7f3a/{name}");
+        let signed = sets::sign(&opsd.path("sign.key"), &key, &record);
         std::fs::write(set.join(format!("{name}.minisig")), signed).unwrap();
         std::fs::write(set.join(name), record).unwrap();
     }

@@ -101,6 +101,9 @@ pub fn replace(opsd: &Opsd, id: &str, key: &str, archive: &[u8]) {
         let streams = databases.flat_map(|d| d["streams"].as_array_mut().expect("streams").iter_mut());
         let stream = streams.into_iter().find(|s| s["objects"][0]["key"] == key).expect("a stream");
         stream["plain_size"] = archive.len().into();
+        let end = opsd::set::seal::header::end(&sealed).expect("a header").expect("a whole header");
+        let pin = opsd::set::seal::header::pin(&sealed[..end]);
+        stream["objects"][0]["header"] = serde_json::to_value(pin).expect("JSON");
         stream["objects"][0]["size"] = sealed.len().into();
         stream["objects"][0]["sha256"] = opsd::set::seal::sha256_hex(&sealed).into();
     });
