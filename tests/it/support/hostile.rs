@@ -89,8 +89,9 @@ pub fn measured(mut command: Command, patience: Duration) -> Measured {
     let (pid, started) = (child.id(), Instant::now());
     let watcher = std::thread::spawn(move || {
         let mut peak = 0;
-        while let Some(now) = resident(pid) {
-            peak = peak.max(now);
+        while lives(pid) {
+            // While a program is being loaded, there is no figure.
+            peak = peak.max(resident(pid).unwrap_or(0));
             if peak > KILLED_AT || started.elapsed() > patience {
                 let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a process id");
                 let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
@@ -102,6 +103,15 @@ pub fn measured(mut command: Command, patience: Duration) -> Measured {
     let run = finish_child(child, words.join(" "));
     let (peak, time) = watcher.join().expect("watched");
     Measured { run, peak, time }
+}
+
+/// Whether a process has not ended yet.
+fn lives(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("State:"))
+        .is_some_and(|s| !s.trim().starts_with(['Z', 'X']))
 }
 
 /// The most memory that a process has had, in KiB; none once it has ended.
