@@ -86,7 +86,7 @@ pub(super) fn blocked_at(user: &Account, path: &Path) -> Option<PathBuf> {
     ancestors.into_iter().find(blocks).map(Path::to_owned)
 }
 
-/// A locked directory of one scratch server; [`Place::clear`] or dropping it removes everything.
+/// A locked directory of one scratch server; [`Place::take_away`] or dropping it removes everything.
 #[derive(Debug)]
 pub(super) struct Place {
     root: PathBuf,
