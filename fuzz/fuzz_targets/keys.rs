@@ -21,6 +21,6 @@ fuzz_target!(|data: &[u8]| {
     let _ = keys::parse_trusted_key(text);
     // Of a key that nobody has: nothing is ever signed with it.
     let trusted = ["RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3".to_owned()];
-    assert!(signature::verify(&trusted, rest, text).is_err(), "a signature was made up");
-    let _ = signature::verify(&[text.to_owned()], rest, &String::from_utf8_lossy(rest));
+    assert!(signature::verify(&trusted, "", rest, text).is_err(), "a signature was made up");
+    let _ = signature::verify(&[text.to_owned()], "", rest, &String::from_utf8_lossy(rest));
 });
