@@ -13,11 +13,12 @@
 //! - [`buffer_pool`], [`config`], [`pem`], [`process`], [`progress`], [`shutdown`]: what the rest stands on;
 //! - [`metrics`]: the catalogue of what is measured, which the configuration's thresholds name, too;
 //!   [`regular_file`]: files that were named to be read;
-//! - [`error`] and [`printable`] below all.
+//! - [`beneath`] (paths that no link leads out of), [`error`] and [`printable`] below all.
 //!
 //! `tests/architecture.rs` holds the code to this list. `ARCHITECTURE.md` says why.
 
 pub mod backup;
+pub mod beneath;
 pub mod buffer_pool;
 pub mod check;
 pub mod cli;

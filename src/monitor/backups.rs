@@ -21,7 +21,7 @@ use futures_util::StreamExt;
 
 use super::{Collected, Concern, Failure, Monitor, Reason};
 use crate::config::monitoring::Backups;
-use crate::config::{Config, Repository, Trusted, keys};
+use crate::config::{Config, Location, Repository, Trusted, keys};
 use crate::error::{Error, Kind, Result};
 use crate::set::catalog::{self, Entry, State};
 use crate::set::{MANIFEST, set_prefix};
@@ -91,7 +91,11 @@ impl Monitor for Target {
             None => {
                 let opened = store::open(&self.repository).await;
                 let opened = opened.map_err(|error| Failure::new(Reason::Unreachable, error))?;
-                self.store.insert(opened).clone()
+                // A directory is opened each time: a file system cannot be unmounted while it is held.
+                if matches!(self.repository.location, Location::S3 { .. }) {
+                    self.store = Some(opened.clone());
+                }
+                opened
             }
         };
         self.read(&*store).await

@@ -8,28 +8,31 @@
 //!
 //! Deliberately absent: locking of objects (names are the only shared state, and they change atomically;
 //! a lock on a temporary file only tells that its writer lives) and following of symbolic links below
-//! the root: what is behind one is not there, and nothing is written or removed through one.
+//! the root: what is behind one is not there, and nothing is written or removed through one, also where
+//! somebody swaps a folder for a link meanwhile ([`beneath`]).
 
 mod coordinate;
 
-use std::fs::{self, DirBuilder, File, Permissions, TryLockError};
+use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt, FileExt, PermissionsExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use rustix::fs::{CWD, RenameFlags, renameat_with};
-use tempfile::NamedTempFile;
+use rustix::fs::{AtFlags, OFlags, RenameFlags, Stat, linkat, renameat, renameat_with};
+use rustix::io::Errno;
 
 use super::{
     ObjectMeta, READ_SIZE, Store, StoreError, Unfinished, Upload, Version, check_key, size_mismatch,
 };
 use crate::buffer_pool::BufferPool;
-use crate::{regular_file, shutdown};
+use crate::{beneath, shutdown};
 
 /// Folder of unfinished uploads, in the root so that a rename never crosses file systems.
 const TEMPORARY: &str = ".opsd-tmp";
@@ -44,9 +47,17 @@ const PLACE_ATTEMPTS: usize = 10;
 /// A directory of objects.
 #[derive(Debug, Clone)]
 pub struct FsStore {
-    root: PathBuf,
+    root: Arc<Root>,
     /// Memory of ranges that are read.
     ranges: BufferPool,
+}
+
+/// The directory of a repository. It is held open, so that a run stays in the directory that it began in.
+#[derive(Debug)]
+struct Root {
+    directory: OwnedFd,
+    /// For messages.
+    path: PathBuf,
 }
 
 impl FsStore {
@@ -58,40 +69,64 @@ impl FsStore {
             other => other,
         };
         made.map_err(|e| explain(e, "create the repository directory", root))?;
-        let metadata = fs::metadata(root).map_err(|e| explain(e, "open the repository directory", root))?;
-        if !metadata.is_dir() {
-            return Err(StoreError::Other(format!("{} is not a directory", root.display())));
-        }
-        Ok(Self { root: root.to_owned(), ranges: BufferPool::new(READ_SIZE) })
+        let directory = match beneath::hold(root) {
+            Err(Errno::NOTDIR) => {
+                return Err(StoreError::Other(format!("{} is not a directory", root.display())));
+            }
+            opened => opened.map_err(|e| explain(e, "open the repository directory", root))?,
+        };
+        let root = Root { directory, path: root.to_owned() };
+        Ok(Self { root: Arc::new(root), ranges: BufferPool::new(READ_SIZE) })
+    }
+}
+
+impl Root {
+    fn describe(&self) -> String {
+        format!("file://{}", self.path.display())
     }
 
-    fn path(&self, key: &str) -> Result<PathBuf, StoreError> {
-        check_key(key)?;
-        if key.split('/').next() == Some(TEMPORARY) {
-            return Err(StoreError::Other(format!("key {key:?} is reserved for unfinished uploads")));
-        }
-        Ok(self.root.join(key))
+    /// The folder of an object, open.
+    fn folder_of(&self, key: &str) -> rustix::io::Result<OwnedFd> {
+        beneath::folder(&self.directory, split(key).0)
     }
 
-    /// Whether a symbolic link stands anywhere in the path of a key.
-    fn is_behind_link(&self, path: &Path) -> bool {
-        let is_link = |p: &Path| fs::symlink_metadata(p).is_ok_and(|m| m.file_type().is_symlink());
-        path.ancestors().take_while(|p| *p != self.root).any(is_link)
+    /// The folder of unfinished uploads, open.
+    fn temporary(&self) -> Result<OwnedFd, StoreError> {
+        beneath::create_folder(&self.directory, TEMPORARY)
+            .map_err(|e| explain(e, "create", &self.path.join(TEMPORARY)))
     }
 
     fn no_object(&self, key: &str) -> StoreError {
         StoreError::NotFound(format!("no object {key} in {}", self.describe()))
     }
 
-    fn absent_or(&self, error: io::Error, what: &str, key: &str, path: &Path) -> StoreError {
-        match error.kind() {
-            ErrorKind::NotFound | ErrorKind::NotADirectory => self.no_object(key),
-            _ => explain(error, what, path),
-        }
+    fn absent_or(&self, error: impl Into<io::Error>, what: &str, key: &str) -> StoreError {
+        let error = error.into();
+        if is_absent(&error) { self.no_object(key) } else { explain(error, what, &self.path.join(key)) }
     }
 }
 
-fn explain(error: io::Error, what: &str, path: &Path) -> StoreError {
+/// Refuses what is no key, or not an object's.
+fn object_key(key: &str) -> Result<(), StoreError> {
+    check_key(key)?;
+    if key.split('/').next() == Some(TEMPORARY) {
+        return Err(StoreError::Other(format!("key {key:?} is reserved for unfinished uploads")));
+    }
+    Ok(())
+}
+
+/// The folder of a key or a folder, empty for the root, and the name in it.
+fn split(key: &str) -> (&str, &str) {
+    key.rsplit_once('/').unwrap_or(("", key))
+}
+
+/// Whether nothing that could be an object is there: a link is none, and neither is what it leads to.
+fn is_absent(error: &io::Error) -> bool {
+    Errno::from_io_error(error).is_some_and(|e| matches!(e, Errno::NOENT | Errno::NOTDIR | Errno::LOOP))
+}
+
+fn explain(error: impl Into<io::Error>, what: &str, path: &Path) -> StoreError {
+    let error = error.into();
     let text = format!("cannot {what} {}: {error}", path.display());
     match error.kind() {
         ErrorKind::NotFound => StoreError::NotFound(text),
@@ -112,44 +147,44 @@ async fn blocking<T: Send + 'static>(
 #[async_trait]
 impl Store for FsStore {
     fn describe(&self) -> String {
-        format!("file://{}", self.root.display())
+        self.root.describe()
     }
 
     async fn begin(&self, key: &str, if_absent: bool) -> Result<Box<dyn Upload>, StoreError> {
-        let target = self.path(key)?;
-        let root = self.root.clone();
-        let name = key.to_owned();
+        object_key(key)?;
+        let (root, name) = (self.root.clone(), key.to_owned());
         let file = blocking(move || {
-            let file = temporary_file(&root, &name)?;
+            let file = Temporary::create(&root, &name)?;
             // By the clock that dates the files: ours may be a day ahead of it, and another upload's
             // file is not locked in the moment when it appears.
-            if let Ok(now) = file.as_file().metadata().and_then(|m| m.modified()) {
-                sweep(&root.join(TEMPORARY), now);
+            if let Ok(now) = file.file.metadata().and_then(|m| m.modified()) {
+                sweep(&file.folder, now);
             }
             Ok(file)
         })
         .await?;
         let root = self.root.clone();
-        Ok(Box::new(FsUpload { root, target, key: key.to_owned(), if_absent, file: Some(file), written: 0 }))
+        Ok(Box::new(FsUpload { root, key: key.to_owned(), if_absent, file: Some(file), written: 0 }))
     }
 
     async fn read(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
-        let path = self.path(key)?;
-        let (store, key) = (self.clone(), key.to_owned());
+        object_key(key)?;
+        let (root, ranges, key) = (self.root.clone(), self.ranges.clone(), key.to_owned());
         blocking(move || {
-            let failed = |e| store.absent_or(e, "read", &key, &path);
-            if store.is_behind_link(&path) {
-                return Err(store.no_object(&key));
+            let opened = root
+                .folder_of(&key)
+                .and_then(|folder| beneath::open_file(folder, split(&key).1, OFlags::RDONLY));
+            let failed = |e| root.absent_or(e, "read", &key);
+            let file = opened.map_err(|e| failed(e.into()))?;
+            let metadata = file.metadata().map_err(failed)?;
+            // What is no file is no object.
+            if !metadata.is_file() {
+                return Err(root.no_object(&key));
             }
-            let file = match regular_file::open(&path) {
-                // What is no file is no object.
-                Err(e) if e.kind() == ErrorKind::InvalidInput => return Err(store.no_object(&key)),
-                opened => opened.map_err(failed)?,
-            };
-            let end = range.end.min(file.metadata().map_err(failed)?.len());
+            let end = range.end.min(metadata.len());
             let length = usize::try_from(end.saturating_sub(range.start))
                 .map_err(|_| StoreError::Other(format!("range of {key} is too large")))?;
-            let mut bytes = store.ranges.take(length);
+            let mut bytes = ranges.take(length);
             bytes.resize(length, 0);
             file.read_exact_at(&mut bytes, range.start).map_err(failed)?;
             Ok(bytes.freeze())
@@ -158,31 +193,25 @@ impl Store for FsStore {
     }
 
     async fn head(&self, key: &str) -> Result<ObjectMeta, StoreError> {
-        let path = self.path(key)?;
-        let (store, key) = (self.clone(), key.to_owned());
+        object_key(key)?;
+        let (root, key) = (self.root.clone(), key.to_owned());
         blocking(move || {
-            if store.is_behind_link(&path) {
-                return Err(store.no_object(&key));
-            }
-            let metadata =
-                fs::symlink_metadata(&path).map_err(|e| store.absent_or(e, "look at", &key, &path))?;
-            if metadata.is_file() { Ok(object_meta(key, &metadata)) } else { Err(store.no_object(&key)) }
+            let found = root.folder_of(&key).and_then(|folder| beneath::look(folder, split(&key).1));
+            let stat = found.map_err(|e| root.absent_or(e, "look at", &key))?;
+            if beneath::is_file(&stat) { Ok(object_meta(key, &stat)) } else { Err(root.no_object(&key)) }
         })
         .await
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>, StoreError> {
         // Only the folder that the prefix names for sure is walked.
-        let folder = prefix.rsplit_once('/').map_or("", |(folder, _)| folder).to_owned();
+        let folder = split(prefix).0.to_owned();
         if !folder.is_empty() {
             check_key(&folder)?;
         }
-        let (store, prefix) = (self.clone(), prefix.to_owned());
+        let (root, prefix) = (self.root.clone(), prefix.to_owned());
         blocking(move || {
-            let mut found = Vec::new();
-            if !store.is_behind_link(&store.root.join(&folder)) {
-                walk(&store.root, &folder, &mut found)?;
-            }
+            let mut found = walk(&root, folder)?;
             found.retain(|object| object.key.starts_with(&prefix));
             found.sort_by(|a, b| a.key.cmp(&b.key));
             Ok(found)
@@ -191,28 +220,31 @@ impl Store for FsStore {
     }
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        let path = self.path(key)?;
-        let store = self.clone();
+        object_key(key)?;
+        let (root, key) = (self.root.clone(), key.to_owned());
         blocking(move || {
-            let root = &store.root;
-            if store.is_behind_link(&path) {
-                return Ok(());
-            }
-            match fs::remove_file(&path) {
+            let removed = root.folder_of(&key).and_then(|folder| beneath::remove_file(folder, split(&key).1));
+            match removed.map_err(io::Error::from) {
                 Ok(()) => {}
-                Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(()),
-                Err(e) => return Err(explain(e, "delete", &path)),
+                Err(e) if is_absent(&e) => return Ok(()),
+                Err(e) => return Err(explain(e, "delete", &root.path.join(&key))),
             }
             // Folders are no objects: those that became empty go too, the rest refuses by itself.
-            let mut folder = path.parent();
-            while let Some(parent) = folder.filter(|f| f != root) {
-                if fs::remove_dir(parent).is_err() {
+            let mut folder = split(&key).0;
+            while !folder.is_empty() {
+                let (parent, name) = split(folder);
+                let parent_folder = beneath::folder(&root.directory, parent);
+                if parent_folder.and_then(|parent| beneath::remove_folder(parent, name)).is_err() {
                     break;
                 }
-                folder = parent.parent();
+                folder = parent;
             }
-            let folder = folder.unwrap_or(root);
-            sync_directory(folder).map_err(|e| explain(e, "sync", folder))
+            let left = beneath::folder(&root.directory, folder).and_then(beneath::sync);
+            match left.map_err(io::Error::from) {
+                // Another delete was first: nothing is left that must survive.
+                Err(e) if is_absent(&e) => Ok(()),
+                synced => synced.map_err(|e| explain(e, "sync", &root.path.join(folder))),
+            }
         })
         .await
     }
@@ -233,135 +265,121 @@ impl Store for FsStore {
     }
 
     async fn version(&self, key: &str) -> Result<Version, StoreError> {
-        let path = self.path(key)?;
-        let (store, key) = (self.clone(), key.to_owned());
+        object_key(key)?;
+        let (root, key) = (self.root.clone(), key.to_owned());
         blocking(move || {
-            let found = coordinate::version(&path).map_err(|e| store.absent_or(e, "look at", &key, &path))?;
-            found.ok_or_else(|| store.no_object(&key))
+            let found = root.folder_of(&key).and_then(|folder| coordinate::version(folder, split(&key).1));
+            let version = found.map_err(|e| root.absent_or(e, "look at", &key))?;
+            version.ok_or_else(|| root.no_object(&key))
         })
         .await
     }
 
     async fn replace(&self, key: &str, body: Bytes, version: &Version) -> Result<(), StoreError> {
-        let path = self.path(key)?;
+        object_key(key)?;
         let (root, key, version) = (self.root.clone(), key.to_owned(), version.clone());
-        blocking(move || coordinate::replace(&root, &key, &path, &body, &version)).await
+        blocking(move || coordinate::replace(&root, &key, &body, &version)).await
     }
 }
 
-fn object_meta(key: String, metadata: &fs::Metadata) -> ObjectMeta {
-    let modified = metadata.modified().map(DateTime::<Utc>::from).unwrap_or_default();
-    ObjectMeta { key, size: metadata.len(), modified }
+fn object_meta(key: String, stat: &Stat) -> ObjectMeta {
+    ObjectMeta { key, size: stat.st_size.cast_unsigned(), modified: modified(stat) }
 }
 
-/// Adds every regular file below `folder` (a key prefix without its slash) to `found`.
-fn walk(root: &Path, folder: &str, found: &mut Vec<ObjectMeta>) -> Result<(), StoreError> {
-    let directory = root.join(folder);
-    let gone = |e: &io::Error| matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory);
-    let entries = match fs::read_dir(&directory) {
-        Ok(entries) => entries,
-        Err(e) if gone(&e) && !folder.is_empty() => return Ok(()),
-        Err(e) => return Err(explain(e, "list", &directory)),
-    };
-    for entry in entries {
-        let entry = entry.map_err(|e| explain(e, "list", &directory))?;
-        // A name that is not UTF-8 cannot have come from a key.
-        let Ok(name) = entry.file_name().into_string() else { continue };
-        if folder.is_empty() && name == TEMPORARY {
-            continue;
+/// When a file was written last.
+fn modified(stat: &Stat) -> DateTime<Utc> {
+    let nanoseconds = u32::try_from(stat.st_mtime_nsec).unwrap_or_default();
+    DateTime::from_timestamp(stat.st_mtime, nanoseconds).unwrap_or_default()
+}
+
+/// Every regular file below `folder`, a key prefix without its slash.
+fn walk(root: &Root, folder: String) -> Result<Vec<ObjectMeta>, StoreError> {
+    let mut found = Vec::new();
+    // Neither a call nor a descriptor a level: somebody else may have nested them.
+    let mut folders = vec![folder];
+    while let Some(folder) = folders.pop() {
+        let listed = beneath::folder(&root.directory, &folder).and_then(beneath::list);
+        let entries = match listed.map_err(io::Error::from) {
+            Ok(entries) => entries,
+            Err(e) if is_absent(&e) && !folder.is_empty() => continue,
+            Err(e) => return Err(explain(e, "list", &root.path.join(&folder))),
+        };
+        for (name, stat) in entries {
+            if folder.is_empty() && name == TEMPORARY {
+                continue;
+            }
+            let key = if folder.is_empty() { name } else { format!("{folder}/{name}") };
+            if beneath::is_file(&stat) {
+                found.push(object_meta(key, &stat));
+            } else if beneath::is_directory(&stat) && check_key(&key).is_ok() {
+                folders.push(key);
+            }
         }
-        let key = if folder.is_empty() { name } else { format!("{folder}/{name}") };
-        match entry.metadata() {
-            Ok(metadata) if metadata.is_dir() => walk(root, &key, found)?,
-            Ok(metadata) if metadata.is_file() => found.push(object_meta(key, &metadata)),
-            Ok(_) => {}
-            Err(e) if gone(&e) => {}
-            Err(e) => return Err(explain(e, "look at", &entry.path())),
-        }
     }
-    Ok(())
+    Ok(found)
 }
 
-/// A file for an upload to `key`, whose name says so.
-fn temporary_file(root: &Path, key: &str) -> Result<NamedTempFile, StoreError> {
-    let folder = root.join(TEMPORARY);
-    make_directories(root, &folder).map_err(|e| explain(e, "create", &folder))?;
-    let file = tempfile::Builder::new()
-        .prefix(&coordinate::temporary_prefix(key))
-        .permissions(Permissions::from_mode(0o600))
-        .tempfile_in(&folder)
-        .map_err(|e| explain(e, "create a file in", &folder))?;
-    // Some file systems have no locks; the file's age alone tells then.
-    if let Err(error) = file.as_file().try_lock() {
-        tracing::debug!(file = ?file.path(), %error, "an upload's file cannot be locked");
+/// The file of an unfinished upload. Dropping it removes the name that it has as such.
+#[derive(Debug)]
+struct Temporary {
+    folder: OwnedFd,
+    name: String,
+    file: File,
+    /// For messages.
+    path: PathBuf,
+}
+
+impl Temporary {
+    /// A file for an upload to `key`, whose name says so.
+    fn create(root: &Root, key: &str) -> Result<Self, StoreError> {
+        let folder = root.temporary()?;
+        let name = format!("{}{:016x}", coordinate::temporary_prefix(key), rand::random::<u64>());
+        let path = root.path.join(TEMPORARY).join(&name);
+        let file = beneath::open_file(&folder, &name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL)
+            .map_err(|e| explain(e, "create", &path))?;
+        // Some file systems have no locks; the file's age alone tells then.
+        if let Err(error) = file.try_lock() {
+            tracing::debug!(?path, %error, "an upload's file cannot be locked");
+        }
+        Ok(Self { folder, name, file, path })
     }
-    Ok(file)
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // A file that was renamed has another name by now, and what cannot be removed is swept later.
+        let _ = beneath::remove_file(&self.folder, &self.name);
+    }
 }
 
 /// Whether a writer that lives holds the file: clocks jump, and a file may look old that is not.
-fn is_held(path: &Path) -> bool {
-    let lock = File::open(path).map(|file| file.try_lock());
+fn is_held(folder: &OwnedFd, name: &str) -> bool {
+    let lock = beneath::open_file(folder, name, OFlags::RDONLY).map(|file| file.try_lock());
     matches!(lock, Ok(Err(TryLockError::WouldBlock)))
 }
 
 /// Best effort: what cannot be removed now is in nobody's way.
-fn sweep(folder: &Path, now: SystemTime) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if !coordinate::is_temporary(&entry.file_name()) {
+fn sweep(folder: &OwnedFd, now: SystemTime) {
+    for (name, stat) in beneath::list(folder).unwrap_or_default() {
+        if !coordinate::is_temporary(&name) || !beneath::is_file(&stat) {
             continue;
         }
-        let modified = entry.metadata().and_then(|m| m.modified());
-        let age = modified.ok().and_then(|m| now.duration_since(m).ok());
-        if age.is_some_and(|age| age > ABANDONED_AFTER) && !is_held(&entry.path()) {
-            match fs::remove_file(entry.path()) {
-                Ok(()) => tracing::debug!(file = ?entry.path(), "removed an abandoned upload"),
-                Err(error) => tracing::debug!(file = ?entry.path(), %error, "abandoned upload stays"),
+        let age = now.duration_since(modified(&stat).into());
+        if age.is_ok_and(|age| age > ABANDONED_AFTER) && !is_held(folder, &name) {
+            match beneath::remove_file(folder, &name) {
+                Ok(()) => tracing::debug!(name, "removed an abandoned upload"),
+                Err(error) => tracing::debug!(name, %error, "an abandoned upload stays"),
             }
         }
     }
 }
 
-/// Creates `folder` and what is missing between it and `root`, each synced into its parent.
-fn make_directories(root: &Path, folder: &Path) -> io::Result<()> {
-    if folder == root {
-        return Ok(());
-    }
-    match fs::symlink_metadata(folder) {
-        Ok(metadata) if metadata.file_type().is_symlink() => {
-            return Err(io::Error::other("a symbolic link is in the way"));
-        }
-        // What it lies in is only looked at.
-        Ok(metadata) if metadata.is_dir() => {
-            return folder.parent().map_or(Ok(()), |parent| make_directories(root, parent));
-        }
-        Ok(_) | Err(_) => {}
-    }
-    if let Some(parent) = folder.parent() {
-        make_directories(root, parent)?;
-        match DirBuilder::new().mode(0o700).create(folder) {
-            Ok(()) => sync_directory(parent)?,
-            Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
-}
-
-fn sync_directory(directory: &Path) -> io::Result<()> {
-    match File::open(directory).and_then(|d| d.sync_all()) {
-        // Removed meanwhile by a concurrent delete: nothing left that must survive.
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
-}
-
 struct FsUpload {
-    root: PathBuf,
-    target: PathBuf,
+    root: Arc<Root>,
     key: String,
     if_absent: bool,
     /// Taken by the thread that works on it; gone for good after a failure. Dropping it removes it.
-    file: Option<NamedTempFile>,
+    file: Option<Temporary>,
     written: u64,
 }
 
@@ -371,7 +389,7 @@ impl Upload for FsUpload {
         let mut file = self.file.take().ok_or_else(|| failed_before(&self.key))?;
         let length = part.len() as u64;
         let file = blocking(move || {
-            file.as_file_mut().write_all(&part).map_err(|e| explain(e, "write", file.path()))?;
+            file.file.write_all(&part).map_err(|e| explain(e, "write", &file.path))?;
             Ok(file)
         })
         .await?;
@@ -381,25 +399,25 @@ impl Upload for FsUpload {
     }
 
     async fn commit(self: Box<Self>, size: u64) -> Result<(), StoreError> {
-        let Self { root, target, key, if_absent, file, written } = *self;
+        let Self { root, key, if_absent, file, written } = *self;
         let file = file.ok_or_else(|| failed_before(&key))?;
         if written != size {
             return Err(size_mismatch(&key, size, written));
         }
         blocking(move || {
             let sync = |f: &File| f.sync_all().and_then(|()| f.metadata()).map(|m| m.len());
-            let stored = sync(file.as_file()).map_err(|e| explain(e, "sync", file.path()))?;
+            let stored = sync(&file.file).map_err(|e| explain(e, "sync", &file.path))?;
             if stored != size {
                 return Err(size_mismatch(&key, size, stored));
             }
-            let folder = target.parent().unwrap_or(&root);
-            place(&root, folder, &file, &target, if_absent).map_err(|e| match e.kind() {
+            let path = root.path.join(&key);
+            let folder = place(&root, &file, &key, if_absent).map_err(|e| match e.kind() {
                 ErrorKind::AlreadyExists if if_absent => {
-                    StoreError::Exists(format!("{key} exists already in file://{}", root.display()))
+                    StoreError::Exists(format!("{key} exists already in {}", root.describe()))
                 }
-                _ => explain(e, "write", &target),
+                _ => explain(e, "write", &path),
             })?;
-            sync_directory(folder).map_err(|e| explain(e, "sync", folder))
+            beneath::sync(folder).map_err(|e| explain(e, "sync the folder of", &path))
         })
         .await
     }
@@ -411,18 +429,23 @@ fn failed_before(key: &str) -> StoreError {
     StoreError::Other(format!("upload of {key} failed or was interrupted before"))
 }
 
-/// Gives the finished file its name. Its temporary name disappears with the rename, or, where the
-/// name must be free, when the caller drops it.
-fn place(root: &Path, folder: &Path, file: &NamedTempFile, target: &Path, if_absent: bool) -> io::Result<()> {
+/// Gives the finished file its name, and returns the folder that it is in. Its temporary name disappears with
+/// the rename, or, where the name must be free, when the caller drops it.
+fn place(root: &Root, file: &Temporary, key: &str, if_absent: bool) -> io::Result<OwnedFd> {
+    let (folder, name) = split(key);
     let mut attempt = 0;
     loop {
         attempt += 1;
-        make_directories(root, folder)?;
-        let placed = if if_absent {
-            place_new(root, file.path(), target, |from, to| fs::hard_link(from, to))
-        } else {
-            fs::rename(file.path(), target)
-        };
+        let placed =
+            beneath::create_folder(&root.directory, folder).map_err(io::Error::from).and_then(|folder| {
+                if if_absent {
+                    let link = || linkat(&file.folder, &file.name, &folder, name, AtFlags::empty());
+                    place_new(root, file, &folder, name, link)?;
+                } else {
+                    renameat(&file.folder, &file.name, &folder, name)?;
+                }
+                Ok(folder)
+            });
         match placed {
             Err(e) if e.kind() == ErrorKind::NotFound && attempt < PLACE_ATTEMPTS => {}
             other => return other,
@@ -434,54 +457,58 @@ fn place(root: &Path, folder: &Path, file: &NamedTempFile, target: &Path, if_abs
 /// no links (FAT, some network and FUSE file systems) a rename that replaces nothing does the same, and
 /// where it has not even that, the lock that [`coordinate::replace`] takes keeps other opsds out.
 fn place_new(
-    root: &Path,
-    from: &Path,
-    target: &Path,
-    link: impl Fn(&Path, &Path) -> io::Result<()>,
+    root: &Root,
+    file: &Temporary,
+    folder: &OwnedFd,
+    name: &str,
+    link: impl Fn() -> rustix::io::Result<()>,
 ) -> io::Result<()> {
-    let cannot = |e: &io::Error| {
-        use rustix::io::Errno;
-        let no = [Errno::PERM, Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP, Errno::NOTTY];
-        Errno::from_io_error(e).is_some_and(|errno| no.contains(&errno))
-    };
-    match link(from, target) {
-        Err(e) if cannot(&e) => {}
-        other => return other,
+    let cannot =
+        |e: Errno| [Errno::PERM, Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP, Errno::NOTTY].contains(&e);
+    match link() {
+        Err(e) if cannot(e) => {}
+        other => return other.map_err(io::Error::from),
     }
-    match renameat_with(CWD, from, CWD, target, RenameFlags::NOREPLACE).map_err(io::Error::from) {
-        Err(e) if cannot(&e) => {}
-        other => return other,
+    match renameat_with(&file.folder, &file.name, folder, name, RenameFlags::NOREPLACE) {
+        Err(e) if cannot(e) => {}
+        other => return other.map_err(io::Error::from),
     }
     let _lock = coordinate::lock(root).map_err(io::Error::other)?;
-    match fs::symlink_metadata(target) {
+    match beneath::look(folder, name) {
         Ok(_) => Err(ErrorKind::AlreadyExists.into()),
-        Err(e) if e.kind() == ErrorKind::NotFound => fs::rename(from, target),
-        Err(e) => Err(e),
+        Err(Errno::NOENT) => renameat(&file.folder, &file.name, folder, name).map_err(io::Error::from),
+        Err(e) => Err(e.into()),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use rustix::fs::CWD;
+
     use super::*;
     use crate::store::put;
 
     #[test]
     fn without_hard_links_a_name_that_is_taken_is_still_refused() {
         let directory = tempfile::tempdir().unwrap();
-        let root = directory.path();
-        let file = |name: &str| {
-            fs::write(root.join(name), name).unwrap();
-            root.join(name)
+        let root = FsStore::open(directory.path()).unwrap().root;
+        let folder = beneath::hold(directory.path()).unwrap();
+        let file = |text: &str| {
+            let mut file = Temporary::create(&root, "manifest.json").unwrap();
+            file.file.write_all(text.as_bytes()).unwrap();
+            file
         };
-        let target = root.join("manifest.json");
-        let refuse = |_: &Path, _: &Path| Err(io::Error::from(rustix::io::Errno::PERM));
-        place_new(root, &file("first"), &target, refuse).unwrap();
-        let error = place_new(root, &file("second"), &target, refuse).unwrap_err();
+        let refuse = || Err(Errno::PERM);
+        place_new(&root, &file("first"), &folder, "manifest.json", refuse).unwrap();
+        let error = place_new(&root, &file("second"), &folder, "manifest.json", refuse).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::AlreadyExists);
-        assert_eq!(fs::read_to_string(&target).unwrap(), "first");
+        assert_eq!(fs::read_to_string(directory.path().join("manifest.json")).unwrap(), "first");
         // What a link refuses for another reason stays refused.
-        let full = |_: &Path, _: &Path| Err(io::Error::from(rustix::io::Errno::NOSPC));
-        let error = place_new(root, &file("third"), &root.join("free"), full).unwrap_err();
+        let full = || Err(Errno::NOSPC);
+        let error = place_new(&root, &file("third"), &folder, "free", full).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::StorageFull);
     }
 
@@ -504,6 +531,56 @@ mod tests {
         assert!(put(&store, "site/db/sub/new", "x", true).await.is_err());
         let left: Vec<_> = fs::read_dir(outside.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(left, ["secret"]);
+    }
+
+    /// Whoever may write in a repository swaps one of its folders for a link and back, as fast as the kernel
+    /// does it, while objects in that folder are written, read, listed and deleted.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_folder_that_is_swapped_for_a_link_leads_nowhere() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        const OBJECTS: usize = 50;
+        let (outside, directory) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for number in 0..OBJECTS {
+            fs::write(outside.path().join(format!("object-{number}")), "precious").unwrap();
+        }
+        let store = FsStore::open(&directory.path().join("repository")).unwrap();
+        put(&store, "site/db/stays", "x", false).await.unwrap();
+        let (folder, link) = (directory.path().join("repository/site/db"), directory.path().join("link"));
+        std::os::unix::fs::symlink(outside.path(), &link).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let swapping = std::thread::spawn({
+            let stop = stop.clone();
+            move || {
+                let mut swaps = 0_u64;
+                while !stop.load(Ordering::Relaxed) {
+                    renameat_with(CWD, &folder, CWD, &link, RenameFlags::EXCHANGE).unwrap();
+                    swaps += 1;
+                }
+                swaps
+            }
+        });
+        let (mut released, mut listed) = (0, 0);
+        for round in 0..40 {
+            for number in 0..OBJECTS {
+                let key = format!("site/db/object-{number}");
+                // Either succeeds in the folder or fails: what counts is what happens outside of it.
+                let _ =
+                    put(&store, &format!("site/db/new-{round}-{number}"), "foreign", round % 2 == 0).await;
+                released +=
+                    usize::from(store.read(&key, 0..8).await.is_ok_and(|bytes| &bytes[..] == b"precious"));
+                listed += usize::from(store.head(&key).await.is_ok());
+                let _ = store.delete(&key).await;
+            }
+            let found = store.list("site/").await.unwrap_or_default();
+            listed += found.iter().filter(|object| object.key.contains("/object-")).count();
+        }
+        stop.store(true, Ordering::Relaxed);
+        let swaps = swapping.join().unwrap();
+        let left: Vec<_> = fs::read_dir(outside.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let new = left.iter().filter(|name| name.as_encoded_bytes().starts_with(b"new-")).count();
+        let lost = OBJECTS + new - left.len();
+        assert_eq!([lost, new, released, listed], [0; 4], "lost, new, released, listed; after {swaps} swaps");
+        assert!(swaps > 1000, "{swaps}");
     }
 
     #[tokio::test]

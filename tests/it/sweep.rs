@@ -301,3 +301,53 @@ async fn a_store_that_cannot_list_uploads_is_swept_of_the_rest() {
     let document = opsd.ok(&["backups", "sweep", "--json"]).json();
     assert_eq!(document["warnings"].as_array().unwrap().len(), 1, "{document}");
 }
+
+/// Whoever may write in the repository swaps a folder of it for a link to files of the same names, and back,
+/// as fast as the kernel does it.
+#[test]
+fn a_folder_that_is_swapped_for_a_link_costs_no_file_elsewhere() {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use std::sync::atomic::{AtomicBool, Ordering};
+    const FILES: usize = 200;
+    let opsd = Opsd::without_server();
+    let keys: Vec<String> =
+        (0..FILES).map(|n| format!("db/20261103T030000Z-aaaa/app/data-{n}.pgdump.zst.age")).collect();
+    let elsewhere = opsd.path("elsewhere");
+    let orphan = |root: &Path, key: &str| {
+        let path = root.join(key);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, "x").unwrap();
+        set_age(&path, DAY * 3);
+    };
+    for key in &keys {
+        orphan(&elsewhere, key);
+    }
+    let (folder, link) = (opsd.path("repository/test"), opsd.path("link"));
+    std::os::unix::fs::symlink(&elsewhere, &link).unwrap();
+    // What sweep does not know keeps the folder in place when the rest of it is gone.
+    orphan(&folder, "notes.txt");
+    for _ in 0..10 {
+        for key in &keys {
+            orphan(&folder, key);
+        }
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let swapping = scope.spawn(|| {
+                let mut swaps = 0_u64;
+                // An even number: the folder is back at the end.
+                while !stop.load(Ordering::Relaxed) || swaps % 2 == 1 {
+                    renameat_with(CWD, &folder, CWD, &link, RenameFlags::EXCHANGE).unwrap();
+                    swaps += 1;
+                }
+                swaps
+            });
+            // What it finds depends on the moment, and so does whether it succeeds.
+            opsd.run(&["backups", "sweep"]);
+            stop.store(true, Ordering::Relaxed);
+            let swaps = swapping.join().unwrap();
+            assert!(swaps > 100, "{swaps}");
+        });
+        let left = keys.iter().filter(|key| elsewhere.join(key).exists()).count();
+        assert_eq!(left, FILES, "files elsewhere were removed");
+    }
+}

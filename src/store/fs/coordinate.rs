@@ -5,17 +5,17 @@
 //! the file system's own, which on a network is another machine's. Replacing takes an advisory lock
 //! on one file, so that of several that saw the same version one wins.
 
-use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsFd;
 
 use chrono::{DateTime, Utc};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock, renameat};
+use rustix::io::Errno;
 
-use super::{TEMPORARY, explain, make_directories, sync_directory, temporary_file};
+use super::{Root, TEMPORARY, Temporary, explain, is_held, modified, split};
+use crate::beneath;
 use crate::store::{StoreError, Unfinished, Version};
 
 /// What every temporary file begins with.
@@ -44,8 +44,8 @@ pub(super) fn temporary_prefix(key: &str) -> String {
 }
 
 /// Whether a file beside them is a temporary one, and not the lock.
-pub(super) fn is_temporary(name: &OsStr) -> bool {
-    name.as_encoded_bytes().starts_with(PREFIX.as_bytes())
+pub(super) fn is_temporary(name: &str) -> bool {
+    name.starts_with(PREFIX)
 }
 
 /// The key that a temporary file is for, or the beginning of a long one.
@@ -62,30 +62,26 @@ fn key_of(name: &str) -> Option<String> {
 }
 
 /// The time by the file system's clock: what it gives a file that is made now.
-pub(super) fn now(root: &Path) -> Result<DateTime<Utc>, StoreError> {
-    let file = temporary_file(root, "")?;
-    let modified = file.as_file().metadata().and_then(|m| m.modified());
-    modified.map(DateTime::from).map_err(|e| explain(e, "look at", file.path()))
+pub(super) fn now(root: &Root) -> Result<DateTime<Utc>, StoreError> {
+    let file = Temporary::create(root, "")?;
+    let modified = file.file.metadata().and_then(|m| m.modified());
+    modified.map(DateTime::from).map_err(|e| explain(e, "look at", &file.path))
 }
 
 /// Temporary files for keys that begin with `prefix`.
-pub(super) fn unfinished(root: &Path, prefix: &str) -> Result<Vec<Unfinished>, StoreError> {
-    let folder = root.join(TEMPORARY);
-    let entries = match fs::read_dir(&folder) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.map_err(|e| explain(e, "list", &folder))?,
+pub(super) fn unfinished(root: &Root, prefix: &str) -> Result<Vec<Unfinished>, StoreError> {
+    let failed = |e| explain(e, "list", &root.path.join(TEMPORARY));
+    let folder = match beneath::folder(&root.directory, TEMPORARY) {
+        Err(Errno::NOENT) => return Ok(Vec::new()),
+        opened => opened.map_err(failed)?,
     };
     let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(|e| explain(e, "list", &folder))?;
-        let Ok(id) = entry.file_name().into_string() else { continue };
+    for (id, stat) in beneath::list(&folder).map_err(failed)? {
         let Some(key) = key_of(&id).filter(|key| !key.is_empty() && key.starts_with(prefix)) else {
             continue;
         };
-        // One that was finished meanwhile has no time any more.
-        let Ok(modified) = entry.metadata().and_then(|m| m.modified()) else { continue };
         // While its writer lives it is young, whatever the clocks say.
-        let started = if super::is_held(&entry.path()) { now(root)? } else { modified.into() };
+        let started = if is_held(&folder, &id) { now(root)? } else { modified(&stat) };
         found.push(Unfinished { key, id, started });
     }
     found.sort_by(|a, b| (&a.key, &a.id).cmp(&(&b.key, &b.id)));
@@ -93,59 +89,56 @@ pub(super) fn unfinished(root: &Path, prefix: &str) -> Result<Vec<Unfinished>, S
 }
 
 /// Removes one of them.
-pub(super) fn abort(root: &Path, upload: &Unfinished) -> Result<(), StoreError> {
+pub(super) fn abort(root: &Root, upload: &Unfinished) -> Result<(), StoreError> {
     if upload.id.contains('/') || key_of(&upload.id).is_none() {
         return Err(StoreError::Other(format!("{:?} is no unfinished upload", upload.id)));
     }
-    let path = root.join(TEMPORARY).join(&upload.id);
-    match fs::remove_file(&path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(explain(e, "delete", &path)),
-        Ok(()) | Err(_) => Ok(()),
+    let folder = beneath::folder(&root.directory, TEMPORARY);
+    match folder.and_then(|folder| beneath::remove_file(folder, &upload.id)) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(e) => Err(explain(e, "delete", &root.path.join(TEMPORARY).join(&upload.id))),
     }
 }
 
-/// Which write of a file this is: every one makes another file. `None` where it is a folder.
-pub(super) fn version(path: &Path) -> io::Result<Option<Version>> {
-    let metadata = fs::symlink_metadata(path)?;
-    let tag =
-        format!("{}-{}.{}-{}", metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.size());
-    let modified = metadata.modified()?.into();
-    Ok(metadata.is_file().then_some(Version { tag, modified }))
+/// Which write of a file this is: every one makes another file. `None` where it is no file.
+pub(super) fn version(folder: impl AsFd, name: &str) -> rustix::io::Result<Option<Version>> {
+    let stat = beneath::look(folder, name)?;
+    let tag = format!("{}-{}.{}-{}", stat.st_ino, stat.st_mtime, stat.st_mtime_nsec, stat.st_size);
+    Ok(beneath::is_file(&stat).then(|| Version { tag, modified: modified(&stat) }))
 }
 
 /// Writes a file while its name still has this version.
-pub(super) fn replace(
-    root: &Path,
-    key: &str,
-    path: &Path,
-    body: &[u8],
-    expected: &Version,
-) -> Result<(), StoreError> {
-    let mut file = temporary_file(root, key)?;
-    file.write_all(body)
-        .and_then(|()| file.as_file().sync_all())
-        .map_err(|e| explain(e, "write", file.path()))?;
+pub(super) fn replace(root: &Root, key: &str, body: &[u8], expected: &Version) -> Result<(), StoreError> {
+    let mut file = Temporary::create(root, key)?;
+    file.file
+        .write_all(body)
+        .and_then(|()| file.file.sync_all())
+        .map_err(|e| explain(e, "write", &file.path))?;
     // Held until it is dropped, or its process ends.
     let _lock = lock(root)?;
-    let other = || Err(StoreError::Exists(format!("{key} is not what it was in file://{}", root.display())));
-    match version(path) {
+    let path = root.path.join(key);
+    let other = || Err(StoreError::Exists(format!("{key} is not what it was in {}", root.describe())));
+    let name = split(key).1;
+    let folder = match root.folder_of(key) {
+        Err(Errno::NOENT | Errno::NOTDIR) => return other(),
+        opened => opened.map_err(|e| explain(e, "open the folder of", &path))?,
+    };
+    match version(&folder, name) {
         Ok(Some(found)) if found.tag == expected.tag => {}
-        Ok(_) => return other(),
-        Err(e) if e.kind() == ErrorKind::NotFound => return other(),
-        Err(e) => return Err(explain(e, "look at", path)),
+        Ok(_) | Err(Errno::NOENT) => return other(),
+        Err(e) => return Err(explain(e, "look at", &path)),
     }
-    fs::rename(file.path(), path).map_err(|e| explain(e, "write", path))?;
-    let folder = path.parent().unwrap_or(root);
-    sync_directory(folder).map_err(|e| explain(e, "sync", folder))
+    renameat(&file.folder, &file.name, &folder, name).map_err(|e| explain(e, "write", &path))?;
+    beneath::sync(folder).map_err(|e| explain(e, "sync the folder of", &path))
 }
 
-pub(super) fn lock(root: &Path) -> Result<File, StoreError> {
-    let folder = root.join(TEMPORARY);
-    make_directories(root, &folder).map_err(|e| explain(e, "create", &folder))?;
-    let path = folder.join(LOCK);
-    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
-    let file = file.map_err(|e| explain(e, "open", &path))?;
-    flock(&file, FlockOperation::LockExclusive).map_err(|e| explain(e.into(), "lock", &path))?;
+/// Keeps other opsds from replacing an object of this repository as long as the file is open.
+pub(super) fn lock(root: &Root) -> Result<File, StoreError> {
+    let folder = root.temporary()?;
+    let path = root.path.join(TEMPORARY).join(LOCK);
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND;
+    let file = beneath::open_file(folder, LOCK, flags).map_err(|e| explain(e, "open", &path))?;
+    flock(&file, FlockOperation::LockExclusive).map_err(|e| explain(e, "lock", &path))?;
     Ok(file)
 }
 
