@@ -8,15 +8,18 @@
 //! judgement for other users than root, who harm only themselves.
 
 use std::collections::VecDeque;
-use std::ffi::OsString;
-use std::fs::{File, Metadata, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::OFlags;
+use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, openat, readlinkat};
 use rustix::process::geteuid;
 
+use crate::beneath;
 use crate::error::Error;
 
 /// Links that are followed on the way to a file: the kernel's own bound.
@@ -25,32 +28,41 @@ const LINKS: usize = 40;
 /// Opens a file for reading; what is none (a directory, a pipe, a device) is an error.
 pub fn open(path: &Path) -> io::Result<File> {
     let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(refusal(Error::usage("not a regular file")));
-    }
-    Ok(file)
+    check(OpenOptions::new().read(true).custom_flags(flags).open(path)?)
 }
 
-/// The same for a file that decides what opsd does: an error where opsd is root and somebody else decides.
+fn check(file: File) -> io::Result<File> {
+    if file.metadata()?.is_file() { Ok(file) } else { Err(refusal(Error::usage("not a regular file"))) }
+}
+
+/// [`open`] for a file that decides what opsd does: an error where opsd is root and somebody else decides
+/// what is in the file.
 pub fn open_trusted(path: &Path) -> io::Result<File> {
-    let file = open(path)?;
-    trusted(path)?;
+    if !geteuid().is_root() {
+        return open(path);
+    }
+    let (folder, name) = walk(path)?;
+    check(beneath::open_file(folder, &name, OFlags::RDONLY)?)
+}
+
+/// [`open_trusted`] for a file that holds a secret: an error, too, when anybody but its owner may read it.
+pub fn open_secret(path: &Path) -> io::Result<File> {
+    // The plainest complaint comes first: `chmod 600` also mends what the other one names.
+    private(&open(path)?, path)?;
+    let file = open_trusted(path)?;
+    private(&file, path)?;
     Ok(file)
 }
 
-/// The same for a file that holds a secret: an error, too, when anybody but its owner may read it.
-pub fn open_secret(path: &Path) -> io::Result<File> {
-    let file = open(path)?;
+fn private(file: &File, path: &Path) -> io::Result<()> {
     let mode = file.metadata()?.mode();
-    if mode & 0o077 != 0 {
-        return Err(refusal(
-            Error::usage(format!("mode {:04o} lets others read it", mode & 0o7777))
-                .with_hint(format!("chmod 600 {}", path.display())),
-        ));
+    if mode & 0o077 == 0 {
+        return Ok(());
     }
-    trusted(path)?;
-    Ok(file)
+    Err(refusal(
+        Error::usage(format!("mode {:04o} lets others read it", mode & 0o7777))
+            .with_hint(format!("chmod 600 {}", path.display())),
+    ))
 }
 
 /// What is wrong with the file itself; the error that is made of it keeps its kind and its hint.
@@ -67,49 +79,53 @@ pub fn read_to_string(path: &Path) -> io::Result<String> {
 
 /// An error where opsd is root and somebody else decides what lies at a path.
 pub fn trusted(path: &Path) -> io::Result<()> {
-    let Some((place, why)) = why_untrusted(path)? else { return Ok(()) };
-    let place = place.display();
-    Err(refusal(
-        Error::usage(format!("{place} {why}"))
-            .with_hint(format!("opsd runs as root here, so: chown root {place} && chmod go-w {place}")),
-    ))
+    if geteuid().is_root() { walk(path).map(drop) } else { Ok(()) }
 }
 
-/// Where somebody else decides what root finds at a path, and why; nothing where opsd is not root.
-fn why_untrusted(path: &Path) -> io::Result<Option<(PathBuf, String)>> {
-    if !geteuid().is_root() {
-        return Ok(None);
-    }
+/// The folder that holds what a path leads to, and its name there. Each step is opened beneath the step before
+/// and judged by its descriptor: what was judged is what the next step, and the file, is opened in.
+fn walk(path: &Path) -> io::Result<(OwnedFd, OsString)> {
     let mut todo: VecDeque<OsString> = components(&std::path::absolute(path)?);
-    let mut reached = PathBuf::from("/");
+    let root = || beneath::hold(Path::new("/"));
+    let (mut folder, mut reached) = (root()?, PathBuf::from("/"));
     let mut links = 0;
     while let Some(name) = todo.pop_front() {
         if name == ".." {
+            folder =
+                openat(&folder, c"..", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
             reached.pop();
             continue;
         }
         let next = reached.join(&name);
-        let meta = std::fs::symlink_metadata(&next)?;
-        if let Some(why) = others_decide(&meta) {
-            return Ok(Some((next, why)));
+        let step = openat(&folder, &name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        let stat = fstat(&step)?;
+        if let Some(why) = others_decide(&stat) {
+            let place = next.display();
+            return Err(refusal(Error::usage(format!("{place} {why}")).with_hint(format!(
+                "opsd runs as root here, so: chown root {place} && chmod go-w {place}"
+            ))));
         }
-        if !meta.is_symlink() {
-            reached = next;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
+            if todo.is_empty() {
+                return Ok((folder, name));
+            }
+            (folder, reached) = (step, next);
             continue;
         }
         links += 1;
         if links > LINKS {
             return Err(refusal(Error::usage("too many symbolic links")));
         }
-        let target = std::fs::read_link(&next)?;
+        let target = readlinkat(&step, c"", Vec::new())?;
+        let target = Path::new(OsStr::from_bytes(target.as_bytes()));
         if target.is_absolute() {
-            reached = PathBuf::from("/");
+            (folder, reached) = (root()?, PathBuf::from("/"));
         }
-        for component in components(&target).into_iter().rev() {
+        for component in components(target).into_iter().rev() {
             todo.push_front(component);
         }
     }
-    Ok(None)
+    Ok((folder, ".".into()))
 }
 
 /// Names and `..`, without the root and without `.`.
@@ -120,17 +136,18 @@ fn components(path: &Path) -> VecDeque<OsString> {
 }
 
 /// Whether another user than root decides about a file, a link, or what is in a directory.
-fn others_decide(meta: &Metadata) -> Option<String> {
+fn others_decide(stat: &Stat) -> Option<String> {
     const STICKY: u32 = 0o1000;
-    if meta.uid() != 0 {
-        return Some(format!("belongs to user {}, not to root", meta.uid()));
+    if stat.st_uid != 0 {
+        return Some(format!("belongs to user {}, not to root", stat.st_uid));
     }
+    let kind = FileType::from_raw_mode(stat.st_mode);
     // A link's own mode means nothing. In a sticky directory nobody replaces what root owns.
-    if meta.is_symlink() || (meta.is_dir() && meta.mode() & STICKY != 0) {
+    if kind == FileType::Symlink || (kind == FileType::Directory && stat.st_mode & STICKY != 0) {
         return None;
     }
-    (meta.mode() & 0o022 != 0)
-        .then(|| format!("has mode {:04o}, which lets others write it", meta.mode() & 0o7777))
+    (stat.st_mode & 0o022 != 0)
+        .then(|| format!("has mode {:04o}, which lets others write it", stat.st_mode & 0o7777))
 }
 
 #[cfg(test)]
