@@ -43,7 +43,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::init::init;
 pub use self::keeper::keep;
-pub use self::remove::remove_directory;
+pub use self::remove::{remove_directory, remove_directory_in};
 use crate::error::{Context, Error, Result};
 
 /// The most bytes of a line between opsd, the keeper and init: a description of some hundred paths.

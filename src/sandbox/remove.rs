@@ -7,23 +7,34 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::beneath;
 use crate::error::{Context, Error, Result};
 
 /// Removes a directory with all that is in it. A directory that is not there is removed already.
 pub fn remove_directory(path: &Path) -> Result<()> {
     let on = || format!("cannot remove {}", path.display());
-    let root = match open_directory(CWD, path) {
-        Ok(root) => root,
-        Err(Errno::NOENT) => return Ok(()),
-        Err(errno) => return Err(Error::from(std::io::Error::from(errno))).with_context(on),
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+        return Err(Error::new("it has no name")).with_context(on);
     };
-    empty(root).map_err(std::io::Error::from).with_context(on)?;
-    match rustix::fs::unlinkat(CWD, path, AtFlags::REMOVEDIR) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
+    match beneath::hold(parent) {
+        Ok(parent) => remove_directory_in(parent.as_fd(), name).with_context(on),
+        Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(Error::from(std::io::Error::from(errno))).with_context(on),
+    }
+}
+
+/// [`remove_directory`] for a name in a directory that is held open.
+pub fn remove_directory_in(parent: BorrowedFd<'_>, name: &str) -> Result<()> {
+    let removed = match open_directory(parent, name) {
+        Ok(root) => empty(root).and_then(|()| beneath::remove_folder(parent, name)),
+        Err(errno) => Err(errno),
+    };
+    match removed {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(std::io::Error::from(errno).into()),
     }
 }
 
@@ -115,6 +126,8 @@ fn chmod_path(path: &OwnedFd) -> rustix::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+
+    use rustix::fs::CWD;
 
     use super::*;
 

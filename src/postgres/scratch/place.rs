@@ -8,22 +8,29 @@
 //!     data/  s/                   the scratch user's, 0700
 //! ```
 //! The server's user owns nothing that opsd later follows: code that came with a dump may run as
-//! that user, and must not be able to swap a directory for a link under opsd's hands.
+//! that user, and must not be able to swap a directory for a link under opsd's hands. Where opsd is root,
+//! nobody else may own or write what the scratch directory lies in, and what opsd makes and removes there is
+//! named beneath directories that it holds open ([`beneath`]).
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use rustix::fs::OFlags;
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Stat, Uid};
 use rustix::process::{Pid, PidfdFlags, Signal, geteuid};
 
 use super::Swept;
 use crate::error::{Context, Error, Kind, Result};
 use crate::sandbox::{self, Account};
+use crate::{beneath, regular_file};
 
 const PREFIX: &str = "opsd-scratch-";
+/// The server's own directories.
+const DATA: &str = "data";
+const SOCKETS: &str = "s";
 /// Before it is locked a directory has this name, so that nobody takes it for an abandoned one.
 const NEW_PREFIX: &str = ".opsd-scratch-";
 /// A directory that kept the new name this long was never finished.
@@ -90,6 +97,10 @@ pub(super) fn blocked_at(user: &Account, path: &Path) -> Option<PathBuf> {
 #[derive(Debug)]
 pub(super) struct Place {
     root: PathBuf,
+    name: String,
+    /// The directory, and what it is in.
+    directory: OwnedFd,
+    scratch_dir: OwnedFd,
     /// The lock lasts as long as this file is open.
     _lock: File,
     cleared: bool,
@@ -116,33 +127,45 @@ impl Place {
             .permissions(PermissionsExt::from_mode(0o700))
             .tempdir_in(&scratch_dir)
             .with_context(on)?;
-        let lock = open_lock(new.path(), true).with_context(on)?;
+        let held = |path: &Path| beneath::hold(path).map_err(std::io::Error::from);
+        let (directory, parent) = (held(new.path()).with_context(on)?, held(&scratch_dir).with_context(on)?);
+        let lock = open_lock(&directory, true).with_context(on)?;
         lock.try_lock().map_err(std::io::Error::from).with_context(on)?;
-        let name = new.path().file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        let root = scratch_dir.join(name.trim_start_matches('.'));
-        std::fs::rename(new.path(), &root).with_context(on)?;
+        let new_name = new.path().file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        let name = new_name.trim_start_matches('.').to_owned();
+        rustix::fs::renameat(&parent, new_name, &parent, &name)
+            .map_err(std::io::Error::from)
+            .with_context(on)?;
         // What was made under the new name is this place's from here on, and nothing else's.
         let _ = new.keep();
-        let place = Self { root, _lock: lock, cleared: false };
-        for dir in [place.data(), place.sockets()] {
-            DirBuilder::new().mode(0o700).create(&dir).with_context(on)?;
-            if let Some(user) = server_user {
-                std::os::unix::fs::chown(&dir, Some(user.uid), Some(user.gid)).with_context(on)?;
-            }
-        }
-        if let Some(user) = server_user {
-            std::os::unix::fs::chown(&place.root, None, Some(user.gid)).with_context(on)?;
-            std::fs::set_permissions(&place.root, PermissionsExt::from_mode(0o710)).with_context(on)?;
-            if let Some(dir) = blocked_at(user, &place.data()) {
-                return Err(Error::new(format!("user {:?} cannot enter {}", user.name, dir.display()))
-                    .context(on())
-                    .with_hint(format!(
-                        "chmod o+x {}, or choose a scratch_dir outside of it",
-                        dir.display()
-                    )));
-            }
+        let root = scratch_dir.join(&name);
+        let place = Self { root, name, directory, scratch_dir: parent, _lock: lock, cleared: false };
+        place.furnish(server_user).map_err(std::io::Error::from).with_context(on)?;
+        if let Some(user) = server_user
+            && let Some(dir) = blocked_at(user, &place.data())
+        {
+            return Err(Error::new(format!("user {:?} cannot enter {}", user.name, dir.display()))
+                .context(on())
+                .with_hint(format!("chmod o+x {}, or choose a scratch_dir outside of it", dir.display())));
         }
         Ok(place)
+    }
+
+    /// Makes what the server writes to, and lets its user in.
+    fn furnish(&self, server_user: Option<&Account>) -> rustix::io::Result<()> {
+        let user = server_user.map(|user| (Uid::from_raw(user.uid), Gid::from_raw(user.gid)));
+        for dir in [DATA, SOCKETS] {
+            rustix::fs::mkdirat(&self.directory, dir, Mode::RWXU)?;
+            if let Some((uid, gid)) = user {
+                let own = AtFlags::SYMLINK_NOFOLLOW;
+                rustix::fs::chownat(&self.directory, dir, Some(uid), Some(gid), own)?;
+            }
+        }
+        if let Some((_, gid)) = user {
+            rustix::fs::chownat(&self.directory, ".", None, Some(gid), AtFlags::empty())?;
+            rustix::fs::chmodat(&self.directory, ".", Mode::RWXU | Mode::XGRP, AtFlags::empty())?;
+        }
+        Ok(())
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -150,18 +173,18 @@ impl Place {
     }
 
     pub(super) fn data(&self) -> PathBuf {
-        self.root.join("data")
+        self.root.join(DATA)
     }
 
     pub(super) fn sockets(&self) -> PathBuf {
-        self.root.join("s")
+        self.root.join(SOCKETS)
     }
 
     /// Writes a file that the server may read and not change.
     pub(super) fn write(&self, name: &str, text: &str, server_user: Option<&Account>) -> Result<()> {
-        let path = self.root.join(name);
         let write = || -> std::io::Result<()> {
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+            let mut file = beneath::open_file(&self.directory, name, flags)?;
             file.write_all(text.as_bytes())?;
             if let Some(user) = server_user {
                 std::os::unix::fs::fchown(&file, None, Some(user.gid))?;
@@ -169,12 +192,12 @@ impl Place {
             }
             Ok(())
         };
-        write().with_context(|| format!("cannot write {}", path.display()))
+        write().with_context(|| format!("cannot write {}", self.root.join(name).display()))
     }
 
     /// Whether the directory is still there.
     pub(super) fn is_there(&self) -> bool {
-        self.root.symlink_metadata().is_ok()
+        beneath::look(&self.scratch_dir, &self.name).is_ok()
     }
 
     /// Keeps other servers out of the same scratch directory, whose user they would share, while this
@@ -198,14 +221,14 @@ impl Place {
     /// Ends whatever still runs here, and removes what the keeper left of the directory.
     pub(super) fn take_away(&mut self) -> Result<()> {
         self.cleared = true;
-        clear(&self.root)
+        clear(&self.root, &self.scratch_dir, &self.name)
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         if !self.cleared
-            && let Err(error) = clear(&self.root)
+            && let Err(error) = clear(&self.root, &self.scratch_dir, &self.name)
         {
             tracing::warn!(%error, "a scratch server is left behind; the next rehearsal removes it");
         }
@@ -216,18 +239,19 @@ impl Drop for Place {
 /// is in use.
 pub(super) fn sweep(scratch_dir: &Path) -> Result<Swept> {
     let on = || format!("cannot look for abandoned scratch servers in {}", scratch_dir.display());
-    let entries = match std::fs::read_dir(scratch_dir) {
-        Ok(entries) => entries,
+    let real = match scratch_dir.canonicalize() {
+        Ok(real) => real,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Swept::default()),
         Err(e) => return Err(Error::from(e).context(on())),
     };
-    let scratch_dir = scratch_dir.canonicalize().with_context(on)?;
+    regular_file::trusted(&real).with_context(on)?;
+    let held = beneath::hold(&real).map_err(std::io::Error::from).with_context(on)?;
+    let entries = beneath::list(&held).map_err(std::io::Error::from).with_context(on)?;
     let mut swept = Swept::default();
-    for entry in entries {
-        let entry = entry.with_context(on)?;
-        let Some(root) = entry.file_name().to_str().map(|name| scratch_dir.join(name)) else { continue };
-        if let Some(_lock) = abandoned(&root) {
-            match clear(&root) {
+    for (name, stat) in entries {
+        if let Some(_lock) = abandoned(&held, &name, &stat) {
+            let root = real.join(&name);
+            match clear(&root, &held, &name) {
                 Ok(()) => swept.removed.push(root),
                 Err(error) => swept.left.push(error.context("an abandoned scratch server")),
             }
@@ -238,19 +262,20 @@ pub(super) fn sweep(scratch_dir: &Path) -> Result<Swept> {
 
 /// Whether a directory is a scratch server's, ours, and nobody's any more. Whoever gets the lock owns it;
 /// without a lock file it was half removed.
-fn abandoned(root: &Path) -> Option<Option<File>> {
-    let name = root.file_name()?.to_str()?;
-    let meta = root.symlink_metadata().ok()?;
-    if !meta.is_dir() || meta.uid() != geteuid().as_raw() {
+fn abandoned(scratch_dir: &OwnedFd, name: &str, stat: &Stat) -> Option<Option<File>> {
+    if !beneath::is_directory(stat) || stat.st_uid != geteuid().as_raw() {
         return None;
     }
+    let age = || {
+        let modified = u64::try_from(stat.st_mtime).ok()?;
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + Duration::from_secs(modified)).ok()
+    };
     let finished = name.starts_with(PREFIX);
-    let stale = name.starts_with(NEW_PREFIX)
-        && meta.modified().ok().and_then(|t| t.elapsed().ok()).is_some_and(|age| age > NEW_BOUND);
+    let stale = name.starts_with(NEW_PREFIX) && age().is_some_and(|age| age > NEW_BOUND);
     if !finished && !stale {
         return None;
     }
-    let lock = open_lock(root, false).ok();
+    let lock = beneath::folder(scratch_dir, name).ok().and_then(|root| open_lock(&root, false).ok());
     match lock.as_ref().map(File::try_lock) {
         Some(Err(TryLockError::WouldBlock)) => None,
         _ => Some(lock),
@@ -285,22 +310,20 @@ fn ensure(scratch_dir: &Path, for_another_user: bool) -> Result<PathBuf> {
     if mode & 0o022 != 0 && !sticky {
         return Err(Error::new("others may write to it").with_hint(format!("chmod go-w {}", real.display())));
     }
+    // Whoever decides what it lies in may put another in its place.
+    regular_file::trusted(&real)?;
     Ok(real)
 }
 
-fn open_lock(root: &Path, create: bool) -> std::io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(create)
-        .create_new(create)
-        .mode(0o600)
-        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
-        .open(root.join("lock"))
+fn open_lock(directory: &OwnedFd, create: bool) -> std::io::Result<File> {
+    let flags = if create { OFlags::RDWR | OFlags::CREATE | OFlags::EXCL } else { OFlags::RDONLY };
+    Ok(beneath::open_file(directory, "lock", flags)?)
 }
 
-fn clear(root: &Path) -> Result<()> {
+fn clear(root: &Path, scratch_dir: &OwnedFd, name: &str) -> Result<()> {
     end_processes(root)?;
-    sandbox::remove_directory(root)
+    sandbox::remove_directory_in(scratch_dir.as_fd(), name)
+        .with_context(|| format!("cannot remove {}", root.display()))
 }
 
 /// Ends the server of a directory: by immediate shutdown, which frees its shared memory, then surely.
@@ -466,6 +489,22 @@ mod tests {
         let long = tmp.path().join("x".repeat(100));
         let long = refused(&long);
         assert!(long.to_string().contains("too long for a Unix socket"), "{long}");
+    }
+
+    #[test]
+    fn root_uses_no_directory_that_lies_in_somebody_elses() {
+        if !geteuid().is_root() {
+            return;
+        }
+        let tmp = tempfile::tempdir().unwrap();
+        let theirs = tmp.path().join("theirs");
+        let dir = theirs.join("scratch");
+        std::fs::create_dir_all(&dir).unwrap();
+        drop(place(&dir));
+        std::os::unix::fs::chown(&theirs, Some(4711), None).unwrap();
+        for error in [Place::create(&dir, None).unwrap_err(), sweep(&dir).unwrap_err()] {
+            assert!(error.to_string().contains("belongs to user 4711, not to root"), "{error}");
+        }
     }
 
     #[test]
