@@ -167,6 +167,7 @@ pub async fn create(
         tokio::select! {
             ready = run.dump(&source, first, clock_warning.into_iter().collect()) => ready,
             why = source.session.lost() => Err(lock::lost(why)),
+            () = tokio::time::sleep(job.timeout) => Err(late(job)),
         }
     };
     // A signal drops the work, which ends every pg_dump and aborts every upload. The manifest alone is not
@@ -183,6 +184,11 @@ pub async fn create(
             Err(error)
         }
     }
+}
+
+fn late(job: &BackupJob) -> Error {
+    Error::new(format!("the backup did not end within {} s", job.timeout.as_secs()))
+        .with_hint(format!("set backup.{}.timeout, if the database or the line takes longer", job.name))
 }
 
 /// Whom the set is encrypted to. A host that only restores has nobody configured.

@@ -1,6 +1,6 @@
 //! Paths beneath a directory that is held open, so that no symbolic link leads out of it.
 //!
-//! Whoever may write somewhere in a directory may swap a folder in it for a symbolic link, in the instant
+//! A user who may write somewhere in a directory may swap a folder in it for a symbolic link, in the instant
 //! between a look at the folder and its use. So no path is looked at first: each step is opened beneath the
 //! step before, no step is a link, and what is done in a folder is done beneath its descriptor. That is what
 //! `openat2` does with `RESOLVE_BENEATH` and `RESOLVE_NO_SYMLINKS`; the walk here does it with calls that

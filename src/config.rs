@@ -228,6 +228,8 @@ pub struct BackupJob {
     pub large_table: u64,
     /// `schema.table` patterns (`*` and `?`) whose rows are left out.
     pub exclude_table_data: Vec<String>,
+    /// How long a backup may take.
+    pub timeout: Duration,
     /// Recovery point objective.
     pub rpo: Option<Duration>,
     /// What prune keeps; absent means that prune refuses.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use toml_edit::Document;
 
@@ -353,6 +354,7 @@ fn job(
             "part_size",
             "large_table",
             "exclude_table_data",
+            "timeout",
             "rpo",
             "retention",
             "verify",
@@ -406,6 +408,7 @@ fn job(
             ),
         }
     }
+    let timeout = timeout(walk, section, BACKUP_TIMEOUT, "a backup");
     let rpo = walk.duration(section, "rpo").and_then(|(place, duration)| {
         if duration.is_zero() {
             walk.mistake(&place, "must be more than nothing", "as in \"24h\"");
@@ -424,6 +427,7 @@ fn job(
         part_size,
         large_table,
         exclude_table_data,
+        timeout,
         rpo,
         retention,
         verify,
@@ -491,8 +495,10 @@ fn retention(walk: &mut Walk<'_>, section: &Section<'_>) -> Retention {
     retention
 }
 
+/// A backup of terabytes over a slow line takes days. One that takes a week does not end, and holds locks.
+const BACKUP_TIMEOUT: Duration = Duration::from_hours(7 * 24);
 /// A database of terabytes comes back within a day; code in a dump that never ends would run for ever.
-const REHEARSAL_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
+const REHEARSAL_TIMEOUT: Duration = Duration::from_hours(24);
 
 fn verify(walk: &mut Walk<'_>, job: &Section<'_>) -> Verify {
     let mut verify = Verify {
@@ -503,6 +509,7 @@ fn verify(walk: &mut Walk<'_>, job: &Section<'_>) -> Verify {
     };
     let Some(section) = walk.section(job, "verify") else { return verify };
     walk.only(&section, &["scratch_dir", "scratch_user", "assert", "timeout"]);
+    verify.timeout = timeout(walk, &section, REHEARSAL_TIMEOUT, "a rehearsal");
     if let Some((_, dir)) = walk.path(&section, "scratch_dir") {
         verify.scratch_dir = dir;
     }
@@ -510,13 +517,16 @@ fn verify(walk: &mut Walk<'_>, job: &Section<'_>) -> Verify {
     if let Some((_, queries)) = walk.strings(&section, "assert") {
         verify.assert = queries.into_iter().map(|q| q.value).collect();
     }
-    if let Some((place, timeout)) = walk.duration(&section, "timeout") {
-        if timeout.is_zero() {
-            walk.mistake(&place, "leaves no time for a rehearsal", "as in \"12h\"");
-        }
-        verify.timeout = timeout;
-    }
     verify
+}
+
+/// How long something may take as a whole, in the section's `timeout`.
+fn timeout(walk: &mut Walk<'_>, section: &Section<'_>, default: Duration, of_what: &str) -> Duration {
+    let Some((place, timeout)) = walk.duration(section, "timeout") else { return default };
+    if timeout.is_zero() {
+        walk.mistake(&place, format!("leaves no time for {of_what}"), "as in \"12h\"");
+    }
+    timeout
 }
 
 #[cfg(test)]

@@ -533,7 +533,7 @@ mod tests {
         assert_eq!(left, ["secret"]);
     }
 
-    /// Whoever may write in a repository swaps one of its folders for a link and back, as fast as the kernel
+    /// A user who may write in a repository swaps one of its folders for a link and back, as fast as the kernel
     /// does it, while objects in that folder are written, read, listed and deleted.
     #[tokio::test(flavor = "multi_thread")]
     async fn a_folder_that_is_swapped_for_a_link_leads_nowhere() {

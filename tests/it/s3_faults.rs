@@ -339,6 +339,17 @@ async fn a_store_that_cuts_off_the_first_connections_is_waited_for() {
     assert!(proxy.faults() == 6 && run.stderr.contains(": attempt 6, next in"), "{run}");
 }
 
+/// Every request is answered, and all together take for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_never_ends_is_ended() {
+    let mut site = Site::new().await;
+    site.opsd.job.set("timeout", "\"1s\"");
+    let slow = Proxy::start(&site.s3.endpoint, 1, Duration::from_millis(700), |_, _| Fate::Forward).await;
+    let place = site.place("slow", &slow.endpoint);
+    let run = tokio::task::block_in_place(|| place.run(&["backup"]));
+    run.expect_failure(1, &["the backup did not end within 1 s", "hint: set backup.db.timeout"]);
+}
+
 /// A proxy that forwards the first few requests that `hits` picks, and does `fate` to all others of
 /// them.
 async fn turning(

@@ -302,7 +302,7 @@ async fn a_store_that_cannot_list_uploads_is_swept_of_the_rest() {
     assert_eq!(document["warnings"].as_array().unwrap().len(), 1, "{document}");
 }
 
-/// Whoever may write in the repository swaps a folder of it for a link to files of the same names, and back,
+/// A user who may write in the repository swaps a folder of it for a link to files of the same names, and back,
 /// as fast as the kernel does it.
 #[test]
 fn a_folder_that_is_swapped_for_a_link_costs_no_file_elsewhere() {

@@ -20,6 +20,7 @@ fn job(exclude: &[&str]) -> BackupJob {
         streams: 2,
         compression: 3,
         part_size: 16 * MB,
+        timeout: std::time::Duration::from_secs(60),
         large_table: 100 * MB,
         exclude_table_data: exclude.iter().map(|s| (*s).to_owned()).collect(),
         rpo: None,

@@ -310,7 +310,7 @@ fn ensure(scratch_dir: &Path, for_another_user: bool) -> Result<PathBuf> {
     if mode & 0o022 != 0 && !sticky {
         return Err(Error::new("others may write to it").with_hint(format!("chmod go-w {}", real.display())));
     }
-    // Whoever decides what it lies in may put another in its place.
+    // The owner of what the directory lies in may put another in its place.
     regular_file::trusted(&real)?;
     Ok(real)
 }
