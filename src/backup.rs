@@ -41,7 +41,7 @@ use crate::set::seal::{Recipients, SealOptions, seal_bytes, sha256_hex};
 use crate::set::signature::Purpose;
 use crate::set::{self, catalog, signature};
 use crate::shutdown::Shutdown;
-use crate::store::{self, Store, StoreError};
+use crate::store::{self, Store, StoreError, object_lock};
 
 /// Parts in an object before the next begins: what the strictest known provider allows.
 const MAX_PARTS: u64 = 1_000;
@@ -128,6 +128,7 @@ pub async fn create(
     let prepared = async {
         let source = source::open(config, job).await?;
         let clock_warning = clock::check(config, store.as_ref(), &source).await?;
+        let sets = object_lock::locking(&store, &config.repository).await?;
         lock::acquire(&source.session, &config.site, &job.name).await?;
         progress(Event::Phase("planning".into()));
         let mut first = None;
@@ -138,9 +139,9 @@ pub async fn create(
                 Some(_) => session.close().await,
             }
         }
-        Ok((source, first, clock_warning))
+        Ok((source, first, clock_warning, sets))
     };
-    let (source, first, clock_warning) = shutdown.guard(prepared).await?;
+    let (source, first, clock_warning, sets) = shutdown.guard(prepared).await?;
 
     let started = Utc::now();
     let id = set::new_id(started);
@@ -148,7 +149,8 @@ pub async fn create(
     let run = Run {
         config,
         job,
-        store: store.clone(),
+        plain_store: store,
+        store: sets,
         prefix: set::set_prefix(&config.site, &job.name, &id),
         id,
         started,
@@ -211,7 +213,10 @@ struct Ready {
 struct Run<'a> {
     config: &'a Config,
     job: &'a BackupJob,
+    /// What the set is written with: it locks, where a lock is configured.
     store: Arc<dyn Store>,
+    /// The same without a lock, for what is no part of the set.
+    plain_store: Arc<dyn Store>,
     prefix: String,
     id: String,
     started: chrono::DateTime<Utc>,
@@ -521,7 +526,8 @@ impl Run<'_> {
             error: error.to_string(),
         };
         let Ok(bytes) = serde_json::to_vec_pretty(&failed) else { return };
-        if let Err(error) = self.put(set::FAILED, bytes, false).await {
+        let key = format!("{}{}", self.prefix, set::FAILED);
+        if let Err(error) = store::put(self.plain_store.as_ref(), &key, bytes, false).await {
             tracing::debug!("cannot record the failure: {error}");
         }
     }

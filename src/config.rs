@@ -63,6 +63,36 @@ pub struct Repository {
     pub region: Option<String>,
     /// Bucket in the path instead of in the host name.
     pub path_style: bool,
+    /// How long what a set consists of cannot be deleted; absent means that the bucket's default applies.
+    pub lock: Option<ObjectLock>,
+}
+
+/// S3's Object Lock, as it is asked for with each object of a set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ObjectLock {
+    /// Who may end it before its time.
+    pub mode: LockMode,
+    /// Days from the start of the run that writes.
+    pub days: u32,
+}
+
+/// Who may end an Object Lock before its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockMode {
+    /// A credential with `s3:BypassGovernanceRetention`.
+    Governance,
+    /// Nobody.
+    Compliance,
+}
+
+impl LockMode {
+    /// As the configuration spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LockMode::Governance => "governance",
+            LockMode::Compliance => "compliance",
+        }
+    }
 }
 
 /// Where a repository's bytes are.

@@ -15,6 +15,7 @@ pub mod faulty;
 pub mod fs;
 pub mod lease;
 pub mod memory;
+pub mod object_lock;
 pub mod probe;
 pub mod s3;
 
@@ -25,6 +26,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
+use self::object_lock::Retention;
 use crate::config::{ADD_REPOSITORY, Location, Repository};
 use crate::error::{Context, Error, Kind, Result};
 
@@ -137,6 +139,22 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// Writes a small object while its key still holds `version`; [`StoreError::Exists`] where it
     /// holds another, or nothing.
     async fn replace(&self, key: &str, body: Bytes, version: &Version) -> Result<(), StoreError>;
+
+    /// The same store, which locks every object that is uploaded through it; [`StoreError::Unsupported`]
+    /// where there are no locks.
+    fn with_retention(&self, _: Retention) -> Result<Arc<dyn Store>, StoreError> {
+        Err(StoreError::Unsupported(format!("{} cannot lock objects", self.describe())))
+    }
+
+    /// Whether objects can be locked.
+    async fn has_object_lock(&self) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+
+    /// Until when what a key holds now is locked; `None` where it is not.
+    async fn locked_until(&self, _: &str) -> Result<Option<DateTime<Utc>>, StoreError> {
+        Ok(None)
+    }
 }
 
 /// One object being written. Dropping it without [`Upload::commit`] means abort (best effort on the

@@ -11,7 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::printable;
 use crate::set::manifest::ProofState;
 use crate::shutdown::Shutdown;
-use crate::store;
+use crate::store::{self, object_lock};
 
 /// Arguments of `opsd backup`.
 #[derive(Debug, clap::Args)]
@@ -215,6 +215,11 @@ fn say(set: &SetReport) {
 
 async fn dry_run(config: &Config, jobs: &[&BackupJob], json: bool) -> Result<()> {
     let mut report = PlanReport { plans: Vec::new() };
+    if config.repository.lock.is_some() {
+        // A bucket that cannot lock stands in the way of every job.
+        let store = store::open(&config.repository).await?;
+        object_lock::locking(&store, &config.repository).await?;
+    }
     for job in jobs {
         let preview =
             backup::preview(config, job).await.map_err(|e| e.context(format!("job {}", job.name)))?;

@@ -13,7 +13,10 @@ use super::libpq;
 use super::monitoring::{self, Known, named};
 use super::units::{GIB, MIB};
 use super::walk::{Env, Place, Section, Text, Walk};
-use super::{BackupJob, Config, Databases, Encryption, Location, Postgres, Repository, Retention, Verify};
+use super::{
+    BackupJob, Config, Databases, Encryption, Location, LockMode, ObjectLock, Postgres, Repository,
+    Retention, Verify,
+};
 use crate::error::Error;
 use crate::regular_file;
 
@@ -180,7 +183,7 @@ pub(super) fn name(walk: &mut Walk<'_>, place: &Place, name: &str) -> bool {
 }
 
 fn repository(walk: &mut Walk<'_>, section: &Section<'_>) -> Option<Repository> {
-    walk.only(section, &["url", "endpoint", "region", "path_style"]);
+    walk.only(section, &["url", "endpoint", "region", "path_style", "lock"]);
     let location = match walk.filled(section, "url") {
         Some(url) => location(walk, &url),
         None if section.has("url") => None,
@@ -192,6 +195,7 @@ fn repository(walk: &mut Walk<'_>, section: &Section<'_>) -> Option<Repository> 
     let endpoint = walk.filled(section, "endpoint").and_then(|text| endpoint(walk, text));
     let region = walk.filled(section, "region").map(|text| text.value);
     let path_style = walk.boolean(section, "path_style").unwrap_or(false);
+    let lock = section.has("lock").then(|| lock(walk, section));
     if matches!(location, Some(Location::File(_))) {
         for key in ["endpoint", "region", "path_style"] {
             if section.has(key) {
@@ -199,8 +203,49 @@ fn repository(walk: &mut Walk<'_>, section: &Section<'_>) -> Option<Repository> 
                 walk.mistake(&place, "has no meaning for a file:// repository", "remove it");
             }
         }
+        if section.has("lock") {
+            let place = walk.place(section, "lock");
+            walk.mistake(
+                &place,
+                "a file:// repository locks nothing: whoever may write to the directory may delete there",
+                "remove it, or keep the sets in a bucket with Object Lock",
+            );
+        }
     }
-    Some(Repository { location: location?, endpoint, region, path_style })
+    let lock = match lock {
+        Some(lock) => Some(lock?),
+        None => None,
+    };
+    Some(Repository { location: location?, endpoint, region, path_style, lock })
+}
+
+/// The longest retention that S3 takes: a hundred years.
+const LOCK_DAYS_MAX: i64 = 36_500;
+
+fn lock(walk: &mut Walk<'_>, repository: &Section<'_>) -> Option<ObjectLock> {
+    const FORM: &str = "lock = { mode = \"governance\", days = 30 }";
+    let section = walk.section(repository, "lock")?;
+    walk.only(&section, &["mode", "days"]);
+    for key in ["mode", "days"] {
+        if !section.has(key) {
+            walk.missing(&section, key, FORM);
+        }
+    }
+    let days = walk.integer(&section, "days", 1..=LOCK_DAYS_MAX).and_then(|days| u32::try_from(days).ok());
+    let mode = walk.filled(&section, "mode")?;
+    let mode = match mode.value.as_str() {
+        "governance" => LockMode::Governance,
+        "compliance" => LockMode::Compliance,
+        _ => {
+            walk.mistake(
+                &mode.place,
+                "is no mode of Object Lock",
+                "governance (some credentials may end it) or compliance (nobody may, before its time)",
+            );
+            return None;
+        }
+    };
+    Some(ObjectLock { mode, days: days? })
 }
 
 fn location(walk: &mut Walk<'_>, url: &Text) -> Option<Location> {

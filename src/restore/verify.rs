@@ -33,7 +33,7 @@ use crate::set::proof::Proof;
 use crate::set::seal::{changed, sha256_hex};
 use crate::set::signature::{self, Purpose};
 use crate::set::verification::{self, Phases, Verdict, Verification};
-use crate::store::{self, Store, StoreError};
+use crate::store::{self, Store, StoreError, object_lock};
 
 /// Bytes that a scratch server needs before it holds anything: its system catalogs and WAL.
 const SCRATCH_OVERHEAD: u64 = 256 << 20;
@@ -521,6 +521,7 @@ async fn write_record(
     let comment = Purpose::Verification.comment(&record.site, &record.job, &record.id);
     let sign_key = config.encryption.sign_key_file.as_deref();
     let signature = sign_key.map(|path| signature::sign(path, &bytes, &comment)).transpose()?;
+    let store = object_lock::locking(&store, &config.repository).await?;
     let put = async move {
         if let Some(signature) = signature {
             let key = format!("{key}.minisig");

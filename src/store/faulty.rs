@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
+use super::object_lock::Retention;
 use super::{ObjectMeta, Store, StoreError, Unfinished, Upload, Version};
 
 /// A call that can be made to fail.
@@ -40,6 +41,8 @@ pub enum Operation {
     Version,
     /// [`Store::replace`].
     Replace,
+    /// [`Store::locked_until`].
+    LockedUntil,
 }
 
 /// What goes wrong.
@@ -204,6 +207,18 @@ impl Store for FaultyStore {
     async fn replace(&self, key: &str, body: Bytes, version: &Version) -> Result<(), StoreError> {
         let fault = self.plan.next(Operation::Replace, key);
         run(fault, key, self.inner.replace(key, body, version)).await
+    }
+
+    fn with_retention(&self, retention: Retention) -> Result<Arc<dyn Store>, StoreError> {
+        Ok(Arc::new(Self { inner: self.inner.with_retention(retention)?, plan: self.plan.clone() }))
+    }
+
+    async fn has_object_lock(&self) -> Result<bool, StoreError> {
+        self.inner.has_object_lock().await
+    }
+
+    async fn locked_until(&self, key: &str) -> Result<Option<DateTime<Utc>>, StoreError> {
+        run(self.plan.next(Operation::LockedUntil, key), key, self.inner.locked_until(key)).await
     }
 }
 

@@ -23,6 +23,7 @@ fn version_of((bytes, modified): &(Bytes, DateTime<Utc>)) -> Version {
 #[derive(Debug, Clone, Default)]
 pub struct MemoryStore {
     objects: Arc<Mutex<Objects>>,
+    locks: Arc<Mutex<BTreeMap<String, DateTime<Utc>>>>,
 }
 
 impl MemoryStore {
@@ -41,6 +42,11 @@ impl MemoryStore {
         if let Some(object) = self.lock().get_mut(key) {
             object.1 = modified;
         }
+    }
+
+    /// Makes an object look locked, for tests of what respects that.
+    pub fn set_locked(&self, key: &str, until: DateTime<Utc>) {
+        self.locks.lock().unwrap_or_else(PoisonError::into_inner).insert(key.to_owned(), until);
     }
 
     fn lock(&self) -> MutexGuard<'_, Objects> {
@@ -125,6 +131,10 @@ impl Store for MemoryStore {
         }
         objects.insert(key.to_owned(), (body, Utc::now()));
         Ok(())
+    }
+
+    async fn locked_until(&self, key: &str) -> Result<Option<DateTime<Utc>>, StoreError> {
+        Ok(self.locks.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied())
     }
 }
 

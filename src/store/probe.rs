@@ -71,7 +71,11 @@ pub async fn probe_with(repository: &Repository, access: &Access) -> Result<Repo
 pub async fn remembered(store: &dyn Store) -> Result<Option<Report>> {
     let bytes = match get(store, REPORT_KEY, REPORT_LIMIT).await {
         Ok(bytes) => bytes,
-        Err(StoreError::NotFound(_) | StoreError::Denied(_)) => return Ok(None),
+        Err(StoreError::NotFound(_)) => return Ok(None),
+        Err(StoreError::Denied(why)) => {
+            tracing::debug!("what the last probe found is not known: {why}");
+            return Ok(None);
+        }
         Err(error) => return Err(error.into()),
     };
     match serde_json::from_slice::<Report>(&bytes) {
@@ -162,7 +166,7 @@ impl Trials {
             repository: store.describe(),
             checksums,
             warnings: match repository.location {
-                Location::S3 { .. } => warnings(&self.found),
+                Location::S3 { .. } => warnings(&self.found, repository.lock),
                 Location::File(_) | Location::Nowhere => Vec::new(),
             },
             capabilities: self.found,

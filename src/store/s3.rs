@@ -3,7 +3,7 @@
 //! What differs between providers is not assumed but probed (`super::probe`) and remembered in the
 //! repository; [`Options`] carries what was found. Every request goes through `S3Store::retry`
 //! (`retry`) and is bounded, in time (`attempt`) and in what it answers (`bounded`); errors come out as sentences (`failure`); writing is in
-//! `upload`; what only the probe needs is in `trial`, what several runs agree by in `coordinate`.
+//! `upload`, what locks objects in `lock`; what only the probe needs is in `trial`, what several runs agree by in `coordinate`.
 //!
 //! Deliberately absent: server-side encryption settings, storage classes and tags (the bucket's
 //! defaults apply), and presigned URLs. This is the only code that knows the AWS SDK.
@@ -14,6 +14,7 @@ mod client;
 mod coordinate;
 mod credentials;
 mod failure;
+mod lock;
 mod retry;
 mod trial;
 mod upload;
@@ -36,6 +37,7 @@ use self::attempt::{ANSWER, Attempt};
 use self::bounded::{LISTING_TIME, Listed};
 use self::failure::{Failure, display_endpoint};
 use self::retry::Patience;
+use super::object_lock::Retention;
 use super::{ObjectMeta, READ_SIZE, Store, StoreError, Unfinished, Upload, Version, check_key};
 use crate::buffer_pool::BufferPool;
 use crate::config::secret::Secret;
@@ -83,6 +85,8 @@ pub struct S3Store {
     endpoint: String,
     region: String,
     checksums: Checksums,
+    /// What is asked for with each upload.
+    lock: Option<Retention>,
     learned: Arc<Learned>,
     /// Memory of ranges that are read.
     ranges: BufferPool,
@@ -102,6 +106,12 @@ struct Learned {
     no_conditions: AtomicBool,
     /// HEAD is answered with 403: the credential may only write.
     may_not_read: AtomicBool,
+    /// The bucket has no object lock.
+    no_object_lock: AtomicBool,
+    /// An object that was uploaded with a lock as one PUT has it.
+    locks_single: AtomicBool,
+    /// The same in parts.
+    locks_multipart: AtomicBool,
 }
 
 /// Opens a repository in a bucket. Nothing is sent to the store yet, but finding the region may
@@ -122,6 +132,7 @@ pub async fn open_with(
         endpoint: display_endpoint(repository.endpoint.as_deref(), &region),
         region,
         checksums: options.checksums,
+        lock: None,
         learned: Arc::default(),
         ranges: BufferPool::new(READ_SIZE),
     })
@@ -369,6 +380,19 @@ impl Store for S3Store {
     async fn replace(&self, key: &str, body: Bytes, version: &Version) -> Result<(), StoreError> {
         check_key(key)?;
         self.put_over(key, body, version).await
+    }
+
+    fn with_retention(&self, retention: Retention) -> Result<Arc<dyn Store>, StoreError> {
+        Ok(Arc::new(self.locking(retention)))
+    }
+
+    async fn has_object_lock(&self) -> Result<bool, StoreError> {
+        self.object_lock().await.map(|lock| lock.is_some())
+    }
+
+    async fn locked_until(&self, key: &str) -> Result<Option<DateTime<Utc>>, StoreError> {
+        check_key(key)?;
+        self.retained_until(key).await
     }
 }
 

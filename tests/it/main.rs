@@ -53,6 +53,7 @@ mod monitor_queues;
 mod monitor_redis;
 mod monitor_standbys;
 mod names;
+mod object_lock;
 mod ownership;
 mod postgres;
 mod postgres_faults;

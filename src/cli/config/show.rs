@@ -35,6 +35,10 @@ fn sections(config: &Config) -> Vec<Section> {
                 ("endpoint", json!(config.repository.endpoint)),
                 ("region", json!(config.repository.region)),
                 ("path_style", json!(config.repository.path_style)),
+                (
+                    "lock",
+                    json!(config.repository.lock.map(|l| json!({ "mode": l.mode.as_str(), "days": l.days }))),
+                ),
             ],
         ));
         sections.push(at(

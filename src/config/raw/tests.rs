@@ -61,9 +61,9 @@ fn lines(findings: &[Finding]) -> Vec<String> {
 fn defaults() {
     let config = config(BASE);
     assert_eq!(config.site, "example");
-    let Repository { location, endpoint, region, path_style } = config.repository;
+    let Repository { location, endpoint, region, path_style, lock } = config.repository;
     assert_eq!(location, Location::S3 { bucket: "bucket".into(), prefix: "prefix".into() });
-    assert_eq!((endpoint, region, path_style), (None, None, false));
+    assert_eq!((endpoint, region, path_style, lock), (None, None, false, None));
     let job = &config.backup["db"];
     assert_eq!((job.name.as_str(), job.postgres.as_str()), ("db", "main"));
     assert_eq!(job.databases, Databases::Url);
@@ -85,6 +85,7 @@ url = "s3://bucket/a/b/"
 endpoint = "https://s3.example.org/"
 region = "eu-1"
 path_style = true
+lock = { mode = "compliance", days = 30 }
 [encryption]
 recipients = ["KEY1", "KEY2"]
 identity_file = "/etc/opsd/identity.txt"
@@ -118,6 +119,7 @@ source.databases = ["*"]
     assert_eq!(config.repository.location, Location::S3 { bucket: "bucket".into(), prefix: "a/b".into() });
     assert_eq!(config.repository.endpoint.as_deref(), Some("https://s3.example.org"));
     assert!(config.repository.path_style);
+    assert_eq!(config.repository.lock, Some(ObjectLock { mode: LockMode::Compliance, days: 30 }));
     assert_eq!(config.encryption.trusted.backups.len(), 1);
     assert_eq!(config.encryption.trusted.verifications, config.encryption.trusted.backups);
     let password = config.postgres["main"].connection.password.as_ref().map(Secret::expose);
@@ -191,6 +193,28 @@ fn each_mistake_has_its_line_and_a_hint() {
             S3,
             "\"s3://b\"\npath_style = \"yes\"",
             "4 repository.path_style: must be true or false, not a string",
+        ),
+        (S3, "\"s3://b\"\nlock = 30", "4 repository.lock: must be a table, not an integer"),
+        (
+            S3,
+            "\"s3://b\"\nlock = { mode = \"governance\" }",
+            "4 repository.lock.days: missing (lock = { mode = \"governance\", days = 30 })",
+        ),
+        (S3, "\"s3://b\"\nlock = { days = 3 }", "4 repository.lock.mode: missing (lock = {"),
+        (
+            S3,
+            "\"s3://b\"\nlock = { mode = \"forever\", days = 3 }",
+            "4 repository.lock.mode: is no mode of Object Lock (governance",
+        ),
+        (
+            S3,
+            "\"s3://b\"\nlock = { mode = \"governance\", days = 0 }",
+            "4 repository.lock.days: must be from 1 to 36500",
+        ),
+        (
+            S3,
+            "\"file:///b\"\nlock = { mode = \"governance\", days = 3 }",
+            "4 repository.lock: a file:// repository locks nothing",
         ),
         // encryption
         (RECIPIENTS, "", "4 encryption: no recipient (recipients = [\"age1…\"]"),

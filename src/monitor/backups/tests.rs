@@ -27,6 +27,7 @@ fn target() -> Target {
             endpoint: None,
             region: None,
             path_style: false,
+            lock: None,
         },
         trusted: Trusted::default(),
         recipients: Vec::new(),

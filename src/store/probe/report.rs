@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use crate::config::ObjectLock;
 use crate::store::s3::{Checksums, Options};
 
 /// The format of a report that this opsd writes and reads.
@@ -151,7 +152,7 @@ pub(super) fn state(found: &[Capability], name: Name) -> State {
 }
 
 /// What opsd will do without what is missing, in S3's terms.
-pub(super) fn warnings(found: &[Capability]) -> Vec<String> {
+pub(super) fn warnings(found: &[Capability], lock: Option<ObjectLock>) -> Vec<String> {
     let is = |name| state(found, name);
     let mut warnings = Vec::new();
     let mut warn = |text: &str| warnings.push(text.to_owned());
@@ -225,6 +226,20 @@ pub(super) fn warnings(found: &[Capability]) -> Vec<String> {
              a credential that may only put",
         );
     }
+    match (lock, is(Name::ObjectLock)) {
+        (None, State::Yes) => warn(
+            "the bucket has object lock, and `lock` is not set in [repository]: only the bucket's default \
+             retention protects what opsd writes, where it has one",
+        ),
+        (Some(_), State::No) => {
+            warn("`lock` is set in [repository], and the bucket has no object lock: no backup is made")
+        }
+        (Some(_), State::Denied) => warn(
+            "this credential may not read the bucket's object lock: with `lock` set in [repository], the \
+             store's answer to the first object decides",
+        ),
+        _ => {}
+    }
     warnings
 }
 
@@ -274,18 +289,33 @@ mod tests {
             .map(|name| (name, State::Yes));
         let mut states: Vec<_> = all.collect();
         states.extend([(Versioning, State::No), (Delete, State::Denied)]);
-        let warnings = warnings(&found(&states));
+        let warnings = warnings(&found(&states), None);
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         assert!(warnings[0].contains("may not delete"));
     }
 
     #[test]
     fn what_is_missing_is_said() {
-        let said = |name, state| warnings(&found(&[(Name::Write, State::Yes), (name, state)])).join("\n");
+        let said =
+            |name, state| warnings(&found(&[(Name::Write, State::Yes), (name, state)]), None).join("\n");
         assert!(said(Name::ConditionalPut, State::No).contains("random"));
         assert!(said(Name::MultipartAbort, State::Denied).contains("lifecycle"));
         assert!(said(Name::Checksum, State::No).contains("signature"));
         assert!(said(Name::Versioning, State::Yes).contains("prune"));
-        assert!(warnings(&[])[0].contains("may not write"));
+        assert!(warnings(&[], None)[0].contains("may not write"));
+    }
+
+    #[test]
+    fn a_lock_that_is_there_and_not_used_or_wanted_and_not_there_is_said() {
+        use crate::config::LockMode;
+        let said = |lock, state| {
+            warnings(&found(&[(Name::Write, State::Yes), (Name::ObjectLock, state)]), lock).join("\n")
+        };
+        let lock = Some(ObjectLock { mode: LockMode::Governance, days: 1 });
+        assert!(said(None, State::Yes).contains("`lock` is not set"));
+        assert!(said(lock, State::No).contains("no backup is made"));
+        assert!(said(lock, State::Denied).contains("decides"));
+        assert_eq!(said(lock, State::Yes), "");
+        assert_eq!(said(None, State::No), "");
     }
 }

@@ -378,6 +378,7 @@ mod tests {
             endpoint: Some("http://h".to_owned()),
             region: Some("eu-west-1".to_owned()),
             path_style: true,
+            lock: None,
         };
         let store = s3::open_with(&repository, &Access::Chain, Options::default()).await.unwrap();
         let explain = |status, code: &str, message: &str, region: Option<&str>| {

@@ -131,29 +131,6 @@ impl S3Store {
 
     /// The bucket's object lock: `None` where it has none, else its default retention in words.
     pub async fn trial_object_lock(&self) -> Result<Option<String>, StoreError> {
-        let request = self.client.get_object_lock_configuration().bucket(&self.bucket);
-        let doing = "read the bucket's object lock";
-        let send = |attempt: Attempt| attempt.send(ANSWER, request.clone().send());
-        let answer = match self.retry(doing, Patience::Full, send).await {
-            Ok(answer) => answer,
-            Err(failure) if failure.code == "ObjectLockConfigurationNotFoundError" => return Ok(None),
-            Err(failure) => return Err(failure.explain(self, doing)),
-        };
-        let Some(lock) = answer.object_lock_configuration().filter(|l| l.object_lock_enabled().is_some())
-        else {
-            return Ok(None);
-        };
-        let retention = lock.rule().and_then(|rule| rule.default_retention());
-        Ok(Some(match retention {
-            None => "enabled, no default retention".to_owned(),
-            Some(retention) => {
-                let mode = retention.mode().map_or("unknown mode", |m| m.as_str()).to_lowercase();
-                match (retention.days(), retention.years()) {
-                    (Some(days), _) => format!("{mode}, {days} days"),
-                    (None, Some(years)) => format!("{mode}, {years} years"),
-                    (None, None) => mode,
-                }
-            }
-        }))
+        self.object_lock().await
     }
 }

@@ -235,6 +235,8 @@ impl S3Store {
                     .key(self.full_key(key))
                     .set_checksum_crc32(crc32.clone())
                     .set_if_none_match(condition.map(str::to_owned))
+                    .set_object_lock_mode(self.lock_mode())
+                    .set_object_lock_retain_until_date(self.lock_until())
                     .body(ByteStream::from(body.clone()))
                     .customize();
                 let (body, crc32) = (&body, crc32.as_deref());
@@ -268,7 +270,7 @@ impl S3Store {
                         None => Err(self.in_doubt(key)),
                     };
                 }
-                Err(failure) => return Err(failure.explain(self, &doing)),
+                Err(failure) => return Err(self.explain_write(failure, &doing)),
             }
         }
     }
@@ -356,7 +358,9 @@ impl S3Store {
     /// After the store said yes: does it hold what was sent, as far as the credential may look?
     async fn confirm(&self, key: &str, expected: &Expected) -> Result<(), StoreError> {
         match self.compare(key, expected).await? {
-            Comparison::Same { .. } | Comparison::Unreadable => Ok(()),
+            Comparison::Same { .. } | Comparison::Unreadable => {
+                self.confirm_lock(key, expected.parts.is_some()).await
+            }
             Comparison::Different(how) => {
                 Err(StoreError::Corrupt(format!("{} accepted {key}, but {how}", self.endpoint)))
             }
@@ -419,13 +423,15 @@ impl S3Store {
             .create_multipart_upload()
             .bucket(&self.bucket)
             .key(self.full_key(key))
+            .set_object_lock_mode(self.lock_mode())
+            .set_object_lock_retain_until_date(self.lock_until())
             .set_checksum_algorithm(algorithm);
         let doing = format!("write {key}");
         let send = |attempt: Attempt| attempt.send(ANSWER, request.clone().send());
         let answer = self
             .retry(&doing, Patience::Full, send)
             .await
-            .map_err(|failure| failure.explain(self, &doing))?;
+            .map_err(|failure| self.explain_write(failure, &doing))?;
         answer
             .upload_id()
             .map(str::to_owned)

@@ -163,6 +163,7 @@ async fn a_directory_can_do_what_directories_can() {
         endpoint: None,
         region: None,
         path_style: false,
+        lock: None,
     };
     let report = probe(&repository).await.unwrap();
     let works = [Name::Write, Name::Read, Name::RangedRead, Name::List, Name::Delete, Name::ConditionalPut];

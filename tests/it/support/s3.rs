@@ -42,6 +42,7 @@ pub fn repository(endpoint: &str, bucket: &str, prefix: &str) -> Repository {
         endpoint: Some(endpoint.to_owned()),
         region: Some("us-east-1".to_owned()),
         path_style: true,
+        lock: None,
     }
 }
 
@@ -217,6 +218,12 @@ impl SeaweedFs {
     /// The repository under a prefix.
     pub fn repository(&self, prefix: &str) -> Repository {
         repository(&self.endpoint, &self.bucket, prefix)
+    }
+
+    /// Creates another bucket, with Object Lock and without a default retention.
+    pub async fn locking_bucket(&self, name: &str) {
+        let create = self.client().create_bucket().bucket(name).object_lock_enabled_for_bucket(true);
+        create.send().await.expect("create a bucket with Object Lock");
     }
 
     /// The SDK's own client, as the administrator.
