@@ -3,7 +3,8 @@
 //! Plan first: [`plan`] reads the repository and decides, [`remove`] deletes one set of that plan.
 //! Only keys that the set's own manifest names, or that the layout of a set knows, are deleted;
 //! anything else that lies there is left and reported. Sets that do not count (incomplete, failed,
-//! refused) are never touched. Backups never prune: this is another command, and may be another
+//! refused) are never touched, and a set of which anything is locked stays whole until the lock ends: a
+//! DELETE would only hide it. Backups never prune: this is another command, and may be another
 //! credential.
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use crate::set::catalog::{self, Loaded, State};
 use crate::set::manifest::{Database, ProofState};
 use crate::set::verification::Verdict;
 use crate::set::{MANIFEST, MANIFEST_SIGNATURE, set_prefix};
+use crate::store::object_lock::{self, Protection};
 use crate::store::{ObjectMeta, Store};
 
 /// What prune would do to one job.
@@ -29,6 +31,10 @@ pub struct JobPlan {
     pub plan: Plan,
     /// How to remove those that go, by id.
     pub removals: BTreeMap<String, Removal>,
+    /// Sets that would go and are locked, by id: until when.
+    pub locked: BTreeMap<String, DateTime<Utc>>,
+    /// Why it is not known what is locked, where that is so.
+    pub locks_unknown: Option<String>,
     /// Sets that have a manifest and do not count (damaged, not trusted, too new, objects missing): id and reason.
     pub refused: Vec<(String, String)>,
 }
@@ -95,7 +101,34 @@ pub async fn plan(
     }
     let plan = retention::plan(&candidates, rules, now + catalog::CLOCK_TOLERANCE, accept_shrink);
     removable.retain(|id, _| plan.removed().any(|d| d.id == *id));
-    Ok(JobPlan { job: job.to_owned(), plan, removals: removable, refused })
+    let mut planned = JobPlan {
+        job: job.to_owned(),
+        plan,
+        removals: removable,
+        locked: BTreeMap::new(),
+        locks_unknown: None,
+        refused,
+    };
+    keep_locked(store, &mut planned).await?;
+    Ok(planned)
+}
+
+/// Takes the sets out of the plan of which anything is locked.
+async fn keep_locked(store: &dyn Store, planned: &mut JobPlan) -> Result<()> {
+    for (id, removal) in &planned.removals {
+        match object_lock::protection(store, &removal.keys).await.with_context(|| format!("set {id}"))? {
+            Protection::None => {}
+            Protection::Until(until) => {
+                planned.locked.insert(id.clone(), until);
+            }
+            Protection::Unknown(why) => {
+                planned.locks_unknown = Some(why);
+                break;
+            }
+        }
+    }
+    planned.removals.retain(|id, _| !planned.locked.contains_key(id));
+    Ok(())
 }
 
 /// How much of each database a set holds.

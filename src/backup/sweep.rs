@@ -13,6 +13,9 @@
 //! `failed.json` of the newest run stays: it is what freezes pruning until a backup succeeds. A run
 //! that is dated in the future freezes nothing and is not the newest.
 //!
+//! Objects that are locked stay until the lock ends ([`keep_locked`]): a DELETE would only hide them. An
+//! upload is no object yet, and nothing locks it.
+//!
 //! Deliberately absent: anything in a complete set (that is `prune`), and the lease (the caller's).
 
 use std::collections::BTreeMap;
@@ -23,6 +26,7 @@ use chrono::{DateTime, Utc};
 use crate::error::{Context, Error, Result};
 use crate::set::catalog::{self, Entry, State};
 use crate::set::{self, FAILED, MANIFEST, is_written_by_opsd};
+use crate::store::object_lock::{self, Protection};
 use crate::store::probe::{self, is_probe_key};
 use crate::store::{ObjectMeta, Store, StoreError, Unfinished};
 
@@ -58,6 +62,8 @@ pub struct Item {
     pub foreign: Vec<String>,
     /// The last write that was seen: a later one means that somebody is at work.
     pub last_write: DateTime<Utc>,
+    /// Until when objects of it are locked that would go otherwise.
+    pub locked_until: Option<DateTime<Utc>>,
 }
 
 impl Item {
@@ -201,6 +207,7 @@ fn plan_set(
         bytes: 0,
         foreign: foreign.into_iter().map(|o| o.key).chain(foreign_uploads).collect(),
         last_write,
+        locked_until: None,
     };
     let keeps_failed = state == State::Failed && is_newest;
     let ago = (limit.now - last_write).to_std().unwrap_or_default();
@@ -255,6 +262,7 @@ fn stale_uploads(place: &str, prefix: &str, uploads: Vec<Unfinished>, limit: &Li
         bytes: 0,
         foreign: Vec::new(),
         last_write,
+        locked_until: None,
     })
 }
 
@@ -271,6 +279,7 @@ fn plan_probes(found: &Found, limit: &Limit) -> Vec<Item> {
         bytes: 0,
         foreign: Vec::new(),
         last_write: DateTime::default(),
+        locked_until: None,
     };
     for object in found.objects.iter().filter(|o| is_probe_key(&o.key)) {
         let folder = folder_of(&object.key);
@@ -296,6 +305,24 @@ fn plan_probes(found: &Found, limit: &Limit) -> Vec<Item> {
         item
     };
     folders.into_values().map(decide).collect()
+}
+
+/// Takes the objects out of a plan that are locked, with all that lies beside them; uploads go as planned.
+/// Why it is not known what is locked, where that is so.
+pub async fn keep_locked(store: &dyn Store, items: &mut [Item]) -> Result<Option<String>> {
+    for item in items.iter_mut().filter(|item| !item.keys.is_empty()) {
+        let protection = object_lock::protection(store, &item.keys).await;
+        match protection.with_context(|| item.place.clone())? {
+            Protection::None => {}
+            Protection::Until(until) => {
+                (item.keys, item.bytes, item.locked_until) = (Vec::new(), 0, Some(until));
+                let stays = if item.uploads.is_empty() { "" } else { "; only its unfinished uploads go" };
+                item.reason = format!("{}, and it is locked until {until}{stays}", item.reason);
+            }
+            Protection::Unknown(why) => return Ok(Some(why)),
+        }
+    }
+    Ok(None)
 }
 
 /// `3h`, `12d`.

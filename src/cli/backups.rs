@@ -87,6 +87,14 @@ async fn under_lease<T>(
     }
 }
 
+/// What is said where the credential may not ask what is locked.
+fn locks_unknown(why: &str) -> String {
+    format!(
+        "whether anything of this is locked is not known, and what is locked is hidden instead of deleted \
+         (the credential needs s3:GetObjectRetention): {why}"
+    )
+}
+
 /// One set in JSON. What is not known is null, never zero.
 #[derive(Debug, Serialize)]
 struct Summary {

@@ -1,12 +1,14 @@
-//! Object Lock: what a run writes cannot be deleted before its time.
+//! Object Lock: what a run writes cannot be deleted before its time, and whoever removes things says what
+//! is locked until when.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
-use aws_sdk_s3::primitives::DateTime as SdkDateTime;
-use aws_sdk_s3::types::ObjectLockMode;
-use chrono::{TimeDelta, Utc};
-use opsd::config::{LockMode, ObjectLock};
+use aws_sdk_s3::primitives::{ByteStream, DateTime as SdkDateTime};
+use aws_sdk_s3::types::{ChecksumAlgorithm, ObjectLockMode};
+use chrono::{DateTime, TimeDelta, Utc};
+use opsd::config::{LockMode, ObjectLock, Retention, Trusted};
 use opsd::store::object_lock::{self, Protection};
 use opsd::store::{Store, StoreError, open_s3, put};
 
@@ -14,7 +16,8 @@ use crate::s3::large_site;
 use crate::support::opsd::{Opsd, Run, quoted};
 use crate::support::postgres::default_server;
 use crate::support::s3::{SeaweedFs, repository, s3s_fs};
-use crate::support::sets::{back_up, complete, result};
+use crate::support::s3_proxy::{Fate, Proxy, Request};
+use crate::support::sets::{back_up, complete, next_second, result};
 
 const DAYS: i64 = 3;
 
@@ -60,6 +63,13 @@ async fn seen(client: &aws_sdk_s3::Client, bucket: &str) -> Vec<Seen> {
 
 async fn keys(client: &aws_sdk_s3::Client, bucket: &str) -> BTreeSet<String> {
     seen(client, bucket).await.into_iter().map(|object| object.key).collect()
+}
+
+/// Keys that a DELETE has hidden.
+async fn hidden(client: &aws_sdk_s3::Client, bucket: &str) -> BTreeSet<String> {
+    let versions = client.list_object_versions().bucket(bucket).send().await.unwrap();
+    let markers = versions.delete_markers().iter().filter(|m| m.is_latest() == Some(true));
+    markers.map(|marker| marker.key().unwrap().to_owned()).collect()
 }
 
 fn words(run: &Run) -> String {
@@ -124,6 +134,117 @@ async fn every_object_of_a_set_is_locked_and_nothing_else() {
         assert_ne!(back_up(&opsd), id);
         assert_eq!(complete(&opsd).len(), 2);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prune_says_until_when_a_set_is_locked_and_leaves_it_whole() {
+    let server = SeaweedFs::start().await;
+    server.locking_bucket("locking").await;
+    let client = server.client();
+    let mut opsd = small_site();
+    use_bucket(&mut opsd, &server, "locking");
+    opsd.job.set("retention", "{ last = 1 }");
+    let unlocked = back_up(&opsd);
+    lock(&mut opsd, "governance");
+    next_second();
+    let locked = back_up(&opsd);
+    next_second();
+    let newest = back_up(&opsd);
+    let before = keys(&client, "locking").await;
+    let until = Utc::now() + TimeDelta::days(DAYS);
+
+    for dry in [true, false] {
+        let more: &[&str] = if dry { &["--dry-run"] } else { &[] };
+        let run = opsd.ok(&[&["backups", "prune"], more].concat());
+        let said = format!("keep {locked} no rule keeps it, locked until {}", until.format("%Y-%m-"));
+        assert!(words(&run).contains(&said), "{run}");
+        assert_eq!(run.stderr, "", "{run}");
+        let gone = hidden(&client, "locking").await;
+        assert!(gone.iter().all(|key| !key.contains(&locked)), "{gone:?}");
+    }
+    let left = keys(&client, "locking").await;
+    assert_eq!(left, before.into_iter().filter(|key| !key.contains(&unlocked)).collect());
+    let document = opsd.ok(&["backups", "prune", "--json"]).json();
+    let sets = document["jobs"][0]["sets"].as_array().unwrap();
+    let of = |id: &str| sets.iter().find(|set| set["id"] == id).unwrap();
+    assert_eq!((&of(&locked)["action"], &of(&locked)["removed"]), (&"keep".into(), &serde_json::Value::Null));
+    let told: DateTime<Utc> = of(&locked)["locked_until"].as_str().unwrap().parse().unwrap();
+    assert!((until - told).abs() < TimeDelta::minutes(5), "{told}");
+    assert_eq!(of(&newest)["locked_until"], serde_json::Value::Null);
+    assert_eq!(document["warnings"], serde_json::json!([]));
+    let mut left = complete(&opsd);
+    left.sort();
+    assert_eq!(left, [locked, newest]);
+}
+
+/// The store's clock, by which things are old, as the proxy tells it: two days ahead.
+fn two_days_ahead(request: &Request<'_>) -> Option<Fate> {
+    if !request.head.contains("max-keys=1") {
+        return None;
+    }
+    let date = (Utc::now() + TimeDelta::days(2)).format("%a, %d %b %Y %H:%M:%S GMT");
+    let body = "<?xml version=\"1.0\"?><ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>";
+    Some(Fate::Answer(format!(
+        "HTTP/1.1 200 OK\r\ndate: {date}\r\ncontent-type: application/xml\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sweep_says_until_when_an_orphan_is_locked_and_aborts_its_uploads() {
+    let server = SeaweedFs::start().await;
+    server.locking_bucket("locking").await;
+    let client = server.client();
+    let plan = |request: &Request<'_>, _: &mut _| two_days_ahead(request).unwrap_or(Fate::Forward);
+    let proxy = Proxy::start(&server.endpoint, 1, Duration::ZERO, plan).await;
+    let (locked, free) = ("test/db/20261105T030000Z-aaaa", "test/db/20261106T030000Z-bbbb");
+    let until = Utc::now() + TimeDelta::days(30);
+    for (folder, until) in [(locked, Some(until)), (free, None)] {
+        client
+            .put_object()
+            .bucket("locking")
+            .key(format!("p/{folder}/app/schema.pgdump.zst.age"))
+            .body(ByteStream::from_static(b"x"))
+            .checksum_algorithm(ChecksumAlgorithm::Crc32)
+            .set_object_lock_mode(until.map(|_| ObjectLockMode::Compliance))
+            .set_object_lock_retain_until_date(until.map(|t| SdkDateTime::from_secs(t.timestamp())))
+            .send()
+            .await
+            .unwrap();
+    }
+    // Beside a locked object, one that is not; and what is no object yet.
+    let beside = format!("p/{locked}/globals.sql.zst.age");
+    client
+        .put_object()
+        .bucket("locking")
+        .key(&beside)
+        .body(ByteStream::from_static(b"x"))
+        .send()
+        .await
+        .unwrap();
+    let upload = format!("p/{locked}/app/data-rest.pgdump.zst.age");
+    client.create_multipart_upload().bucket("locking").key(&upload).send().await.unwrap();
+    let mut opsd = Opsd::without_server();
+    use_bucket(&mut opsd, &server, "locking");
+    opsd.repository.set("endpoint", quoted(&proxy.endpoint));
+
+    let run = opsd.ok(&["backups", "sweep", "--dry-run"]);
+    let said = format!("and it is locked until {}", until.format("%Y-%m-%d"));
+    assert!(words(&run).contains(&said), "{run}");
+    let document = opsd.ok(&["backups", "sweep", "--json"]).json();
+    let items = document["items"].as_array().unwrap();
+    let of =
+        |folder: &str| items.iter().find(|item| folder.ends_with(item["place"].as_str().unwrap())).unwrap();
+    assert_eq!(of(free)["removed"], true, "{document}");
+    assert_eq!(of(free)["locked_until"], serde_json::Value::Null);
+    let told: DateTime<Utc> = of(locked)["locked_until"].as_str().unwrap().parse().unwrap();
+    assert_eq!(told.timestamp(), until.timestamp());
+    assert_eq!(of(locked)["objects"], serde_json::json!([]));
+    assert_eq!(of(locked)["removed"], true, "its upload is gone: {document}");
+    let left = keys(&client, "locking").await;
+    assert_eq!(left, [format!("p/{locked}/app/schema.pgdump.zst.age"), beside].into());
+    let uploads = client.list_multipart_uploads().bucket("locking").send().await.unwrap();
+    assert!(uploads.uploads().is_empty(), "{uploads:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -214,4 +335,8 @@ async fn a_lock_that_is_over_protects_nothing_and_the_last_one_counts() {
     // Nothing that is not asked about counts.
     let one = object_lock::protection(&store, &keys[..1]).await.unwrap();
     assert_eq!(one, Protection::None);
+    let rules = Retention { last: 1, ..Retention::default() };
+    let plan =
+        opsd::backup::prune::plan(&store, &Trusted::default(), "s", "j", &rules, now, false).await.unwrap();
+    assert!(plan.locked.is_empty() && plan.locks_unknown.is_none());
 }

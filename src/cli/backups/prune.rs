@@ -5,7 +5,7 @@ use std::fmt::Write;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::{entries, under_lease};
+use super::{entries, locks_unknown, under_lease};
 use crate::backup::prune::{self, JobPlan};
 use crate::cli::Global;
 use crate::cli::output::{self, counted, wrapped};
@@ -36,6 +36,7 @@ pub struct Args {
 struct Document {
     dry_run: bool,
     jobs: Vec<Job>,
+    warnings: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -54,6 +55,8 @@ struct Set {
     /// `keep` or `remove`.
     action: &'static str,
     reasons: Vec<String>,
+    /// Until when it cannot be deleted, where it would go otherwise.
+    locked_until: Option<DateTime<Utc>>,
     /// Bytes that removing it frees.
     bytes: Option<u64>,
     /// Whether it is gone; null where nothing was tried.
@@ -95,7 +98,12 @@ async fn planned_and_followed(
 ) -> Result<()> {
     let say = |text: String| if args.json || global.quiet { Ok(()) } else { output::text(text) };
     let plans = shutdown.guard(plans(args, config, store, now)).await?;
-    let mut document = Document { dry_run: args.dry_run, jobs: Vec::new() };
+    let unknown = plans.iter().find_map(|plan| plan.locks_unknown.as_deref());
+    let warnings = unknown.map(locks_unknown).into_iter().collect();
+    let mut document = Document { dry_run: args.dry_run, jobs: Vec::new(), warnings };
+    if !global.quiet {
+        document.warnings.iter().for_each(|warning| output::note("warning: ", warning));
+    }
     for plan in &plans {
         let mut job = planned(plan);
         say(text(&job))?;
@@ -184,11 +192,14 @@ async fn plans(args: &Args, config: &Config, store: &dyn Store, now: DateTime<Ut
 fn planned(plan: &JobPlan) -> Job {
     let sets = plan.plan.decisions.iter().map(|decision| {
         let removal = plan.removals.get(&decision.id);
+        let locked_until = plan.locked.get(&decision.id).copied();
+        let locked = locked_until.map(|until| format!("locked until {until}"));
         Set {
             id: decision.id.clone(),
             time: decision.time,
             action: if removal.is_some() { "remove" } else { "keep" },
-            reasons: decision.reasons.iter().map(ToString::to_string).collect(),
+            reasons: decision.reasons.iter().map(ToString::to_string).chain(locked).collect(),
+            locked_until,
             bytes: removal.map(|r| r.bytes),
             removed: None,
             error: None,
@@ -277,6 +288,8 @@ mod tests {
             job: "j".into(),
             plan: Plan { frozen: None, decisions: ids.iter().map(|id| decision(id)).collect() },
             removals: ids.iter().map(|id| ((*id).to_owned(), removal(id))).collect::<BTreeMap<_, _>>(),
+            locked: BTreeMap::new(),
+            locks_unknown: None,
             refused: vec![],
         }
     }

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::{entries, under_lease};
+use super::{entries, locks_unknown, under_lease};
 use crate::backup::sweep::{self, Found, Item};
 use crate::cli::Global;
 use crate::cli::output::{self, counted, wrapped};
@@ -66,6 +67,8 @@ struct Line {
     /// Keys of unfinished uploads that go.
     uploads: Vec<String>,
     bytes: u64,
+    /// Until when objects of it cannot be deleted, where they would go otherwise.
+    locked_until: Option<DateTime<Utc>>,
     /// Objects that opsd did not write, and leaves.
     foreign: Vec<String>,
     /// Whether it is gone; null where nothing was tried.
@@ -97,13 +100,15 @@ async fn planned_and_followed(
 ) -> Result<()> {
     let say = |text: String| if args.json || global.quiet { Ok(()) } else { output::text(text) };
     let found = shutdown.guard(find(args, config, store)).await?;
-    let items = sweep::plan(&found, &config.site, &args.jobs, args.older_than);
+    let mut items = sweep::plan(&found, &config.site, &args.jobs, args.older_than);
+    let unknown = shutdown.guard(sweep::keep_locked(store, &mut items)).await?;
+    let unlisted = found.uploads_unknown.iter().map(|why| format!("{UPLOADS_UNKNOWN}: {why}"));
     let mut document = Document {
         site: config.site.clone(),
         dry_run: args.dry_run,
         older_than_seconds: args.older_than.as_secs(),
         items: items.iter().map(line).collect(),
-        warnings: found.uploads_unknown.iter().map(|why| format!("{UPLOADS_UNKNOWN}: {why}")).collect(),
+        warnings: unlisted.chain(unknown.as_deref().map(locks_unknown)).collect(),
     };
     say(text(&document))?;
     if !global.quiet {
@@ -161,6 +166,7 @@ fn line(item: &Item) -> Line {
         objects: item.keys.clone(),
         uploads: item.uploads.iter().map(|u| u.key.clone()).collect(),
         bytes: item.bytes,
+        locked_until: item.locked_until,
         foreign: item.foreign.clone(),
         removed: None,
         error: None,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use chrono::Utc;
 use opsd::backup::prune;
 use opsd::backup::retention::Reason;
 use opsd::config::{Retention, Trusted};
@@ -10,6 +11,7 @@ use opsd::set::verification::Verdict;
 use opsd::store::StoreError;
 use opsd::store::faulty::{Fault, FaultyStore, Operation, Rule};
 use opsd::store::fs::FsStore;
+use opsd::store::memory::MemoryStore;
 
 use super::{JOB, Keys, Repository, SITE, last, now, plan};
 
@@ -142,4 +144,47 @@ async fn sets_that_nobody_vouches_for_are_neither_counted_nor_removed() {
     let plan = prune::plan(&*repository.store, &trusted, SITE, JOB, &last(1), now(), false).await.unwrap();
     assert!(plan.plan.frozen.unwrap().contains("not signed"));
     assert!(plan.removals.is_empty());
+}
+
+/// Days are whole, so what is locked here is locked in memory. A record that a rehearsal wrote later is
+/// locked longer than the rest of its set.
+#[tokio::test]
+async fn a_set_of_which_anything_is_locked_stays_whole() {
+    let memory = MemoryStore::new();
+    let mut repository = Repository::memory();
+    repository.store = Arc::new(memory.clone());
+    let ids = [
+        repository.set("2026-11-01T03:00:00Z").await,
+        repository.set("2026-11-02T03:00:00Z").await,
+        repository.set("2026-11-03T03:00:00Z").await,
+        repository.set("2026-11-20T03:00:00Z").await,
+    ];
+    let key = |id: &str, name: &str| format!("{SITE}/{JOB}/{id}/{name}");
+    let hour = |hours| Utc::now() + chrono::TimeDelta::hours(hours);
+    memory.set_locked(&key(&ids[0], "manifest.json"), hour(-1));
+    memory.set_locked(&key(&ids[1], "RESTORE.md"), hour(2));
+    memory.set_locked(&key(&ids[2], "manifest.json"), hour(2));
+    memory.set_locked(&key(&ids[2], "RESTORE.md"), hour(5));
+    // Of what stays anyway nobody asks.
+    memory.set_locked(&key(&ids[3], "manifest.json"), hour(9));
+    let plan = plan(&repository, &Trusted::default(), last(1)).await;
+    assert_eq!(plan.removals.keys().collect::<Vec<_>>(), [&ids[0]]);
+    assert_eq!(plan.locked.keys().collect::<Vec<_>>(), [&ids[1], &ids[2]]);
+    assert!((plan.locked[&ids[2]] - hour(5)).abs() < chrono::TimeDelta::minutes(1), "the last one counts");
+    assert_eq!(plan.locks_unknown, None);
+    assert_eq!(prune(&repository, &Trusted::default(), last(1)).await, std::slice::from_ref(&ids[0]));
+    assert!(repository.keys().await.iter().any(|key| key.contains(&ids[1])));
+
+    // Whoever may not ask removes what the rules say, and says so; a store that fails is an error.
+    let failing = |error| {
+        let rules = vec![Rule::new(Operation::LockedUntil, 0, Fault::Fail(error))];
+        FaultyStore::new(Arc::new(memory.clone()), rules)
+    };
+    let denied = failing(StoreError::Denied("no".into()));
+    let planned = prune::plan(&denied, &Trusted::default(), SITE, JOB, &last(1), now(), false).await.unwrap();
+    assert_eq!((planned.removals.len(), planned.locks_unknown.as_deref()), (2, Some("no")));
+    let broken = failing(StoreError::Other("broken".into()));
+    let failure =
+        prune::plan(&broken, &Trusted::default(), SITE, JOB, &last(1), now(), false).await.unwrap_err();
+    assert!(failure.to_string().contains("cannot learn what is locked"), "{failure}");
 }
