@@ -55,6 +55,7 @@ mod monitor_standbys;
 mod names;
 mod object_lock;
 mod ownership;
+mod policies;
 mod postgres;
 mod postgres_faults;
 mod readme;

@@ -31,7 +31,7 @@ fn lock(opsd: &mut Opsd, mode: &str) {
 }
 
 /// A site with a small database.
-fn small_site() -> Opsd {
+pub fn small_site() -> Opsd {
     let server = default_server();
     let database = server.fresh_database("locked");
     server.psql(&database, "CREATE TABLE t (id integer PRIMARY KEY); INSERT INTO t VALUES (1)");
@@ -178,7 +178,7 @@ async fn prune_says_until_when_a_set_is_locked_and_leaves_it_whole() {
 }
 
 /// The store's clock, by which things are old, as the proxy tells it: two days ahead.
-fn two_days_ahead(request: &Request<'_>) -> Option<Fate> {
+pub fn two_days_ahead(request: &Request<'_>) -> Option<Fate> {
     if !request.head.contains("max-keys=1") {
         return None;
     }

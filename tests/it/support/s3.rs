@@ -127,6 +127,8 @@ pub struct SeaweedFs {
     pub writer: Keys,
     /// May only read and list.
     pub reader: Keys,
+    /// Those that were started with a policy each, in that order.
+    pub limited: Vec<Keys>,
     process: Child,
     ports: Vec<u16>,
     root: TempDir,
@@ -138,17 +140,22 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 impl SeaweedFs {
     /// Starts a server and creates a bucket.
     pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// The same, with one more identity for each IAM policy: it may do what the policy says.
+    pub async fn start_with(policies: &[serde_json::Value]) -> Self {
         let weed = weed_binary();
         // Ports are chosen before the server binds them, so somebody else may be faster.
         for _ in 0..5 {
-            if let Some(server) = Self::try_start(&weed).await {
+            if let Some(server) = Self::try_start(&weed, policies).await {
                 return server;
             }
         }
         panic!("SeaweedFS did not start in five attempts");
     }
 
-    async fn try_start(weed: &Path) -> Option<Self> {
+    async fn try_start(weed: &Path, policies: &[serde_json::Value]) -> Option<Self> {
         let root = tempfile::tempdir().expect("temporary directory");
         let (admin, writer, reader) = (Keys::new("admin"), Keys::new("writer"), Keys::new("reader"));
         let identity = |name: &str, keys: &Keys, actions: &[&str]| {
@@ -158,11 +165,21 @@ impl SeaweedFs {
                 "actions": actions,
             })
         };
-        let config = serde_json::json!({"identities": [
+        let mut identities = vec![
             identity("admin", &admin, &["Admin", "Read", "Write", "List", "Tagging"]),
             identity("writer", &writer, &["Write"]),
             identity("reader", &reader, &["Read", "List"]),
-        ]});
+        ];
+        let (mut limited, mut documents) = (Vec::new(), Vec::new());
+        for (number, policy) in policies.iter().enumerate() {
+            let (name, keys) = (format!("limited{number}"), Keys::new("limited"));
+            let mut one = identity(&name, &keys, &[]);
+            one["policyNames"] = serde_json::json!([name]);
+            identities.push(one);
+            documents.push(serde_json::json!({"name": name, "content": policy.to_string()}));
+            limited.push(keys);
+        }
+        let config = serde_json::json!({"identities": identities, "policies": documents});
         let config_path = root.path().join("s3.json");
         std::fs::write(&config_path, config.to_string()).expect("write configuration");
         let data = root.path().join("data");
@@ -193,8 +210,8 @@ impl SeaweedFs {
             .spawn()
             .unwrap_or_else(|e| panic!("cannot run {}: {e}", weed.display()));
         let endpoint = format!("http://127.0.0.1:{}", ports[6]);
-        let mut server =
-            Self { endpoint, bucket: "backups".to_owned(), admin, writer, reader, process, ports, root };
+        let bucket = "backups".to_owned();
+        let mut server = Self { endpoint, bucket, admin, writer, reader, limited, process, ports, root };
         // The keys are this server's own: who accepts them is no other server on the port.
         let client = client(&server.endpoint, &server.admin);
         let address = SocketAddr::from(([127, 0, 0, 1], server.ports[6]));
