@@ -16,6 +16,7 @@ pub mod large_objects;
 pub mod load;
 pub mod pg_restore;
 pub mod prove;
+pub mod rest;
 pub mod roles;
 pub mod swap;
 pub mod to;

@@ -8,7 +8,7 @@ pub mod quoting;
 use quoting::{export, markdown, shell};
 
 use crate::postgres::connect::startup_option;
-use crate::set::manifest::{Extension, Locale, Manifest, Object, Stream};
+use crate::set::manifest::{Extension, Locale, Manifest, Object, Stream, TRANSACTION_SIZE};
 
 /// Databases that initdb makes.
 const EVERYWHERE: [&str; 2] = ["postgres", "template1"];
@@ -142,7 +142,13 @@ pub fn render(manifest: &Manifest) -> String {
         line("```sh");
         // A name would be taken for a whole connection string, if it looks like one.
         let to = "pg_restore -d ''";
-        let atomic = if is_newer_dump(manifest) { "" } else { " --single-transaction" };
+        let is_bundled = |data: &Stream| !is_newer_dump(manifest) && data.is_one_transaction();
+        let bundle = |data: &Stream| match is_bundled(data) {
+            true => " --single-transaction".to_owned(),
+            false if is_newer_dump(manifest) || dump_major(manifest) < 17 => String::new(),
+            // Each object is a lock, and a server has room for so many.
+            false => format!(" --transaction-size={TRANSACTION_SIZE}"),
+        };
         if let Some(full) = stream("full") {
             line(&format!("{} | {to}", unseal(full)));
         }
@@ -150,7 +156,7 @@ pub fn render(manifest: &Manifest) -> String {
             line(&format!("{} > schema.pgdump", unseal(schema)));
             line(&format!("{to} --section=pre-data schema.pgdump"));
             for data in database.streams.iter().filter(|s| s.name != "schema") {
-                line(&format!("{} | {to}{atomic}", unseal(data)));
+                line(&format!("{} | {to}{}", unseal(data), bundle(data)));
             }
             line(&format!("{to} --section=post-data --jobs=2 schema.pgdump"));
             line("rm schema.pgdump");
@@ -169,7 +175,15 @@ pub fn render(manifest: &Manifest) -> String {
             line(
                 "If the rows of a table are refused because a constraint looks into another table, run that",
             );
-            line("line once more after the others, before `--section=post-data`: each is one transaction.");
+            line("line once more after the others, before `--section=post-data`.");
+            if database.streams.iter().all(|data| data.name == "schema" || is_bundled(data)) {
+                line("Each is one transaction, so no row comes twice.");
+            } else {
+                line(
+                    "A line with `--single-transaction` is one transaction, so no row comes twice. Before you",
+                );
+                line("run another one once more, empty the tables that it has filled already.");
+            }
         }
         line("");
         line(
@@ -242,8 +256,12 @@ fn create_options(locale: &Locale, version_num: u32) -> Vec<(&'static str, &'sta
 /// Whether pg_dump's major sends a setting that the source's own major does not know, and with which
 /// `--single-transaction` therefore ends at once.
 fn is_newer_dump(manifest: &Manifest) -> bool {
-    let major = manifest.pg_dump_version.split('.').next().and_then(|major| major.parse::<u32>().ok());
-    major.is_some_and(|major| major >= 17) && manifest.server.version_num < 170_000
+    dump_major(manifest) >= 17 && manifest.server.version_num < 170_000
+}
+
+/// The major of pg_dump, and of the pg_restore that reads its archives; 0 where it is not known.
+fn dump_major(manifest: &Manifest) -> u32 {
+    manifest.pg_dump_version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0)
 }
 
 fn unseal(stream: &Stream) -> String {

@@ -16,6 +16,7 @@ use crate::error::{Context, Error, Result};
 use crate::postgres::tools::{KEEPALIVES, Tools};
 use crate::process::{self, Child, Exit, Input, Output};
 use crate::progress::{Event, Progress};
+use crate::set::archive::Entry;
 use crate::set::archive::parser::{Contents, Parser};
 use crate::set::fingerprint::RowSecret;
 use crate::set::manifest::Stream;
@@ -185,10 +186,32 @@ pub async fn drain(started: Started, to: Destination) -> Result<Dumped> {
     let (contents, plain_size, exit) = dump?;
     let objects = objects.ok_or_else(|| Error::new("stream was given up"))?;
     Ok(Dumped {
-        stream: Stream { name: archive.name, plain_size, objects, seconds: begun.elapsed().as_secs_f64() },
+        stream: Stream {
+            name: archive.name,
+            plain_size,
+            objects,
+            seconds: begun.elapsed().as_secs_f64(),
+            locks: contents.header.is_some().then(|| locks(&contents.entries)),
+        },
         contents,
         warnings: exit.stderr_lines(),
     })
+}
+
+/// Objects that restoring these entries in one transaction locks. From pg_dump 17 on, an entry stands for up to a
+/// thousand large objects (`MAX_BLOBS_PER_ARCHIVE_ENTRY` in its source), and giving each its owner is a lock. Its
+/// tag is their one id, or the first and the last.
+fn locks(entries: &[Entry]) -> u64 {
+    let of = |entry: &Entry| {
+        if entry.desc != "BLOB METADATA" {
+            return 1;
+        }
+        let ids = entry.tag.split_once("..").and_then(|(first, last)| {
+            Some(last.parse::<u64>().ok()?.checked_sub(first.parse::<u64>().ok()?)?.saturating_add(1))
+        });
+        ids.unwrap_or(1).min(1_000)
+    };
+    entries.iter().map(of).sum()
 }
 
 /// Whether the exit is pg_dump's own news, and not the consequence of our having stopped reading.

@@ -14,6 +14,10 @@ use crate::set::archive::Entry;
 /// Where the rest of it is.
 pub const HINT: &str = "rows and statements are left out here; the server's log has them";
 
+/// What PostgreSQL means by "out of shared memory".
+const LOCK_TABLE: &str =
+    "its lock table is full: raise max_locks_per_transaction on that server, and restart it";
+
 /// One error that pg_restore told of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Complaint {
@@ -342,7 +346,13 @@ fn failure(exit: &Exit, entries: &[Entry]) -> Error {
         }
     };
     let error = Error::new(why).context(format!("pg_restore {}", exit.describe()));
-    if found.is_empty() { error } else { error.with_hint(HINT) }
+    match found.first() {
+        None => error,
+        Some(_) if found.iter().any(|c| c.message.contains("out of shared memory")) => {
+            error.with_hint(LOCK_TABLE)
+        }
+        Some(_) => error.with_hint(HINT),
+    }
 }
 
 /// What stands before the statement that failed.

@@ -2,10 +2,12 @@
 //! what is built on the rows.
 //!
 //! A large table has a stream of its own. Its indexes are built as soon as it is loaded, while others
-//! still load; everything else that comes after the rows waits for all of them. Each stream is one
-//! transaction (where the server lets pg_restore have one), so that running it again cannot double its
-//! rows. Streams in which a statement failed are run again alone at the end, as long as one of them gets
-//! through: a CHECK whose function reads another table only holds once that table is loaded.
+//! still load; everything else that comes after the rows waits for all of them. A stream is one transaction,
+//! so that running it again cannot double its rows; but one that would lock more objects than servers have
+//! room for is several, and so is each where the server does not let pg_restore have one. Streams in which a
+//! statement failed are run again alone at the end, as long as one of them gets through: a CHECK whose function
+//! reads another table only holds once that table is loaded. Of a stream of several transactions what is not
+//! there yet is run again ([`rest`](super::rest)).
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
@@ -18,11 +20,11 @@ use super::pg_restore::{
     Part, Restored, after_rows, fetch_contents, fetch_schema, run_after_rows, run_before_rows, run_schema,
     run_stream,
 };
-use super::{Origin, Target};
+use super::{Origin, Target, rest};
 use crate::error::{Error, Result};
 use crate::progress::Event;
 use crate::set::archive::{Entry, Section};
-use crate::set::manifest::{Database, Stream};
+use crate::set::manifest::{Database, Stream, TRANSACTION_SIZE};
 
 /// Where one that the set needs is not there.
 const NO_TABLESPACES: &str = "--no-tablespaces";
@@ -51,7 +53,7 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
         // None at all: an archive version that the parser does not know.
         let is_known = loaded.warnings.is_empty() && !entries.is_empty();
         let arguments: &[&str] = if is_known { &[] } else { &[NO_TABLESPACES] };
-        let restored = run_stream(origin, database, full, target, arguments, true).await?;
+        let restored = run_stream(origin, database, full, target, arguments, None, true).await?;
         loaded.schema = restored.entries;
         loaded.warnings.extend(restored.warnings);
         loaded.failed = restored.failed;
@@ -76,16 +78,16 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
     lap(&mut loaded, "schema");
 
     (origin.progress)(Event::Phase(format!("{}: rows", database.name)));
-    // --single-transaction also ends at the first error, and on an older server pg_restore 17 begins
-    // with one. There a stream cannot be run again: its rows would double.
-    let is_atomic = !loaded.warnings.iter().any(|warning| warning == HARMLESS_TIMEOUT);
+    // --single-transaction and --transaction-size also end at the first error, and on an older server
+    // pg_restore 17 begins with one.
+    let may_bundle = !loaded.warnings.iter().any(|warning| warning == HARMLESS_TIMEOUT);
     let mut rows = Rows {
         origin,
         database,
         target,
         archive: Arc::new(archive),
         schema_args,
-        data_args: if is_atomic { &["--section=data", "--single-transaction"] } else { &["--section=data"] },
+        may_bundle,
         // A list of entries is a file, which is not to be seen from a container.
         early: if target.tools.run_here() { early(&entries) } else { HashMap::new() },
         built: HashSet::new(),
@@ -126,7 +128,7 @@ pub async fn load_schema(origin: &Origin, database: &Database, target: &Target) 
     let stream = |name: &str| database.streams.iter().find(|s| s.name == name);
     if let Some(full) = stream("full") {
         let sections = ["--section=pre-data", "--section=post-data", NO_TABLESPACES];
-        run_stream(origin, database, full, target, &sections, false).await?;
+        run_stream(origin, database, full, target, &sections, None, false).await?;
         return Ok(());
     }
     let schema = stream("schema").ok_or_else(|| Error::differs("the set has no schema stream"))?;
@@ -206,7 +208,8 @@ struct Rows<'a> {
     target: &'a Target,
     archive: Arc<File>,
     schema_args: &'static [&'static str],
-    data_args: &'static [&'static str],
+    /// Whether pg_restore may put several statements into a transaction.
+    may_bundle: bool,
     early: HashMap<(String, String), Early>,
     /// Entries after the rows that are restored already.
     built: HashSet<i32>,
@@ -217,6 +220,8 @@ struct Rows<'a> {
 /// What occupies a job.
 enum Work {
     Stream(Stream),
+    /// What is not there yet of a stream that was interrupted.
+    Rest(Stream),
     /// An entry of the schema archive that needs one table alone; the table, if it locks readers out.
     Build(i32, Option<Entry>),
 }
@@ -257,8 +262,8 @@ impl Rows<'_> {
                     waiting.extend(early.when_unlocked());
                     loaded_tables.insert(name, early);
                 }
-                // Only a statement that failed was certainly rolled back, and may succeed later.
-                Done::Stream(stream, Err(error)) if self.may_run_again(&error) => {
+                // A statement that failed was certainly rolled back, and may succeed later.
+                Done::Stream(stream, Err(error)) if self.may_run_again(&stream, &error) => {
                     self.again.push((stream, error));
                 }
                 Done::Stream(_, Err(error)) => return Err(error),
@@ -284,8 +289,13 @@ impl Rows<'_> {
         self.run_again(loaded).await
     }
 
-    fn may_run_again(&self, error: &Error) -> bool {
-        self.data_args.len() > 1 && is_sql_error(error)
+    /// A list of what is left of a stream is a file, which is not to be seen from a container.
+    fn may_run_again(&self, stream: &Stream, error: &Error) -> bool {
+        is_sql_error(error) && (self.is_one_transaction(stream) || self.target.tools.run_here())
+    }
+
+    fn is_one_transaction(&self, stream: &Stream) -> bool {
+        self.may_bundle && stream.is_one_transaction()
     }
 
     /// One stream may wait for another of these: as long as one succeeds, the rest gets another turn.
@@ -295,7 +305,8 @@ impl Rows<'_> {
             let before = waiting.len();
             for (stream, error) in waiting {
                 tracing::info!("{error}; trying once more, after the others");
-                match self.run(Work::Stream(stream)).await {
+                let again = if self.is_one_transaction(&stream) { Work::Stream } else { Work::Rest };
+                match self.run(again(stream)).await {
                     Done::Stream(_, Ok((_, said))) => loaded.add_warnings(said),
                     Done::Stream(stream, Err(error)) if is_sql_error(&error) => {
                         self.again.push((stream, error))
@@ -315,12 +326,17 @@ impl Rows<'_> {
     /// One job's work, on its own.
     fn run(&self, work: Work) -> impl Future<Output = Done> + Send + 'static {
         let (origin, database, target) = (self.origin.clone(), self.database.clone(), self.target.clone());
-        let (archive, schema_args, data_args) = (self.archive.clone(), self.schema_args, self.data_args);
+        let (archive, schema_args, may_bundle) = (self.archive.clone(), self.schema_args, self.may_bundle);
         async move {
             match work {
                 Work::Stream(stream) => {
-                    let result = load_stream(&origin, &database, &stream, &target, data_args).await;
+                    let result = load_stream(&origin, &database, &stream, &target, may_bundle).await;
                     Done::Stream(stream, result)
+                }
+                Work::Rest(stream) => {
+                    let arguments = data_arguments(&stream, &target, may_bundle);
+                    let result = rest::load_rest(&origin, &database, &stream, &target, &arguments).await;
+                    Done::Stream(stream, result.map(|warnings| (None, warnings)))
                 }
                 Work::Build(id, table) => {
                     let part = Part::Entries(std::slice::from_ref(&id));
@@ -338,15 +354,29 @@ async fn load_stream(
     database: &Database,
     stream: &Stream,
     target: &Target,
-    data_args: &[&str],
+    may_bundle: bool,
 ) -> Result<(Option<Entry>, Vec<String>)> {
     if stream.name != "data-rest"
         && let Some(table) = copy_table(origin, database, stream, target).await?
     {
         return Ok((Some(table), Vec::new()));
     }
-    let Restored { warnings, .. } = run_stream(origin, database, stream, target, data_args, false).await?;
+    let arguments = data_arguments(stream, target, may_bundle);
+    let Restored { warnings, .. } =
+        run_stream(origin, database, stream, target, &arguments, None, false).await?;
     Ok((None, warnings))
+}
+
+/// How pg_restore takes a stream's rows: as one transaction, as several of a bounded size (from its major 17 on),
+/// or each statement as its own.
+fn data_arguments(stream: &Stream, target: &Target, may_bundle: bool) -> Vec<String> {
+    let mut arguments = vec!["--section=data".to_owned()];
+    if may_bundle && stream.is_one_transaction() {
+        arguments.push("--single-transaction".to_owned());
+    } else if may_bundle && target.tools.major >= 17 {
+        arguments.push(format!("--transaction-size={TRANSACTION_SIZE}"));
+    }
+    arguments
 }
 
 #[cfg(test)]

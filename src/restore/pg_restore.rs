@@ -4,9 +4,12 @@
 //! seek in it and plaintext does not belong on a disk. Deliberately absent: any order of things, which is
 //! `load`'s, and what its complaints mean, which is `complaints`'.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
+
+use tokio::process::Command;
 
 use super::complaints::{Complaint, Fault, judge, judge_after_rows, judge_all};
 use super::{Origin, Target};
@@ -35,14 +38,15 @@ pub struct Restored {
     pub failed: Vec<Complaint>,
 }
 
-/// Feeds one stream to a pg_restore's stdin. Where its entries are asked for, what fails beside rows is
-/// no error.
+/// Feeds one stream to a pg_restore's stdin: all of it, or the entries of a list, in the archive's order. Where
+/// its entries are asked for, what fails beside rows is no error.
 pub async fn run_stream(
     origin: &Origin,
     database: &Database,
     stream: &Stream,
     target: &Target,
-    arguments: &[&str],
+    arguments: &[impl AsRef<OsStr>],
+    only: Option<&[i32]>,
     keep_entries: bool,
 ) -> Result<Restored> {
     let name = format!("{}/{}", database.name, stream.name);
@@ -51,7 +55,8 @@ pub async fn run_stream(
         read_stream(origin.store.clone(), &origin.prefix, stream, origin.identities.clone(), |_| ())?;
     let mut command = target.command()?;
     command.args(arguments);
-    let mut child = process::spawn("pg_restore", command, Input::Pipe, Output::Null)?;
+    let stdout = only.map_or(Ok(Output::Null), |ids| use_list(&mut command, ids))?;
+    let mut child = process::spawn("pg_restore", command, Input::Pipe, stdout)?;
     let mut stdin = child.stdin.take().ok_or_else(|| Error::new("pg_restore has no stdin"))?;
     let (progress, shown) = (origin.progress.clone(), name.clone());
     let fed = tokio::task::spawn_blocking(move || {
@@ -267,20 +272,13 @@ async fn restore_part(
 ) -> Result<Exit> {
     let mut command = target.command()?;
     command.args(arguments);
-    let mut list = None;
-    match part {
+    let stdout = match part {
         Part::Section(section) => {
             command.arg(format!("--section={section}"));
+            Output::Null
         }
-        Part::Entries(ids) => {
-            let lines: String = ids.iter().map(|id| format!("{id};\n")).collect();
-            let mut file = anonymous_file("opsd-list")?;
-            file.write_all(lines.as_bytes()).context("cannot write a list of entries")?;
-            // pg_restore writes nothing to its stdout: the list is there for it to read.
-            command.arg("--use-list=/proc/self/fd/1");
-            list = Some(file);
-        }
-    }
+        Part::Entries(ids) => use_list(&mut command, ids)?,
+    };
     // In a container a path means nothing, and from stdin there is one job.
     let jobs = if target.tools.run_here() { jobs } else { 1 };
     if target.tools.run_here() {
@@ -292,7 +290,6 @@ async fn restore_part(
         command.arg("/proc/self/fd/0");
     }
     let stdin = Input::File(again(archive)?);
-    let stdout = list.map_or(Output::Null, Output::File);
     let mut child = if jobs > 1 {
         process::spawn_apart("pg_restore", command, stdin, stdout)?
     } else {
@@ -300,6 +297,15 @@ async fn restore_part(
     };
     let exit = child.wait().await?;
     Ok(exit)
+}
+
+/// Has pg_restore take these entries alone. It writes nothing to its stdout: the list is there for it to read.
+fn use_list(command: &mut Command, ids: &[i32]) -> Result<Output> {
+    let lines: String = ids.iter().map(|id| format!("{id};\n")).collect();
+    let mut list = anonymous_file("opsd-list")?;
+    list.write_all(lines.as_bytes()).context("cannot write a list of entries")?;
+    command.arg("--use-list=/proc/self/fd/1");
+    Ok(Output::File(list))
 }
 
 /// A file in memory: plaintext does not belong on a disk.
@@ -314,7 +320,7 @@ fn again(file: &File) -> Result<File> {
 }
 
 impl Target {
-    fn command(&self) -> Result<tokio::process::Command> {
+    fn command(&self) -> Result<Command> {
         let mut connection = self.connection.clone();
         let mut options: Vec<String> = connection.options.take().into_iter().collect();
         if self.is_superuser {

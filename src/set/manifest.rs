@@ -168,7 +168,23 @@ pub struct Stream {
     pub objects: Vec<Object>,
     /// Seconds from its first byte to its last.
     pub seconds: f64,
+    /// Objects that a restore of it in one transaction locks; absent where nobody counted them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locks: Option<u64>,
 }
+
+impl Stream {
+    /// Whether a restore of it is one transaction. One that locked more than [`TRANSACTION_SIZE`] objects
+    /// would need a larger lock table than servers have.
+    pub fn is_one_transaction(&self) -> bool {
+        self.locks.is_some_and(|locks| locks <= TRANSACTION_SIZE)
+    }
+}
+
+/// Objects that one transaction of a restore locks at most. A server whose settings nobody changed has room for
+/// 6,400 locks of all transactions together (`max_locks_per_transaction` × `max_connections`), and several
+/// streams are restored at the same time.
+pub const TRANSACTION_SIZE: u64 = 1_000;
 
 /// One stored age file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -357,7 +373,13 @@ pub(crate) mod tests {
             sha256: "0".repeat(64),
             header: header.clone(),
         };
-        Stream { name: name.into(), plain_size, objects: keys.iter().map(object).collect(), seconds: 0.5 }
+        Stream {
+            name: name.into(),
+            plain_size,
+            objects: keys.iter().map(object).collect(),
+            seconds: 0.5,
+            locks: Some(1),
+        }
     }
 
     /// A small set of two databases, each of two streams and a proof.

@@ -301,7 +301,13 @@ pub async fn seal_bytes(
     let objects = uploaded?;
     let plain_size = sealed?;
     let objects = objects.ok_or_else(|| Error::new("sealing stopped"))?;
-    Ok(Stream { name: name.into(), plain_size, objects, seconds: started.elapsed().as_secs_f64() })
+    Ok(Stream {
+        name: name.into(),
+        plain_size,
+        objects,
+        seconds: started.elapsed().as_secs_f64(),
+        locks: None,
+    })
 }
 
 /// Ranges of a stream's objects, fetched ahead.

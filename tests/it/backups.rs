@@ -137,7 +137,7 @@ fn object(key: &str) -> Object {
 }
 
 fn stream(name: &str, key: &str) -> Stream {
-    Stream { name: name.into(), plain_size: 1000, objects: vec![object(key)], seconds: 0.5 }
+    Stream { name: name.into(), plain_size: 1000, objects: vec![object(key)], seconds: 0.5, locks: Some(1) }
 }
 
 fn manifest(started: &str, id: &str) -> Manifest {

@@ -43,6 +43,7 @@ mod large_objects;
 mod lease;
 mod listing;
 mod locales;
+mod locks;
 mod machine;
 mod majors;
 mod minimal_role;

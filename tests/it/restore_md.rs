@@ -260,6 +260,20 @@ fn a_set_with_a_single_stream() {
     assert_same_content(db(&source, "many"), db(&target, "many"));
 }
 
+/// More of them than the server has locks for.
+#[test]
+fn a_set_with_many_large_objects() {
+    let settings = crate::locks::DEFAULTS;
+    let start = || Server::start(17, &Options { settings, ..Options::default() });
+    let (source, target) = (start(), start());
+    source.create_database("objects");
+    crate::locks::large_objects(&source, "objects", 20_000);
+    let opsd = Opsd::new(&source, &["objects"]);
+    let id = back_up(&opsd);
+    follow(&opsd, &id, &target);
+    is_the_same(&source, &target, "objects");
+}
+
 /// Segments: a stream that goes on in `….age.001`.
 #[test]
 fn a_set_with_segments() {

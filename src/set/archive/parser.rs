@@ -303,7 +303,9 @@ impl Parser {
         }
         if !self.keep_definitions {
             let has_value = matches!(entry.desc.as_str(), "SEQUENCE SET" | "ENCODING");
-            if !has_value && !entry.has_data && entry.tablespace.is_empty() {
+            // How many large objects there are, `BLOB METADATA` tells without data of its own.
+            let counts = entry.desc == "BLOB METADATA";
+            if !has_value && !counts && !entry.has_data && entry.tablespace.is_empty() {
                 return Ok(());
             }
             if !has_value {

@@ -82,7 +82,7 @@ async fn crafted(
     file.extend_from_slice(tail);
     let object = described(KEY, &file);
     store.overwrite(&format!("set/{KEY}"), file);
-    Stream { name: "data-1".into(), plain_size, objects: vec![object], seconds: 0.0 }
+    Stream { name: "data-1".into(), plain_size, objects: vec![object], seconds: 0.0, locks: None }
 }
 
 /// All pieces of a stream of `bytes`.
