@@ -23,7 +23,7 @@ use super::sql::Sql;
 use super::tools::ServerBinaries;
 use crate::config::require_auth::ChannelBinding;
 use crate::config::{Connection, SslMode};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::process::{self, Child, Input, Output};
 use crate::sandbox::{self, Account, Containment, Level, Limits, Program, Ring, Said, Sandbox};
 use crate::shutdown;
@@ -331,7 +331,11 @@ impl Scratch {
     pub fn cause(&self, error: Error) -> Error {
         let said = self.said.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match said {
-            Some(Said::Failed(why, _)) => Error::new(why).context("the scratch server was ended"),
+            // What was found in the set stays found, whatever ended the server.
+            Some(Said::Failed(why, _)) if error.kind() != Kind::Differs => {
+                Error::new(why).context("the scratch server was ended")
+            }
+            Some(Said::Failed(..)) => error,
             Some(Said::Ended(..) | Said::Contained(_)) | None => error,
         }
     }

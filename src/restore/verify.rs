@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use chrono::Utc;
+use tokio::time::timeout_at;
 
 use super::complaints::{self, Complaint, Fault};
 use super::{
@@ -75,7 +76,9 @@ pub async fn verify(
     progress: Progress,
 ) -> Result<Rehearsal> {
     let identities = identities(config)?;
-    let swept = scratch::sweep(&job.verify.scratch_dir).await?;
+    let deadline = tokio::time::Instant::now() + job.verify.timeout;
+    let swept = timeout_at(deadline, scratch::sweep(&job.verify.scratch_dir)).await;
+    let swept = swept.map_err(|_| late(job).context("removing what earlier rehearsals left"))??;
     for removed in swept.removed {
         tracing::info!("removed what an earlier rehearsal left: {}", removed.display());
     }
@@ -83,8 +86,8 @@ pub async fn verify(
     for left in swept.left {
         tracing::error!("{left}");
     }
-    let set =
-        catalog::find(store.as_ref(), &config.encryption.trusted, &config.site, &job.name, selector).await?;
+    let found = catalog::find(store.as_ref(), &config.encryption.trusted, &config.site, &job.name, selector);
+    let set = timeout_at(deadline, found).await.map_err(|_| late(job))??;
     let manifest = &set.manifest;
     let mut record = Verification {
         format: verification::FORMAT,
@@ -114,12 +117,7 @@ pub async fn verify(
         clock: Instant::now(),
     };
     run.hints.extend(catalog::unauthenticated(store.as_ref(), &set).await);
-    let timeout = job.verify.timeout;
-    let outcome = match tokio::time::timeout(timeout, run.rehearse(&set)).await {
-        Ok(outcome) => outcome,
-        Err(_) => Err(Error::new(format!("the rehearsal did not end within {} s", timeout.as_secs()))
-            .with_hint(format!("set backup.{}.verify.timeout, if the database takes longer", job.name))),
-    };
+    let outcome = timeout_at(deadline, run.rehearse(&set)).await.unwrap_or_else(|_| Err(late(job)));
     let hints = run.hints;
     record.finished = Utc::now();
     // Not a word about a set that somebody pruned meanwhile, nor a record where it was.
@@ -152,6 +150,11 @@ pub async fn verify(
         record.warnings.push(format!("the record will not count here: {why}"));
     }
     Ok(Rehearsal { record, error, hints })
+}
+
+fn late(job: &BackupJob) -> Error {
+    Error::new(format!("the rehearsal did not end within {} s", job.verify.timeout.as_secs()))
+        .with_hint(format!("set backup.{}.verify.timeout, if the database takes longer", job.name))
 }
 
 /// Why this configuration does not believe the record that it makes.
@@ -221,11 +224,10 @@ impl Run<'_> {
         let result = result.map_err(|error| scratch.cause(error));
         self.phase("removing the scratch server");
         let stopped = scratch.stop().await;
-        let complete = result?;
         if let Err(error) = stopped {
-            self.record.warnings.push(format!("scratch server: {error}"));
+            self.record.warnings.push(format!("the scratch server is left behind: {error}"));
         }
-        Ok(complete)
+        result
     }
 
     async fn rehearse_on(&mut self, scratch: &Scratch, tools: &Tools, globals: &Globals) -> Result<bool> {

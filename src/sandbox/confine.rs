@@ -62,9 +62,20 @@ pub(super) fn drop_privileges() -> Result<()> {
         .context("cannot give up capabilities")
 }
 
-/// Forbids files but those that the sandbox names, TCP, abstract sockets and signals to outside. `false`
-/// where the kernel has no Landlock.
-pub(super) fn landlock(sandbox: &Sandbox, has_view: bool) -> Result<bool> {
+/// What this kernel's Landlock forbids beside the reading and writing of files.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Landlock {
+    /// It has one.
+    pub is_there: bool,
+    /// Cutting off files by path: from Linux 6.2 on.
+    pub truncation: bool,
+    /// Signals to processes outside: from Linux 6.12 on.
+    pub signals: bool,
+}
+
+/// Forbids files but those that the sandbox names, TCP, abstract sockets and signals to outside, as far as
+/// the kernel does.
+pub(super) fn landlock(sandbox: &Sandbox, has_view: bool) -> Result<Landlock> {
     let failed = |e: landlock::RulesetError| Error::new(e).context("cannot set up Landlock");
     let read = AccessFs::from_read(LANDLOCK);
     let all = AccessFs::from_all(LANDLOCK);
@@ -97,14 +108,26 @@ pub(super) fn landlock(sandbox: &Sandbox, has_view: bool) -> Result<bool> {
         }
     }
     let status = ruleset.restrict_self().map_err(failed)?;
-    Ok(status.ruleset != RulesetStatus::NotEnforced)
+    let is_there = status.ruleset != RulesetStatus::NotEnforced;
+    let strict = || Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+    Ok(Landlock {
+        is_there,
+        truncation: is_there && strict().handle_access(AccessFs::Truncate).is_ok(),
+        signals: is_there && strict().scope(Scope::Signal).is_ok(),
+    })
 }
 
 /// Leaves the system calls that ordinary programs make. All others do not exist.
-pub(super) fn seccomp() -> Result<()> {
+///
+/// With `guards_attributes`, changes of modes, owners and times by path are taken and do nothing: Landlock says
+/// nothing of them, and the paths of the programs' own user are more than the sandbox's.
+pub(super) fn seccomp(guards_attributes: bool, may_truncate: bool) -> Result<()> {
     let failed = |e: &dyn std::fmt::Display| Error::new(e).context("cannot limit system calls");
     let arch = std::env::consts::ARCH.try_into().map_err(|e: seccompiler::BackendError| failed(&e))?;
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = CALLS.iter().map(|call| (*call, Vec::new())).collect();
+    if !may_truncate {
+        rules.remove(&libc::SYS_truncate);
+    }
     let only = |index, operator, value: i32| {
         let value = u64::try_from(value).unwrap_or_default();
         SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value)
@@ -119,10 +142,38 @@ pub(super) fn seccomp() -> Result<()> {
     // where it does not exist, the C library takes `clone`.
     rules.insert(libc::SYS_clone, vec![only(0, SeccompCmpOp::MaskedEq(NAMESPACES), 0)?]);
     let missing = SeccompAction::Errno(u32::try_from(libc::ENOSYS).unwrap_or_default());
+    if guards_attributes {
+        // Of two filters the stricter one decides.
+        let rules = ATTRIBUTES.iter().map(|call| (*call, Vec::new())).collect();
+        let ignored = SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(0), arch)
+            .map_err(|e| failed(&e))?;
+        let program: BpfProgram = ignored.try_into().map_err(|e: seccompiler::BackendError| failed(&e))?;
+        seccompiler::apply_filter(&program).map_err(|e| failed(&e))?;
+    }
     let filter = SeccompFilter::new(rules, missing, SeccompAction::Allow, arch).map_err(|e| failed(&e))?;
     let program: BpfProgram = filter.try_into().map_err(|e: seccompiler::BackendError| failed(&e))?;
     seccompiler::apply_filter(&program).map_err(|e| failed(&e))
 }
+
+/// System calls that change modes, owners and times of what a path names. What a descriptor names was opened, and
+/// Landlock had its say.
+const ATTRIBUTES: &[i64] = &[
+    libc::SYS_fchmodat,
+    libc::SYS_fchownat,
+    libc::SYS_utimensat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chmod,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chown,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lchown,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_utime,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_utimes,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_futimesat,
+];
 
 /// The flags of `clone` that make namespaces: `CLONE_NEWNS`, `CGROUP`, `UTS`, `IPC`, `USER`, `PID`, `NET`.
 const NAMESPACES: u64 = 0x7e02_0000;

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus};
+use rustix::fs::Mode;
+use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal, WaitOptions, WaitStatus};
 
 use super::{Containment, GO, Inner, Program, Ring, Said, confine, own_stdin, read_line, view};
 use crate::error::{Context, Error, Result};
@@ -65,6 +66,8 @@ fn say(said: &Said) -> Result<()> {
 /// Closes every ring that this machine allows, the outermost first.
 fn enclose(inner: &Inner) -> Result<Containment> {
     let sandbox = &inner.sandbox;
+    // What is made for the programs' user to pass through is open to that user, whatever opsd's own mask is.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
     let own = |what: CloneFlags| unshare(what).map_err(|errno| errno.desc().to_owned());
     let mounts = own(CloneFlags::CLONE_NEWNS);
     let network = own(CloneFlags::CLONE_NEWNET);
@@ -85,13 +88,14 @@ fn enclose(inner: &Inner) -> Result<Containment> {
             .context("cannot bind the sandbox to its keeper")?;
     }
     confine::drop_privileges()?;
-    let has_landlock = confine::landlock(sandbox, has_view)?;
-    let seccomp = confine::seccomp();
+    let landlock = confine::landlock(sandbox, has_view)?;
+    let shares_files = sandbox.user.is_none() && !has_view;
+    let seccomp = confine::seccomp(shares_files, landlock.truncation || !shares_files);
 
     let processes = match &inner.no_pid_namespace {
         None if ipc.is_ok() => Ring::Held,
         None => Ring::Weak("shared memory of other processes can be reached (no IPC namespace)".into()),
-        Some(why) => Ring::Weak(format!("other processes can be seen (no PID namespace: {why})")),
+        Some(why) => without_pid_namespace(why, sandbox.user.is_some(), landlock.signals),
     };
     let network = match (network, &seccomp) {
         (Ok(()), _) | (_, Ok(())) => Ring::Held,
@@ -99,11 +103,14 @@ fn enclose(inner: &Inner) -> Result<Containment> {
     };
     let files = match view {
         Ok(_) => Ring::Held,
-        Err(why) if has_landlock => {
+        Err(why) if landlock.is_there && (!shares_files || seccomp.is_ok()) => {
             Ring::Weak(format!("Unix sockets of this host can be reached (no mount namespace: {why})"))
         }
         Err(why) if sandbox.user.is_some() => Ring::Weak(format!(
             "files that everybody may read can be read (no mount namespace: {why}; no Landlock)"
+        )),
+        Err(why) if landlock.is_there => Ring::Open(format!(
+            "modes and owners of files of opsd's own user can be changed (no mount namespace: {why}; no seccomp)"
         )),
         Err(why) => Ring::Open(format!(
             "files of opsd's own user can be read (no mount namespace: {why}; no Landlock)"
@@ -118,7 +125,23 @@ fn enclose(inner: &Inner) -> Result<Containment> {
         Ok(()) => Ring::Held,
         Err(why) => Ring::Weak(format!("every system call can be made ({why})")),
     };
+    // What runs inside must not write to opsd in this process's name, through `/proc/PID/fd`.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(std::io::Error::from)
+        .context("cannot close this process")?;
     Ok(Containment { processes, network, files, user, kernel, has_control_group: inner.has_control_group })
+}
+
+/// Who shares a user with opsd may end opsd, and the keeper that would end it.
+fn without_pid_namespace(why: &str, is_another_user: bool, signals_stay_inside: bool) -> Ring {
+    if is_another_user || signals_stay_inside {
+        Ring::Weak(format!("other processes can be seen (no PID namespace: {why})"))
+    } else {
+        Ring::Open(format!(
+            "processes of opsd's own user can be ended, its keeper among them (no PID namespace: {why}; this \
+             kernel's Landlock knows no signals)"
+        ))
+    }
 }
 
 /// Runs one program to its end. `None` means that the keeper wants the end.
@@ -177,5 +200,19 @@ fn describe(status: WaitStatus) -> String {
         (Some(code), _) => format!("exited with status {code}"),
         (None, Some(signal)) => format!("was killed by signal {signal}"),
         (None, None) => "ended in an unknown way".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Landlock has scopes for signals from Linux 6.12 on; the machine of a test is what it is.
+    #[test]
+    fn who_shares_opsds_user_and_may_signal_it_is_not_contained() {
+        for (another, inside, is_open) in [(true, false, false), (false, true, false), (false, false, true)] {
+            let ring = without_pid_namespace("not permitted", another, inside);
+            assert_eq!(matches!(ring, Ring::Open(_)), is_open, "{ring:?}");
+        }
     }
 }

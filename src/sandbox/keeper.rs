@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, getegid, geteuid, getpid};
+use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal, WaitOptions, getegid, geteuid, getpid};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::cgroup::ControlGroup;
@@ -60,6 +60,10 @@ fn run(sandbox: Sandbox) -> Result<u8> {
         .stdin(Stdio::piped())
         .spawn()
         .context("cannot start a sandbox")?;
+    // Whoever shares this process's user must not write to opsd in its name, through `/proc/PID/fd`.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(std::io::Error::from)
+        .context("cannot close this process")?;
     let mut stdin = init.stdin.take();
     let result = start(&init, stdin.as_mut(), group.as_ref(), &inner)
         .and_then(|()| watch(&mut init, &mut stdin, &directory, free_space));

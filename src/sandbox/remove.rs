@@ -1,8 +1,10 @@
-//! Removing a directory in which foreign code could write: whatever it holds, however deep.
+//! Removing a directory in which foreign code could write: whatever it holds, however deep or wide.
 //!
-//! The usual ways recurse or keep a descriptor a level, and 40,000 nested directories overflow either.
-//! Here one directory is open at a time: the walk goes down by name and up by `..`, and sees to it that
-//! the parent is the directory it came from. No link is followed.
+//! The usual ways recurse or keep a descriptor a level, and 40,000 nested directories overflow either; or they
+//! begin to read a directory again after each that they removed, and 80,000 beside each other take for ever.
+//! Here a directory that is not empty moves up into the root, under a number, and numbers are removed one after
+//! the other: each directory is read once, at most two are open, and nothing but two numbers is remembered. No
+//! link is followed.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -29,7 +31,7 @@ pub fn remove_directory(path: &Path) -> Result<()> {
 /// [`remove_directory`] for a name in a directory that is held open.
 pub fn remove_directory_in(parent: BorrowedFd<'_>, name: &str) -> Result<()> {
     let removed = match open_directory(parent, name) {
-        Ok(root) => empty(root).and_then(|()| beneath::remove_folder(parent, name)),
+        Ok(root) => empty(&root).and_then(|()| beneath::remove_folder(parent, name)),
         Err(errno) => Err(errno),
     };
     match removed {
@@ -38,41 +40,41 @@ pub fn remove_directory_in(parent: BorrowedFd<'_>, name: &str) -> Result<()> {
     }
 }
 
-/// What tells one directory from all others.
-type Identity = (u64, u64);
-
-fn identity(directory: &OwnedFd) -> rustix::io::Result<Identity> {
-    let stat = rustix::fs::fstat(directory)?;
-    Ok((stat.st_dev, stat.st_ino))
+/// Removes everything in a directory.
+fn empty(root: &OwnedFd) -> rustix::io::Result<()> {
+    // Nobody took a name that nobody could know.
+    let mut moved = Moved { prefix: format!("opsd-removal-{:016x}-", rand::random::<u64>()), count: 0 };
+    clear(root, root, &mut moved)?;
+    let mut number = 0;
+    while number < moved.count {
+        let name = moved.name(number);
+        clear(&open_directory(root.as_fd(), name.as_str())?, root, &mut moved)?;
+        beneath::remove_folder(root, &name)?;
+        number += 1;
+    }
+    Ok(())
 }
 
-/// Removes everything in a directory.
-fn empty(root: OwnedFd) -> rustix::io::Result<()> {
-    // The way back, without the current directory.
-    let mut parents: Vec<Identity> = Vec::new();
-    let mut current = root;
-    loop {
-        if let Some(child) = clear(&current)? {
-            parents.push(identity(&current)?);
-            current = child;
-            continue;
-        }
-        let Some(parent) = parents.pop() else { return Ok(()) };
-        current = open_directory(current.as_fd(), c"..")?;
-        if identity(&current)? != parent {
-            // Somebody moves directories while they are removed, and may have moved this one out.
-            return Err(Errno::STALE);
-        }
+/// Directories that were moved up into the root: their names end in numbers below `count`.
+struct Moved {
+    prefix: String,
+    count: u64,
+}
+
+impl Moved {
+    fn name(&self, number: u64) -> String {
+        format!("{}{number}", self.prefix)
     }
 }
 
-/// Removes what is in one directory. The first directory in it that is not empty is returned, open.
-fn clear(directory: &OwnedFd) -> rustix::io::Result<Option<OwnedFd>> {
+/// Removes what is in one directory; directories in it that are not empty are moved up into the root.
+fn clear(directory: &OwnedFd, root: &OwnedFd, moved: &mut Moved) -> rustix::io::Result<()> {
     let mut entries = Dir::read_from(directory)?;
     while let Some(entry) = entries.read() {
         let entry = entry?;
         let name = entry.file_name();
-        if name == c"." || name == c".." {
+        // The root is read while directories move there.
+        if name == c"." || name == c".." || name.to_bytes().starts_with(moved.prefix.as_bytes()) {
             continue;
         }
         if entry.file_type() != FileType::Directory {
@@ -84,12 +86,16 @@ fn clear(directory: &OwnedFd) -> rustix::io::Result<Option<OwnedFd>> {
             }
         }
         match rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(Errno::NOTEMPTY | Errno::EXIST) => return open_directory(directory.as_fd(), name).map(Some),
+            Ok(()) | Err(Errno::NOENT) => continue,
+            Err(Errno::NOTEMPTY | Errno::EXIST) => {}
             Err(errno) => return Err(errno),
         }
+        // Only a directory that may be written to can be moved.
+        drop(open_directory(directory.as_fd(), name)?);
+        rustix::fs::renameat(directory, name, root, moved.name(moved.count))?;
+        moved.count += 1;
     }
-    Ok(None)
+    Ok(())
 }
 
 /// Opens a directory, and never what a link leads to. One that its owner closed is opened first.
@@ -150,6 +156,24 @@ mod tests {
         remove_directory(&deep).unwrap();
         assert!(!deep.exists());
         remove_directory(&deep).unwrap();
+    }
+
+    /// Directories beside each other, none of them empty, and some of them deep: reading a directory from its
+    /// beginning after each that was removed took 79 s for 40,000.
+    #[test]
+    fn forty_thousand_directories_beside_each_other_go() {
+        let tmp = tempfile::tempdir().unwrap();
+        let wide = tmp.path().join("wide");
+        std::fs::create_dir(&wide).unwrap();
+        let at = open_directory(CWD, &wide).unwrap();
+        for number in 0..40_000 {
+            let name = format!("w{number}");
+            rustix::fs::mkdirat(&at, &name, Mode::RWXU).unwrap();
+            rustix::fs::mkdirat(&at, format!("{name}/d"), Mode::RWXU).unwrap();
+        }
+        nested(&wide.join("w7/d"), 1_000);
+        remove_directory(&wide).unwrap();
+        assert!(!wide.exists());
     }
 
     #[test]

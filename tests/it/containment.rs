@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Child, Command};
 
@@ -70,7 +70,10 @@ fn as_ordinary(opsd: &Opsd, command: &Command) -> Command {
     // Wherever the tests were built may be closed to others.
     let program = opsd.path("opsd");
     if !program.exists() {
-        std::fs::copy(env!("CARGO_BIN_EXE_opsd"), &program).unwrap();
+        // By a process of its own: what this one has open for writing, children of other threads may have, too,
+        // and nothing runs that is open for writing.
+        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_opsd")).arg(&program).status().unwrap();
+        assert!(copied.success());
     }
     let given = Command::new("chown").args(["-R", "nobody:nogroup"]).arg(&site).status().unwrap();
     assert!(given.success());
@@ -116,6 +119,8 @@ fn attack(user: User, denied: &[&[i64]], args: &[&str]) -> Attack {
          cat {site}/scratch/neighbour/rows && echo \"saw a neighbour\"
          for f in {site}/identity.txt {site}/opsd.toml {site}/sign.key; do echo x >> $f; done
          rm -rf {site}/repository/test
+         chmod 0666 {site}/identity.txt; chmod 000 {site}/sign.key; chmod 0777 {site}/repository
+         touch -d 2001-01-01 {site}/opsd.toml {site}/identity.txt; chown 12345 {site}/sign.key
          ls /home/* /root /etc/opsd && echo \"saw a home\"
          bash -c 'exec 3<>/dev/tcp/127.0.0.1/{port} && echo connected'
          for at in /tmp /dev/shm /var/tmp {site}/scratch {site}; do echo x > $at/{name}; done
@@ -135,12 +140,20 @@ fn attack(user: User, denied: &[&[i64]], args: &[&str]) -> Attack {
     let before = contents(&opsd);
     let keys = || ["identity.txt", "sign.key"].map(|name| std::fs::read(opsd.path(name)).unwrap());
     let keys_before = keys();
+    let attributes = || {
+        ["identity.txt", "sign.key", "opsd.toml", "repository"].map(|name| {
+            let meta = opsd.path(name).metadata().unwrap();
+            (name, meta.mode(), meta.uid(), meta.mtime())
+        })
+    };
     let scratch = opsd.path("scratch");
     std::fs::create_dir_all(scratch.join("neighbour")).unwrap();
     std::fs::write(scratch.join("neighbour/rows"), "rows of another job").unwrap();
     std::fs::set_permissions(&scratch, PermissionsExt::from_mode(0o711)).unwrap();
 
     let child = rehearse(&opsd, user, denied, args);
+    // The site changes hands for an ordinary user, so this is what it is once opsd runs.
+    let attributes_before = attributes();
     let report = await_file(&scratch, "report");
     let ours = || -> Vec<u32> {
         let all = processes::all().into_iter();
@@ -179,6 +192,7 @@ fn attack(user: User, denied: &[&[i64]], args: &[&str]) -> Attack {
     let after = contents(&opsd);
     assert!(before.iter().all(|(name, bytes)| after.get(name) == Some(bytes)), "a stored object changed");
     assert_eq!(keys(), keys_before, "a key changed");
+    assert_eq!(attributes(), attributes_before, "a mode, an owner or a time changed");
     server.drop_database(&database);
     Attack { run, report, status, contained }
 }
@@ -269,6 +283,61 @@ fn nested_directories_are_removed_however_deep() {
     let run = opsd.ok(&["restore", "--verify", "--json"]);
     assert_eq!(result(&run)["verdict"], "proven", "{run}");
     assert!(opsd.path("scratch").read_dir().unwrap().next().is_none(), "{run}");
+    server.drop_database(&database);
+}
+
+/// It ends its own server, and nobody else.
+#[test]
+fn a_dump_that_kills_all_that_it_can_harms_its_own_rehearsal_alone() {
+    let server = default_server();
+    let database = database_that_runs(server, "kill -9 -1");
+    for (user, denied) in [(User::Own, &[][..]), (User::Ordinary, &[]), (User::Ordinary, &[NAMESPACES])] {
+        let opsd = Opsd::new(server, &[&database]);
+        back_up(&opsd);
+        let mut neighbour = Command::new("setpriv")
+            .args(["--reuid=nobody", "--regid=nogroup", "--clear-groups", "sleep", "600"])
+            .spawn()
+            .unwrap();
+        let run = finish_child(rehearse(&opsd, user, denied, &[]), format!("restore --verify as {user:?}"));
+        let lives = neighbour.try_wait().unwrap().is_none();
+        neighbour.kill().unwrap();
+        neighbour.wait().unwrap();
+        let run = run.expect_code(1);
+        assert_eq!(result(&run)["verdict"], "failed", "{run}");
+        assert!(lives || !geteuid().is_root(), "another process of the same user was ended: {run}");
+        assert!(opsd.path("scratch").read_dir().unwrap().next().is_none(), "{run}");
+    }
+    server.drop_database(&database);
+}
+
+/// The processes of a sandbox answer opsd over their stdout.
+#[test]
+fn what_the_code_of_a_dump_says_in_opsds_name_is_not_heard() {
+    let server = default_server();
+    let script =
+        "for p in /proc/[0-9]*; do echo '{\"failed\":[\"a forged reason\",null]}' >> $p/fd/1; done; exit 1";
+    let database = database_that_runs(server, script);
+    for user in [User::Own, User::Ordinary] {
+        let opsd = Opsd::new(server, &[&database]);
+        back_up(&opsd);
+        let run = finish_child(rehearse(&opsd, user, &[], &[]), format!("restore --verify as {user:?}"));
+        let run = run.expect_code(3);
+        assert_eq!(result(&run)["verdict"], "differs", "{run}");
+        assert!(!run.to_string().contains("a forged reason"), "the code of a dump spoke for opsd: {run}");
+    }
+    server.drop_database(&database);
+}
+
+/// A service's mask is often stricter than a shell's.
+#[test]
+fn a_rehearsal_works_whatever_the_mask_is() {
+    let server = default_server();
+    let database = database_that_runs(server, "true");
+    let opsd = Opsd::new(server, &[&database]);
+    back_up(&opsd);
+    let wrapper = ["sh", "-c", "umask 077; exec \"$@\"", "sh"];
+    let run = finish(behind(&wrapper, &opsd.command(&["restore", "--verify", "--json"]))).expect_code(0);
+    assert_eq!(result(&run)["verdict"], "proven", "{run}");
     server.drop_database(&database);
 }
 

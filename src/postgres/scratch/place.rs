@@ -230,7 +230,7 @@ impl Drop for Place {
         if !self.cleared
             && let Err(error) = clear(&self.root, &self.scratch_dir, &self.name)
         {
-            tracing::warn!(%error, "a scratch server is left behind; the next rehearsal removes it");
+            tracing::error!("a scratch server is left behind, and the next rehearsal removes it: {error}");
         }
     }
 }
