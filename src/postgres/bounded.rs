@@ -25,7 +25,7 @@ const ERROR_MAX: u32 = 1 << 20;
 /// Bytes of any other message. The largest that opsd asks for is a megabyte of a large object.
 const MESSAGE_MAX: u32 = 8 << 20;
 
-/// What an answer may cost to hold: the list of 100,000 tables takes half of it.
+/// What an answer may cost to hold: the list of 100,000 tables takes most of it.
 const ANSWER_MAX: u64 = 56 << 20;
 
 /// What holding a message costs beside its bytes.

@@ -389,9 +389,10 @@ where
                 let cause = e.source().and_then(|cause| cause.downcast_ref::<io::Error>());
                 let is_refused = cause.is_some_and(|cause| cause.kind() == io::ErrorKind::InvalidData);
                 let reason = error(e);
-                // A query of this session is only told that the connection is closed.
+                // A query of this session is only told that the connection is closed, so the reason is said here,
+                // to whoever sees that.
                 if is_refused {
-                    tracing::warn!("a connection to PostgreSQL is given up: {reason}");
+                    tracing::error!("a connection to PostgreSQL is given up: {reason}");
                 }
                 reason
             }

@@ -47,7 +47,7 @@ fn files_in(directory: &Path) -> Vec<PathBuf> {
 fn the_demo_goes_through_and_leaves_nothing() {
     let directory = playground();
     let run = finish_child(start(directory.path()), "demo".into()).expect_code(0);
-    for words in ["$ opsd restore --verify", "(exit code 3)", "differs 0s", "nothing is left running"] {
+    for words in ["$ opsd restore --verify", "(exit code 3)", "  differs ", "nothing is left running"] {
         assert!(run.stdout.contains(words), "{words:?} is missing in {run}");
     }
     assert!(!run.stdout.contains('\u{1b}'), "colours in a pipe: {run}");

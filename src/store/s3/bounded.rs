@@ -33,7 +33,7 @@ const ERROR_MAX: u64 = 256 << 10;
 /// Pages of a listing in a row that hold nothing: some stores answer so while they look for more.
 pub(super) const EMPTY_PAGES_MAX: u32 = 100;
 
-/// What is kept of a listing, in bytes: some 250,000 objects of one job.
+/// What is kept of a listing, in bytes: some 250,000 objects of a job, or of a site where all jobs are listed.
 const LISTED_MAX: usize = 32 << 20;
 
 /// What an entry of a listing takes beside its key.
@@ -60,7 +60,10 @@ impl Listed {
         self.bytes += keys.map(|key| key.len() + LISTED_COST).sum::<usize>();
         self.empty_pages = if self.bytes == before { self.empty_pages + 1 } else { 0 };
         if self.bytes > LISTED_MAX {
-            return Err(format!("{TOO_MUCH} {} MiB of keys", LISTED_MAX >> 20));
+            return Err(format!(
+                "{TOO_MUCH} {} MiB of keys (name one job, or give jobs sites of their own)",
+                LISTED_MAX >> 20
+            ));
         }
         if self.empty_pages > EMPTY_PAGES_MAX {
             return Err(format!("{TOO_MUCH} {EMPTY_PAGES_MAX} empty pages in a row"));
