@@ -15,9 +15,8 @@ use futures_util::StreamExt;
 use super::retention::{self, Amount, Candidate, Plan, Standing};
 use crate::config::{Retention, Trusted};
 use crate::error::{Context, Result};
-use crate::set::catalog::{self, Loaded, State};
+use crate::set::catalog::{self, Loaded, Reliance};
 use crate::set::manifest::{Database, ProofState};
-use crate::set::verification::Verdict;
 use crate::set::{MANIFEST, MANIFEST_SIGNATURE, set_prefix};
 use crate::store::object_lock::{self, Protection};
 use crate::store::{ObjectMeta, Store};
@@ -67,39 +66,28 @@ pub async fn plan(
     let mut refused = Vec::new();
     let mut sets = std::pin::pin!(catalog::load_each(store, trusted, entries));
     while let Some((entry, loaded)) = sets.next().await {
-        let (id, time) = (entry.id.clone(), entry.id_time());
-        match loaded {
-            Ok(set) if !set.missing().is_empty() => {
-                let why = format!("{} is missing or has another size", set.missing().join(", "));
-                refused.push((id.clone(), why.clone()));
-                candidates.push(Candidate {
-                    id,
-                    time: set.manifest.started,
-                    standing: Standing::NotCounted(why),
-                });
-            }
-            Ok(set) => {
-                let standing = Standing::Complete {
-                    proven: set.is_proven(),
-                    once_proven: set.verifications.iter().any(|v| v.verdict == Verdict::Proven),
-                    databases: amounts(&set),
-                };
-                candidates.push(Candidate { id: id.clone(), time: set.manifest.started, standing });
-                removable.insert(id, removal(&set));
-            }
-            Err(error) => {
-                let why = match entry.state {
-                    State::Complete => error.to_string(),
-                    State::Incomplete | State::Failed => entry.state.as_str().to_owned(),
-                };
-                if entry.state == State::Complete {
-                    refused.push((id.clone(), why.clone()));
-                }
-                candidates.push(Candidate { id, time, standing: Standing::NotCounted(why) });
-            }
+        let reliance = catalog::reliance(&entry, &loaded, now);
+        let (id, why) = (entry.id.clone(), reliance.to_string());
+        let time = loaded.as_ref().map_or(entry.id_time(), |set| set.manifest.started);
+        // There is a manifest, and still no set to count on.
+        if matches!(reliance, Reliance::Refused(_) | Reliance::Lacking(_) | Reliance::Unknown(_)) {
+            refused.push((id.clone(), why.clone()));
         }
+        let standing = match (reliance, &loaded) {
+            (Reliance::Sound | Reliance::Ahead, Ok(set)) => {
+                Standing::Complete { proven: set.is_proven(), databases: amounts(set) }
+            }
+            (Reliance::Differs(_), Ok(_)) => Standing::Differs(why),
+            _ => Standing::NotCounted(why),
+        };
+        if let Ok(set) = &loaded
+            && !matches!(standing, Standing::NotCounted(_))
+        {
+            removable.insert(id.clone(), removal(set));
+        }
+        candidates.push(Candidate { id, time, standing });
     }
-    let plan = retention::plan(&candidates, rules, now + catalog::CLOCK_TOLERANCE, accept_shrink);
+    let plan = retention::plan(&candidates, rules, now, accept_shrink);
     removable.retain(|id, _| plan.removed().any(|d| d.id == *id));
     let mut planned = JobPlan {
         job: job.to_owned(),

@@ -5,9 +5,13 @@
 //! from one day to another. "The last 30 days that have a set", not "the last 30 days": an owner
 //! who was away for a year comes back to the sets that were there.
 //!
-//! Kept whatever the rules say: the newest complete set, the newest proven one, the newest that ever
-//! was proven, and sets dated in the future. Those last take no rule's place, or one wrong clock would
-//! push good sets out, and neither freeze the plan nor hide what does.
+//! Kept whatever the rules say: the newest complete set, the newest proven one, and sets dated in the
+//! future. Those last take no rule's place, or one wrong clock would push good sets out, and neither freeze
+//! the plan nor hide what does.
+//!
+//! Which set counts is the catalogue's answer ([`crate::set::catalog::Reliance`]). One that differs freezes the
+//! plan until a newer one is proven: until then nobody knows that any newer set is better, and the older ones
+//! may be all there is.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -15,6 +19,7 @@ use std::fmt;
 use chrono::{DateTime, Datelike, NaiveDate, Utc};
 
 use crate::config::Retention;
+use crate::set::catalog::is_from_future;
 
 /// How many earlier sets tell what size is usual.
 const HISTORY: usize = 7;
@@ -37,11 +42,12 @@ pub enum Standing {
     Complete {
         /// The last conclusive rehearsal said `proven`.
         proven: bool,
-        /// Some rehearsal did: what a later one met may have been no fault of the set.
-        once_proven: bool,
         /// How much of each database.
         databases: BTreeMap<String, Amount>,
     },
+    /// Stored whole, and a rehearsal found that it differs; the text says what. It takes no place of a set that
+    /// counts, and stays as long as the rules keep a set of its time.
+    Differs(String),
     /// Incomplete, failed, unreadable or not trusted: never counted, never removed. The text says which.
     NotCounted(String),
 }
@@ -98,6 +104,8 @@ pub enum Reason {
     Yearly(i32),
     /// It does not count; the text says why.
     NotCounted(String),
+    /// A rehearsal found that it differs, so it takes no place of a set that counts; the text says what.
+    Differs(String),
     /// The rules would remove it, but the plan is frozen.
     Frozen,
     /// No rule keeps it: it goes.
@@ -116,6 +124,7 @@ impl fmt::Display for Reason {
             Reason::Monthly(year, month) => write!(f, "newest of {year}-{month:02}"),
             Reason::Yearly(year) => write!(f, "newest of {year}"),
             Reason::NotCounted(why) => write!(f, "left alone: {why}"),
+            Reason::Differs(why) => write!(f, "takes no place of another: {why}"),
             Reason::Frozen => f.write_str("no rule keeps it, but nothing is removed now"),
             Reason::Unneeded => f.write_str("no rule keeps it"),
         }
@@ -141,7 +150,8 @@ pub fn plan(sets: &[Candidate], rules: &Retention, now: DateTime<Utc>, accept_sh
     // Two sets of one instant: the id decides, so that the same sets always give the same plan.
     ordered.sort_by(|a, b| (b.time, &b.id).cmp(&(a.time, &a.id)));
 
-    let past: Vec<&Candidate> = ordered.iter().copied().filter(|set| set.time <= now).collect();
+    let is_ahead = |set: &Candidate| is_from_future(set.time, now);
+    let past: Vec<&Candidate> = ordered.iter().copied().filter(|set| !is_ahead(set)).collect();
     let mut frozen = None;
     if *rules == Retention::default() {
         frozen = Some("the retention has no rule".to_owned());
@@ -149,6 +159,11 @@ pub fn plan(sets: &[Candidate], rules: &Retention, now: DateTime<Utc>, accept_sh
         && let Standing::NotCounted(why) = &newest.standing
     {
         frozen = Some(format!("the newest set, {}, does not count: {why}", newest.id));
+    } else if let Some((id, why)) = differing(&past) {
+        frozen = Some(format!(
+            "no newer set than {id} is proven, of which a rehearsal says: {why} (back up, and rehearse the new set: \
+             `opsd restore --verify`)"
+        ));
     } else if !accept_shrink {
         frozen = shrunk(&past);
     }
@@ -157,22 +172,23 @@ pub fn plan(sets: &[Candidate], rules: &Retention, now: DateTime<Utc>, accept_sh
     let decisions = ordered
         .iter()
         .map(|set| {
-            let reasons = match &set.standing {
-                Standing::NotCounted(why) if set.time > now => {
-                    vec![Reason::NotCounted(why.clone()), Reason::Future]
-                }
-                Standing::NotCounted(why) => vec![Reason::NotCounted(why.clone())],
-                Standing::Complete { .. } if set.time > now => vec![Reason::Future],
-                Standing::Complete { proven, once_proven, .. } => {
-                    seen.reasons(set.time, *proven, *once_proven, rules)
-                }
+            let said = match &set.standing {
+                Standing::NotCounted(why) => Some(Reason::NotCounted(why.clone())),
+                Standing::Differs(why) => Some(Reason::Differs(why.clone())),
+                Standing::Complete { .. } => None,
             };
-            let unneeded = reasons.is_empty();
-            let reasons = match (unneeded, &frozen) {
-                (false, _) => reasons,
-                (true, Some(_)) => vec![Reason::Frozen],
-                (true, None) => vec![Reason::Unneeded],
+            let mut kept_by = match &set.standing {
+                _ if is_ahead(set) => vec![Reason::Future],
+                Standing::NotCounted(_) => Vec::new(),
+                Standing::Complete { proven, .. } => seen.reasons(set.time, *proven, rules),
+                Standing::Differs(_) => seen.clone().reasons(set.time, false, rules),
             };
+            let is_left_alone = matches!(set.standing, Standing::NotCounted(_));
+            let unneeded = kept_by.is_empty() && !is_left_alone;
+            if unneeded {
+                kept_by.push(if frozen.is_some() { Reason::Frozen } else { Reason::Unneeded });
+            }
+            let reasons = said.into_iter().chain(kept_by).collect();
             let keep = !unneeded || frozen.is_some();
             Decision { id: set.id.clone(), time: set.time, keep, reasons }
         })
@@ -181,11 +197,10 @@ pub fn plan(sets: &[Candidate], rules: &Retention, now: DateTime<Utc>, accept_sh
 }
 
 /// What the rules have kept so far, walking from the newest set to the oldest.
-#[derive(Default)]
+#[derive(Default, Clone)]
 struct Seen {
     sets: u64,
     proven: bool,
-    once_proven: bool,
     days: BTreeSet<NaiveDate>,
     weeks: BTreeSet<(i32, u32)>,
     months: BTreeSet<(i32, u32)>,
@@ -193,22 +208,15 @@ struct Seen {
 }
 
 impl Seen {
-    fn reasons(
-        &mut self,
-        time: DateTime<Utc>,
-        proven: bool,
-        once_proven: bool,
-        rules: &Retention,
-    ) -> Vec<Reason> {
+    fn reasons(&mut self, time: DateTime<Utc>, proven: bool, rules: &Retention) -> Vec<Reason> {
         let mut reasons = Vec::new();
         if self.sets == 0 {
             reasons.push(Reason::NewestComplete);
         }
-        if (proven && !self.proven) || (once_proven && !self.once_proven) {
+        if proven && !self.proven {
             reasons.push(Reason::NewestProven);
         }
         self.proven |= proven;
-        self.once_proven |= once_proven;
         if self.sets < u64::from(rules.last) {
             reasons.push(Reason::Last);
         }
@@ -232,6 +240,15 @@ impl Seen {
     }
 }
 
+/// The newest set that differs, where none after it is proven, and what was found.
+fn differing<'c>(past: &[&'c Candidate]) -> Option<(&'c str, &'c str)> {
+    let is_proven = |set: &&&Candidate| matches!(set.standing, Standing::Complete { proven: true, .. });
+    past.iter().take_while(|set| !is_proven(set)).find_map(|set| match &set.standing {
+        Standing::Differs(why) => Some((set.id.as_str(), why.as_str())),
+        Standing::Complete { .. } | Standing::NotCounted(_) => None,
+    })
+}
+
 /// Whether this is the newest set of its period and the period one of the last `limit`.
 fn first_of<T: Ord>(seen: &mut BTreeSet<T>, period: T, limit: u32) -> bool {
     (seen.len() as u64) < u64::from(limit) && seen.insert(period)
@@ -244,7 +261,7 @@ fn first_of<T: Ord>(seen: &mut BTreeSet<T>, period: T, limit: u32) -> bool {
 fn shrunk(ordered: &[&Candidate]) -> Option<String> {
     let mut complete = ordered.iter().filter_map(|set| match &set.standing {
         Standing::Complete { databases, .. } => Some((&set.id, databases)),
-        Standing::NotCounted(_) => None,
+        Standing::Differs(_) | Standing::NotCounted(_) => None,
     });
     let (id, newest) = complete.next()?;
     let before: Vec<_> = complete.take(HISTORY).map(|(_, databases)| databases).collect();

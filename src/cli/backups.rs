@@ -15,9 +15,8 @@ use super::{Global, output};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::printable;
-use crate::set::catalog::{Entry, Loaded};
+use crate::set::catalog::{self, Entry, Loaded};
 use crate::set::manifest::{Manifest, ProofState};
-use crate::set::verification::Verdict;
 use crate::shutdown::Shutdown;
 use crate::store::lease::{self, Acquired};
 use crate::store::{self, Store};
@@ -104,6 +103,11 @@ struct Summary {
     state: &'static str,
     /// Why it is refused.
     error: Option<String>,
+    /// Whether it may be relied on: `sound`, `ahead` (dated in the future), `incomplete`, `failed`, `refused`,
+    /// `lacking` (objects), `differs` (as a rehearsal found), or `unknown` (what a rehearsal found).
+    reliance: &'static str,
+    /// Why it may not.
+    doubt: Option<String>,
     started: DateTime<Utc>,
     finished: Option<DateTime<Utc>>,
     databases: Vec<SummaryDatabase>,
@@ -118,9 +122,6 @@ struct Summary {
     verified: Option<SummaryVerified>,
     signature: Option<&'static str>,
     warnings: Vec<String>,
-    /// Everything it names is there, and no rehearsal said that it differs.
-    #[serde(skip)]
-    is_usable: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -139,11 +140,14 @@ struct SummaryVerified {
 }
 
 impl Summary {
-    fn new(entry: &Entry, loaded: &Result<Loaded>) -> Self {
-        match loaded {
+    fn new(entry: &Entry, loaded: &Result<Loaded>, now: DateTime<Utc>) -> Self {
+        let summary = match loaded {
             Ok(set) => Self::of_set(set),
             Err(error) => Self::of_entry(entry, error),
-        }
+        };
+        let reliance = catalog::reliance(entry, loaded, now);
+        let doubt = (!reliance.is_sound()).then(|| shortened(reliance.to_string()));
+        Self { reliance: reliance.as_str(), doubt, ..summary }
     }
 
     fn of_entry(entry: &Entry, error: &Error) -> Self {
@@ -154,6 +158,8 @@ impl Summary {
             id: entry.id.clone(),
             state: if refused { "refused" } else { entry.state.as_str() },
             error: refused.then(|| error.to_string()),
+            reliance: "",
+            doubt: None,
             started: entry.id_time(),
             finished: None,
             databases: Vec::new(),
@@ -166,7 +172,6 @@ impl Summary {
             verified: None,
             signature: None,
             warnings: Vec::new(),
-            is_usable: false,
         }
     }
 
@@ -183,6 +188,8 @@ impl Summary {
             id: set.entry.id.clone(),
             state: set.entry.state.as_str(),
             error: None,
+            reliance: "",
+            doubt: None,
             started: manifest.started,
             finished: Some(manifest.finished),
             databases: databases.collect(),
@@ -199,8 +206,6 @@ impl Summary {
             }),
             signature: Some(set.signature.as_str()),
             warnings: some_warnings(set),
-            is_usable: set.missing().is_empty()
-                && set.verified().is_none_or(|v| v.verdict != Verdict::Differs),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use chrono::Utc;
 use serde::Serialize;
 
 use super::backup::select;
@@ -35,7 +36,8 @@ pub struct Args {
     /// Restore into a scratch server, prove every row, and remove it again
     #[arg(long)]
     verify: bool,
-    /// Set: latest, an id, or the beginning of one [default: latest]
+    /// Set: latest, an id, or the beginning of one [default: latest, which
+    /// for --to is never one that differs or lacks objects]
     #[arg(long, value_name = "ID")]
     backup: Option<String>,
     /// The newest set whose data is not younger than this
@@ -94,6 +96,8 @@ struct ResultReport {
 struct RestoreReport {
     job: String,
     id: String,
+    /// Why the set may not be relied on, where that is so.
+    doubt: Option<String>,
     database: String,
     restored_as: String,
     old_database: Option<String>,
@@ -258,6 +262,10 @@ async fn run_to(
     if let Some(warning) = &unauthenticated {
         output::note("warning: ", warning);
     }
+    let doubt = set.reliance(Utc::now()).doubt(&set.manifest.id);
+    if let Some(doubt) = &doubt {
+        output::note("WARNING: ", doubt);
+    }
     let database = choose_database(&set.manifest.databases, args.database.as_deref())?;
     let (resolved, server) = target(args, config, database)?;
     let Resolved { connection, warnings, .. } = resolved;
@@ -281,8 +289,9 @@ async fn run_to(
         let failure = incomplete(&options.connection.dbname, &report);
         if args.json {
             report.warnings.extend(unauthenticated);
+            report.warnings.extend(doubt.clone());
         }
-        print(args, global, &job.name, &set.manifest.id, &database.name, report)?;
+        print(args, global, &job.name, &set.manifest.id, doubt, &database.name, report)?;
         failure.map_or(Ok(()), Err)
     };
     global.with_warnings(warnings, work).await
@@ -351,10 +360,19 @@ fn target<'c>(
         .with_hint(hint))
 }
 
-fn print(args: &Args, global: &Global, job: &str, id: &str, database: &str, report: Report) -> Result<()> {
+fn print(
+    args: &Args,
+    global: &Global,
+    job: &str,
+    id: &str,
+    doubt: Option<String>,
+    database: &str,
+    report: Report,
+) -> Result<()> {
     let document = RestoreReport {
         job: job.to_owned(),
         id: id.to_owned(),
+        doubt,
         database: database.to_owned(),
         restored_as: report.database,
         old_database: report.old_database,

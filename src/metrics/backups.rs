@@ -2,7 +2,7 @@
 
 super::rows! {
     BACKUP_RECOVERY_POINT_TIMESTAMP = Gauge Timestamp "opsd_backup_recovery_point_timestamp_seconds" ["backup"]
-        "When the newest usable set was started: what is younger would be lost. Usable is a complete set that is believed, has all of its objects, and that no rehearsal found to differ.";
+        "When the newest usable set was started: what is younger would be lost. Usable is a complete set that is believed, has all of its objects, is not dated in the future, and that the last conclusive rehearsal did not find to differ.";
     BACKUP_RPO = Gauge Seconds "opsd_backup_rpo_seconds" ["backup"]
         "How old the recovery point may be; absent where nobody said it.";
     BACKUP_RECOVERY_POINT_STATE = Gauge None "opsd_backup_recovery_point_state" ["backup", "state"]
@@ -25,11 +25,11 @@ super::rows! {
     BACKUP_DATABASE_BYTES = Gauge Bytes "opsd_backup_database_bytes" ["backup", "database"]
         "Bytes of a database in the newest usable set before compression.";
     BACKUP_DATABASE_ROWS_RATIO = Gauge Ratio "opsd_backup_database_rows_ratio" ["backup", "database"]
-        "Rows of a database in the newest usable set against the median of up to seven sets before it.";
+        "Rows of a database in the newest usable set against the median of up to seven usable sets before it.";
     BACKUP_DATABASE_BYTES_RATIO = Gauge Ratio "opsd_backup_database_bytes_ratio" ["backup", "database"]
-        "Bytes of a database in the newest usable set against the median of up to seven sets before it.";
+        "Bytes of a database in the newest usable set against the median of up to seven usable sets before it.";
     BACKUP_DATABASE_PRESENT = Gauge None "opsd_backup_database_present" ["backup", "database"]
-        "Whether the newest usable set holds a database that most of up to seven sets before it hold.";
+        "Whether the newest usable set holds a database that most of up to seven usable sets before it hold.";
     BACKUP_PROVEN_TIMESTAMP = Gauge Timestamp "opsd_backup_proven_timestamp_seconds" ["backup"]
         "When a restore last proved a set, row by row; absent when none ever did.";
     BACKUP_PROVEN_POINT_TIMESTAMP = Gauge Timestamp "opsd_backup_proven_point_timestamp_seconds" ["backup"]

@@ -23,7 +23,7 @@ use super::{Collected, Concern, Failure, Monitor, Reason};
 use crate::config::monitoring::Backups;
 use crate::config::{Config, Location, Repository, Trusted, keys};
 use crate::error::{Error, Kind, Result};
-use crate::set::catalog::{self, Entry, State};
+use crate::set::catalog::{self, Entry, State, Unknown};
 use crate::set::{MANIFEST, set_prefix};
 use crate::store::{self, Store, StoreError};
 
@@ -182,6 +182,14 @@ impl Target {
                 },
                 loaded => loaded,
             };
+            // A record that could not be read is looked at the next time: until then nobody knows.
+            if let Ok(set) = &loaded
+                && let Some(Unknown::Unread(why)) = &set.unknown
+            {
+                let what = format!("a record of set {}/{}: {why}", entry.job, entry.id);
+                unread.get_or_insert_with(|| failure(StoreError::Other(what)));
+                continue;
+            }
             let known =
                 loaded.map_or(Known::Refused, |set| Known::of_set(&set, canonical(&set.manifest.recipients)));
             let seen = fingerprint(&entry);

@@ -86,7 +86,8 @@ pub async fn verify(
     for left in swept.left {
         tracing::error!("{left}");
     }
-    let found = catalog::find(store.as_ref(), &config.encryption.trusted, &config.site, &job.name, selector);
+    let (trusted, site) = (&config.encryption.trusted, &config.site);
+    let found = catalog::find_to_rehearse(store.as_ref(), trusted, site, &job.name, selector);
     let set = timeout_at(deadline, found).await.map_err(|_| late(job))??;
     let manifest = &set.manifest;
     let mut record = Verification {

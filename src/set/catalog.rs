@@ -11,7 +11,9 @@
 //!
 //! Deliberately absent: any cache, and any writing.
 
+mod choice;
 mod records;
+mod reliance;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,7 +22,11 @@ use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::Semaphore;
 
+pub use self::choice::{
+    Newest, Selector, ahead_warning, find, find_entry, find_to_rehearse, newest_complete, parse_time,
+};
 use self::records::{RECORD_LIMIT, RECORDS_LIMIT};
+pub use self::reliance::{Difference, Reliance, Unknown, reliance};
 use super::manifest::Manifest;
 use super::signature::Purpose;
 use super::verification::{Verdict, Verification};
@@ -29,8 +35,7 @@ use super::{
 };
 use crate::config::Trusted;
 use crate::error::{Context, Error, Result};
-use crate::printable;
-use crate::store::{self, ObjectMeta, Store};
+use crate::store::{self, ObjectMeta, Store, StoreError};
 
 /// Sets that are read at the same time: a repository of a thousand sets lists in a second or two
 /// at 10 ms a request.
@@ -45,7 +50,7 @@ pub const CLOCK_TOLERANCE: TimeDelta = TimeDelta::minutes(5);
 
 /// Whether a set that started then was dated by a clock that was ahead.
 pub fn is_from_future(started: DateTime<Utc>, now: DateTime<Utc>) -> bool {
-    started > now + CLOCK_TOLERANCE
+    started.signed_duration_since(now) > CLOCK_TOLERANCE
 }
 
 /// Largest manifest that is read; a thousand times what one usually needs.
@@ -143,6 +148,10 @@ pub struct Loaded {
     pub signature: Signature,
     /// Rehearsals that count, oldest first.
     pub verifications: Vec<Verification>,
+    /// What the last conclusive one of them found, where that is a difference.
+    pub difference: Option<Difference>,
+    /// Why it is not known what the last conclusive one found, where that is so.
+    pub unknown: Option<Unknown>,
     /// Records that do not count, by name, and why.
     pub ignored: Vec<(String, Error)>,
 }
@@ -310,7 +319,7 @@ pub async fn load_entry(store: &dyn Store, trusted: &Trusted, entry: Entry) -> R
     let (bytes, vouched) =
         read_signed(store, &trusted.backups, Purpose::Manifest, &entry, MANIFEST, DOCUMENT_LIMIT)
             .await
-            .context(&name)?;
+            .map_err(|why| Error::from(why).context(&name))?;
     // Each value but the first follows one of these.
     let values = bytes.iter().filter(|byte| matches!(byte, b',' | b'{' | b'[')).count();
     if values > VALUES_LIMIT {
@@ -319,40 +328,32 @@ pub async fn load_entry(store: &dyn Store, trusted: &Trusted, entry: Entry) -> R
     let manifest = Manifest::parse(&bytes, &entry.site, &entry.job, &entry.id).context(&name)?;
     let manifest_sha256 = seal::sha256_hex(&bytes);
 
-    let mut verifications = Vec::new();
-    let (records, mut ignored) = records::to_read(&entry);
-    for record in records {
-        match load_record(store, trusted, &entry, record, &manifest, &manifest_sha256).await {
-            Ok(verification) => verifications.push(verification),
-            Err(error) => ignored.push((record.to_owned(), error)),
-        }
-    }
-    verifications.sort_by_key(|v: &Verification| v.finished);
-    Ok(Loaded { entry, manifest, manifest_sha256, signature: vouched, verifications, ignored })
+    let records = records::read(store, trusted, &entry, &manifest, &manifest_sha256).await;
+    Ok(Loaded {
+        entry,
+        manifest,
+        manifest_sha256,
+        signature: vouched,
+        verifications: records.counting,
+        difference: records.difference,
+        unknown: records.unknown,
+        ignored: records.ignored,
+    })
 }
 
-async fn load_record(
-    store: &dyn Store,
-    trusted: &Trusted,
-    entry: &Entry,
-    record: &str,
-    manifest: &Manifest,
-    manifest_sha256: &str,
-) -> Result<Verification> {
-    if trusted.verifications.is_empty() && !trusted.is_nobody() {
-        return Err(Error::usage("no key is trusted for records of rehearsals here")
-            .with_hint("name the key of the host that rehearses in trusted_verify_keys"));
-    }
-    let keys = &trusted.verifications;
-    let (bytes, _) = read_signed(store, keys, Purpose::Verification, entry, record, RECORD_LIMIT).await?;
-    let found = Verification::parse(&bytes, &entry.site, &entry.job, &entry.id, manifest_sha256)?;
-    let names = |name: &str| found.databases.iter().any(|d| d.name == name);
-    match manifest.databases.iter().find(|d| !names(&d.name)) {
-        Some(missing) if found.verdict == Verdict::Proven => Err(Error::differs(format!(
-            "verification record says proven, but not of database {:?}",
-            missing.name
-        ))),
-        _ => Ok(found),
+/// Why a document is not there as one that somebody vouches for.
+enum Unread {
+    /// The store does not hand it out, or only a newer opsd understands it: what it says is not known.
+    Store(Error),
+    /// It is not believed, or not there any more.
+    Refused(Error),
+}
+
+impl From<Unread> for Error {
+    fn from(why: Unread) -> Self {
+        match why {
+            Unread::Store(error) | Unread::Refused(error) => error,
+        }
     }
 }
 
@@ -364,22 +365,33 @@ async fn read_signed(
     entry: &Entry,
     document: &str,
     limit: u64,
-) -> Result<(bytes::Bytes, Signature)> {
+) -> Result<(bytes::Bytes, Signature), Unread> {
     let signature_name = &format!("{document}.minisig");
-    let signed = entry.has(signature_name);
-    let read = async |name: &str, limit| store::get(store, &entry.key(name), limit).await.context(name);
+    let signature = entry.objects.iter().find(|o| o.key == *signature_name);
+    let read = async |name: &str, limit| match store::get(store, &entry.key(name), limit).await {
+        Ok(bytes) => Ok(bytes),
+        Err(error @ StoreError::NotFound(_)) => Err(Unread::Refused(Error::from(error).context(name))),
+        Err(error) => Err(Unread::Store(Error::from(error).context(name))),
+    };
     if trusted_keys.is_empty() {
-        let vouched = if signed { Signature::Unchecked } else { Signature::Unsigned };
+        let vouched = if signature.is_some() { Signature::Unchecked } else { Signature::Unsigned };
         return Ok((read(document, limit).await?, vouched));
     }
-    if !signed {
-        return Err(Error::differs(format!("{document} is not signed"))
-            .with_hint("trusted_keys is set: who can write to the repository could have planted this"));
+    let Some(signature) = signature else {
+        return Err(Unread::Refused(
+            Error::differs(format!("{document} is not signed"))
+                .with_hint("trusted_keys is set: who can write to the repository could have planted this"),
+        ));
+    };
+    if signature.size > SIGNATURE_LIMIT {
+        let why = format!("{signature_name} has {} bytes, and is no signature", signature.size);
+        return Err(Unread::Refused(Error::differs(why)));
     }
     let (bytes, text) = tokio::try_join!(read(document, limit), read(signature_name, SIGNATURE_LIMIT))?;
     let text = String::from_utf8_lossy(&text);
     let comment = purpose.comment(&entry.site, &entry.job, &entry.id);
-    signature::verify(trusted_keys, &comment, &bytes, &text).context(document)?;
+    let verified = signature::verify(trusted_keys, &comment, &bytes, &text).context(document);
+    verified.map_err(Unread::Refused)?;
     let made_it =
         |key: &&String| signature::verify(std::slice::from_ref(*key), &comment, &bytes, &text).is_ok();
     let key = match trusted_keys {
@@ -413,187 +425,4 @@ pub async fn unauthenticated(store: &dyn Store, set: &Loaded) -> Option<String> 
         }
     };
     Some(format!("{what}; {how}"))
-}
-
-/// Which set is meant.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Selector {
-    /// The newest complete one.
-    Latest,
-    /// An id, or the beginning of just one.
-    Id(String),
-    /// The newest complete one whose data is not younger than this.
-    At(DateTime<Utc>),
-}
-
-impl Selector {
-    /// From `--backup` and `--at`; neither means the latest.
-    pub fn from_options(backup: Option<&str>, at: Option<&str>) -> Result<Self> {
-        match (backup, at) {
-            (None | Some("latest"), None) => Ok(Selector::Latest),
-            (Some(id), None) => Ok(Selector::Id(id.to_owned())),
-            (None | Some("latest"), Some(at)) => parse_time(at).map(Selector::At),
-            (Some(_), Some(_)) => Err(Error::usage("a set is named by its id or by a time, not by both")),
-        }
-    }
-}
-
-/// A point in time as people write it: RFC 3339, or date and time in UTC. A date alone is refused:
-/// whether it means the day's beginning or its end would be a guess.
-pub fn parse_time(text: &str) -> Result<DateTime<Utc>> {
-    let text = text.trim();
-    if let Ok(time) = DateTime::parse_from_rfc3339(text) {
-        return Ok(time.to_utc());
-    }
-    ["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M"]
-        .iter()
-        .find_map(|format| chrono::NaiveDateTime::parse_from_str(text.trim_end_matches('Z'), format).ok())
-        .map(|time| time.and_utc())
-        .ok_or_else(|| {
-            Error::usage(format!("{} is no point in time", printable::word(text))).with_hint(
-                "write 2026-11-21T03:00:00Z, with an offset instead of Z, or \"2026-11-21 03:00\" in UTC",
-            )
-        })
-}
-
-/// What the listing alone tells of a job's newest complete set.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Newest {
-    /// Its id, those from the future left out.
-    pub id: Option<String>,
-    /// Complete sets from the future.
-    pub ahead: Vec<String>,
-}
-
-/// The newest complete set as of `now`, by the listing alone.
-pub async fn newest_complete(store: &dyn Store, site: &str, job: &str, now: DateTime<Utc>) -> Result<Newest> {
-    let complete = sets(store, site, job).await?.into_iter().filter(|e| e.state == State::Complete);
-    let (ahead, past): (Vec<Entry>, Vec<Entry>) = complete.partition(|e| is_from_future(e.id_time(), now));
-    Ok(Newest { id: past.into_iter().map(|e| e.id).max(), ahead: ahead.into_iter().map(|e| e.id).collect() })
-}
-
-/// What is said of sets from the future.
-pub fn ahead_warning(ids: &[String]) -> Option<String> {
-    let (first, more) = ids.split_first()?;
-    let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
-    Some(format!(
-        "{first}{more} is dated in the future and does not count as the newest: a clock was ahead, or this \
-         one is behind"
-    ))
-}
-
-/// Finds the set of a job that is meant.
-///
-/// For the latest, and for a time, a set that is refused (damaged, not trusted, too new) is not
-/// passed over in silence where it could have been the one: that is an error, and naming an older
-/// set by its id is the operator's decision. Sets from the future are passed over with a warning,
-/// unless there is nothing else: then it is rather this clock that is wrong.
-pub async fn find(
-    store: &dyn Store,
-    trusted: &Trusted,
-    site: &str,
-    job: &str,
-    selector: &Selector,
-) -> Result<Loaded> {
-    let entries = sets(store, site, job).await?;
-    let mut now = Utc::now();
-    // The clock of the host where one restores may be behind, and sets must not look as if they came from
-    // the future for that. It is only asked then: telling the time makes a directory write.
-    if entries.iter().any(|entry| is_from_future(entry.id_time(), now)) {
-        match store.now().await {
-            Ok(theirs) => now = now.max(theirs),
-            Err(error) => tracing::debug!("{} does not tell its time: {error}", store.describe()),
-        }
-    }
-    if entries.is_empty() {
-        return Err(Error::new(format!("no set of job {job:?} of site {site:?} in {}", store.describe()))
-            .with_hint("`opsd backups list` shows what is there"));
-    }
-    let until = match selector {
-        Selector::Id(id) => {
-            let entry = find_entry(&entries, id)?.clone();
-            return load_entry(store, trusted, entry).await;
-        }
-        Selector::Latest => None,
-        Selector::At(time) => Some(*time),
-    };
-    let ids = some_ids(&entries);
-    let complete = entries.into_iter().filter(|e| e.state == State::Complete).collect();
-    let mut chosen: Option<Loaded> = None;
-    let mut from_future: Option<Loaded> = None;
-    let mut refused: Option<(Entry, Error)> = None;
-    let mut ahead = Vec::new();
-    let mut sets = std::pin::pin!(load_each(store, trusted, complete));
-    while let Some((entry, loaded)) = sets.next().await {
-        match loaded {
-            Ok(set) if until.is_none_or(|time| set.as_of() <= time) => {
-                let order = |s: &Loaded| (s.manifest.started, s.entry.id.clone());
-                let is_ahead = is_from_future(set.manifest.started, now);
-                if is_ahead {
-                    ahead.push(entry.id);
-                }
-                let best = if is_ahead { &mut from_future } else { &mut chosen };
-                if best.as_ref().is_none_or(|b| order(b) < order(&set)) {
-                    *best = Some(set);
-                }
-            }
-            Ok(_) => {}
-            Err(_) if is_from_future(entry.id_time(), now) => ahead.push(entry.id),
-            // Only its id tells when it started; the latest of the refused ones is named.
-            Err(error) if until.is_none_or(|time| entry.id_time() <= time) => refused = Some((entry, error)),
-            Err(_) => {}
-        }
-    }
-    if let Some(warning) = ahead_warning(&ahead) {
-        tracing::warn!("job {job}: {warning}");
-    }
-    if let Some((entry, error)) = refused
-        && chosen.as_ref().is_none_or(|c| entry.id_time() >= c.manifest.started)
-    {
-        return Err(match chosen {
-            Some(c) => {
-                error.context(format!("a set newer than the newest usable one, {}, is refused", c.entry.id))
-            }
-            None => error,
-        });
-    }
-    chosen.or(from_future).ok_or_else(|| match until {
-        None => Error::new(format!("job {job:?} has no complete set: {ids}")),
-        Some(time) => Error::new(format!("job {job:?} has no complete set from {time} or earlier: {ids}")),
-    })
-}
-
-/// The entry that an id, or the beginning of just one id, means. Two jobs that started in the same
-/// second may have the same id, so even a whole id can mean two sets.
-pub fn find_entry<'e>(entries: &'e [Entry], id: &str) -> Result<&'e Entry> {
-    let exact: Vec<&Entry> = entries.iter().filter(|e| e.id == id).collect();
-    let begins = |e: &&Entry| !id.is_empty() && e.id.starts_with(id);
-    let matching = if exact.is_empty() { entries.iter().filter(begins).collect() } else { exact };
-    match matching[..] {
-        [only] => Ok(only),
-        [] => Err(Error::new(format!("no set {}: {}", printable::word(id), some_ids(entries)))
-            .with_hint("`opsd backups list` shows what is there")),
-        _ => {
-            let matching: Vec<Entry> = matching.into_iter().cloned().collect();
-            Err(Error::new(format!(
-                "{} means more than one set: {}",
-                printable::word(id),
-                some_ids(&matching)
-            ))
-            .with_hint("give more of the id, or JOB/ID where two jobs have the same one"))
-        }
-    }
-}
-
-/// The newest ids with their states, for messages.
-fn some_ids(entries: &[Entry]) -> String {
-    const SHOWN: usize = 5;
-    let mut newest: Vec<&Entry> = entries.iter().collect();
-    newest.sort_by_key(|e| std::cmp::Reverse((e.id_time(), &e.id)));
-    let mut ids: Vec<String> =
-        newest.iter().take(SHOWN).map(|e| format!("{} ({}, {})", e.id, e.job, e.state.as_str())).collect();
-    if newest.len() > SHOWN {
-        ids.push(format!("and {} more", newest.len() - SHOWN));
-    }
-    if ids.is_empty() { "there is none".to_owned() } else { format!("there is {}", ids.join(", ")) }
 }

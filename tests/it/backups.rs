@@ -3,6 +3,7 @@
 mod catalog_of_sets;
 mod commands;
 mod pruning;
+mod reliance;
 
 use std::sync::Arc;
 
@@ -97,6 +98,11 @@ impl<'k> Repository<'k> {
 
     /// A rehearsal of a set that is there.
     async fn verify(&self, id: &str, finished: &str, verdict: Verdict) -> String {
+        self.verify_saying(id, finished, verdict, &[]).await
+    }
+
+    /// The same, with what it found to differ.
+    async fn verify_saying(&self, id: &str, finished: &str, verdict: Verdict, differs: &[&str]) -> String {
         let set = catalog::load(&*self.store, &Trusted::default(), SITE, JOB, id).await.expect("the set");
         let finished = time(finished);
         let record = Verification {
@@ -114,7 +120,7 @@ impl<'k> Repository<'k> {
                 tables_total: 2,
                 tables_proven: 2,
                 rows: 100,
-                differences: vec![],
+                differences: differs.iter().map(ToString::to_string).collect(),
             }],
             warnings: vec![],
             server_version: Some("17.11".into()),

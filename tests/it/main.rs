@@ -62,6 +62,7 @@ mod postgres_faults;
 mod readme;
 mod regressions;
 mod rehearsals;
+mod reliance;
 mod repository;
 mod restore_md;
 mod restores;

@@ -19,7 +19,7 @@ fn holding(proven: bool, databases: &[(&str, u64, Option<u64>)]) -> Standing {
     let amounts = databases
         .iter()
         .map(|(name, bytes, rows)| ((*name).to_owned(), Amount { bytes: *bytes, rows: *rows }));
-    Standing::Complete { proven, once_proven: proven, databases: amounts.collect() }
+    Standing::Complete { proven, databases: amounts.collect() }
 }
 
 fn rules(last: u32, daily: u32, weekly: u32, monthly: u32, yearly: u32) -> Retention {
@@ -44,29 +44,6 @@ fn last_counts_sets() {
     assert_eq!(plan.decisions[0].reasons, [Reason::NewestComplete, Reason::Last]);
     assert_eq!(plan.decisions[2].reasons, [Reason::Unneeded]);
     assert_eq!(plan.removed().map(|d| d.id.as_str()).collect::<Vec<_>>(), ["2026-11-01T03:00:00Z"]);
-}
-
-/// A later rehearsal may have been wrong, or right: neither costs a set that may be the last good one.
-#[test]
-fn the_newest_set_that_ever_was_proven_stays_beside_the_newest_that_is() {
-    let standing = |proven, once_proven| {
-        let amount = Amount { bytes: 1000, rows: Some(100) };
-        let databases = [("app".to_owned(), amount)].into();
-        let standing = Standing::Complete { proven, once_proven, databases };
-        move |time: &str| Candidate { standing: standing.clone(), ..set(time) }
-    };
-    let (never, once, still) = (standing(false, false), standing(false, true), standing(true, true));
-    let sets = [
-        once("2026-11-01T03:00:00Z"),
-        still("2026-11-02T03:00:00Z"),
-        still("2026-11-03T03:00:00Z"),
-        once("2026-11-04T03:00:00Z"),
-        once("2026-11-05T03:00:00Z"),
-        never("2026-11-06T03:00:00Z"),
-        never("2026-11-07T03:00:00Z"),
-    ];
-    let plan = run(&sets, rules(1, 0, 0, 0, 0));
-    assert_eq!(kept(&plan), ["2026-11-07T03:00:00Z", "2026-11-05T03:00:00Z", "2026-11-03T03:00:00Z"]);
 }
 
 #[test]
@@ -154,6 +131,25 @@ fn freezes_when_the_newest_is_not_complete() {
     assert!(plan.frozen.as_deref().unwrap().contains("2026-11-03T03:00:00Z"), "{plan:?}");
     assert_eq!(kept(&plan).len(), 3);
     assert_eq!(plan.decisions[2].reasons, [Reason::Frozen]);
+}
+
+/// What differs says that something may be wrong with all that came after it, too.
+#[test]
+fn a_set_that_differs_freezes_until_a_newer_one_is_proven() {
+    let mut sets: Vec<_> = (1..=5).map(|day| set(&format!("2026-11-0{day}T03:00:00Z"))).collect();
+    sets[2].standing = Standing::Differs("it differs: one row".to_owned());
+    let says = |sets: &[Candidate]| run(sets, rules(1, 0, 0, 0, 0)).frozen.unwrap_or_default();
+    assert!(says(&sets).contains("2026-11-03") && says(&sets).contains("one row"), "{}", says(&sets));
+    sets[1].standing = complete(true);
+    assert!(!says(&sets).is_empty(), "an older one that is proven says nothing of it");
+    sets[3].standing = complete(true);
+    assert_eq!(says(&sets), "");
+    // It takes nobody's place, and goes when the rules keep no set of its time.
+    assert_eq!(
+        kept(&run(&sets, rules(3, 0, 0, 0, 0))),
+        [5, 4, 3, 2].map(|day| format!("2026-11-0{day}T03:00:00Z"))
+    );
+    assert_eq!(kept(&run(&sets, rules(1, 0, 0, 0, 0))).len(), 2, "the newest and the newest proven one");
 }
 
 #[test]
@@ -273,13 +269,14 @@ fn nothing_to_decide() {
 fn naive_keeps(sets: &[Candidate], index: usize, rules: &Retention, now: DateTime<Utc>) -> bool {
     let counts = |c: &Candidate| matches!(c.standing, Standing::Complete { .. }) && c.time <= now;
     let me = &sets[index];
-    if !counts(me) {
+    let differs = matches!(me.standing, Standing::Differs(_)) && me.time <= now;
+    if !counts(me) && !differs {
         return true;
     }
     let newer: Vec<&Candidate> =
         sets.iter().filter(|c| counts(c) && (c.time, &c.id) > (me.time, &me.id)).collect();
     let proven = |c: &Candidate| matches!(c.standing, Standing::Complete { proven: true, .. });
-    if newer.is_empty() || (proven(me) && !newer.iter().any(|c| proven(c))) {
+    if (newer.is_empty() && !differs) || (proven(me) && !newer.iter().any(|c| proven(c))) {
         return true;
     }
     let period = |format: &str, limit: u32| {
@@ -301,6 +298,7 @@ fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
         6 => Just(complete(false)),
         2 => Just(complete(true)),
         1 => Just(Standing::NotCounted("incomplete".to_owned())),
+        1 => Just(Standing::Differs("it differs".to_owned())),
     ];
     proptest::collection::vec((hours, 0u16..4, standing), 0..60).prop_map(|sets| {
         let mut seen = std::collections::HashSet::new();
@@ -326,8 +324,13 @@ proptest! {
         let plan = run(&sets, rules);
         prop_assert_eq!(plan.decisions.len(), sets.len());
         let newest = sets.iter().filter(|c| c.time <= at(NOW)).max_by_key(|c| (c.time, c.id.clone()));
+        let order = |c: &&Candidate| (c.time, c.id.clone());
+        let past = || sets.iter().filter(|c| c.time <= at(NOW));
+        let proven = past().filter(|c| matches!(c.standing, Standing::Complete { proven: true, .. })).max_by_key(order);
+        let differs = past().filter(|c| matches!(c.standing, Standing::Differs(_))).max_by_key(order);
         let freezes = rules == Retention::default()
-            || newest.is_some_and(|c| matches!(c.standing, Standing::NotCounted(_)));
+            || newest.is_some_and(|c| matches!(c.standing, Standing::NotCounted(_)))
+            || differs.is_some_and(|d| proven.is_none_or(|p| order(&p) < order(&d)));
         prop_assert_eq!(plan.frozen.is_some(), freezes);
         for (index, set) in sets.iter().enumerate() {
             let decision = plan.decisions.iter().find(|d| d.id == set.id).unwrap();
@@ -379,7 +382,7 @@ proptest! {
         let candidate = |index: usize, databases: &BTreeMap<String, Amount>| Candidate {
             id: format!("{index:04}"),
             time: at(NOW) - chrono::TimeDelta::hours(24 * (20 - index as i64)),
-            standing: Standing::Complete { proven: false, once_proven: false, databases: databases.clone() },
+            standing: Standing::Complete { proven: false, databases: databases.clone() },
         };
         let mut sets: Vec<Candidate> = (0..history).map(|index| candidate(index, &full)).collect();
         let mut newest = full.clone();

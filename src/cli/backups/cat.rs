@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use chrono::Utc;
+
 use crate::cli::output;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -30,6 +32,9 @@ pub async fn run(args: &Args, config: &Config, store: Arc<dyn Store>) -> Result<
     let identities = crate::restore::identities(config)?;
     let entry = super::show::entry(config, &*store, &args.id).await?;
     let set = catalog::load_entry(&*store, &config.encryption.trusted, entry).await?;
+    if let Some(doubt) = set.reliance(Utc::now()).doubt(&set.manifest.id) {
+        output::note("warning: ", doubt);
+    }
     let stream = stream(&set.manifest, &args.database, &args.stream)?;
     refuse_at_terminal(stream)?;
     let prefix = set_prefix(&set.entry.site, &set.entry.job, &set.entry.id);

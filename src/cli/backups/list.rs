@@ -40,7 +40,7 @@ struct Document {
 struct Freshness {
     job: String,
     rpo_seconds: u64,
-    /// When its newest complete set was started, those from the future left out.
+    /// When its newest set was started that may be relied on.
     newest: Option<DateTime<Utc>>,
     /// There is no such set, or it is older than that.
     overdue: bool,
@@ -48,9 +48,7 @@ struct Freshness {
 
 impl Freshness {
     fn new(job: &str, rpo: Duration, sets: &[Summary], now: DateTime<Utc>) -> Self {
-        let counts =
-            |s: &&Summary| s.state == "complete" && s.is_usable && !catalog::is_from_future(s.started, now);
-        let newest = sets.iter().filter(counts).map(|s| s.started).max();
+        let newest = sets.iter().filter(|s| s.reliance == "sound").map(|s| s.started).max();
         let overdue = newest.is_none_or(|time| (now - time).to_std().is_ok_and(|age| age > rpo));
         Self { job: job.to_owned(), rpo_seconds: rpo.as_secs(), newest, overdue }
     }
@@ -59,10 +57,11 @@ impl Freshness {
         let rpo = exact_duration(self.rpo_seconds);
         match self.newest {
             _ if !self.overdue => None,
-            None => Some(format!("its rpo is {rpo}, and it has no complete set")),
-            Some(newest) => {
-                Some(format!("its newest complete set is {} old; its rpo is {rpo}", age(newest, now)))
-            }
+            None => Some(format!("its rpo is {rpo}, and it has no set that may be relied on")),
+            Some(newest) => Some(format!(
+                "its newest set that may be relied on is {} old; its rpo is {rpo}",
+                age(newest, now)
+            )),
         }
     }
 }
@@ -73,7 +72,7 @@ pub async fn run(args: &Args, config: &Config, store: &dyn Store, now: DateTime<
     let mut text = String::new();
     for (job, entries) in entries(config, store, &args.jobs).await? {
         let loaded = catalog::load_each(store, &config.encryption.trusted, entries);
-        let mut sets: Vec<Summary> = loaded.map(|(e, l)| Summary::new(&e, &l)).collect().await;
+        let mut sets: Vec<Summary> = loaded.map(|(e, l)| Summary::new(&e, &l, now)).collect().await;
         sets.sort_by(|a, b| (a.started, &a.id).cmp(&(b.started, &b.id)));
         if !text.is_empty() {
             text.push('\n');
@@ -123,6 +122,9 @@ fn table(out: &mut String, job: &str, sets: &[Summary], now: DateTime<Utc>) {
         if let Some(error) = &set.error {
             out.push_str(&wrapped("  ! ", &format!("{} is refused: {error}", set.id)));
         }
+        if let ("differs" | "lacking" | "unknown", Some(doubt)) = (set.reliance, &set.doubt) {
+            out.push_str(&wrapped("  ! ", &format!("{} may not be relied on: {doubt}", set.id)));
+        }
     }
     let is_ahead = |s: &&Summary| catalog::is_from_future(s.started, now);
     let ahead: Vec<String> = sets.iter().filter(is_ahead).map(|s| s.id.clone()).collect();
@@ -157,6 +159,7 @@ fn counted(sets: &[Summary]) -> String {
 fn state(set: &Summary, now: DateTime<Utc>) -> String {
     match &set.verified {
         _ if set.state != "complete" => set.state.to_owned(),
+        _ if set.reliance == "lacking" => "objects lacking".to_owned(),
         None => "not verified".to_owned(),
         Some(v) => match v.verdict {
             "failed" => format!("tried {}", ago(v.time, now)),
@@ -203,6 +206,8 @@ mod tests {
             id: "20261121T030000Z-7f3a".into(),
             state: "complete",
             error: None,
+            reliance: "sound",
+            doubt: None,
             started: "2026-11-21T03:00:00Z".parse().unwrap(),
             finished: None,
             databases: names.iter().map(database).collect(),
@@ -219,7 +224,6 @@ mod tests {
             }),
             signature: Some("trusted"),
             warnings: vec!["pg_dump: warning: ".repeat(12)],
-            is_usable: true,
         }
     }
 
@@ -246,17 +250,19 @@ mod tests {
         assert_eq!(says(&[summary(&[])], hours(10)), None);
         assert_eq!(
             says(&[summary(&[])], hours(8)).as_deref(),
-            Some("its newest complete set is 9h old; its rpo is 8h")
+            Some("its newest set that may be relied on is 9h old; its rpo is 8h")
         );
-        assert_eq!(says(&[], hours(8)).as_deref(), Some("its rpo is 8h, and it has no complete set"));
+        assert_eq!(
+            says(&[], hours(8)).as_deref(),
+            Some("its rpo is 8h, and it has no set that may be relied on")
+        );
         // A run that failed and a clock that was ahead make no backup young.
-        let (mut failed, mut ahead) = (summary(&[]), summary(&[]));
-        (failed.state, failed.started) = ("failed", now());
-        ahead.started = now() + chrono::TimeDelta::days(300);
-        // Nor does one of which an object is gone.
-        let mut broken = summary(&[]);
-        (broken.is_usable, broken.started) = (false, now());
-        assert!(says(&[summary(&[]), failed, ahead, broken], hours(8)).is_some());
+        // Nor does one of which an object is gone, or that differs.
+        for reliance in ["failed", "ahead", "lacking", "differs", "unknown"] {
+            let mut other = summary(&[]);
+            (other.reliance, other.started) = (reliance, now());
+            assert!(says(&[summary(&[]), other], hours(8)).is_some(), "{reliance}");
+        }
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub async fn run(args: &Args, config: &Config, store: &dyn Store, now: DateTime<
     let set = loaded.as_ref().ok();
     if args.json {
         output::json(&Document {
-            set: Summary::new(&entry, &loaded),
+            set: Summary::new(&entry, &loaded, now),
             manifest: set.map(|s| &s.manifest),
             manifest_sha256: set.map(|s| s.manifest_sha256.as_str()),
             verifications: set.map_or(&[], |s| &s.verifications),
@@ -146,6 +146,10 @@ fn describe(set: &Loaded, now: DateTime<Utc>) -> String {
         Some(v) => format!("{}, {} ({})", v.verdict, time(v.finished), ago(v.finished, now)),
     };
     field(&mut out, "verified", &verified);
+    let reliance = set.reliance(now);
+    if !reliance.is_sound() {
+        field(&mut out, "doubt", &format!("it may not be relied on: {reliance}"));
+    }
     let took = seconds((manifest.finished - manifest.started).as_seconds_f64());
     let started = format!("{} ({}), took {took}", time(manifest.started), ago(manifest.started, now));
     field(&mut out, "started", &started);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::set::catalog::{self, Entry, Loaded, State};
+use crate::set::catalog::{self, Entry, Loaded, Reliance, State};
 use crate::set::manifest::ProofState;
 use crate::set::verification::Verdict;
 
@@ -31,6 +31,10 @@ pub(super) struct Summary {
     pub(super) recipients: Vec<String>,
     pub(super) signature: &'static str,
     pub(super) missing: usize,
+    /// Whether it may be relied on, clocks aside: those are asked each time.
+    pub(super) reliance: Reliance,
+    /// Whether the last conclusive rehearsal proved it.
+    pub(super) is_proven: bool,
     /// Its rehearsals, oldest first.
     pub(super) rehearsals: Vec<Rehearsal>,
 }
@@ -73,6 +77,8 @@ impl Known {
             recipients,
             signature: set.signature.as_str(),
             missing: set.missing().len(),
+            reliance: set.reliance(DateTime::<Utc>::MAX_UTC),
+            is_proven: set.is_proven(),
             rehearsals: rehearsals.collect(),
         }))
     }
@@ -97,10 +103,9 @@ pub(super) enum Standing<'a> {
 }
 
 impl Summary {
-    /// Whether it can be restored as far as anybody knows.
-    fn is_usable(&self) -> bool {
-        let conclusive = self.rehearsals.iter().rfind(|r| r.verdict.is_conclusive());
-        self.missing == 0 && conclusive.is_none_or(|r| r.verdict == Verdict::Proven)
+    /// Whether it may be relied on, of a set that is not from the future.
+    fn is_sound(&self) -> bool {
+        self.reliance.is_sound()
     }
 }
 
@@ -198,7 +203,7 @@ impl<'a> Job<'a> {
             }
         }
         job.believed.sort_by(|(a, x), (b, y)| (y.started, &b.id).cmp(&(x.started, &a.id)));
-        job.usable = job.believed.iter().position(|(_, summary)| summary.is_usable());
+        job.usable = job.believed.iter().position(|(_, summary)| summary.is_sound());
         job.freshness = match (job.newest(), rpo) {
             (Some(_), None) => Freshness::Unbounded,
             (Some((_, set)), Some(rpo)) if is_within(now - set.started, rpo) => Freshness::Fresh,
@@ -224,10 +229,7 @@ impl<'a> Job<'a> {
 
     /// When the newest set was started that is proven now.
     pub(super) fn proven_point(&self) -> Option<DateTime<Utc>> {
-        let is_proven = |set: &Summary| {
-            let conclusive = set.rehearsals.iter().rfind(|r| r.verdict.is_conclusive());
-            conclusive.is_some_and(|r| r.verdict == Verdict::Proven)
-        };
+        let is_proven = |set: &Summary| set.is_proven && set.is_sound();
         self.believed.iter().find(|(_, set)| is_proven(set)).map(|(_, set)| set.started)
     }
 
@@ -242,8 +244,8 @@ impl<'a> Job<'a> {
     /// Every database of the newest usable set and of most of those before it.
     pub(super) fn databases(&self) -> Vec<Compared<'a>> {
         let Some((at, (_, newest))) = self.usable.zip(self.newest()) else { return Vec::new() };
-        let before: Vec<&Summary> =
-            self.believed.iter().skip(at + 1).take(HISTORY).map(|(_, set)| *set).collect();
+        let before = self.believed.iter().skip(at + 1).map(|(_, set)| *set).filter(|set| set.is_sound());
+        let before: Vec<&Summary> = before.take(HISTORY).collect();
         let names: BTreeSet<&String> =
             before.iter().copied().chain([newest]).flat_map(|set| set.databases.keys()).collect();
         let compare = |name: &'a String| {

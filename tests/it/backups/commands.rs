@@ -9,14 +9,14 @@ use opsd::store::fs::FsStore;
 use super::{JOB, Repository, SITE, manifest};
 
 /// A repository in a directory, its configuration, and the built `opsd`.
-struct Site {
+pub(super) struct Site {
     dir: tempfile::TempDir,
     recipient: String,
-    repository: Repository<'static>,
+    pub(super) repository: Repository<'static>,
 }
 
 impl Site {
-    fn new(retention: &str, trusted_keys: &[String]) -> Self {
+    pub(super) fn new(retention: &str, trusted_keys: &[String]) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("repository");
         std::fs::create_dir(&path).expect("the repository's directory");
@@ -41,7 +41,7 @@ impl Site {
     }
 
     /// Runs `opsd backups …`: exit code, stdout, stderr.
-    fn run(&self, args: &[&str]) -> (i32, String, String) {
+    pub(super) fn run(&self, args: &[&str]) -> (i32, String, String) {
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_opsd"))
             .arg("--config")
             .arg(self.dir.path().join("opsd.toml"))
@@ -53,7 +53,7 @@ impl Site {
         (output.status.code().expect("an exit code"), text(output.stdout), text(output.stderr))
     }
 
-    fn json(&self, args: &[&str]) -> serde_json::Value {
+    pub(super) fn json(&self, args: &[&str]) -> serde_json::Value {
         let (code, stdout, stderr) = self.run(&[args, &["--json"]].concat());
         assert_eq!(code, 0, "{stderr}");
         serde_json::from_str(&stdout).expect("one document")

@@ -34,7 +34,7 @@ async fn prune_removes_what_the_plan_says_and_nothing_that_opsd_did_not_write() 
         }
         let old = repository.set("2026-11-01T03:00:00Z").await;
         let kept = repository.set("2026-11-20T03:00:00Z").await;
-        repository.verify(&old, "2026-11-01T05:00:00Z", Verdict::Differs).await;
+        repository.verify(&old, "2026-11-01T05:00:00Z", Verdict::Unproven).await;
         let others = [
             format!("example/db/{old}/notes.txt"),
             format!("example/db/{old}/app/data-1.pgdump.zst.age"),
@@ -109,19 +109,19 @@ async fn the_proven_set_outlives_the_rules() {
     let newest = repository.set("2026-11-20T03:00:00Z").await;
     repository.verify(&proven, "2026-01-01T05:00:00Z", Verdict::Proven).await;
     repository.verify(&differs, "2026-01-02T05:00:00Z", Verdict::Proven).await;
+    let reasons = async || {
+        let plan = plan(&repository, &Trusted::default(), last(1)).await.plan;
+        plan.decisions.into_iter().map(|d| (d.id, d.reasons.last().cloned().unwrap())).collect::<Vec<_>>()
+    };
+    let expected = |reasons: [Reason; 4]| {
+        [&newest, &never, &differs, &proven].map(String::clone).into_iter().zip(reasons).collect::<Vec<_>>()
+    };
+    let found = [Reason::Last, Reason::Unneeded, Reason::NewestProven, Reason::Unneeded];
+    assert_eq!(reasons().await, expected(found));
+    // A later rehearsal may have been wrong, or right: neither costs a set.
     repository.verify(&differs, "2026-02-02T05:00:00Z", Verdict::Differs).await;
-    let plan = plan(&repository, &Trusted::default(), last(1)).await;
-    let reasons: Vec<_> = plan.plan.decisions.iter().map(|d| (d.id.as_str(), &d.reasons[0])).collect();
-    assert_eq!(
-        reasons,
-        [
-            (newest.as_str(), &Reason::NewestComplete),
-            (never.as_str(), &Reason::Unneeded),
-            // A later rehearsal may have been wrong, or right.
-            (differs.as_str(), &Reason::NewestProven),
-            (proven.as_str(), &Reason::NewestProven),
-        ]
-    );
+    let found = [Reason::Last, Reason::Frozen, Reason::Frozen, Reason::NewestProven];
+    assert_eq!(reasons().await, expected(found));
 }
 
 #[tokio::test]

@@ -89,6 +89,29 @@ pub fn forge(opsd: &Opsd, id: &str, change: impl FnOnce(&mut Value)) {
     std::fs::write(set.join("manifest.json"), bytes).expect("write the manifest");
 }
 
+/// Writes the signed record of a rehearsal that found `differences` in the first database of a set, just now.
+pub fn record_differences(opsd: &Opsd, id: &str, differences: &[&str]) {
+    let bytes = std::fs::read(directory(opsd, id).join("manifest.json")).expect("read the manifest");
+    let manifest: Value = serde_json::from_slice(&bytes).expect("a manifest");
+    let finished = chrono::Utc::now();
+    let record = serde_json::json!({
+        "format": 1, "site": "test", "job": "db", "id": id,
+        "manifest_sha256": opsd::set::seal::sha256_hex(&bytes), "verdict": "differs",
+        "started": finished, "finished": finished, "seconds": {},
+        "databases": [{
+            "name": manifest["databases"][0]["name"], "tables_total": 1, "tables_proven": 0, "rows": 1,
+            "differences": differences,
+        }],
+        "warnings": [], "server_version": null, "contained": null, "opsd_version": "0.1.0",
+    });
+    let record = serde_json::to_vec_pretty(&record).expect("JSON");
+    let name = opsd::set::verification::name(finished);
+    let signature = sign(&opsd.path("sign.key"), &format!("test/db/{id}/{name}"), &record);
+    std::fs::write(directory(opsd, id).join(format!("{name}.minisig")), signature)
+        .expect("write the signature");
+    std::fs::write(directory(opsd, id).join(name), record).expect("write the record");
+}
+
 /// Puts this archive in the place of a stream's one object, sealed to the set's recipient, and signs the
 /// manifest that says so.
 pub fn replace(opsd: &Opsd, id: &str, key: &str, archive: &[u8]) {
