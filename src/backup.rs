@@ -446,20 +446,25 @@ impl Run<'_> {
     async fn previous(&self, warnings: &mut Vec<String>) -> Option<Manifest> {
         let (store, site, job) = (self.store.as_ref(), &self.config.site, &self.job.name);
         let prefix = set::job_prefix(site, job);
-        if let Err(StoreError::Denied(why)) = store.list(&prefix).await {
-            tracing::debug!("the set before this one is not known: {why}");
-            return None;
-        }
+        let listed = match store.list(&prefix).await {
+            Err(StoreError::Denied(why)) => {
+                tracing::debug!("the set before this one is not known: {why}");
+                return None;
+            }
+            listed => listed,
+        };
         let found = async {
-            let newest = catalog::newest_complete(store, site, job, self.started).await?;
+            let listed = listed.with_context(|| format!("listing {prefix} in {}", store.describe()))?;
+            let entries = catalog::group(listed, site).remove(job).unwrap_or_default();
+            let newest = catalog::newest_complete(entries, self.started);
             warnings.extend(catalog::ahead_warning(&newest.ahead));
-            let Some(id) = newest.id else { return Ok(None) };
-            let manifest = set::set_prefix(site, job, &id) + set::MANIFEST;
+            let Some(entry) = newest.entry else { return Ok(None) };
+            let manifest = set::set_prefix(site, job, &entry.id) + set::MANIFEST;
             if let Err(StoreError::Denied(why)) = store.read(&manifest, 0..1).await {
                 tracing::debug!("the set before this one cannot be read: {why}");
                 return Ok(None);
             }
-            let set = catalog::load(store, &self.config.encryption.trusted, site, job, &id).await?;
+            let set = catalog::load_entry(store, &self.config.encryption.trusted, entry).await?;
             Ok::<_, Error>(Some(set.manifest))
         };
         match found.await {

@@ -15,7 +15,7 @@ use futures_util::StreamExt;
 use super::retention::{self, Amount, Candidate, Plan, Standing};
 use crate::config::{Retention, Trusted};
 use crate::error::{Context, Result};
-use crate::set::catalog::{self, Loaded, Reliance};
+use crate::set::catalog::{self, Entry, Loaded, Reliance};
 use crate::set::manifest::{Database, ProofState};
 use crate::set::{MANIFEST, MANIFEST_SIGNATURE, set_prefix};
 use crate::store::object_lock::{self, Protection};
@@ -50,17 +50,16 @@ pub struct Removal {
     pub foreign: Vec<String>,
 }
 
-/// Reads a job's sets and decides about each.
+/// Reads the sets of a job that a listing told of, and decides about each.
 pub async fn plan(
     store: &dyn Store,
     trusted: &Trusted,
-    site: &str,
     job: &str,
+    entries: Vec<Entry>,
     rules: &Retention,
     now: DateTime<Utc>,
     accept_shrink: bool,
 ) -> Result<JobPlan> {
-    let entries = catalog::sets(store, site, job).await?;
     let mut candidates = Vec::new();
     let mut removable = BTreeMap::new();
     let mut refused = Vec::new();
@@ -78,10 +77,11 @@ pub async fn plan(
                 Standing::Complete { proven: set.is_proven(), databases: amounts(set) }
             }
             (Reliance::Differs(_), Ok(_)) => Standing::Differs(why),
+            (Reliance::Incomplete, _) => Standing::Unfinished(why),
             _ => Standing::NotCounted(why),
         };
         if let Ok(set) = &loaded
-            && !matches!(standing, Standing::NotCounted(_))
+            && matches!(standing, Standing::Complete { .. } | Standing::Differs(_))
         {
             removable.insert(id.clone(), removal(set));
         }

@@ -9,6 +9,10 @@
 //! future. Those last take no rule's place, or one wrong clock would push good sets out, and neither freeze
 //! the plan nor hide what does.
 //!
+//! A set that is being written neither counts nor freezes: the rules count sets, not days that went by, so what goes
+//! is what would have gone before that one was begun. A backup that takes until the morning would else keep
+//! the prune of each night from its work.
+//!
 //! Which set counts is the catalogue's answer ([`crate::set::catalog::Reliance`]). One that differs freezes the
 //! plan until a newer one is proven: until then nobody knows that any newer set is better, and the older ones
 //! may be all there is.
@@ -48,7 +52,10 @@ pub enum Standing {
     /// Stored whole, and a rehearsal found that it differs; the text says what. It takes no place of a set that
     /// counts, and stays as long as the rules keep a set of its time.
     Differs(String),
-    /// Incomplete, failed, unreadable or not trusted: never counted, never removed. The text says which.
+    /// It has no manifest: it is being written, or its run was killed; the text says so. Never counted, never
+    /// removed, and no reason to freeze.
+    Unfinished(String),
+    /// Failed, unreadable or not trusted: never counted, never removed. The text says which.
     NotCounted(String),
 }
 
@@ -155,7 +162,7 @@ pub fn plan(sets: &[Candidate], rules: &Retention, now: DateTime<Utc>, accept_sh
     let mut frozen = None;
     if *rules == Retention::default() {
         frozen = Some("the retention has no rule".to_owned());
-    } else if let Some(newest) = past.first()
+    } else if let Some(newest) = past.iter().find(|set| !matches!(set.standing, Standing::Unfinished(_)))
         && let Standing::NotCounted(why) = &newest.standing
     {
         frozen = Some(format!("the newest set, {}, does not count: {why}", newest.id));
@@ -173,17 +180,19 @@ pub fn plan(sets: &[Candidate], rules: &Retention, now: DateTime<Utc>, accept_sh
         .iter()
         .map(|set| {
             let said = match &set.standing {
-                Standing::NotCounted(why) => Some(Reason::NotCounted(why.clone())),
+                Standing::NotCounted(why) | Standing::Unfinished(why) => {
+                    Some(Reason::NotCounted(why.clone()))
+                }
                 Standing::Differs(why) => Some(Reason::Differs(why.clone())),
                 Standing::Complete { .. } => None,
             };
             let mut kept_by = match &set.standing {
                 _ if is_ahead(set) => vec![Reason::Future],
-                Standing::NotCounted(_) => Vec::new(),
+                Standing::NotCounted(_) | Standing::Unfinished(_) => Vec::new(),
                 Standing::Complete { proven, .. } => seen.reasons(set.time, *proven, rules),
                 Standing::Differs(_) => seen.clone().reasons(set.time, false, rules),
             };
-            let is_left_alone = matches!(set.standing, Standing::NotCounted(_));
+            let is_left_alone = matches!(set.standing, Standing::NotCounted(_) | Standing::Unfinished(_));
             let unneeded = kept_by.is_empty() && !is_left_alone;
             if unneeded {
                 kept_by.push(if frozen.is_some() { Reason::Frozen } else { Reason::Unneeded });
@@ -245,7 +254,7 @@ fn differing<'c>(past: &[&'c Candidate]) -> Option<(&'c str, &'c str)> {
     let is_proven = |set: &&&Candidate| matches!(set.standing, Standing::Complete { proven: true, .. });
     past.iter().take_while(|set| !is_proven(set)).find_map(|set| match &set.standing {
         Standing::Differs(why) => Some((set.id.as_str(), why.as_str())),
-        Standing::Complete { .. } | Standing::NotCounted(_) => None,
+        Standing::Complete { .. } | Standing::Unfinished(_) | Standing::NotCounted(_) => None,
     })
 }
 
@@ -261,7 +270,7 @@ fn first_of<T: Ord>(seen: &mut BTreeSet<T>, period: T, limit: u32) -> bool {
 fn shrunk(ordered: &[&Candidate]) -> Option<String> {
     let mut complete = ordered.iter().filter_map(|set| match &set.standing {
         Standing::Complete { databases, .. } => Some((&set.id, databases)),
-        Standing::Differs(_) | Standing::NotCounted(_) => None,
+        Standing::Differs(_) | Standing::Unfinished(_) | Standing::NotCounted(_) => None,
     });
     let (id, newest) = complete.next()?;
     let before: Vec<_> = complete.take(HISTORY).map(|(_, databases)| databases).collect();

@@ -203,5 +203,10 @@ async fn find(repository: &Repository<'_>, trusted: &Trusted, selector: &str) ->
 }
 
 async fn plan(repository: &Repository<'_>, trusted: &Trusted, rules: Retention) -> JobPlan {
-    prune::plan(&*repository.store, trusted, SITE, JOB, &rules, now(), false).await.expect("a plan")
+    planned(&*repository.store, trusted, rules).await.expect("a plan")
+}
+
+async fn planned(store: &dyn Store, trusted: &Trusted, rules: Retention) -> opsd::error::Result<JobPlan> {
+    let entries = catalog::sets(store, SITE, JOB).await?;
+    prune::plan(store, trusted, JOB, entries, &rules, now(), false).await
 }

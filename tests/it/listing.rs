@@ -2,7 +2,7 @@
 //! takes is measured by `make bench`.
 
 use std::io::Read;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -11,9 +11,11 @@ use opsd::store::{Store, open_s3};
 use serde_json::{Value, json};
 
 use crate::support::many_sets;
-use crate::support::opsd::Opsd;
-use crate::support::s3::SeaweedFs;
-use crate::support::sets::sign;
+use crate::support::opsd::{Opsd, quoted};
+use crate::support::postgres::{SUPERUSER, default_server, unique};
+use crate::support::s3::{SeaweedFs, s3s_fs};
+use crate::support::s3_proxy::{Fate, Proxy};
+use crate::support::sets::{back_up, next_second, sign};
 use crate::support::torture::rounds;
 
 /// Resident memory that listing may take, in kibibytes.
@@ -89,4 +91,57 @@ fn large_manifests_are_listed_in_little_memory() {
     let warnings = listed[0]["warnings"].as_array().unwrap();
     assert!(warnings.iter().any(|w| w.as_str().is_some_and(|w| w.contains("more: `opsd backups show"))));
     assert!(peak > 0 && peak < 2 * MEMORY, "{peak} KiB");
+}
+
+/// A repository of a thousand sets is ten thousand keys, and ten requests for each listing of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_listing_of_a_job_is_read_once_a_run() {
+    let s3 = s3s_fs().await;
+    let listed: Arc<Mutex<Vec<String>>> = Arc::default();
+    let seen = listed.clone();
+    let proxy = Proxy::start(&s3.endpoint, 1, Duration::ZERO, move |request, _| {
+        let line = request.head.lines().next().unwrap_or_default();
+        let options: Vec<&str> = line.split(['?', '&', ' ']).collect();
+        let prefix = options.iter().find_map(|o| o.strip_prefix("prefix=")).map(|p| p.replace("%2f", "/"));
+        // To ask for the time is a listing of one key.
+        if let Some(prefix) = prefix
+            && options.contains(&"list-type=2")
+            && !options.contains(&"max-keys=1")
+        {
+            seen.lock().unwrap().push(prefix);
+        }
+        Fate::Forward
+    });
+    let proxy = proxy.await;
+    let server = default_server();
+    let database = server.fresh_database("listed");
+    server.psql(&database, "CREATE TABLE t AS SELECT 1 AS n");
+    let mut opsd = Opsd::new(server, &[&database]);
+    opsd.use_s3("s3://backups/p", &proxy.endpoint, &s3.keys.access_key, &s3.keys.secret_key);
+    opsd.job.set("retention", "{ last = 1 }").set("rpo", quoted("26h"));
+    opsd.more = "[monitor.backups]\nbackups = {}\n".to_owned();
+    let target = unique("listed_back");
+    let to = server.socket_url(SUPERUSER, &target);
+    let id = tokio::task::block_in_place(|| back_up(&opsd));
+    let commands: [&[&str]; 8] = [
+        &["backup"],
+        &["backups", "list"],
+        &["backups", "show", &id],
+        &["backups", "scrub"],
+        &["check"],
+        &["restore", "--verify"],
+        &["restore", "db", "--to", &to, "--create"],
+        &["backups", "prune"],
+    ];
+    for command in commands {
+        tokio::task::block_in_place(next_second);
+        listed.lock().unwrap().clear();
+        tokio::task::block_in_place(|| opsd.ok(command));
+        let listed = listed.lock().unwrap().clone();
+        // What a run lists of its own set is another matter.
+        let of_job = listed.iter().filter(|prefix| ["p/test/", "p/test/db/"].contains(&prefix.as_str()));
+        assert_eq!(of_job.count(), 1, "{command:?} lists {listed:?}");
+    }
+    server.drop_database(&target);
+    server.drop_database(&database);
 }

@@ -336,7 +336,9 @@ async fn a_lock_that_is_over_protects_nothing_and_the_last_one_counts() {
     let one = object_lock::protection(&store, &keys[..1]).await.unwrap();
     assert_eq!(one, Protection::None);
     let rules = Retention { last: 1, ..Retention::default() };
-    let plan =
-        opsd::backup::prune::plan(&store, &Trusted::default(), "s", "j", &rules, now, false).await.unwrap();
+    let entries = opsd::set::catalog::sets(&store, "s", "j").await.unwrap();
+    let plan = opsd::backup::prune::plan(&store, &Trusted::default(), "j", entries, &rules, now, false)
+        .await
+        .unwrap();
     assert!(plan.locked.is_empty() && plan.locks_unknown.is_none());
 }

@@ -126,7 +126,7 @@ fn only_complete_sets_count() {
 fn freezes_when_the_newest_is_not_complete() {
     let mut sets =
         vec![set("2026-11-01T03:00:00Z"), set("2026-11-02T03:00:00Z"), set("2026-11-03T03:00:00Z")];
-    sets[2].standing = Standing::NotCounted("incomplete".to_owned());
+    sets[2].standing = Standing::NotCounted("failed".to_owned());
     let plan = run(&sets, rules(1, 0, 0, 0, 0));
     assert!(plan.frozen.as_deref().unwrap().contains("2026-11-03T03:00:00Z"), "{plan:?}");
     assert_eq!(kept(&plan).len(), 3);
@@ -150,6 +150,19 @@ fn a_set_that_differs_freezes_until_a_newer_one_is_proven() {
         [5, 4, 3, 2].map(|day| format!("2026-11-0{day}T03:00:00Z"))
     );
     assert_eq!(kept(&run(&sets, rules(1, 0, 0, 0, 0))).len(), 2, "the newest and the newest proven one");
+}
+
+#[test]
+fn a_set_that_is_being_written_changes_nothing_for_the_others() {
+    let mut sets: Vec<_> = (1..=3).map(|day| set(&format!("2026-11-0{day}T03:00:00Z"))).collect();
+    let before = run(&sets, rules(1, 0, 0, 0, 0));
+    sets.push(Candidate {
+        standing: Standing::Unfinished("incomplete".to_owned()),
+        ..set("2026-11-04T03:00:00Z")
+    });
+    let plan = run(&sets, rules(1, 0, 0, 0, 0));
+    assert_eq!((plan.frozen, &plan.decisions[1..]), (None, &before.decisions[..]));
+    assert!(plan.decisions[0].keep);
 }
 
 #[test]
@@ -297,7 +310,8 @@ fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
     let standing = prop_oneof![
         6 => Just(complete(false)),
         2 => Just(complete(true)),
-        1 => Just(Standing::NotCounted("incomplete".to_owned())),
+        1 => Just(Standing::NotCounted("failed".to_owned())),
+        1 => Just(Standing::Unfinished("incomplete".to_owned())),
         1 => Just(Standing::Differs("it differs".to_owned())),
     ];
     proptest::collection::vec((hours, 0u16..4, standing), 0..60).prop_map(|sets| {
@@ -323,7 +337,8 @@ proptest! {
     fn agrees_with_the_naive_model(sets in candidates(), rules in any_rules()) {
         let plan = run(&sets, rules);
         prop_assert_eq!(plan.decisions.len(), sets.len());
-        let newest = sets.iter().filter(|c| c.time <= at(NOW)).max_by_key(|c| (c.time, c.id.clone()));
+        let is_finished = |c: &&Candidate| !matches!(c.standing, Standing::Unfinished(_));
+        let newest = sets.iter().filter(is_finished).filter(|c| c.time <= at(NOW)).max_by_key(|c| (c.time, c.id.clone()));
         let order = |c: &&Candidate| (c.time, c.id.clone());
         let past = || sets.iter().filter(|c| c.time <= at(NOW));
         let proven = past().filter(|c| matches!(c.standing, Standing::Complete { proven: true, .. })).max_by_key(order);

@@ -160,7 +160,7 @@ async fn follow(plan: &JobPlan, job: &mut Job, store: &dyn Store, shutdown: &Shu
 
 async fn plans(args: &Args, config: &Config, store: &dyn Store, now: DateTime<Utc>) -> Result<Vec<JobPlan>> {
     // Says so where a named job exists nowhere.
-    entries(config, store, &args.jobs).await?;
+    let mut listed = entries(config, store, &args.jobs).await?;
     let mut plans = Vec::new();
     for (name, job) in &config.backup {
         let named = args.jobs.contains(name);
@@ -175,7 +175,8 @@ async fn plans(args: &Args, config: &Config, store: &dyn Store, now: DateTime<Ut
             continue;
         };
         let trusted = &config.encryption.trusted;
-        plans.push(prune::plan(store, trusted, &config.site, name, rules, now, args.accept_shrink).await?);
+        let entries = listed.remove(name).unwrap_or_default();
+        plans.push(prune::plan(store, trusted, name, entries, rules, now, args.accept_shrink).await?);
     }
     if let Some(foreign) = args.jobs.iter().find(|job| !config.backup.contains_key(*job)) {
         return Err(Error::usage(format!(

@@ -53,17 +53,18 @@ pub fn parse_time(text: &str) -> Result<DateTime<Utc>> {
 /// What the listing alone tells of a job's newest complete set.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Newest {
-    /// Its id, those from the future left out.
-    pub id: Option<String>,
+    /// It, those from the future left out.
+    pub entry: Option<Entry>,
     /// Complete sets from the future.
     pub ahead: Vec<String>,
 }
 
-/// The newest complete set as of `now`, by the listing alone.
-pub async fn newest_complete(store: &dyn Store, site: &str, job: &str, now: DateTime<Utc>) -> Result<Newest> {
-    let complete = sets(store, site, job).await?.into_iter().filter(|e| e.state == State::Complete);
+/// The newest complete set of a job's as of `now`, by the listing alone.
+pub fn newest_complete(entries: Vec<Entry>, now: DateTime<Utc>) -> Newest {
+    let complete = entries.into_iter().filter(|e| e.state == State::Complete);
     let (ahead, past): (Vec<Entry>, Vec<Entry>) = complete.partition(|e| is_from_future(e.id_time(), now));
-    Ok(Newest { id: past.into_iter().map(|e| e.id).max(), ahead: ahead.into_iter().map(|e| e.id).collect() })
+    let ahead = ahead.into_iter().map(|e| e.id).collect();
+    Newest { entry: past.into_iter().max_by(|a, b| a.id.cmp(&b.id)), ahead }
 }
 
 /// What is said of sets from the future.

@@ -134,8 +134,8 @@ impl fmt::Display for Reliance {
         match self {
             Reliance::Sound => f.write_str("nothing speaks against it"),
             Reliance::Ahead => f.write_str("it is dated in the future"),
-            Reliance::Incomplete => f.write_str("incomplete"),
-            Reliance::Failed => f.write_str("failed"),
+            Reliance::Incomplete => f.write_str("incomplete: it is being written, or its run was killed"),
+            Reliance::Failed => f.write_str("failed: its run gave up"),
             Reliance::Refused(why) => f.write_str(why),
             Reliance::Lacking(what) => write!(f, "{what} is missing or has another size"),
             Reliance::Differs(difference) => difference.fmt(f),

@@ -86,8 +86,9 @@ async fn a_set_from_the_future_is_the_latest_only_where_there_is_no_other() {
     let real = repository.set(&started(Utc::now() - TimeDelta::hours(3))).await;
     assert_eq!(find(&repository, &Trusted::default(), "latest").await.unwrap(), real);
     assert_eq!(find(&repository, &Trusted::default(), &later).await.unwrap(), later);
-    let newest = catalog::newest_complete(&*repository.store, SITE, JOB, Utc::now()).await.unwrap();
-    assert_eq!((newest.id, newest.ahead), (Some(real.clone()), vec![later]));
+    let entries = catalog::sets(&*repository.store, SITE, JOB).await.unwrap();
+    let newest = catalog::newest_complete(entries, Utc::now());
+    assert_eq!((newest.entry.map(|e| e.id), newest.ahead), (Some(real.clone()), vec![later]));
     // Refused, and dated like that: it does not stand in the way of the others either.
     let id = format!("{}-0000", (Utc::now() + TimeDelta::days(91)).format("%Y%m%dT%H%M%SZ"));
     repository.put(&format!("{SITE}/{JOB}/{id}/manifest.json"), "{}").await;

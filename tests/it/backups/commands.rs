@@ -200,15 +200,43 @@ async fn a_frozen_prune_says_why_and_succeeds() {
     let site = Site::new("retention = { last = 1 }", &[]);
     site.repository.set("2026-11-01T03:00:00Z").await;
     site.repository.set("2026-11-02T03:00:00Z").await;
-    site.repository.put("example/db/20261103T030000Z-0000/app/x", "x").await;
+    site.repository.put("example/db/20261103T030000Z-0000/failed.json", "{}").await;
     let before = site.repository.keys().await;
     let (code, stdout, _) = site.run(&["prune"]);
     assert_eq!(code, 0);
     assert!(stdout.ends_with("nothing was removed\n"), "{stdout}");
-    assert!(stdout.contains("nothing is removed") && stdout.contains("incomplete"), "{stdout}");
+    assert!(stdout.contains("nothing is removed") && stdout.contains("failed"), "{stdout}");
     let (code, stdout, stderr) = site.run(&["prune", "--quiet"]);
     assert!(code == 0 && stdout.is_empty() && stderr.contains("nothing is removed"), "{stdout}{stderr}");
     assert_eq!(site.repository.keys().await, before);
+}
+
+/// A backup that takes until the morning meets every prune of the night.
+#[tokio::test]
+async fn a_set_that_is_being_written_does_not_freeze_prune() {
+    let site = Site::new("retention = { last = 1 }", &[]);
+    let old = site.repository.set("2026-11-01T03:00:00Z").await;
+    let newest = site.repository.set("2026-11-02T03:00:00Z").await;
+    let running = "20261103T030000Z-0000";
+    site.repository.put(&format!("example/db/{running}/app/x"), "x").await;
+    let document = site.json(&["prune"]);
+    let job = &document["jobs"][0];
+    assert!(job["frozen"].is_null(), "{document}");
+    let told =
+        |at: usize| (job["sets"][at]["id"].as_str().unwrap(), job["sets"][at]["action"].as_str().unwrap());
+    assert_eq!(
+        [told(0), told(1), told(2)],
+        [(running, "keep"), (newest.as_str(), "keep"), (old.as_str(), "remove")]
+    );
+    assert!(job["sets"][0]["reasons"][0].as_str().unwrap().contains("incomplete"), "{document}");
+    // However often it meets one, what goes is what would have gone before that began.
+    let (_, stdout, _) = site.run(&["prune"]);
+    assert!(stdout.ends_with("nothing was removed\n"), "{stdout}");
+    // It hides nothing that freezes: a run that failed before it, or a set that shrank.
+    site.repository.put("example/db/20261102T040000Z-0000/failed.json", "{}").await;
+    site.repository.set("2026-10-01T03:00:00Z").await;
+    let document = site.json(&["prune"]);
+    assert!(document["jobs"][0]["frozen"].as_str().unwrap().contains("20261102T040000Z-0000"), "{document}");
 }
 
 /// A set with one stream that is really sealed; its plaintext.

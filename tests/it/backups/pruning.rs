@@ -13,7 +13,7 @@ use opsd::store::faulty::{Fault, FaultyStore, Operation, Rule};
 use opsd::store::fs::FsStore;
 use opsd::store::memory::MemoryStore;
 
-use super::{JOB, Keys, Repository, SITE, last, now, plan};
+use super::{JOB, Keys, Repository, SITE, last, plan};
 
 /// Plans, removes, and tells which ids went.
 async fn prune(repository: &Repository<'_>, trusted: &Trusted, rules: Retention) -> Vec<String> {
@@ -141,7 +141,7 @@ async fn sets_that_nobody_vouches_for_are_neither_counted_nor_removed() {
 
     // Planted as the newest, it stops pruning rather than pushing the good set out.
     repository.set("2026-11-21T03:00:00Z").await;
-    let plan = prune::plan(&*repository.store, &trusted, SITE, JOB, &last(1), now(), false).await.unwrap();
+    let plan = super::planned(&*repository.store, &trusted, last(1)).await.unwrap();
     assert!(plan.plan.frozen.unwrap().contains("not signed"));
     assert!(plan.removals.is_empty());
 }
@@ -181,10 +181,9 @@ async fn a_set_of_which_anything_is_locked_stays_whole() {
         FaultyStore::new(Arc::new(memory.clone()), rules)
     };
     let denied = failing(StoreError::Denied("no".into()));
-    let planned = prune::plan(&denied, &Trusted::default(), SITE, JOB, &last(1), now(), false).await.unwrap();
+    let planned = super::planned(&denied, &Trusted::default(), last(1)).await.unwrap();
     assert_eq!((planned.removals.len(), planned.locks_unknown.as_deref()), (2, Some("no")));
     let broken = failing(StoreError::Other("broken".into()));
-    let failure =
-        prune::plan(&broken, &Trusted::default(), SITE, JOB, &last(1), now(), false).await.unwrap_err();
+    let failure = super::planned(&broken, &Trusted::default(), last(1)).await.unwrap_err();
     assert!(failure.to_string().contains("cannot learn what is locked"), "{failure}");
 }
