@@ -84,7 +84,7 @@ impl S3Store {
         let store = self.clone().with_options(Options { checksums });
         let mut done: Vec<CompletedPart> = Vec::new();
         for (number, part) in (1..).zip(parts) {
-            done.push(store.put_part(&upload.key, &upload.id, number, part.clone()).await?);
+            done.push(store.put_part(&upload.key, &upload.id, number, part.clone()).await?.part);
         }
         let request = self
             .client

@@ -7,7 +7,9 @@
 
 use async_trait::async_trait;
 use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumMode, CompletedMultipartUpload, CompletedPart};
+use aws_sdk_s3::types::{
+    ChecksumAlgorithm, ChecksumMode, ChecksumType, CompletedMultipartUpload, CompletedPart,
+};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
@@ -32,13 +34,25 @@ pub(super) fn crc32(bytes: &[u8]) -> String {
     BASE64.encode(crc32fast::hash(bytes).to_be_bytes())
 }
 
-/// CRC32 of the parts' CRC32s, as S3 keeps it for a multipart object: `…-<parts>`.
-fn composite_crc32(parts: &[CompletedPart]) -> Option<String> {
-    let mut hasher = crc32fast::Hasher::new();
-    for part in parts {
-        hasher.update(&BASE64.decode(part.checksum_crc32()?).ok()?);
+/// What a store keeps as the CRC32 of a multipart object: of the parts' CRC32s, as `…-<parts>`, or, as newer
+/// ones do, of the whole.
+struct MultipartCrc32 {
+    composite: String,
+    whole: String,
+}
+
+impl MultipartCrc32 {
+    /// From the parts in their order, and the bytes that each of them has.
+    fn of(parts: &[CompletedPart], sizes: &[u64]) -> Option<Self> {
+        let (mut composite, mut whole) = (crc32fast::Hasher::new(), crc32fast::Hasher::new());
+        for (part, size) in parts.iter().zip(sizes) {
+            let bytes: [u8; 4] = BASE64.decode(part.checksum_crc32()?).ok()?.try_into().ok()?;
+            composite.update(&bytes);
+            whole.combine(&crc32fast::Hasher::new_with_initial_len(u32::from_be_bytes(bytes), *size));
+        }
+        let text = |hasher: crc32fast::Hasher| BASE64.encode(hasher.finalize().to_be_bytes());
+        Some(Self { composite: format!("{}-{}", text(composite), parts.len()), whole: text(whole) })
     }
-    Some(format!("{}-{}", BASE64.encode(hasher.finalize().to_be_bytes()), parts.len()))
 }
 
 /// What the store should hold after a commit.
@@ -46,7 +60,10 @@ struct Expected {
     size: u64,
     /// As the store's answer to the commit named it.
     etag: Option<String>,
-    crc32: Option<String>,
+    /// Each form in which the store may keep it.
+    crc32: Vec<String>,
+    /// Whether the store said of all bytes that they arrived with the checksum that they were sent with.
+    is_verified: bool,
     /// Parts of a multipart object; S3's ETag of one ends in it.
     parts: Option<usize>,
 }
@@ -78,8 +95,17 @@ pub(super) struct S3Upload {
 struct Multipart {
     id: String,
     next_number: i32,
-    in_flight: JoinSet<Result<CompletedPart, StoreError>>,
-    done: Vec<CompletedPart>,
+    in_flight: JoinSet<Result<Sent, StoreError>>,
+    done: Vec<Sent>,
+    /// Bytes of each part, in the order of their numbers.
+    sizes: Vec<u64>,
+}
+
+/// A part that the store has.
+pub(super) struct Sent {
+    pub(super) part: CompletedPart,
+    /// Whether the store named the checksum that it was sent with.
+    is_verified: bool,
 }
 
 impl S3Upload {
@@ -102,7 +128,8 @@ impl S3Upload {
             Some(multipart) => Ok(multipart),
             none => {
                 let id = self.store.create_multipart(&self.key).await?;
-                Ok(none.insert(Multipart { id, next_number: 1, in_flight: JoinSet::new(), done: Vec::new() }))
+                let (in_flight, done, sizes) = (JoinSet::new(), Vec::new(), Vec::new());
+                Ok(none.insert(Multipart { id, next_number: 1, in_flight, done, sizes }))
             }
         }
     }
@@ -119,6 +146,7 @@ impl S3Upload {
             )));
         }
         multipart.next_number += 1;
+        multipart.sizes.push(part.len() as u64);
         multipart.in_flight.spawn(async move { store.put_part(&key, &id, number, part).await });
         while multipart.in_flight.len() >= PARTS_IN_FLIGHT {
             multipart.collect_one().await?;
@@ -188,12 +216,17 @@ impl Upload for S3Upload {
             multipart.collect_one().await?;
         }
         let mut parts = std::mem::take(&mut multipart.done);
-        parts.sort_by_key(CompletedPart::part_number);
+        parts.sort_by_key(|sent| sent.part.part_number());
         if parts.len() + 1 != usize::try_from(multipart.next_number).unwrap_or_default() {
             return Err(StoreError::Other(format!("upload of {} failed before", self.key)));
         }
-        let id = multipart.id.clone();
-        self.store.complete_multipart(&self.key, &id, parts, self.if_absent, size).await?;
+        let (id, sizes) = (multipart.id.clone(), std::mem::take(&mut multipart.sizes));
+        let is_verified = parts.iter().all(|sent| sent.is_verified);
+        let parts: Vec<CompletedPart> = parts.into_iter().map(|sent| sent.part).collect();
+        let crc32 = MultipartCrc32::of(&parts, &sizes);
+        let crc32 = crc32.map(|crc32| vec![crc32.composite, crc32.whole]).unwrap_or_default();
+        let expected = Expected { size, etag: None, crc32, is_verified, parts: Some(parts.len()) };
+        self.store.complete_multipart(&self.key, &id, parts, self.if_absent, expected).await?;
         self.multipart = None;
         Ok(())
     }
@@ -250,9 +283,11 @@ impl S3Store {
                 }
             };
             let sent = self.retry(&doing, Patience::Full, send).await;
-            let mut expected = Expected { size, etag: None, crc32: crc32.clone(), parts: None };
+            let own = crc32.iter().cloned().collect();
+            let mut expected = Expected { size, etag: None, crc32: own, is_verified: false, parts: None };
             match sent {
                 Ok(answer) => {
+                    expected.is_verified = answer.checksum_crc32().is_some();
                     expected.etag = answer.e_tag().map(str::to_owned);
                     return self.confirm(key, &expected).await;
                 }
@@ -281,10 +316,8 @@ impl S3Store {
         id: &str,
         parts: Vec<CompletedPart>,
         if_absent: bool,
-        size: u64,
+        mut expected: Expected,
     ) -> Result<(), StoreError> {
-        let composite = composite_crc32(&parts);
-        let mut expected = Expected { size, etag: None, crc32: composite, parts: Some(parts.len()) };
         let upload = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
         let doing = format!("complete {key}");
         loop {
@@ -372,7 +405,7 @@ impl S3Store {
             return Ok(Comparison::Unreadable);
         }
         let mut request = self.client.head_object().bucket(&self.bucket).key(self.full_key(key));
-        if expected.crc32.is_some() {
+        if !expected.crc32.is_empty() {
             request = request.checksum_mode(ChecksumMode::Enabled);
         }
         let doing = format!("look at {key}");
@@ -388,32 +421,26 @@ impl S3Store {
             }
             Err(failure) => return Err(failure.explain(self, &doing)),
         };
-        let etag = head.e_tag().unwrap_or_default();
-        if expected.etag.as_deref().is_some_and(|e| !etag.is_empty() && unquoted(e) != unquoted(etag)) {
-            return Ok(Comparison::Different(
-                "it has another ETag now: another writer replaced it".to_owned(),
-            ));
-        }
         let found = super::size(head.content_length());
         if found != expected.size {
             return Ok(Comparison::Different(format!("holds {found} bytes of it, not {}", expected.size)));
         }
-        if let (Some(parts), Some((_, suffix))) = (expected.parts, unquoted(etag).rsplit_once('-'))
-            && suffix != parts.to_string()
-        {
-            return Ok(Comparison::Different(format!("the object has {suffix} parts, not {parts}")));
-        }
-        // A store may keep another kind of checksum of a multipart object (of the whole, without
-        // the number of parts): only like is compared with like.
-        match (&expected.crc32, head.checksum_crc32()) {
-            (Some(ours), Some(theirs)) if ours.contains('-') == theirs.contains('-') => {
-                if ours != theirs {
-                    return Ok(Comparison::Different("the object has another checksum".to_owned()));
-                }
-                Ok(Comparison::Same { by_content: true })
+        if let (false, Some(theirs)) = (expected.crc32.is_empty(), head.checksum_crc32()) {
+            if expected.crc32.iter().any(|ours| ours == theirs) {
+                return Ok(Comparison::Same { by_content: true });
             }
-            _ => Ok(Comparison::Same { by_content: false }),
+            // Of an object in parts a store may keep one of another kind: only like is compared with like.
+            let is_whole = head.checksum_type() == Some(&ChecksumType::FullObject);
+            if expected.parts.is_none() || is_whole || theirs.contains('-') {
+                return Ok(Comparison::Different("the object has another checksum".to_owned()));
+            }
         }
+        if !expected.is_verified
+            && let Some(how) = other_etag(head.e_tag().unwrap_or_default(), expected)
+        {
+            return Ok(Comparison::Different(how));
+        }
+        Ok(Comparison::Same { by_content: false })
     }
 
     pub(super) async fn create_multipart(&self, key: &str) -> Result<String, StoreError> {
@@ -444,7 +471,7 @@ impl S3Store {
         id: &str,
         number: i32,
         part: Bytes,
-    ) -> Result<CompletedPart, StoreError> {
+    ) -> Result<Sent, StoreError> {
         let crc32 = self.checksum(&part);
         let doing = format!("write part {number} of {key}");
         let send = |attempt: Attempt| {
@@ -471,11 +498,13 @@ impl S3Store {
             .retry(&doing, Patience::Full, send)
             .await
             .map_err(|failure| failure.explain(self, &doing))?;
-        Ok(CompletedPart::builder()
+        let is_verified = crc32.is_some() && answer.checksum_crc32().is_some();
+        let part = CompletedPart::builder()
             .part_number(number)
             .set_e_tag(answer.e_tag().map(str::to_owned))
             .set_checksum_crc32(crc32)
-            .build())
+            .build();
+        Ok(Sent { part, is_verified })
     }
 
     pub(super) async fn abort_multipart(&self, key: &str, id: &str) -> Result<(), StoreError> {
@@ -491,8 +520,24 @@ impl S3Store {
     }
 }
 
-fn unquoted(etag: &str) -> &str {
-    etag.trim_matches('"')
+/// How an ETag tells that what is there is not what was written. What an ETag is made of is the store's affair:
+/// where a checksum was compared, it has nothing to add.
+fn other_etag(found: &str, expected: &Expected) -> Option<String> {
+    let found = opaque(found);
+    if found.is_empty() {
+        return None;
+    }
+    if expected.etag.as_deref().is_some_and(|known| opaque(known) != found) {
+        return Some("it has another ETag now: another writer replaced it".to_owned());
+    }
+    let (_, suffix) = found.rsplit_once('-')?;
+    let (parts, found) = (expected.parts?, suffix.parse::<usize>().ok()?);
+    (found != parts).then(|| format!("the object has {found} parts, not {parts}"))
+}
+
+/// What is in an ETag, strong or weak.
+fn opaque(etag: &str) -> &str {
+    etag.strip_prefix("W/").unwrap_or(etag).trim_matches('"')
 }
 
 /// Bytes that the store says have another checksum than they were sent with.
@@ -509,8 +554,30 @@ mod tests {
         // The check value of CRC-32/ISO-HDLC, cbf43926, in base64.
         assert_eq!(crc32(b"123456789"), "y/Q5Jg==");
         let part = |bytes: &[u8]| CompletedPart::builder().checksum_crc32(crc32(bytes)).build();
-        let composite = composite_crc32(&[part(b"a"), part(b"b")]).unwrap();
-        assert!(composite.ends_with("-2"), "{composite}");
-        assert_eq!(composite_crc32(&[CompletedPart::builder().build()]), None);
+        let both = MultipartCrc32::of(&[part(b"12345"), part(b"6789")], &[5, 4]).unwrap();
+        assert!(both.composite.ends_with("-2"), "{}", both.composite);
+        assert_eq!(both.whole, crc32(b"123456789"));
+        assert!(MultipartCrc32::of(&[CompletedPart::builder().build()], &[1]).is_none());
+    }
+
+    #[test]
+    fn an_etag_speaks_only_where_no_checksum_did() {
+        let expected = |etag: Option<&str>, parts| Expected {
+            size: 1,
+            etag: etag.map(str::to_owned),
+            crc32: Vec::new(),
+            is_verified: false,
+            parts,
+        };
+        let known = expected(Some("\"abc-2\""), Some(2));
+        for same in ["\"abc-2\"", "abc-2", "W/\"abc-2\"", ""] {
+            assert_eq!(other_etag(same, &known), None, "{same}");
+        }
+        assert!(other_etag("\"abd-2\"", &known).is_some_and(|how| how.contains("another writer")));
+        let unknown = expected(None, Some(2));
+        assert!(other_etag("\"abc-3\"", &unknown).is_some_and(|how| how.contains("3 parts, not 2")));
+        for odd in ["\"abc\"", "\"550e8400-e29b-41d4-a716-44665544000f\""] {
+            assert_eq!(other_etag(odd, &unknown), None, "{odd}");
+        }
     }
 }

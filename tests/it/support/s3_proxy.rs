@@ -38,6 +38,8 @@ pub enum Fate {
     DamageRequest(usize),
     /// A bit of this byte of the answer's body flips.
     DamageAnswer(usize),
+    /// The answer has another `ETag`, this whole value of the header.
+    AnswerEtag(&'static str),
 }
 
 /// A request, as far as a plan needs it.
@@ -241,10 +243,22 @@ async fn converse(mut client: TcpStream, shared: &Shared) -> std::io::Result<()>
                 return std::future::pending().await;
             }
             Fate::DamageAnswer(at) => flip(&mut answer, at),
+            Fate::AnswerEtag(etag) => set_etag(&mut answer, etag),
             _ => {}
         }
         client.write_all(&answer).await?;
     }
+}
+
+fn set_etag(answer: &mut Vec<u8>, etag: &str) {
+    let start = start_of_body(answer).unwrap_or_default();
+    let head = String::from_utf8_lossy(&answer[..start]).into_owned();
+    let line = |line: &str| match line.to_lowercase().starts_with("etag:") {
+        true => format!("ETag: {etag}"),
+        false => line.to_owned(),
+    };
+    let head = head.split("\r\n").map(line).collect::<Vec<_>>().join("\r\n");
+    answer.splice(..start, head.into_bytes());
 }
 
 async fn send_part(client: &mut TcpStream, bytes: &[u8], at: usize) -> std::io::Result<()> {
