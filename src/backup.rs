@@ -31,7 +31,7 @@ use self::source::Source;
 use self::streams::Destination;
 use crate::buffer_pool::BufferPool;
 use crate::config::{BackupJob, Config, keys};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::postgres::connect::Session;
 use crate::progress::{Event, Progress};
 use crate::set::archive::parser::Contents;
@@ -176,6 +176,8 @@ pub async fn create(
     // dropped on its way: nobody could tell afterwards whether the set exists.
     let created = match shutdown.guard(work).await {
         Ok(ready) => run.publish(ready).await,
+        // Whether an object arrived is no matter where no manifest names it: there is no set.
+        Err(error) if error.kind() == Kind::InDoubt => Err(error.with_kind(Kind::Failed)),
         Err(error) => Err(error),
     };
     match created {
@@ -323,7 +325,13 @@ impl Run<'_> {
         let Ready { manifest, bytes, is_signed } = ready;
         // From here on the set may exist, whatever becomes of the answer.
         self.is_published.store(true, Ordering::Relaxed);
-        self.put(set::MANIFEST, bytes, true).await?;
+        self.put(set::MANIFEST, bytes, true).await.map_err(|error| match error.kind() {
+            Kind::InDoubt => error.with_hint(format!(
+                "`opsd backups list {}` tells whether set {} exists; until then count on the one before it",
+                self.job.name, self.id
+            )),
+            _ => error,
+        })?;
         Ok(Created { manifest, is_signed })
     }
 
@@ -478,9 +486,11 @@ impl Run<'_> {
 
     async fn put(&self, name: &str, bytes: Vec<u8>, if_absent: bool) -> Result<()> {
         let key = format!("{}{name}", self.prefix);
-        store::put(self.store.as_ref(), &key, bytes, if_absent)
-            .await
-            .with_context(|| format!("cannot write {}/{key}", self.store.describe()))
+        let written = store::put(self.store.as_ref(), &key, bytes, if_absent).await;
+        written.map_err(|error| {
+            let context = store::writing(self.store.as_ref(), &key, &error);
+            Error::from(error).context(context)
+        })
     }
 
     /// Best effort, and bounded: whoever sent a signal waits for it.

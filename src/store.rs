@@ -52,7 +52,8 @@ pub enum StoreError {
     /// What arrived is not what was sent.
     #[error("{0}")]
     Corrupt(String),
-    /// It may have been written: the answer was lost, and what is there cannot be read.
+    /// It may have been written: the bytes were sent, no answer says what became of them, and what is there
+    /// cannot be read.
     #[error("{0}")]
     InDoubt(String),
     /// Everything else, after retries.
@@ -219,6 +220,12 @@ pub async fn put(
     let mut upload = store.begin(key, if_absent).await?;
     upload.put_part(body).await?;
     upload.commit(size).await
+}
+
+/// During what a write of an object failed; where it is in doubt, that it failed is not said.
+pub fn writing(store: &dyn Store, key: &str, error: &StoreError) -> String {
+    let cannot = if matches!(error, StoreError::InDoubt(_)) { "writing" } else { "cannot write" };
+    format!("{cannot} {}/{key}", store.describe())
 }
 
 /// Reads a small object whole; refuses one larger than `limit` bytes instead of holding it.

@@ -145,7 +145,8 @@ pub async fn verify(
     if verdict != Verdict::Failed
         && let Err(error) = write_record(config, store.clone(), &origin.prefix, &record).await
     {
-        record.warnings.push(format!("the result is not recorded in the repository: {error}"));
+        let is = if error.kind() == Kind::InDoubt { "may not be" } else { "is not" };
+        record.warnings.push(format!("the result {is} recorded in the repository: {error}"));
     }
     if let Some(why) = uncounted(&config.encryption) {
         record.warnings.push(format!("the record will not count here: {why}"));

@@ -35,7 +35,7 @@ use self::parts::PartWriter;
 use super::manifest::{Header, Object, Stream};
 use crate::buffer_pool::BufferPool;
 use crate::error::{Context, Error, Kind, Result};
-use crate::store::{self, Store, Upload};
+use crate::store::{self, Store, StoreError, Upload};
 
 /// Public keys a stream is encrypted to.
 pub type Recipients = Arc<Vec<Box<dyn age::Recipient + Send + Sync>>>;
@@ -246,15 +246,15 @@ pub async fn upload(
                 let upload = match &mut current {
                     Some(upload) => upload,
                     None => current
-                        .insert(store.begin(&full, false).await.with_context(|| writing(store, &full))?),
+                        .insert(store.begin(&full, false).await.map_err(|e| unwritten(store, &full, e))?),
                 };
                 let n = part.len() as u64;
-                upload.put_part(part).await.with_context(|| writing(store, &full))?;
+                upload.put_part(part).await.map_err(|e| unwritten(store, &full, e))?;
                 progress(n);
             }
             Piece::End { size, sha256, header } => {
                 let upload = current.take().ok_or_else(|| Error::new("empty object"))?;
-                upload.commit(size).await.with_context(|| writing(store, &full))?;
+                upload.commit(size).await.map_err(|e| unwritten(store, &full, e))?;
                 objects.push(Object { key, size, sha256, header });
             }
             Piece::Finished => return Ok(Some(objects)),
@@ -266,8 +266,9 @@ pub async fn upload(
     Ok(None)
 }
 
-fn writing(store: &dyn Store, key: &str) -> String {
-    format!("cannot write {}/{key}", store.describe())
+fn unwritten(store: &dyn Store, key: &str, error: StoreError) -> Error {
+    let context = store::writing(store, key, &error);
+    Error::from(error).context(context)
 }
 
 /// Bytes in hexadecimal.

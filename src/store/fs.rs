@@ -16,8 +16,8 @@ mod coordinate;
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::ops::Range;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -411,13 +411,14 @@ impl Upload for FsUpload {
                 return Err(size_mismatch(&key, size, stored));
             }
             let path = root.path.join(&key);
-            let folder = place(&root, &file, &key, if_absent).map_err(|e| match e.kind() {
-                ErrorKind::AlreadyExists if if_absent => {
+            let folder = place(&root, &file, &key, if_absent).map_err(|unplaced| match unplaced {
+                Unplaced::Refused(e) if if_absent && e.kind() == ErrorKind::AlreadyExists => {
                     StoreError::Exists(format!("{key} exists already in {}", root.describe()))
                 }
-                _ => explain(e, "write", &path),
+                Unplaced::Refused(e) => explain(e, "write", &path),
+                Unplaced::InDoubt(e) => in_doubt(e, &path),
             })?;
-            beneath::sync(folder).map_err(|e| explain(e, "sync the folder of", &path))
+            synced(folder, &path)
         })
         .await
     }
@@ -429,25 +430,78 @@ fn failed_before(key: &str) -> StoreError {
     StoreError::Other(format!("upload of {key} failed or was interrupted before"))
 }
 
+/// What is said where a file may have got its name, and nobody can look.
+fn in_doubt(error: impl Into<io::Error>, path: &Path) -> StoreError {
+    StoreError::InDoubt(format!("cannot tell whether {} was written: {}", path.display(), error.into()))
+}
+
+/// Makes the names in a folder durable. The object is there already, so that what fails here leaves a doubt.
+fn synced(folder: impl AsFd, path: &Path) -> Result<(), StoreError> {
+    beneath::sync(folder).map_err(|e| {
+        StoreError::InDoubt(format!(
+            "{} is there, and whether it would outlast a crash cannot be told: cannot sync its folder: {}",
+            path.display(),
+            io::Error::from(e)
+        ))
+    })
+}
+
+/// Why a file did not get its name.
+#[derive(Debug)]
+enum Unplaced {
+    /// It certainly has not.
+    Refused(io::Error),
+    /// It may have.
+    InDoubt(io::Error),
+}
+
+impl From<Errno> for Unplaced {
+    fn from(error: Errno) -> Self {
+        Unplaced::Refused(error.into())
+    }
+}
+
+/// What a failure to give a file its name means. A file system on a network repeats a request whose answer it
+/// lost, and then says that the name is taken, or that the file is gone, by its own doing; or it gives up while
+/// the server still works. So the name itself is asked.
+fn settled(file: &Temporary, folder: &OwnedFd, name: &str, error: Errno) -> Result<(), Unplaced> {
+    let is_lost = [Errno::IO, Errno::TIMEDOUT, Errno::INTR, Errno::CONNRESET, Errno::REMOTEIO, Errno::STALE]
+        .contains(&error);
+    let is_ours = match (beneath::look(folder, name), file.file.metadata()) {
+        (Ok(found), Ok(own)) => Some(found.st_ino == own.ino() && found.st_dev == own.dev()),
+        (Err(Errno::NOENT), _) => Some(false),
+        _ => None,
+    };
+    match is_ours {
+        Some(true) => {
+            tracing::debug!(path = ?file.path, %error, "the file has its name, whatever was said");
+            Ok(())
+        }
+        _ if is_lost => Err(Unplaced::InDoubt(error.into())),
+        None if error == Errno::EXIST => Err(Unplaced::InDoubt(error.into())),
+        _ => Err(Unplaced::Refused(error.into())),
+    }
+}
+
 /// Gives the finished file its name, and returns the folder that it is in. Its temporary name disappears with
 /// the rename, or, where the name must be free, when the caller drops it.
-fn place(root: &Root, file: &Temporary, key: &str, if_absent: bool) -> io::Result<OwnedFd> {
+fn place(root: &Root, file: &Temporary, key: &str, if_absent: bool) -> Result<OwnedFd, Unplaced> {
     let (folder, name) = split(key);
     let mut attempt = 0;
     loop {
         attempt += 1;
         let placed =
-            beneath::create_folder(&root.directory, folder).map_err(io::Error::from).and_then(|folder| {
+            beneath::create_folder(&root.directory, folder).map_err(Unplaced::from).and_then(|folder| {
                 if if_absent {
                     let link = || linkat(&file.folder, &file.name, &folder, name, AtFlags::empty());
                     place_new(root, file, &folder, name, link)?;
                 } else {
-                    renameat(&file.folder, &file.name, &folder, name)?;
+                    named(file, &folder, name, || renameat(&file.folder, &file.name, &folder, name))?;
                 }
                 Ok(folder)
             });
         match placed {
-            Err(e) if e.kind() == ErrorKind::NotFound && attempt < PLACE_ATTEMPTS => {}
+            Err(Unplaced::Refused(e)) if e.kind() == ErrorKind::NotFound && attempt < PLACE_ATTEMPTS => {}
             other => return other,
         }
     }
@@ -462,23 +516,33 @@ fn place_new(
     folder: &OwnedFd,
     name: &str,
     link: impl Fn() -> rustix::io::Result<()>,
-) -> io::Result<()> {
+) -> Result<(), Unplaced> {
     let cannot =
         |e: Errno| [Errno::PERM, Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP, Errno::NOTTY].contains(&e);
     match link() {
         Err(e) if cannot(e) => {}
-        other => return other.map_err(io::Error::from),
+        other => return named(file, folder, name, || other),
     }
     match renameat_with(&file.folder, &file.name, folder, name, RenameFlags::NOREPLACE) {
         Err(e) if cannot(e) => {}
-        other => return other.map_err(io::Error::from),
+        other => return named(file, folder, name, || other),
     }
-    let _lock = coordinate::lock(root).map_err(io::Error::other)?;
+    let _lock = coordinate::lock(root).map_err(|e| Unplaced::Refused(io::Error::other(e)))?;
     match beneath::look(folder, name) {
-        Ok(_) => Err(ErrorKind::AlreadyExists.into()),
-        Err(Errno::NOENT) => renameat(&file.folder, &file.name, folder, name).map_err(io::Error::from),
+        Ok(_) => Err(Errno::EXIST.into()),
+        Err(Errno::NOENT) => named(file, folder, name, || renameat(&file.folder, &file.name, folder, name)),
         Err(e) => Err(e.into()),
     }
+}
+
+/// Whether the file has the name that `give` should have given it.
+fn named(
+    file: &Temporary,
+    folder: &OwnedFd,
+    name: &str,
+    give: impl FnOnce() -> rustix::io::Result<()>,
+) -> Result<(), Unplaced> {
+    give().or_else(|error| settled(file, folder, name, error))
 }
 
 #[cfg(test)]
@@ -503,13 +567,38 @@ mod tests {
         };
         let refuse = || Err(Errno::PERM);
         place_new(&root, &file("first"), &folder, "manifest.json", refuse).unwrap();
-        let error = place_new(&root, &file("second"), &folder, "manifest.json", refuse).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+        let taken = place_new(&root, &file("second"), &folder, "manifest.json", refuse).unwrap_err();
+        assert!(matches!(taken, Unplaced::Refused(e) if e.kind() == ErrorKind::AlreadyExists));
         assert_eq!(fs::read_to_string(directory.path().join("manifest.json")).unwrap(), "first");
         // What a link refuses for another reason stays refused.
         let full = || Err(Errno::NOSPC);
-        let error = place_new(&root, &file("third"), &folder, "free", full).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::StorageFull);
+        let full = place_new(&root, &file("third"), &folder, "free", full).unwrap_err();
+        assert!(matches!(full, Unplaced::Refused(e) if e.kind() == ErrorKind::StorageFull));
+    }
+
+    /// NFS sends a request again whose answer was lost, and then it is refused for what the first one did.
+    #[test]
+    fn a_link_that_fails_although_it_was_made_is_no_failure() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = FsStore::open(directory.path()).unwrap().root;
+        let folder = beneath::hold(directory.path()).unwrap();
+        for (number, error) in [Errno::EXIST, Errno::IO, Errno::TIMEDOUT].into_iter().enumerate() {
+            let name = format!("manifest-{number}.json");
+            let file = Temporary::create(&root, &name).unwrap();
+            let link = || {
+                linkat(&file.folder, &file.name, &folder, &name, AtFlags::empty())?;
+                Err(error)
+            };
+            place_new(&root, &file, &folder, &name, link).unwrap();
+            // Somebody else's stays somebody else's.
+            let other = Temporary::create(&root, &name).unwrap();
+            let refused = place_new(&root, &other, &folder, &name, || Err(Errno::EXIST)).unwrap_err();
+            assert!(matches!(refused, Unplaced::Refused(e) if e.kind() == ErrorKind::AlreadyExists));
+        }
+        // Where nobody answers the server may still be at work.
+        let file = Temporary::create(&root, "late.json").unwrap();
+        let late = place_new(&root, &file, &folder, "late.json", || Err(Errno::TIMEDOUT)).unwrap_err();
+        assert!(matches!(late, Unplaced::InDoubt(_)), "{late:?}");
     }
 
     #[tokio::test]

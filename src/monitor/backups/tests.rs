@@ -120,3 +120,37 @@ async fn a_read_that_fails_once_refuses_no_set_and_a_refused_one_is_looked_at_ag
     let found = target.read(&dead).await.unwrap();
     assert!(refused(&found) == Some(0.0) && found.concerns[1].failure.is_none());
 }
+
+/// A set that differs is no recovery point, and one whose record cannot be read may be one that does.
+#[tokio::test]
+async fn a_record_that_cannot_be_read_is_not_taken_for_none() {
+    let manifest = crate::set::manifest::tests::manifest();
+    let prefix = format!("{}/{}/{}", manifest.site, manifest.job, manifest.id);
+    let store = Arc::new(MemoryStore::new());
+    let bytes = serde_json::to_string(&manifest).unwrap();
+    let mut record = crate::set::verification::tests::record(&crate::set::seal::sha256_hex(bytes.as_bytes()));
+    (record.site, record.job, record.id) = (manifest.site.clone(), manifest.job.clone(), manifest.id.clone());
+    record.verdict = crate::set::verification::Verdict::Differs;
+    record.databases[0].differences.push("table public.t: 1 row instead of 2".into());
+    store.overwrite(&format!("{prefix}/manifest.json"), bytes);
+    let name = crate::set::verification::name(record.finished);
+    store.overwrite(&format!("{prefix}/{name}"), serde_json::to_string(&record).unwrap());
+    for object in manifest.stored() {
+        store.overwrite(&format!("{prefix}/{}", object.key), "x".repeat(object.size as usize));
+    }
+    let mut target = Target { site: manifest.site.clone(), ..target() };
+    target.jobs = BTreeMap::from([(manifest.job.clone(), None)]);
+    let state = |found: &Collected, state| {
+        value(found, &metrics::BACKUP_RECOVERY_POINT_STATE, Some(state)) == Some(1.0)
+    };
+    let fails = Fault::Fail(StoreError::Other("the line is cut".into()));
+    let cut =
+        FaultyStore::new(store.clone(), vec![Rule::new(Operation::Read, 0, fails).on_keys_with("verified-")]);
+    let found = target.read(&cut).await.unwrap();
+    let failure = found.concerns[1].failure.as_ref().expect("a failure");
+    assert!(failure.error.to_string().contains("the line is cut"), "{failure}");
+    assert!(state(&found, "unknown"), "{:?}", found.samples);
+    // The next collection reads it.
+    let found = target.read(&*store).await.unwrap();
+    assert!(state(&found, "missing") && found.concerns[1].failure.is_none(), "{:?}", found.samples);
+}

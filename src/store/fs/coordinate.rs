@@ -14,7 +14,9 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use rustix::fs::{FlockOperation, OFlags, flock, renameat};
 use rustix::io::Errno;
 
-use super::{Root, TEMPORARY, Temporary, explain, is_held, modified, split};
+use super::{
+    Root, TEMPORARY, Temporary, Unplaced, explain, in_doubt, is_held, modified, named, split, synced,
+};
 use crate::beneath;
 use crate::store::{StoreError, Unfinished, Version};
 
@@ -128,8 +130,12 @@ pub(super) fn replace(root: &Root, key: &str, body: &[u8], expected: &Version) -
         Ok(_) | Err(Errno::NOENT) => return other(),
         Err(e) => return Err(explain(e, "look at", &path)),
     }
-    renameat(&file.folder, &file.name, &folder, name).map_err(|e| explain(e, "write", &path))?;
-    beneath::sync(folder).map_err(|e| explain(e, "sync the folder of", &path))
+    let rename = || renameat(&file.folder, &file.name, &folder, name);
+    named(&file, &folder, name, rename).map_err(|unplaced| match unplaced {
+        Unplaced::Refused(e) => explain(e, "write", &path),
+        Unplaced::InDoubt(e) => in_doubt(e, &path),
+    })?;
+    synced(folder, &path)
 }
 
 /// Keeps other opsds from replacing an object of this repository as long as the file is open.

@@ -139,11 +139,21 @@ impl S3Store {
                 if failure.condition_failed()
                     || (failure.is_not_found() && failure.code != "NoSuchBucket") =>
             {
-                if self.holds(key, &body).await == Some(true) {
-                    return Ok(());
+                let other = StoreError::Exists(format!("{key} is not what it was in {}", self.place()));
+                if !failure.in_doubt {
+                    return Err(other);
                 }
-                Err(StoreError::Exists(format!("{key} is not what it was in {}", self.place())))
+                match self.holds(key, &body).await {
+                    Some(true) => Ok(()),
+                    Some(false) => Err(other),
+                    None => Err(self.unanswered(key, failure)),
+                }
             }
+            Err(failure) if failure.in_doubt => match self.holds(key, &body).await {
+                Some(true) => Ok(()),
+                Some(false) => Err(failure.explain(self, &doing)),
+                None => Err(self.unanswered(key, failure)),
+            },
             Err(failure) => Err(failure.explain(self, &doing)),
         }
     }

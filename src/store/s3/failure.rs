@@ -33,6 +33,8 @@ pub(super) struct Failure {
     broke: Option<String>,
     /// How often the request was sent; the last attempt failed like this.
     pub attempts: u32,
+    /// Whether one of the attempts may have done it all the same.
+    pub in_doubt: bool,
 }
 
 impl Failure {
@@ -105,6 +107,45 @@ impl Failure {
     /// Whether an earlier attempt may have done it already: its answer was lost.
     pub(super) fn was_retried(&self) -> bool {
         self.attempts > 1
+    }
+
+    /// Whether the store may have done what this attempt asked for: there was no answer, or none that says.
+    pub(super) fn may_be_done(&self) -> bool {
+        if self.transport.is_some() {
+            // Whoever was not reached was sent nothing.
+            let unreached = [
+                "connect error",
+                "connect timeout",
+                "connection refused",
+                "dns error",
+                "failed to lookup",
+                "handshake",
+                "unreachable",
+                "no route to host",
+            ];
+            let is_unsent = self.is_about_credentials()
+                || self.is_about_certificates()
+                || self.transport_says(&unreached);
+            return !is_unsent;
+        }
+        // These say that nothing was begun.
+        let refused = [
+            "SlowDown",
+            "SlowDownRead",
+            "SlowDownWrite",
+            "Throttling",
+            "ThrottlingException",
+            "TooManyRequests",
+            "RequestLimitExceeded",
+            "BandwidthLimitExceeded",
+        ];
+        match self.status {
+            _ if self.is_broken() => true,
+            _ if self.is_full() || self.not_implemented() || refused.contains(&self.code.as_str()) => false,
+            Some(505) => false,
+            Some(200..300 | 408 | 500..) => true,
+            Some(_) | None => false,
+        }
     }
 
     /// Whether the store has no room left: 507, or one of the many codes for a quota.

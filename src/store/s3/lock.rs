@@ -105,7 +105,11 @@ impl S3Store {
         match self.retained_until(key).await {
             Ok(Some(until)) if until >= lock.until => {}
             Err(StoreError::Denied(why)) => tracing::debug!("whether {key} is locked is not known: {why}"),
-            Err(error) => return Err(error),
+            Err(error) => {
+                return Err(StoreError::InDoubt(format!(
+                    "{key} was written, and whether it is locked as it should be cannot be told: {error}"
+                )));
+            }
             Ok(found) => {
                 let found = found.map_or_else(|| "not at all".to_owned(), |until| format!("until {until}"));
                 return Err(StoreError::Unsupported(format!(

@@ -143,7 +143,7 @@ impl S3Store {
         F: Future<Output = Result<T, Failure>>,
     {
         let (reached, given_up) = (&self.learned.reached, &self.learned.given_up);
-        let (mut number, mut few, mut first_failure) = (1, 0, None);
+        let (mut number, mut few, mut first_failure, mut in_doubt) = (1, 0, None, false);
         loop {
             let mut failure = match attempt(Attempt::new(number)).await {
                 Ok(answer) => {
@@ -153,6 +153,8 @@ impl S3Store {
                 Err(failure) => failure,
             };
             failure.attempts = number;
+            in_doubt |= failure.may_be_done();
+            failure.in_doubt = in_doubt;
             failure.remember_cause(&self.learned.no_credentials);
             if failure.is_an_answer() {
                 reached.store(true, Ordering::Relaxed);
@@ -193,6 +195,33 @@ impl S3Store {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_not_sent_or_was_refused_is_no_doubt() {
+        for failure in [
+            Failure::broke("did not answer for 30 s"),
+            Failure::unreached("connection reset by peer"),
+            Failure::unreached("connection closed before message completed"),
+            Failure::answered(500, "InternalError"),
+            Failure::answered(502, ""),
+            Failure::answered(200, "InternalError"),
+        ] {
+            assert!(failure.may_be_done(), "{}", failure.in_short());
+        }
+        for failure in [
+            Failure::unreached("tcp connect error: Connection refused"),
+            Failure::unreached("dns error: failed to lookup address information"),
+            Failure::unreached("an error occurred while loading credentials"),
+            Failure::unreached("invalid peer certificate: UnknownIssuer"),
+            Failure::answered(403, "ExpiredToken"),
+            Failure::answered(412, "PreconditionFailed"),
+            Failure::answered(501, "NotImplemented"),
+            Failure::answered(503, "SlowDown"),
+            Failure::answered(507, "XMinioStorageFull"),
+        ] {
+            assert!(!failure.may_be_done(), "{}", failure.in_short());
+        }
+    }
 
     fn answered(status: u16, code: &str) -> Verdict {
         Failure::answered(status, code).verdict()

@@ -302,7 +302,14 @@ impl S3Store {
                     return match self.holds(key, &body).await {
                         Some(true) => Ok(()),
                         Some(false) => Err(self.exists(key)),
-                        None => Err(self.in_doubt(key)),
+                        None => Err(self.taken_by_somebody(key)),
+                    };
+                }
+                Err(failure) if failure.in_doubt => {
+                    return match self.holds(key, &body).await {
+                        Some(true) => self.confirm_lock(key, false).await,
+                        Some(false) => Err(self.explain_write(failure, &doing)),
+                        None => Err(self.unanswered(key, failure)),
                     };
                 }
                 Err(failure) => return Err(self.explain_write(failure, &doing)),
@@ -344,20 +351,25 @@ impl S3Store {
                     if !failure.was_retried() {
                         return Err(self.exists(key));
                     }
-                    return match self.compare(key, &expected).await? {
-                        Comparison::Same { by_content: true } => Ok(()),
-                        Comparison::Same { by_content: false } | Comparison::Unreadable => {
-                            Err(self.in_doubt(key))
+                    return match self.compare(key, &expected).await {
+                        Ok(Comparison::Same { by_content: true }) => Ok(()),
+                        Ok(Comparison::Different(_)) => Err(self.exists(key)),
+                        Ok(Comparison::Same { by_content: false } | Comparison::Unreadable) | Err(_) => {
+                            Err(self.taken_by_somebody(key))
                         }
-                        Comparison::Different(_) => Err(self.exists(key)),
                     };
                 }
-                // The upload is gone: the first attempt completed it, or somebody aborted it.
-                Err(failure) if failure.code == "NoSuchUpload" && failure.was_retried() => {
-                    return match self.compare(key, &expected).await? {
-                        Comparison::Same { .. } => Ok(()),
-                        Comparison::Different(_) => Err(failure.explain(self, &doing)),
-                        Comparison::Unreadable => Err(self.in_doubt(key)),
+                // Where the upload is gone the first attempt completed it, or somebody aborted it.
+                Err(failure)
+                    if failure.in_doubt || (failure.code == "NoSuchUpload" && failure.was_retried()) =>
+                {
+                    return match self.compare(key, &expected).await {
+                        // Without a condition nobody else writes here.
+                        Ok(Comparison::Same { by_content }) if by_content || condition.is_none() => Ok(()),
+                        Ok(Comparison::Different(_)) => Err(failure.explain(self, &doing)),
+                        Ok(Comparison::Same { .. } | Comparison::Unreadable) | Err(_) => {
+                            Err(self.unanswered(key, failure))
+                        }
                     };
                 }
                 Err(failure) => return Err(failure.explain(self, &doing)),
@@ -369,11 +381,22 @@ impl S3Store {
         StoreError::Exists(format!("{key} exists already in {}", self.place()))
     }
 
-    fn in_doubt(&self, key: &str) -> StoreError {
+    /// A key is taken, and nobody here can tell by whom.
+    fn taken_by_somebody(&self, key: &str) -> StoreError {
         StoreError::InDoubt(format!(
             "cannot tell whether {key} was written: the answer of {} was lost, there is an object now, and \
              whether it is this one cannot be read back",
             self.endpoint
+        ))
+    }
+
+    /// The bytes may have arrived, their answer did not, and there is no looking after them.
+    pub(super) fn unanswered(&self, key: &str, failure: Failure) -> StoreError {
+        let endpoint = &self.endpoint;
+        let why = failure.explain(self, "ask again");
+        StoreError::InDoubt(format!(
+            "cannot tell whether {key} was written: an answer of {endpoint} was lost, and what is there cannot be \
+             read: {why}"
         ))
     }
 
@@ -390,13 +413,17 @@ impl S3Store {
 
     /// After the store said yes: does it hold what was sent, as far as the credential may look?
     async fn confirm(&self, key: &str, expected: &Expected) -> Result<(), StoreError> {
-        match self.compare(key, expected).await? {
-            Comparison::Same { .. } | Comparison::Unreadable => {
+        match self.compare(key, expected).await {
+            Ok(Comparison::Same { .. } | Comparison::Unreadable) => {
                 self.confirm_lock(key, expected.parts.is_some()).await
             }
-            Comparison::Different(how) => {
+            Ok(Comparison::Different(how)) => {
                 Err(StoreError::Corrupt(format!("{} accepted {key}, but {how}", self.endpoint)))
             }
+            Err(why) => Err(StoreError::InDoubt(format!(
+                "cannot tell whether {key} was written as it was sent: {} took it, and it cannot be looked at: {why}",
+                self.endpoint
+            ))),
         }
     }
 
