@@ -464,9 +464,10 @@ impl Run<'_> {
         let found = async {
             let listed = listed.with_context(|| format!("listing {prefix} in {}", store.describe()))?;
             let entries = catalog::group(listed, site).remove(job).unwrap_or_default();
-            let newest = catalog::newest_complete(entries, self.started);
-            warnings.extend(catalog::ahead_warning(&newest.ahead));
-            let Some(entry) = newest.entry else { return Ok(None) };
+            let newest = catalog::newest_complete(&entries, self.started);
+            let ahead: Vec<String> = newest.ahead.iter().map(|entry| entry.id.clone()).collect();
+            warnings.extend(catalog::ahead_warning(&ahead));
+            let Some(entry) = newest.entry.cloned() else { return Ok(None) };
             let manifest = set::set_prefix(site, job, &entry.id) + set::MANIFEST;
             if let Err(StoreError::Denied(why)) = store.read(&manifest, 0..1).await {
                 tracing::debug!("the set before this one cannot be read: {why}");

@@ -65,14 +65,14 @@ fn what_functions_raise_after_the_rows_costs_no_row_and_is_not_repeated() {
     let database = server.fresh_database("talkers");
     server.psql(&database, TALKERS);
     let opsd = site(server, &database);
-    back_up(&opsd);
+    let id = back_up(&opsd);
     let run = opsd.run(&["restore", "--verify", "--json"]);
     let run = run.expect_failure(3, &["does not restore", "raised by a function", "; 2 more errors"]);
     no_canary(&opsd, &run);
     assert_eq!(result(&run)["verdict"], "differs", "{run}");
     let target = unique("kept");
     let to = server.socket_url(SUPERUSER, &target);
-    let run = opsd.run(&["restore", "db", "--to", &to, "--create", "--json"]);
+    let run = opsd.run(&["restore", "db", "--to", &to, "--create", "--backup", &id, "--json"]);
     assert_kept(&opsd, run, server, &target, "ERROR:  raised by a function of the database");
     server.drop_database(&target);
     server.drop_database(&database);
@@ -93,7 +93,7 @@ fn an_archive_of_everything_keeps_its_rows_and_repeats_nothing() {
     no_canary(&opsd, &run);
     assert_eq!(result(&run)["verdict"], "differs", "{run}");
     let to = server.socket_url(SUPERUSER, "again");
-    let run = opsd.run(&["restore", "db", "--to", &to, "--create", "--json"]);
+    let run = opsd.run(&["restore", "db", "--to", &to, "--create", "--backup", &id, "--json"]);
     assert_kept(&opsd, run, &server, "again", "ERROR:  raised by a function of the database");
     assert_eq!(server.psql("again", "SELECT count(*) FROM pg_tables WHERE schemaname = 'many'"), "90");
 }

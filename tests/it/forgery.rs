@@ -106,7 +106,7 @@ impl Site {
         // Of the proof a restore to a server reads the settings alone, at its end.
         let target = unique("forged");
         let to = server.socket_url(SUPERUSER, &target);
-        let restored = self.opsd.run(&["restore", "db", "--to", &to, "--create"]);
+        let restored = self.opsd.run(&["restore", "db", "--to", &to, "--create", "--backup", &self.id]);
         is_clean("restore --to", &restored);
         restored.expect_failure(3, &[&named]);
         if name != "proof" {
@@ -386,7 +386,10 @@ fn a_changed_object_is_the_reason_whatever_the_server_said_first() {
         assert!(run.stderr.contains("does not exist"), "{run}");
         let target = unique("forged");
         let to = server.socket_url(SUPERUSER, &target);
-        let run = site.opsd.run(&["restore", "db", "--to", &to, "--create"]).expect_failure(3, &[&named]);
+        let run = site
+            .opsd
+            .run(&["restore", "db", "--to", &to, "--create", "--backup", &site.id])
+            .expect_failure(3, &[&named]);
         assert!(!server.databases().contains(&target), "{run}");
         std::fs::write(&file, good).unwrap();
         sets::forge(&site.opsd, &site.id, |manifest| *manifest = before);

@@ -58,7 +58,7 @@ fn rows_and_passwords_stay_out_of_records_and_messages() {
     ];
     for (sql, object, message) in cases {
         let (server, opsd, database) = site(&sql);
-        back_up(&opsd);
+        let id = back_up(&opsd);
         let run = opsd.run(&["restore", "--verify", "--json"]).expect_code(3);
         no_canary(&opsd, &run);
         let result = result(&run);
@@ -68,7 +68,7 @@ fn rows_and_passwords_stay_out_of_records_and_messages() {
         assert!(difference.contains("does not restore"), "{run}");
         let target = unique("told");
         let to = server.socket_url(SUPERUSER, &target);
-        let run = opsd.run(&["restore", "db", "--to", &to, "--create", "--json"]);
+        let run = opsd.run(&["restore", "db", "--to", &to, "--create", "--backup", &id, "--json"]);
         let run = run.expect_failure(1, &[object, message, "log"]);
         no_canary(&opsd, &run);
         assert!(!server.databases().contains(&target));
@@ -202,8 +202,8 @@ fn an_archive_of_everything_tells_what_failed_after_the_rows() {
     assert!(directory(&opsd, &id).join("app/full.pgdump.zst.age").exists());
     let run = opsd.run(&["restore", "--verify", "--json"]);
     run.expect_failure(3, &["does not restore", "child_secret_fkey", "violates foreign key constraint"]);
-    let run =
-        opsd.run(&["restore", "db", "--to", &server.socket_url(SUPERUSER, "again"), "--create", "--json"]);
+    let to = server.socket_url(SUPERUSER, "again");
+    let run = opsd.run(&["restore", "db", "--to", &to, "--create", "--backup", &id, "--json"]);
     let run = run.expect_failure(1, &["child_secret_fkey", "\"again\"", "1 statement failed: "]);
     assert_eq!(run.json()["failed"].as_array().unwrap().len(), 1, "{run}");
     assert_eq!(server.psql("again", "SELECT count(*) FROM child"), "1");

@@ -52,18 +52,20 @@ pub fn parse_time(text: &str) -> Result<DateTime<Utc>> {
 
 /// What the listing alone tells of a job's newest complete set.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Newest {
+pub struct Newest<'e> {
     /// It, those from the future left out.
-    pub entry: Option<Entry>,
-    /// Complete sets from the future.
-    pub ahead: Vec<String>,
+    pub entry: Option<&'e Entry>,
+    /// Complete sets from the future, oldest first.
+    pub ahead: Vec<&'e Entry>,
 }
 
-/// The newest complete set of a job's as of `now`, by the listing alone.
-pub fn newest_complete(entries: Vec<Entry>, now: DateTime<Utc>) -> Newest {
+/// The newest complete set of a job's as of `now`, by the listing alone: whether it may be relied on, nobody
+/// has read yet.
+pub fn newest_complete<'e>(entries: impl IntoIterator<Item = &'e Entry>, now: DateTime<Utc>) -> Newest<'e> {
     let complete = entries.into_iter().filter(|e| e.state == State::Complete);
-    let (ahead, past): (Vec<Entry>, Vec<Entry>) = complete.partition(|e| is_from_future(e.id_time(), now));
-    let ahead = ahead.into_iter().map(|e| e.id).collect();
+    let (mut ahead, past): (Vec<&Entry>, Vec<&Entry>) =
+        complete.partition(|e| is_from_future(e.id_time(), now));
+    ahead.sort_by(|a, b| a.id.cmp(&b.id));
     Newest { entry: past.into_iter().max_by(|a, b| a.id.cmp(&b.id)), ahead }
 }
 

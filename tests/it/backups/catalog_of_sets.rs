@@ -87,8 +87,9 @@ async fn a_set_from_the_future_is_the_latest_only_where_there_is_no_other() {
     assert_eq!(find(&repository, &Trusted::default(), "latest").await.unwrap(), real);
     assert_eq!(find(&repository, &Trusted::default(), &later).await.unwrap(), later);
     let entries = catalog::sets(&*repository.store, SITE, JOB).await.unwrap();
-    let newest = catalog::newest_complete(entries, Utc::now());
-    assert_eq!((newest.entry.map(|e| e.id), newest.ahead), (Some(real.clone()), vec![later]));
+    let newest = catalog::newest_complete(&entries, Utc::now());
+    let ahead: Vec<&String> = newest.ahead.iter().map(|entry| &entry.id).collect();
+    assert_eq!((newest.entry.map(|e| &e.id), ahead), (Some(&real), vec![&later]));
     // Refused, and dated like that: it does not stand in the way of the others either.
     let id = format!("{}-0000", (Utc::now() + TimeDelta::days(91)).format("%Y%m%dT%H%M%SZ"));
     repository.put(&format!("{SITE}/{JOB}/{id}/manifest.json"), "{}").await;

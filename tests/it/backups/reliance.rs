@@ -201,3 +201,15 @@ async fn list_tells_which_sets_may_be_relied_on_and_why_others_may_not() {
     let (_, stdout, _) = site.run(&["show", &good]);
     assert!(!stdout.contains("may not be relied on"), "{stdout}");
 }
+
+/// A clock that was ahead must not keep the newest set from being read again.
+#[tokio::test]
+async fn the_latest_to_scrub_is_none_from_the_future() {
+    let site = Site::new("", &[]);
+    let real = site.repository.set("2026-11-01T03:00:00Z").await;
+    site.repository.set("2099-11-01T03:00:00Z").await;
+    // What lies there is not what the manifests made by hand say.
+    let (code, stdout, _) = site.run(&["scrub", "--backup", "latest", "--json"]);
+    let document: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((code, &document["results"][0]["id"]), (3, &real.as_str().into()), "{document}");
+}
