@@ -1,8 +1,8 @@
 //! Where a redirect may lead: a server that is probed must not choose which of this network's services are
 //! asked on its behalf.
 //!
-//! A target that is itself inside (loopback, link-local or private) may redirect to others that are; one
-//! outside may not. To the addresses where clouds hand out credentials no redirect leads. Names are judged by
+//! A target that is itself inside (loopback, link-local or private, with every address of its name) may redirect
+//! to others that are; one outside may not. To the addresses where clouds hand out credentials no redirect leads. Names are judged by
 //! what they resolve to, at the connection that uses it, so that a name that resolves differently the second
 //! time gains nothing.
 
@@ -29,7 +29,7 @@ const METADATA: [IpAddr; 5] = [
 pub(super) struct Hops {
     /// Redirects that were followed.
     followed: Arc<AtomicUsize>,
-    /// Whether the target itself is inside.
+    /// Whether the target itself is inside, with all of its addresses.
     is_inside: Arc<AtomicBool>,
 }
 
@@ -81,7 +81,8 @@ impl Hops {
 
     fn judge(&self, addresses: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, String> {
         if self.followed() == 0 {
-            let inside = addresses.iter().any(|address| is_inside(address.ip()));
+            // Which of them is asked is not known here, and whoever owns the name chose all of them.
+            let inside = !addresses.is_empty() && addresses.iter().all(|address| is_inside(address.ip()));
             self.is_inside.store(inside, Ordering::Relaxed);
             return Ok(addresses);
         }
@@ -204,5 +205,25 @@ mod tests {
         assert!(hops.judge(sockets("127.0.0.1")).is_err());
         let both = vec![SocketAddr::new(at("203.0.113.1"), 0), SocketAddr::new(at("10.0.0.1"), 0)];
         assert!(hops.judge(both).is_err(), "one of several is enough");
+    }
+
+    /// Whoever owns a name outside may let it stand for an address inside, too.
+    #[test]
+    fn a_target_is_inside_only_with_all_of_its_addresses() {
+        let sockets = |addresses: &[&str]| -> Vec<SocketAddr> {
+            addresses.iter().map(|address| SocketAddr::new(at(address), 0)).collect()
+        };
+        for (target, leads_inside) in [
+            (&["10.0.0.1", "127.0.0.1"][..], true),
+            (&["198.51.100.1", "10.0.0.1"], false),
+            (&["10.0.0.1", "198.51.100.1"], false),
+            (&[], false),
+        ] {
+            let hops = Hops::of("http://example.org/");
+            assert!(hops.judge(sockets(target)).is_ok());
+            hops.followed.store(1, Ordering::Relaxed);
+            assert_eq!(hops.judge(sockets(&["127.0.0.1"])).is_ok(), leads_inside, "{target:?}");
+            assert_eq!(hops.refusal(at("127.0.0.1")).is_none(), leads_inside, "{target:?}");
+        }
     }
 }
