@@ -13,9 +13,10 @@ pub fn line(text: &str) -> Cow<'_, str> {
 }
 
 /// Text of several lines: nothing in it moves the cursor, and every line but the first is indented, so that
-/// none begins where `error:` and `hint:` stand.
+/// none begins where `error:` and `hint:` stand. A tab, which pg_dump indents with, is four spaces.
 pub fn lines(text: &str) -> Cow<'_, str> {
-    let text = escaped(text, |c| c == '\n' || is_plain(c));
+    let text = escaped(text, |c| matches!(c, '\n' | '\t') || is_plain(c));
+    let text = if text.contains('\t') { Cow::Owned(text.replace('\t', "    ")) } else { text };
     if !text.contains('\n') {
         return text;
     }
@@ -83,6 +84,7 @@ mod tests {
         assert_eq!(line("a\u{1b}[2Jb\r\n\u{202e}c\u{9b}1m"), "a\\u{1b}[2Jb\\r\\n\\u{202e}c\\u{9b}1m");
         assert_eq!(line("grüße, 数据库"), "grüße, 数据库");
         assert_eq!(lines("no\nerror: forged\n  own\n\n\u{1b}c"), "no\n  error: forged\n  own\n\n  \\u{1b}c");
+        assert_eq!(lines("no\n\terror: forged\tand"), "no\n    error: forged    and");
         assert_eq!(page("a\n\tb\u{7}"), "a\n\tb\\u{7}");
         assert_eq!(bounded("abcd", 4), "abcd");
         assert_eq!(bounded("abc\nd", 4), "abc\\n…");
