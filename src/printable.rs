@@ -38,6 +38,20 @@ pub fn page(text: &str) -> Cow<'_, str> {
     escaped(text, |c| matches!(c, '\n' | '\t') || is_plain(c))
 }
 
+/// A JSON document, in which the same is escaped as JSON escapes it: its values are what they were. Outside of
+/// strings JSON has nothing to escape.
+pub fn json(document: &str) -> Cow<'_, str> {
+    escaped_as(
+        document,
+        |c| c == '\n' || is_plain(c),
+        |c, shown| {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                shown.push_str(&format!("\\u{unit:04x}"));
+            }
+        },
+    )
+}
+
 /// Text for one line of at most `most` characters; what was cut off is marked.
 pub fn bounded(text: &str, most: usize) -> Cow<'_, str> {
     let Some((end, _)) = text.char_indices().nth(most) else { return line(text) };
@@ -54,6 +68,14 @@ pub fn word(text: &str) -> Cow<'_, str> {
 }
 
 fn escaped(text: &str, is_kept: impl Fn(char) -> bool) -> Cow<'_, str> {
+    escaped_as(text, is_kept, |c, shown| shown.extend(c.escape_default()))
+}
+
+fn escaped_as(
+    text: &str,
+    is_kept: impl Fn(char) -> bool,
+    escape: impl Fn(char, &mut String),
+) -> Cow<'_, str> {
     if text.chars().all(&is_kept) {
         return Cow::Borrowed(text);
     }
@@ -62,7 +84,7 @@ fn escaped(text: &str, is_kept: impl Fn(char) -> bool) -> Cow<'_, str> {
         if is_kept(c) {
             shown.push(c);
         } else {
-            shown.extend(c.escape_default());
+            escape(c, &mut shown);
         }
     }
     Cow::Owned(shown)
@@ -71,7 +93,7 @@ fn escaped(text: &str, is_kept: impl Fn(char) -> bool) -> Cow<'_, str> {
 /// Neither a control character nor one that changes the direction of text or breaks a line.
 fn is_plain(c: char) -> bool {
     !c.is_control()
-        && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        && !matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]
@@ -97,6 +119,15 @@ mod tests {
             prop_assert!(shown.split('\n').skip(1).all(|l| l.is_empty() || l.starts_with("  ")));
             prop_assert!(!shown.contains(|c: char| c.is_control() && c != '\n'));
             prop_assert!(!line(&text).contains(char::is_control));
+        }
+
+        #[test]
+        fn json_keeps_its_values_and_shows_none_of_them_raw(text in any::<String>(), more in "[\u{7f}-\u{9f}\u{202a}-\u{202e}\u{61c}\u{1b}\"\\\\]{0,9}") {
+            let value = serde_json::json!({ (text.clone() + &more): [more.clone() + &text] });
+            let document = serde_json::to_string_pretty(&value).unwrap();
+            let shown = json(&document).into_owned();
+            prop_assert!(shown.chars().all(|c| c == '\n' || is_plain(c)), "{:?}", shown);
+            prop_assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).unwrap(), value);
         }
 
         /// Every way to mistype a connection string around a password.

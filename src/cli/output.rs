@@ -22,9 +22,8 @@ pub fn text(text: impl AsRef<str>) -> Result<()> {
 
 /// Prints one JSON document to stdout.
 pub fn json(document: &impl Serialize) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(document)?;
-    text.push('\n');
-    quiet_when_closed(bytes(text.as_bytes()))
+    let text = serde_json::to_string_pretty(document)?;
+    quiet_when_closed(bytes(format!("{}\n", printable::json(&text)).as_bytes()))
 }
 
 /// Copies binary data to stdout, to its end; blocking. A source that fails is an error, a reader that

@@ -10,10 +10,14 @@ use crate::support::opsd::{Opsd, Run, quoted};
 use crate::support::postgres::{bin_dir, default_major, default_server};
 use crate::support::sets::back_up;
 
+/// Characters that change the direction of text.
+const TURNS: [char; 4] = ['\u{202e}', '\u{2066}', '\u{200f}', '\u{61c}'];
+
 /// Nothing that drives a terminal, and no `error:` or `hint:` but opsd's own.
 fn is_harmless(run: &Run) {
     for text in [&run.stdout, &run.stderr] {
-        assert!(!text.contains(|c: char| c.is_control() && !matches!(c, '\n' | '\t')), "{run:?}");
+        let drives = |c: char| (c.is_control() && !matches!(c, '\n' | '\t')) || TURNS.contains(&c);
+        assert!(!text.contains(drives), "{run:?}");
         assert!(
             !text.lines().any(|line| line.contains("forged")
                 && !line.starts_with("  ")
@@ -55,6 +59,47 @@ fn a_databases_name_drives_no_terminal() {
         &["-v", "restore", "db", "--to", "main", "--replace"],
     ] {
         is_harmless(&opsd.ok(args));
+    }
+}
+
+/// JSON need not escape what drives a terminal; opsd does, and a parser gets the same name.
+#[test]
+fn a_databases_name_drives_no_terminal_in_json_either() {
+    let server = default_server();
+    let database = server.fresh_database("esc\u{9b}31m\u{7f}\u{202e}\u{2066}\u{61c}\u{1b}c");
+    server.psql(&database, "CREATE TABLE \"t\u{9b}31m\" AS SELECT 1 AS i");
+    let mut opsd = Opsd::new(server, &[&database]);
+    opsd.postgres.set("bin_dir", quoted(bin_dir(default_major()).to_str().unwrap()));
+    opsd.more = "\n[monitor.main]\npostgres = \"main\"\n".into();
+    let id = back_up(&opsd);
+    let mut named = 0;
+    for args in [
+        &["backup", "--json"][..],
+        &["backup", "--dry-run", "--json"],
+        &["backups", "list", "--json"],
+        &["backups", "show", &id, "--json"],
+        &["backups", "scrub", "--json"],
+        &["config", "check", "--json"],
+        &["config", "show", "--json"],
+        &["restore", "--verify", "db", "--json"],
+        &["restore", "db", "--to", "main", "--replace", "--json"],
+        &["status", "--json"],
+        &["check", "--json"],
+    ] {
+        let run = opsd.run(args);
+        is_harmless(&run);
+        named += usize::from(holds(&run.json(), &database));
+    }
+    assert!(named >= 6, "{named} documents name the database as it is");
+}
+
+/// Whether a string is somewhere in a document.
+fn holds(value: &serde_json::Value, text: &str) -> bool {
+    match value {
+        serde_json::Value::String(string) => string.contains(text),
+        serde_json::Value::Array(values) => values.iter().any(|value| holds(value, text)),
+        serde_json::Value::Object(map) => map.values().any(|value| holds(value, text)),
+        _ => false,
     }
 }
 
