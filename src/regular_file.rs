@@ -4,8 +4,9 @@
 //! Whoever opens a pipe waits until somebody writes into it, perhaps for ever, and no timeout ends that.
 //! Whoever may change what root reads (a configuration names programs to run) is root. That is the owner of
 //! the file, those who may write it, and those who may put another in its place: the same of each directory
-//! and link on the way. Deliberately absent: the configuration itself, which may come out of a pipe, and a
-//! judgement for other users than root, who harm only themselves.
+//! and link on the way. The configuration may come out of a pipe, too, for which the same holds, but for one
+//! that whoever started opsd opened. Deliberately absent: a judgement for other users than root, who harm only
+//! themselves.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -43,6 +44,34 @@ pub fn open_trusted(path: &Path) -> io::Result<File> {
     }
     let (folder, name) = walk(path)?;
     check(beneath::open_file(folder, &name, OFlags::RDONLY)?)
+}
+
+/// [`open_trusted`] for what need not be a file, and is waited for: a pipe that has a name is judged by its path.
+/// What `path` names as a descriptor of this process (`/dev/stdin`, `/dev/fd/N`, `/proc/self/fd/N`) was opened
+/// by whoever started opsd; of that, a file alone is judged.
+pub fn open_any_trusted(path: &Path) -> io::Result<File> {
+    if !geteuid().is_root() {
+        return File::open(path);
+    }
+    if is_descriptor(path) {
+        let file = File::open(path)?;
+        let stat = fstat(&file)?;
+        let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        return match others_decide(&stat).filter(|_| is_file) {
+            Some(why) => Err(refused(path, &why)),
+            None => Ok(file),
+        };
+    }
+    let (folder, name) = walk(path)?;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NOCTTY | OFlags::CLOEXEC;
+    Ok(File::from(openat(folder, name, flags, Mode::empty())?))
+}
+
+/// Whether a path names an open descriptor of this process.
+fn is_descriptor(path: &Path) -> bool {
+    let is_number = |name: &OsStr| name.as_bytes().iter().all(u8::is_ascii_digit);
+    let of = |folder: &str| path.strip_prefix(folder).is_ok_and(|name| is_number(name.as_os_str()));
+    path == Path::new("/dev/stdin") || of("/dev/fd") || of("/proc/self/fd")
 }
 
 /// [`open_trusted`] for a file that holds a secret: an error, too, when anybody but its owner may read it.
@@ -100,10 +129,7 @@ fn walk(path: &Path) -> io::Result<(OwnedFd, OsString)> {
         let step = openat(&folder, &name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
         let stat = fstat(&step)?;
         if let Some(why) = others_decide(&stat) {
-            let place = next.display();
-            return Err(refusal(Error::usage(format!("{place} {why}")).with_hint(format!(
-                "opsd runs as root here, so: chown root {place} && chmod go-w {place}"
-            ))));
+            return Err(refused(&next, &why));
         }
         if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
             if todo.is_empty() {
@@ -128,6 +154,14 @@ fn walk(path: &Path) -> io::Result<(OwnedFd, OsString)> {
     Ok((folder, ".".into()))
 }
 
+fn refused(path: &Path, why: &str) -> io::Error {
+    let place = path.display();
+    refusal(
+        Error::usage(format!("{place} {why}"))
+            .with_hint(format!("opsd runs as root here, so: chown root {place} && chmod go-w {place}")),
+    )
+}
+
 /// Names and `..`, without the root and without `.`.
 fn components(path: &Path) -> VecDeque<OsString> {
     let is_step =
@@ -142,8 +176,11 @@ fn others_decide(stat: &Stat) -> Option<String> {
         return Some(format!("belongs to user {}, not to root", stat.st_uid));
     }
     let kind = FileType::from_raw_mode(stat.st_mode);
-    // A link's own mode means nothing. In a sticky directory nobody replaces what root owns.
-    if kind == FileType::Symlink || (kind == FileType::Directory && stat.st_mode & STICKY != 0) {
+    // A link's own mode means nothing, and a device's says who may talk to it (`/dev/tty`, `/dev/null`). In a
+    // sticky directory nobody replaces what root owns.
+    if matches!(kind, FileType::Symlink | FileType::CharacterDevice)
+        || (kind == FileType::Directory && stat.st_mode & STICKY != 0)
+    {
         return None;
     }
     (stat.st_mode & 0o022 != 0)

@@ -72,6 +72,78 @@ fn root_follows_no_configuration_that_somebody_else_may_change() {
     refused("belongs to user 4711");
 }
 
+/// Writes into a pipe once somebody reads it; who never does leaves a thread behind.
+fn feed(pipe: &Path, text: String) {
+    let pipe = pipe.to_owned();
+    std::thread::spawn(move || std::fs::write(pipe, text));
+}
+
+/// What is in a pipe that has a name is up to whoever may write into it.
+#[test]
+fn root_follows_no_configuration_out_of_somebody_elses_pipe() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    if !geteuid().is_root() {
+        return;
+    }
+    let opsd = site();
+    let text = opsd.config();
+    let place = opsd.path("place");
+    std::fs::create_dir(&place).unwrap();
+    let pipe = place.join("pipe.toml");
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    feed(&pipe, text.clone());
+    check(&opsd, &pipe).expect_code(0);
+
+    let refused = |config: &Path, why: &str| {
+        let run = check(&opsd, config).expect_failure(2, &["pipe.toml", why, "hint: "]);
+        assert_eq!(run.stdout, "", "nothing of it was followed: {run}");
+    };
+    feed(&pipe, text.clone());
+    chmod(&pipe, 0o622);
+    refused(&pipe, "has mode 0622, which lets others write it");
+    chmod(&pipe, 0o600);
+    chown(&pipe, Some(SOMEBODY), None).unwrap();
+    refused(&pipe, "belongs to user 4711");
+    let link = opsd.path("link-to-pipe.toml");
+    symlink(&pipe, &link).unwrap();
+    refused(&link, "belongs to user 4711");
+    chown(&pipe, Some(0), None).unwrap();
+    chmod(&place, 0o777);
+    refused(&pipe, "has mode 0777, which lets others write it");
+}
+
+/// What whoever started opsd handed it: a pipe without a name, in each of the ways to name it.
+#[test]
+fn a_configuration_may_come_out_of_the_callers_own_pipe() {
+    let opsd = site();
+    let ways = [
+        "cat opsd.toml | \"$0\" config check --config /dev/stdin",
+        "cat opsd.toml | \"$0\" config check --config /dev/fd/0",
+        "cat opsd.toml | \"$0\" config check --config /proc/self/fd/0",
+        "\"$0\" config check --config <(cat opsd.toml)",
+        "\"$0\" config check --config /dev/stdin <opsd.toml",
+        "\"$0\" config check --config /dev/stdin <<<\"$(cat opsd.toml)\"",
+    ];
+    for script in ways {
+        let command = opsd.command(&["config", "check"]);
+        let mut shell = std::process::Command::new("bash");
+        shell.args(["-c", script]).arg(command.get_program()).env_clear().env("PATH", "/usr/bin:/bin");
+        shell.current_dir(opsd.path("")).stdin(std::process::Stdio::null());
+        shell.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        crate::support::opsd::finish(shell).expect_code(0);
+    }
+    if geteuid().is_root() {
+        // A file that is somebody else's stays one, however it is handed over.
+        chown(opsd.path("opsd.toml"), Some(SOMEBODY), None).unwrap();
+        let mut shell = std::process::Command::new(env!("CARGO_BIN_EXE_opsd"));
+        shell.args(["config", "check", "--config", "/dev/stdin"]).env_clear();
+        shell.stdin(std::fs::File::open(opsd.path("opsd.toml")).unwrap());
+        shell.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        let run = crate::support::opsd::finish(shell).expect_failure(2, &["belongs to user 4711"]);
+        assert_eq!(run.stdout, "", "{run}");
+    }
+}
+
 #[test]
 fn root_reads_no_named_file_that_somebody_else_may_change() {
     if !geteuid().is_root() {
