@@ -103,7 +103,8 @@ impl<S> Inspected<S> {
             match &mut self.state {
                 State::Done => return Ok(()),
                 State::TlsAnswer => {
-                    self.state = if *first == b'N' { State::Head(Vec::new()) } else { State::Done };
+                    // tokio-postgres goes on without TLS after whatever else a server says.
+                    self.state = if *first == b'S' { State::Done } else { State::Head(Vec::new()) };
                     bytes = rest;
                 }
                 State::Skip(left) => {
@@ -238,6 +239,17 @@ mod tests {
                 rest = later;
             }
             prop_assert_eq!(outcome.is_err(), matches!(code, 0 | 3 | 5 | 7..=9), "{}", code);
+        }
+    }
+
+    /// tokio-postgres goes on without TLS after every answer but `S`, and so does the look.
+    #[test]
+    fn whatever_refuses_tls_is_followed_by_a_look() {
+        let clear = message(b'R', &[0, 0, 0, 3]);
+        for refusal in (0..=255_u8).filter(|byte| *byte != b'S') {
+            let mut stream = inspected("scram-sha-256", true, true);
+            stream.look_at(&[refusal]).unwrap();
+            assert!(stream.look_at(&clear).is_err(), "after {:?}", char::from(refusal));
         }
     }
 
