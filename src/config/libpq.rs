@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::require_auth::{ChannelBinding, RequireAuth};
+use super::require_auth::{AuthMethod, ChannelBinding, RequireAuth};
 use super::secret::Secret;
 use super::units;
 use super::walk::Env;
@@ -174,22 +174,56 @@ impl Connection {
         format!("postgres://{}@{}/{}", encode(&self.user), hosts.join(","), encode(&self.dbname))
     }
 
-    /// A host that is not this one, where TLS is not demanded: whoever stands between may do without it.
+    /// A host that is not this one, where no certificate is demanded that an authority signed: whoever stands
+    /// between may answer in its place.
     pub fn unprotected_host(&self) -> Option<&str> {
-        let is_local = |host: &str| {
-            host.starts_with('/')
-                || host.eq_ignore_ascii_case("localhost")
-                || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
-        };
-        let demands = matches!(self.sslmode, SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull);
         let mut hosts = self.hosts.iter().map(|(host, _)| host.as_str());
-        hosts.find(|host| !demands && !is_local(host))
+        hosts.find(|host| !self.demands_certificate() && !is_local(host))
+    }
+
+    /// Whether nobody said that a host may be sent the password in clear, and nothing shows who that host is.
+    pub fn guards_password(&self, host: &str) -> bool {
+        let is_allowed =
+            self.names_sslmode && self.require_auth.as_ref().is_some_and(|r| r.names(AuthMethod::Password));
+        !is_local(host) && !self.demands_certificate() && !is_allowed
+    }
+
+    /// The first host of those that [`Self::guards_password`] speaks of, where there is a password.
+    pub fn guarded_host(&self) -> Option<&str> {
+        let mut hosts = self.hosts.iter().map(|(host, _)| host.as_str());
+        hosts.find(|host| self.password.is_some() && self.guards_password(host))
+    }
+
+    /// `require_auth` for the client tools, which know no other guard.
+    pub fn require_auth_of_tools(&self) -> Option<RequireAuth> {
+        if !self.hosts.iter().any(|(host, _)| self.guards_password(host)) {
+            return self.require_auth.clone();
+        }
+        Some(RequireAuth::without(self.require_auth.as_ref(), AuthMethod::Password))
+    }
+
+    /// Whether there is no connection over the network but with a certificate that an authority signed. As in
+    /// libpq, `require` checks where a root certificate is at hand; `prefer` goes on without TLS.
+    fn demands_certificate(&self) -> bool {
+        match self.sslmode {
+            SslMode::Disable | SslMode::Allow | SslMode::Prefer => false,
+            SslMode::Require => self.sslrootcert.is_some(),
+            SslMode::VerifyCa | SslMode::VerifyFull => true,
+        }
     }
 
     /// The same server, another database.
     pub fn with_dbname(&self, dbname: &str) -> Self {
         Self { dbname: dbname.to_string(), ..self.clone() }
     }
+}
+
+/// Whether a host is this one by its name alone. What a name is looked up as does not count: who stands between
+/// may have answered that, too.
+fn is_local(host: &str) -> bool {
+    host.starts_with('/')
+        || host.eq_ignore_ascii_case("localhost")
+        || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 /// Settings by key, as written.

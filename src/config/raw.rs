@@ -15,7 +15,7 @@ use super::units::{GIB, MIB};
 use super::walk::{Env, Place, Section, Text, Walk};
 use super::{
     BackupJob, Config, Databases, Encryption, Location, LockMode, ObjectLock, Postgres, Repository,
-    Retention, Verify,
+    Retention, SslMode, Verify,
 };
 use crate::error::Error;
 use crate::regular_file;
@@ -346,10 +346,13 @@ fn postgres(walk: &mut Walk<'_>, section: &Section<'_>, name: &str) -> Option<Po
                 walk.warn(&url.place, warning.as_str(), None);
             }
             if let Some(host) = resolved.connection.unprotected_host() {
-                let mode = resolved.connection.sslmode.as_str();
-                let message = format!(
-                    "sslmode={mode}: whoever is between here and {host} may read and change all of it"
-                );
+                let mode = resolved.connection.sslmode;
+                let may = match mode {
+                    SslMode::Require => "answer in its place, because nobody checks its certificate",
+                    _ => "read and change all of it",
+                };
+                let message =
+                    format!("sslmode={}: whoever is between here and {host} may {may}", mode.as_str());
                 walk.warn(&url.place, message, Some("sslmode=verify-full with sslrootcert=/path/of/ca.crt"));
             }
             if let Some(key) = &resolved.connection.sslkey {

@@ -3,6 +3,10 @@
 use super::units;
 use crate::error::Error;
 
+/// How a password is sent that may be. Servers that ask a directory (`ldap`, `pam`, `radius`) want it in clear.
+pub const ALLOW_CLEAR: &str = "use sslmode=verify-full with sslrootcert; if whoever answers may have the password, \
+     say so with both an sslmode and require_auth=password";
+
 /// What a server asks for; libpq's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AuthMethod {
@@ -30,6 +34,16 @@ impl AuthMethod {
         AuthMethod::Sspi,
         AuthMethod::ScramSha256,
         AuthMethod::OAuth,
+        AuthMethod::None,
+    ];
+
+    /// Those that the first libpq with `require_auth` knows.
+    const OF_LIBPQ_16: [AuthMethod; 6] = [
+        AuthMethod::Password,
+        AuthMethod::Md5,
+        AuthMethod::Gss,
+        AuthMethod::Sspi,
+        AuthMethod::ScramSha256,
         AuthMethod::None,
     ];
 
@@ -84,6 +98,23 @@ impl RequireAuth {
     /// Whether a server may ask for this.
     pub fn permits(&self, method: AuthMethod) -> bool {
         self.methods.contains(&method) != self.is_negated
+    }
+
+    /// The same list, or every method where there is none, without one of the methods.
+    pub(super) fn without(list: Option<&Self>, method: AuthMethod) -> Self {
+        let (mut methods, is_negated) = match list {
+            Some(list) => (list.methods.clone(), list.is_negated),
+            None => (Vec::new(), true),
+        };
+        methods.retain(|other| *other != method);
+        if is_negated {
+            methods.push(method);
+        }
+        if methods.is_empty() {
+            // Nothing is left, and libpq takes an empty list for none.
+            return Self { methods: AuthMethod::OF_LIBPQ_16.to_vec(), is_negated: true };
+        }
+        Self { methods, is_negated }
     }
 
     /// Whether the method itself is named as allowed.
@@ -146,6 +177,19 @@ mod tests {
         assert!(but.permits(AuthMethod::ScramSha256) && !but.permits(AuthMethod::Md5));
         assert!(!but.names(AuthMethod::ScramSha256));
         assert_eq!(but.to_string(), "!password,!md5");
+        for (list, left) in [
+            (None, "!password"),
+            (Some("!md5"), "!md5,!password"),
+            (Some("!password"), "!password"),
+            (Some("password,scram-sha-256"), "scram-sha-256"),
+            (Some("scram-sha-256"), "scram-sha-256"),
+            (Some("password"), "!password,!md5,!gss,!sspi,!scram-sha-256,!none"),
+        ] {
+            let list = list.map(|text| RequireAuth::parse(text).unwrap());
+            let rest = RequireAuth::without(list.as_ref(), AuthMethod::Password);
+            assert_eq!(rest.to_string(), left);
+            assert!(!rest.permits(AuthMethod::Password));
+        }
         for (text, expected) in [
             ("", "unknown method"),
             ("scram", "unknown method"),

@@ -258,17 +258,16 @@ impl Target<'_> {
     async fn attempt(&self, config: &tokio_postgres::Config, mode: Tls) -> Result<Opened, Attempt> {
         let mut config = config.clone();
         config.ssl_mode(mode);
-        let (stream, is_local) = dial::dial(self.host, self.port).await.map_err(Attempt::Dial)?;
-        let plain = Rule::new(self.connection, false, is_local);
+        let stream = dial::dial(self.host, self.port).await.map_err(Attempt::Dial)?;
+        let rule = Rule::new(self.connection, self.host);
         if mode == Tls::Disable {
-            let stream = Inspected::new(Bounded::plain(stream), plain, false);
+            let stream = Inspected::new(Bounded::plain(stream), rule, false);
             let (client, connection) = config.connect_raw(stream, NoTls).await.map_err(Attempt::Server)?;
             return Ok(drive(client, connection));
         }
-        let stream = Inspected::new(Bounded::negotiating(stream), plain, true);
-        let encrypted = Rule::new(self.connection, true, is_local);
+        let stream = Inspected::new(Bounded::negotiating(stream), rule.clone(), true);
         let tls = tls::connector(self.connection)
-            .and_then(|tls| InspectedTls::new(tls, self.host, encrypted))
+            .and_then(|tls| InspectedTls::new(tls, self.host, rule))
             .map_err(Attempt::Setup)?;
         let (client, connection) = config.connect_raw(stream, tls).await.map_err(Attempt::Server)?;
         Ok(drive(client, connection))

@@ -17,11 +17,11 @@ const KEEPALIVE_RETRIES: u32 = 6;
 /// A connection of either kind.
 pub(super) type Stream = Either<TcpStream, UnixStream>;
 
-/// Connects, and says whether the other end is on this host.
-pub(super) async fn dial(host: &str, port: u16) -> io::Result<(Stream, bool)> {
+/// Connects.
+pub(super) async fn dial(host: &str, port: u16) -> io::Result<Stream> {
     if host.starts_with('/') {
         let socket = UnixStream::connect(Path::new(host).join(format!(".s.PGSQL.{port}"))).await?;
-        return Ok((Either::Right(socket), true));
+        return Ok(Either::Right(socket));
     }
     let stream = TcpStream::connect((host, port)).await?;
     stream.set_nodelay(true)?;
@@ -29,7 +29,5 @@ pub(super) async fn dial(host: &str, port: u16) -> io::Result<(Stream, bool)> {
     sockopt::set_tcp_keepintvl(&stream, KEEPALIVE_INTERVAL)?;
     sockopt::set_tcp_keepcnt(&stream, KEEPALIVE_RETRIES)?;
     sockopt::set_socket_keepalive(&stream, true)?;
-    let (peer, own) = (stream.peer_addr()?.ip(), stream.local_addr()?.ip());
-    let is_local = peer.to_canonical().is_loopback() || peer == own;
-    Ok((Either::Left(stream), is_local))
+    Ok(Either::Left(stream))
 }

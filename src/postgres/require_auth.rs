@@ -17,7 +17,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::bounded::Bounded;
 use super::dial::Stream;
 use crate::config::Connection;
-use crate::config::require_auth::{AuthMethod, RequireAuth};
+use crate::config::require_auth::{ALLOW_CLEAR, AuthMethod, RequireAuth};
 use crate::error::Error;
 
 /// Type, length and code of an authentication message.
@@ -27,16 +27,13 @@ const HEAD: usize = 9;
 #[derive(Debug, Clone)]
 pub(super) struct Rule {
     require: Option<RequireAuth>,
-    /// Whether a password in clear could be read on the way, and nobody said that it may.
+    /// Whether a password in clear may get to somebody else, and nobody said that it may.
     guards_clear: bool,
 }
 
 impl Rule {
-    pub(super) fn new(connection: &Connection, is_encrypted: bool, is_local: bool) -> Self {
-        let require = connection.require_auth.clone();
-        let is_allowed =
-            connection.names_sslmode && require.as_ref().is_some_and(|r| r.names(AuthMethod::Password));
-        Self { require, guards_clear: !is_encrypted && !is_local && !is_allowed }
+    pub(super) fn new(connection: &Connection, host: &str) -> Self {
+        Self { require: connection.require_auth.clone(), guards_clear: connection.guards_password(host) }
     }
 
     fn judge(&self, code: u32) -> Result<(), Error> {
@@ -62,12 +59,9 @@ impl Rule {
         }
         if self.guards_clear && method == AuthMethod::Password {
             return Err(Error::usage(
-                "the server wants the password in clear, and the connection has no TLS",
+                "the server wants the password in clear, and no certificate shows that it is the server",
             )
-            .with_hint(
-                "use sslmode=verify-full and scram-sha-256; if anybody on the way may read it, say so with \
-                     sslmode=disable and require_auth=password",
-            ));
+            .with_hint(ALLOW_CLEAR));
         }
         Ok(())
     }

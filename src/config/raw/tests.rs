@@ -470,7 +470,20 @@ fn warnings() {
             "[]\nidentity_file = \"/x\"",
             Some("5 encryption.recipients: no recipient: this host can restore"),
         ),
-        ("?sslmode=require", "", Some("7 postgres.main.url: sslmode=prefer: whoever is between here and")),
+        (
+            "?sslmode=verify-full&sslrootcert=system",
+            "",
+            Some("7 postgres.main.url: sslmode=prefer: whoever is between here and"),
+        ),
+        (
+            "?sslmode=verify-full&sslrootcert=system",
+            "?sslmode=require",
+            Some(
+                "7 postgres.main.url: sslmode=require: whoever is between here and db.internal may answer in its place",
+            ),
+        ),
+        ("?sslmode=verify-full&sslrootcert=system", "?sslmode=require&sslrootcert=/x", None),
+        ("db.internal/app?sslmode=verify-full&sslrootcert=system", "localhost/app?sslmode=require", None),
         ("opsd@db", "opsd:s3cret@db", Some("7 postgres.main.url: the password stands in this file")),
         ("opsd@db", "opsd:${PW}@db", None),
         (
@@ -479,7 +492,7 @@ fn warnings() {
             Some("10 backup.db.part_size: about 6 GiB of memory"),
         ),
     ];
-    let base = BASE.replacen("/app\"", "/app?sslmode=require\"", 1);
+    let base = BASE.replacen("/app\"", "/app?sslmode=verify-full&sslrootcert=system\"", 1);
     for (from, to, expected) in table {
         let parsed = parsed(&base.replacen(from, to, 1));
         assert!(parsed.config.is_some(), "{:?}", parsed.mistakes);

@@ -3,14 +3,19 @@
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use rustix::process::geteuid;
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 
 use opsd::config::{Connection, SslMode};
 use opsd::postgres::connect::connect;
 use opsd::postgres::tools;
 
 use super::connection;
+use crate::support::certificates::{Authority, Pair, in_days};
 use crate::support::postgres::{
     self, Options, Server, bin_dir, default_major, expect_success, server_directory, unprivileged_user,
 };
@@ -256,39 +261,133 @@ async fn methods_and_channel_binding_are_required_as_libpq_requires_them() {
     }
 }
 
-/// Who asks for the password gets it only where that was allowed; this one writes down what it was sent.
-#[tokio::test]
-async fn a_password_that_may_not_be_asked_for_is_not_sent() {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+/// What an SSLRequest is answered with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Answer {
+    /// A byte that is no word for TLS.
+    Plain(u8),
+    /// TLS, with the certificate that the server has.
+    Tls,
+}
+
+/// Whoever stands between: answers a request for TLS like this, asks for the password in clear, and hands on
+/// everything that it is sent for it.
+async fn asks_in_clear(
+    answer: Answer,
+    certificate: &Pair,
+) -> (u16, tokio::sync::mpsc::UnboundedReceiver<Vec<u8>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let (sender, mut received) = tokio::sync::mpsc::unbounded_channel();
+    let (sender, received) = tokio::sync::mpsc::unbounded_channel();
+    let acceptor = acceptor(certificate);
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut startup = vec![0; 4096];
             let n = stream.read(&mut startup).await.unwrap();
-            if startup[..n].ends_with(&80_877_103_u32.to_be_bytes()) {
-                stream.write_all(b"N").await.unwrap();
-                let _ = stream.read(&mut startup).await.unwrap();
-            }
-            stream.write_all(&crate::postgres::fake::message(b'R', &3_u32.to_be_bytes())).await.unwrap();
-            let mut answer = Vec::new();
-            let _ = stream.read_to_end(&mut answer).await;
-            sender.send(answer).unwrap();
+            let sent = if !startup[..n].ends_with(&80_877_103_u32.to_be_bytes()) {
+                ask(&mut stream).await
+            } else if let Answer::Plain(byte) = answer {
+                stream.write_all(&[byte]).await.unwrap();
+                // A client that thinks better of it hangs up.
+                if stream.read(&mut startup).await.unwrap_or(0) > 0 {
+                    ask(&mut stream).await
+                } else {
+                    Vec::new()
+                }
+            } else {
+                stream.write_all(b"S").await.unwrap();
+                let mut sent = Vec::new();
+                if let Ok(mut stream) = acceptor.accept(stream).await
+                    && stream.read(&mut startup).await.unwrap_or(0) > 0
+                {
+                    sent = ask(&mut stream).await;
+                }
+                sent
+            };
+            let _ = sender.send(sent);
         }
     });
-    for (parameters, is_sent) in [
-        ("sslmode=prefer&require_auth=scram-sha-256", false),
-        ("sslmode=disable&require_auth=!password", false),
-        ("channel_binding=require", false),
-        ("sslmode=disable&require_auth=password", true),
+    (port, received)
+}
+
+fn acceptor(pair: &Pair) -> tokio_rustls::TlsAcceptor {
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pair.key.serialize_der()));
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![pair.certificate.der().clone()], key)
+        .unwrap();
+    tokio_rustls::TlsAcceptor::from(Arc::new(config))
+}
+
+/// AuthenticationCleartextPassword, and what comes back.
+async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Vec<u8> {
+    let mut sent = vec![0; 4096];
+    let _ = stream.write_all(&crate::postgres::fake::message(b'R', &3_u32.to_be_bytes())).await;
+    let _ = stream.flush().await;
+    let n = stream.read(&mut sent).await.unwrap_or(0);
+    sent.truncate(n);
+    sent
+}
+
+/// A host that opsd and libpq do not take for this one: only a lookup finds out where it leads.
+const ELSEWHERE: &str = "0x7f000001";
+
+/// Who asks for the password gets it only where that was allowed; this one writes down what it was sent.
+#[tokio::test]
+async fn a_password_that_may_not_be_asked_for_is_not_sent() {
+    use Answer::{Plain, Tls};
+    let place = tempfile::tempdir().unwrap();
+    let (authority, other) = (Authority::new("ca", in_days(30)), Authority::new("other", in_days(30)));
+    let certificate = authority.sign(&["localhost"], "server", in_days(30));
+    let (ca, others) = (place.path().join("ca.crt"), place.path().join("other.crt"));
+    authority.pair.write(&ca, &place.path().join("ca.key"), &[]);
+    other.pair.write(&others, &place.path().join("other.key"), &[]);
+    let with = |parameters: &str, root: &Path| format!("{parameters}&sslrootcert={}", root.display());
+    let (here, only) = ("127.0.0.1", str::to_owned);
+    let mut wrong = Vec::new();
+    for (host, answer, parameters, is_sent) in [
+        (here, Plain(b'N'), only("sslmode=prefer&require_auth=scram-sha-256"), false),
+        (here, Plain(b'N'), only("sslmode=disable&require_auth=!password"), false),
+        (here, Plain(b'N'), only("channel_binding=require"), false),
+        (here, Plain(b'X'), only("require_auth=scram-sha-256"), false),
+        (here, Plain(b'E'), only("require_auth=scram-sha-256"), false),
+        (here, Plain(b'N'), only("sslmode=disable&require_auth=password"), true),
+        (here, Plain(b'N'), only("sslmode=prefer"), true),
+        (here, Tls, only("sslmode=require"), true),
+        // Another host, as far as anybody can tell.
+        (ELSEWHERE, Plain(b'N'), only("sslmode=disable"), false),
+        (ELSEWHERE, Plain(b'N'), only("sslmode=prefer"), false),
+        (ELSEWHERE, Plain(b'X'), only("sslmode=prefer"), false),
+        (ELSEWHERE, Plain(b'E'), only("sslmode=allow"), false),
+        (ELSEWHERE, Plain(b'X'), only("sslmode=require"), false),
+        (ELSEWHERE, Plain(b'N'), only("require_auth=password"), false),
+        (ELSEWHERE, Plain(b'N'), only("sslmode=disable&require_auth=password"), true),
+        (ELSEWHERE, Tls, only("sslmode=prefer"), false),
+        (ELSEWHERE, Tls, only("sslmode=require"), false),
+        (ELSEWHERE, Tls, only("sslmode=require&require_auth=!md5"), false),
+        (ELSEWHERE, Tls, with("sslmode=prefer", &others), false),
+        (ELSEWHERE, Tls, with("sslmode=prefer", &ca), false),
+        (ELSEWHERE, Tls, with("sslmode=verify-ca", &others), false),
+        (ELSEWHERE, Tls, with("sslmode=require", &ca), true),
+        (ELSEWHERE, Tls, with("sslmode=verify-ca", &ca), true),
+        (ELSEWHERE, Tls, only("sslmode=require&require_auth=password"), true),
+        ("localhost", Tls, with("sslmode=verify-full", &ca), true),
     ] {
-        let dsn = format!("postgres://u:c4nary@127.0.0.1:{port}/d?connect_timeout=2&{parameters}");
+        let (port, mut received) = asks_in_clear(answer, &certificate).await;
+        let dsn = format!("postgres://u:c4nary@{host}:{port}/d?connect_timeout=5&{parameters}");
         let env = |name: &str| (name == "HOME").then(|| "/nonexistent".to_owned());
         let connection = opsd::config::libpq::resolve(&dsn, &env).unwrap().connection;
         let error = connect(&connection, None, "opsd").await.unwrap_err();
         let sent = received.recv().await.unwrap();
-        let has_password = memchr::memmem::find(&sent, b"c4nary").is_some();
-        assert_eq!(has_password, is_sent, "{parameters}: {error:?}");
+        // Where TLS fails, another attempt follows.
+        let more = tokio::time::timeout(std::time::Duration::from_millis(100), received.recv()).await;
+        let sent = [sent, more.ok().flatten().unwrap_or_default()].concat();
+        if memchr::memmem::find(&sent, b"c4nary").is_some() != is_sent {
+            wrong.push(format!("{host} {answer:?} {parameters} (to be sent: {is_sent}): {error:?}"));
+        }
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
