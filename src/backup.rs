@@ -99,6 +99,9 @@ pub async fn preview(config: &Config, job: &BackupJob) -> Result<Preview> {
         session.close().await;
         plans.push(plan);
     }
+    if let (Some(warning), Some(first)) = (&source.warning, plans.first_mut()) {
+        first.warnings.push(warning.clone());
+    }
     Ok(Preview {
         server: source.server,
         pg_dump: match &source.tools.bin_dir {
@@ -164,10 +167,11 @@ pub async fn create(
         progress,
         is_published: AtomicBool::new(false),
     };
+    let warnings = source.warning.iter().cloned().chain(clock_warning).collect();
     // Without the lock another run may be under way, so this one ends.
     let work = async {
         tokio::select! {
-            ready = run.dump(&source, first, clock_warning.into_iter().collect()) => ready,
+            ready = run.dump(&source, first, warnings) => ready,
             why = source.session.lost() => Err(lock::lost(why)),
             () = tokio::time::sleep(job.timeout) => Err(late(job)),
         }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use super::source::Source;
 use crate::config::libpq::dbname_argument;
 use crate::error::{Context, Result};
+use crate::postgres::tools;
 use crate::process;
 use crate::set::lexer::{Statement, statements};
 
@@ -52,7 +53,7 @@ async fn pg_dumpall(source: &Source<'_>, more: &[&str]) -> Result<(Vec<u8>, Vec<
     command.arg(format!("--database={}", dbname_argument(&connection.dbname)));
     command.args(more);
     let (exit, sql) = process::output("pg_dumpall", command, TIMEOUT, LIMIT).await?;
-    exit.check()?;
+    exit.check().map_err(tools::explain)?;
     Ok((sql, exit.stderr_lines()))
 }
 

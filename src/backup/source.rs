@@ -16,6 +16,8 @@ pub(super) struct Source<'a> {
     pub(super) tools: Tools,
     pub(super) databases: Vec<String>,
     pub(super) application_name: String,
+    /// What is worth saying of the way to it.
+    pub(super) warning: Option<String>,
 }
 
 impl Source<'_> {
@@ -48,8 +50,9 @@ pub(super) async fn open<'a>(config: &'a Config, job: &BackupJob) -> Result<Sour
     let version_num = session.server_version_num;
     let server = Server { version_num, version: row.get(0), in_recovery: row.get(1) };
     let tools = tools::find(session.major(), postgres.bin_dir.as_deref(), &postgres.tool_prefix).await?;
+    let warning = tools.password_warning(&postgres.connection).await?;
     let databases = resolve_databases(&session, &postgres.connection, &job.databases).await?;
-    Ok(Source { postgres, session, server, tools, databases, application_name })
+    Ok(Source { postgres, session, server, tools, databases, application_name, warning })
 }
 
 async fn resolve_databases(

@@ -13,7 +13,7 @@ use super::coordinator::{LOCK_TIMEOUT, MONETARY};
 use super::plan::Archive;
 use crate::config::Connection;
 use crate::error::{Context, Error, Result};
-use crate::postgres::tools::{KEEPALIVES, Tools};
+use crate::postgres::tools::{self, KEEPALIVES, Tools};
 use crate::process::{self, Child, Exit, Input, Output};
 use crate::progress::{Event, Progress};
 use crate::set::archive::Entry;
@@ -107,7 +107,7 @@ async fn holds_locks(started: &mut Started, database: &str) -> Result<()> {
         Ok(Ok(true)) => Ok(()),
         Ok(Ok(false)) => {
             let exit = child.wait().await?;
-            exit.check().map_err(explain).context(what)?;
+            exit.check().map_err(tools::explain).map_err(explain).context(what)?;
             Err(Error::new("pg_dump wrote nothing"))
         }
         Ok(Err(error)) => Err(error.context(what)),

@@ -274,9 +274,14 @@ async fn run_to(
     let prefix = server.map_or(&[][..], |s| s.tool_prefix.as_slice());
     let dump_major = set.manifest.pg_dump_version.split('.').next().and_then(|m| m.parse().ok()).unwrap_or(0);
     let work = async {
+        let tools = tools::find(dump_major, bin_dir, prefix).await?;
+        let sends_password = tools.password_warning(&connection).await?;
+        if let Some(warning) = &sends_password {
+            output::note("warning: ", warning);
+        }
         let options = Options {
             connection,
-            tools: tools::find(dump_major, bin_dir, prefix).await?,
+            tools,
             create: args.create,
             replace: args.replace,
             globals: args.globals,
@@ -290,6 +295,7 @@ async fn run_to(
         if args.json {
             report.warnings.extend(unauthenticated);
             report.warnings.extend(doubt.clone());
+            report.warnings.extend(sends_password);
         }
         print(args, global, &job.name, &set.manifest.id, doubt, &database.name, report)?;
         failure.map_or(Ok(()), Err)

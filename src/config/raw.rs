@@ -353,7 +353,14 @@ fn postgres(walk: &mut Walk<'_>, section: &Section<'_>, name: &str) -> Option<Po
                 };
                 let message =
                     format!("sslmode={}: whoever is between here and {host} may {may}", mode.as_str());
-                walk.warn(&url.place, message, Some("sslmode=verify-full with sslrootcert=/path/of/ca.crt"));
+                let hint = match resolved.connection.guarded_host() {
+                    None => "sslmode=verify-full with sslrootcert=/path/of/ca.crt",
+                    Some(_) => {
+                        "sslmode=verify-full with sslrootcert=/path/of/ca.crt; client tools whose libpq is older \
+                         than 16 send the password in clear to whoever asks"
+                    }
+                };
+                walk.warn(&url.place, message, Some(hint));
             }
             if let Some(key) = &resolved.connection.sslkey {
                 walk.secret_files.push((url.place.clone(), key.clone()));

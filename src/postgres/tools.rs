@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
+use crate::config::require_auth::ALLOW_CLEAR;
 use crate::config::{Connection, SslMode, path};
 use crate::error::{Context, Error, Result};
 use crate::{process, regular_file};
@@ -204,6 +205,33 @@ impl Tools {
         self.bare(tool, &child_env(connection, dbname, application_name))
     }
 
+    /// What an operator should know before a password is given to tools whose libpq sends it in whatever way it
+    /// is asked. opsd's own sessions do not, but who stands between may let those pass.
+    pub async fn password_warning(&self, connection: &Connection) -> Result<Option<String>> {
+        let Some(host) = connection.guarded_host() else { return Ok(None) };
+        Ok((!self.know_require_auth().await?).then(|| {
+            format!(
+                "pg_dump {} does not know require_auth: whoever is between here and {host} can have it send the \
+                 password in clear; use sslmode=verify-full, or client tools of PostgreSQL 16 or newer",
+                self.version
+            )
+        }))
+    }
+
+    /// Whether the tools' libpq, which may be newer than they are, heeds `require_auth`: one that does refuses
+    /// a method that does not exist, before it looks for a server.
+    async fn know_require_auth(&self) -> Result<bool> {
+        if self.major >= 16 {
+            return Ok(true);
+        }
+        let env = [("PGREQUIREAUTH", "none-such"), ("PGHOST", "/dev/null/none"), ("PGCONNECT_TIMEOUT", "2")];
+        let env = env.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let mut command = self.bare("pg_dump", &env)?;
+        command.args(["--no-password", "--schema-only"]);
+        let (exit, _) = process::run("pg_dump", command, VERSION_BOUND).await?;
+        Ok(exit.stderr.contains("require_auth"))
+    }
+
     fn bare(&self, tool: &str, env: &[(String, String)]) -> Result<Command> {
         let program = match &self.bin_dir {
             Some(dir) => dir.join(tool),
@@ -255,6 +283,14 @@ fn container_exec(first: &str, rest: &[String]) -> Option<usize> {
     rest.iter().position(|word| word == "exec")
 }
 
+/// Why a client tool was not let in, or did not let itself be asked.
+pub fn explain(error: Error) -> Error {
+    if error.to_string().contains("authentication method requirement") {
+        return error.with_hint(ALLOW_CLEAR);
+    }
+    error
+}
+
 /// Without these a client waits for about two hours for a server whose host died without a word. libpq
 /// has no variables for them, so they go into the argument that names a database; nothing in them is
 /// secret. About two minutes, as for opsd's own sessions.
@@ -279,8 +315,8 @@ pub fn child_env(connection: &Connection, dbname: &str, application_name: &str) 
         // exists, and libpq is silent about that.
         ("PGPASSFILE", "/dev/null/none".to_owned()),
     ];
-    // libpq knows it from 16 on; older ones do not look at it, and opsd's own session has.
-    if let Some(require) = &connection.require_auth {
+    // libpq knows it from 16 on; older ones do not look at it.
+    if let Some(require) = connection.require_auth_of_tools() {
         env.push(("PGREQUIREAUTH", require.to_string()));
     }
     if let Some(password) = &connection.password {

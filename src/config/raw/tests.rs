@@ -482,6 +482,24 @@ fn warnings() {
                 "7 postgres.main.url: sslmode=require: whoever is between here and db.internal may answer in its place",
             ),
         ),
+        (
+            "opsd@db.internal/app?sslmode=verify-full&sslrootcert=system",
+            "opsd:${PW}@db.internal/app?sslmode=require",
+            Some(
+                "7 postgres.main.url: sslmode=require: whoever is between here and db.internal may answer in its \
+                 place, because nobody checks its certificate (sslmode=verify-full with \
+                 sslrootcert=/path/of/ca.crt; client tools whose libpq is older than 16 send the password in clear",
+            ),
+        ),
+        (
+            "opsd@db.internal/app?sslmode=verify-full&sslrootcert=system",
+            "opsd:${PW}@db.internal/app?sslmode=require&require_auth=scram-sha-256,password",
+            Some(
+                "7 postgres.main.url: sslmode=require: whoever is between here and db.internal may answer in its \
+                 place, because nobody checks its certificate (sslmode=verify-full with \
+                 sslrootcert=/path/of/ca.crt)",
+            ),
+        ),
         ("?sslmode=verify-full&sslrootcert=system", "?sslmode=require&sslrootcert=/x", None),
         ("db.internal/app?sslmode=verify-full&sslrootcert=system", "localhost/app?sslmode=require", None),
         ("opsd@db", "opsd:s3cret@db", Some("7 postgres.main.url: the password stands in this file")),

@@ -16,9 +16,13 @@ use opsd::postgres::tools;
 
 use super::connection;
 use crate::support::certificates::{Authority, Pair, in_days};
+use crate::support::hostile::server;
+use crate::support::opsd::{Opsd, quoted};
 use crate::support::postgres::{
-    self, Options, Server, bin_dir, default_major, expect_success, server_directory, unprivileged_user,
+    self, Options, Server, bin_dir, default_major, expect_success, server_directory, unique,
+    unprivileged_user,
 };
+use crate::support::postgres_proxy::PostgresProxy;
 
 /// A directory of certificates that the server can read; removed at the end.
 struct Certificates(PathBuf);
@@ -390,4 +394,101 @@ async fn a_password_that_may_not_be_asked_for_is_not_sent() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Passes opsd's own sessions through to a server, without TLS, and asks everybody else for the password in
+/// clear. What it was sent for that, it hands on.
+fn lets_opsd_through(target: u16) -> (u16, std::sync::mpsc::Receiver<Vec<u8>>) {
+    use std::io::{Read as _, Write as _};
+    let (sender, received) = std::sync::mpsc::channel();
+    let port = server(move |mut client| {
+        let packet = |client: &mut std::net::TcpStream| {
+            let mut length = [0; 4];
+            client.read_exact(&mut length)?;
+            let mut body = vec![0; u32::from_be_bytes(length) as usize - 4];
+            client.read_exact(&mut body)?;
+            Ok::<_, std::io::Error>([length.to_vec(), body].concat())
+        };
+        let mut startup = packet(&mut client)?;
+        while startup.len() == 8 {
+            client.write_all(b"N")?;
+            startup = packet(&mut client)?;
+        }
+        // What opsd pins, and pg_dump sets itself.
+        if memchr::memmem::find(&startup, b"search_path").is_none() {
+            client.write_all(&crate::postgres::fake::message(b'R', &3_u32.to_be_bytes()))?;
+            let mut sent = vec![0; 4096];
+            let n = client.read(&mut sent).unwrap_or(0);
+            sent.truncate(n);
+            let _ = sender.send(sent);
+            return Ok(());
+        }
+        let mut server = std::net::TcpStream::connect(("127.0.0.1", target))?;
+        server.write_all(&startup)?;
+        let (mut from, mut to) = (server.try_clone()?, client.try_clone()?);
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut from, &mut to);
+            let _ = to.shutdown(std::net::Shutdown::Both);
+        });
+        let _ = std::io::copy(&mut client, &mut server);
+        server.shutdown(std::net::Shutdown::Both)
+    });
+    (port, received)
+}
+
+/// A site whose server is behind a port, at a host that is taken for another one.
+fn site_behind(server: &Server, port: u16, parameters: &str) -> Opsd {
+    let database = server.fresh_database("between");
+    let role = unique("between");
+    server.psql("postgres", &format!("CREATE ROLE {role} LOGIN SUPERUSER PASSWORD 'c4nary'"));
+    let mut opsd = Opsd::new(server, &[&database]);
+    let url = format!("postgres://{role}@{ELSEWHERE}:{port}/{database}?{parameters}");
+    opsd.postgres.set("url", quoted(&url));
+    opsd.env("PGPASSWORD", "c4nary");
+    opsd
+}
+
+/// Whoever stands between may let opsd's own sessions pass, and take the password from pg_dump.
+#[test]
+fn pg_dump_sends_no_password_in_clear_either() {
+    let server = postgres::shared(KNOWS);
+    let (port, received) = lets_opsd_through(server.port);
+    // Whether any of those that were asked sent it; none where nobody was.
+    let asked = || {
+        let first = received.recv_timeout(std::time::Duration::from_secs(30)).ok()?;
+        let all: Vec<Vec<u8>> = std::iter::once(first).chain(received.try_iter()).collect();
+        Some(all.iter().any(|sent| memchr::memmem::find(sent, b"c4nary").is_some()))
+    };
+    for parameters in ["sslmode=prefer", "sslmode=disable", "sslmode=disable&require_auth=!md5"] {
+        let opsd = site_behind(server, port, parameters);
+        let run = opsd.run(&["backup", "db"]);
+        assert_eq!(asked(), Some(false), "{parameters}: it was sent; {run}");
+        run.expect_failure(1, &["authentication method requirement", "hint: ", "require_auth=password"]);
+    }
+    let opsd = site_behind(server, port, "sslmode=disable&require_auth=password,scram-sha-256");
+    let run = opsd.run(&["backup", "db"]);
+    assert_eq!(asked(), Some(true), "it was allowed: {run}");
+}
+
+/// libpq before 16 answers whatever it is asked. Nobody is kept from backing up by it, and everybody is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pg_dump_that_would_send_the_password_in_clear_is_told_of() {
+    for (major, is_told) in [(14, true), (KNOWS, false)] {
+        let server = postgres::shared(major);
+        let proxy = PostgresProxy::start(server.port).await;
+        let opsd = site_behind(server, proxy.port, "sslmode=prefer");
+        let told = "does not know require_auth";
+        let run = opsd.ok(&["backup", "db"]);
+        assert_eq!(run.stderr.contains(told), is_told, "{run}");
+        let document = opsd.ok(&["backup", "db", "--json"]).json();
+        assert_eq!(document["sets"][0]["warnings"].to_string().contains(told), is_told, "{document}");
+        let plan = opsd.ok(&["backup", "db", "--dry-run"]);
+        assert_eq!(plan.stdout.contains(told), is_told, "{plan}");
+        let restored = opsd.ok(&["restore", "db", "--to", "main", "--replace"]);
+        assert_eq!(restored.stderr.contains(told), is_told, "{restored}");
+        // Who says that it may be sent is told nothing, and neither is who is sure of the server.
+        let opsd = site_behind(server, proxy.port, "sslmode=disable&require_auth=password,scram-sha-256");
+        let run = opsd.ok(&["backup", "db"]);
+        assert!(!run.stderr.contains(told), "{run}");
+    }
 }
