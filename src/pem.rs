@@ -5,6 +5,7 @@ use std::path::Path;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use zeroize::Zeroizing;
 
 use crate::error::{Context, Error, Result};
 use crate::regular_file;
@@ -34,7 +35,8 @@ pub fn trusted_certificates(path: &Path, what: &str) -> Result<Vec<CertificateDe
 /// The first key in a file, which is refused when others may read it. The reader's errors name what is missing, never what the file holds.
 pub fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
     let on = || format!("cannot read client key {}", path.display());
-    let mut text = Vec::new();
+    // The file's size is known, so that the text does not outgrow its memory and leave a copy behind.
+    let mut text = Zeroizing::new(Vec::new());
     regular_file::open_secret(path).and_then(|mut file| file.read_to_end(&mut text)).with_context(on)?;
     PrivateKeyDer::from_pem_slice(&text)
         .map_err(|e| Error::new(e).with_hint("the key must be PEM and not encrypted"))

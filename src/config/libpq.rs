@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use zeroize::Zeroizing;
 
 use super::require_auth::{AuthMethod, ChannelBinding, RequireAuth};
 use super::secret::Secret;
@@ -226,8 +227,8 @@ fn is_local(host: &str) -> bool {
         || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
-/// Settings by key, as written.
-type Settings = BTreeMap<&'static str, String>;
+/// Settings by key, as written: one of them may be the password.
+type Settings = BTreeMap<&'static str, Zeroizing<String>>;
 
 /// Resolves a URL or key=value string, reading the environment and the files that libpq reads.
 pub fn resolve(dsn: &str, env: Env<'_>) -> Result<Resolved, Vec<Error>> {
@@ -240,8 +241,10 @@ pub fn resolve(dsn: &str, env: Env<'_>) -> Result<Resolved, Vec<Error>> {
         return Err(issues);
     }
     let home = files::home(env);
-    if let Some(service) = settings.get("service").cloned().or_else(|| nonempty(env("PGSERVICE"))) {
-        let file = settings.get("servicefile").map(String::as_str);
+    if let Some(service) =
+        settings.get("service").map(|name| name.to_string()).or_else(|| nonempty(env("PGSERVICE")))
+    {
+        let file = settings.get("servicefile").map(|file| file.as_str());
         let places = files::service_files(file, home.as_deref(), env);
         match files::service(&service, &places) {
             Ok(found) => found.into_iter().for_each(|(key, value)| {
@@ -252,7 +255,7 @@ pub fn resolve(dsn: &str, env: Env<'_>) -> Result<Resolved, Vec<Error>> {
     }
     for (key, variable) in SUPPORTED {
         if let Some(value) = env(variable).filter(|_| !settings.contains_key(key)) {
-            settings.insert(key, value);
+            settings.insert(key, Zeroizing::new(value));
         }
     }
     for (_, variable) in REFUSED.iter().filter(|(_, variable)| !variable.is_empty()) {
@@ -280,7 +283,7 @@ fn build(
     issues: &mut Vec<Error>,
     warnings: &mut Vec<String>,
 ) -> Option<Connection> {
-    let get = |key: &str| settings.get(key).filter(|v| !v.is_empty()).map(String::as_str);
+    let get = |key: &str| settings.get(key).filter(|v| !v.is_empty()).map(|v| v.as_str());
     let hosts = hosts(get("host"), get("port"), issues);
     let user = get("user").map(str::to_string).or_else(files::user_name);
     if user.is_none() {
@@ -458,7 +461,7 @@ fn password_for(
         );
         return None;
     }
-    first.map(Secret::new)
+    first
 }
 
 /// The supported key of this name, or why there is none. Only names that libpq knows are repeated:

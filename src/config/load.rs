@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::process::geteuid;
+use zeroize::Zeroizing;
 
 use super::Config;
 use super::finding::{Finding, Warning, mistakes_error};
@@ -115,13 +116,15 @@ fn read_found(found: Found, env: Env<'_>) -> Result<(PathBuf, Parsed)> {
     if meta.is_dir() {
         return Err(Error::usage("is a directory").context(on()));
     }
-    let mut bytes = Vec::new();
+    // What outgrew its memory would leave a copy behind, and passwords may stand in it.
+    let room = if meta.is_file() { meta.len().min(MAX_FILE) } else { MAX_FILE } + 2;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(room).unwrap_or(0)));
     (&mut file).take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(Error::usage).with_context(on)?;
     if bytes.len() as u64 > MAX_FILE {
         return Err(Error::usage("is too large to be a configuration").context(on()));
     }
-    let text = String::from_utf8(bytes).map_err(|_| Error::usage("is not UTF-8 text").context(on()))?;
-    let mut parsed = raw::parse(&text, &path, env);
+    let text = std::str::from_utf8(&bytes).map_err(|_| Error::usage("is not UTF-8 text").context(on()))?;
+    let mut parsed = raw::parse(text, &path, env);
     let whole_file = |message: String, hint: String| Finding {
         key: String::new(),
         path: path.clone(),

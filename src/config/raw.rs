@@ -12,7 +12,7 @@ use super::finding::{Finding, Mistake, Warning};
 use super::libpq;
 use super::monitoring::{self, Known, named};
 use super::units::{GIB, MIB};
-use super::walk::{Env, Place, Section, Text, Walk};
+use super::walk::{self, Env, Place, Section, Text, Walk};
 use super::{
     BackupJob, Config, Databases, Encryption, Location, LockMode, ObjectLock, Postgres, Repository,
     Retention, SslMode, Verify,
@@ -70,7 +70,11 @@ pub const PASSWORD_STANDS_HERE: &str = "the password stands in this file";
 pub fn parse(text: &str, path: &Path, env: Env<'_>) -> Parsed {
     let mut walk = Walk::new(path, text, env);
     let config = match Document::parse(text) {
-        Ok(document) => site(&mut walk, document.as_table(), path),
+        Ok(document) => {
+            let config = site(&mut walk, document.as_table(), path);
+            walk::forget(document.into_item());
+            config
+        }
         Err(error) => {
             let line = error.span().map_or(1, |span| walk.line_at(span.start));
             let place = Place { key: String::new(), line };
@@ -330,7 +334,7 @@ fn postgres(walk: &mut Walk<'_>, section: &Section<'_>, name: &str) -> Option<Po
         }
         tool_prefix = words.into_iter().map(|word| word.value).collect();
     }
-    let Some(url) = walk.filled(section, "url") else {
+    let Some(mut url) = walk.filled(section, "url") else {
         if !section.has("url") {
             walk.missing(
                 section,
@@ -340,7 +344,8 @@ fn postgres(walk: &mut Walk<'_>, section: &Section<'_>, name: &str) -> Option<Po
         }
         return None;
     };
-    match libpq::resolve(&url.value, walk.env()) {
+    let value = url.take();
+    match libpq::resolve(&value, walk.env()) {
         Ok(resolved) => {
             for warning in &resolved.warnings {
                 walk.warn(&url.place, warning.as_str(), None);

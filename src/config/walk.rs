@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use toml_edit::{Item, TableLike, Value};
+use zeroize::{Zeroize as _, Zeroizing};
 
 use super::finding::{Finding, Mistake, Warning};
 use super::units;
@@ -46,13 +47,20 @@ pub(super) struct Section<'d> {
     table: &'d dyn TableLike,
 }
 
-/// A string with its variables expanded.
+/// A string with its variables expanded. Whoever reads a password takes it out by [`Text::take`].
 #[derive(Debug)]
 pub(super) struct Text {
     pub(super) place: Place,
     pub(super) value: String,
     /// Whether it stood in the document as it is, without variables.
     pub(super) literal: bool,
+}
+
+impl Text {
+    /// The string, which is zeroed in the end.
+    pub(super) fn take(&mut self) -> Zeroizing<String> {
+        Zeroizing::new(std::mem::take(&mut self.value))
+    }
 }
 
 impl Section<'_> {
@@ -335,7 +343,7 @@ impl<'a> Walk<'a> {
 
     /// `${NAME}` becomes the variable's value; `$${` is a literal `${`.
     fn expand(&mut self, place: Place, text: &str) -> Option<Text> {
-        let mut value = String::with_capacity(text.len());
+        let mut value = Zeroizing::new(String::with_capacity(text.len()));
         let mut literal = true;
         let mut failed = false;
         let mut rest = text;
@@ -356,7 +364,11 @@ impl<'a> Walk<'a> {
                     let hint = "letters, digits and _; write $${ for a literal ${";
                     self.mistake(&place, "what stands in ${…} is not the name of a variable", hint);
                     failed = true;
-                } else if let Some(found) = (self.env)(name) {
+                } else if let Some(found) = (self.env)(name).map(Zeroizing::new) {
+                    // Into new memory: what is outgrown would stay behind as it is.
+                    let room = value.len() + found.len() + rest.len();
+                    let before = std::mem::replace(&mut value, Zeroizing::new(String::with_capacity(room)));
+                    value.push_str(&before);
                     value.push_str(&found);
                 } else {
                     let hint =
@@ -375,7 +387,26 @@ impl<'a> Walk<'a> {
             self.mistake(&place, format!("{PLACEHOLDER} is still to be filled in"), hint);
             return None;
         }
-        (!failed).then_some(Text { place, value, literal })
+        (!failed).then(|| Text { place, value: std::mem::take(&mut *value), literal })
+    }
+}
+
+/// Zeroes the strings of a document, which hold passwords where those are written out.
+pub(super) fn forget(item: Item) {
+    match item {
+        Item::None => {}
+        Item::Value(value) => forget_value(value),
+        Item::Table(table) => table.into_iter().for_each(|(_, item)| forget(item)),
+        Item::ArrayOfTables(tables) => tables.into_iter().for_each(|table| forget(Item::Table(table))),
+    }
+}
+
+fn forget_value(value: Value) {
+    match value {
+        Value::String(text) => text.into_value().zeroize(),
+        Value::Array(values) => values.into_iter().for_each(forget_value),
+        Value::InlineTable(table) => table.into_iter().for_each(|(_, value)| forget_value(value)),
+        Value::Integer(_) | Value::Float(_) | Value::Boolean(_) | Value::Datetime(_) => {}
     }
 }
 

@@ -10,6 +10,7 @@ use std::path::Path;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use minisign::{KeyPair, SecretKeyBox, SignatureBox};
+use zeroize::Zeroizing;
 
 use crate::config::keys::{parse_trusted_key, read_secret_file};
 use crate::config::secret::Secret;
@@ -165,7 +166,7 @@ fn secret_key(path: &Path) -> Result<minisign::SecretKey> {
     let text = read_secret_file(path)?;
     // Layout: 2 bytes algorithm, 2 bytes key derivation (zero: no passphrase), ….
     let decoded = text.expose().lines().nth(1).and_then(|line| STANDARD.decode(line.trim()).ok());
-    let Some(decoded) = decoded.filter(|d| d.len() == 158) else {
+    let Some(decoded) = decoded.map(Zeroizing::new).filter(|d| d.len() == 158) else {
         return Err(
             Error::usage("not a minisign secret key").with_hint("`opsd keygen --sign -o FILE` makes one")
         )

@@ -380,6 +380,63 @@ fn the_next_rehearsal_removes_what_a_killed_one_left() {
     assert!(scratch.read_dir().unwrap().next().is_none());
 }
 
+/// The exporter, once it has read its configuration.
+fn serving(opsd: &Opsd) -> std::process::Child {
+    use std::io::{BufRead as _, BufReader};
+    let mut child = opsd.command(&["exporter"]).spawn().unwrap();
+    let mut line = String::new();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    while !line.contains("serving http://") {
+        assert!(stderr.read_line(&mut line).unwrap() > 0, "{line}");
+    }
+    child
+}
+
+/// How often bytes stand in what a process may write to.
+fn copies(memory: &std::fs::File, pid: u32, needle: &[u8]) -> usize {
+    use std::os::unix::fs::FileExt as _;
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let mut found = 0;
+    for line in maps.lines().filter(|line| line.contains(" rw") && !line.contains("[stack]")) {
+        let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
+        let number = |text| u64::from_str_radix(text, 16).unwrap();
+        let (start, end) = (number(start), number(end));
+        let mut bytes = vec![0; usize::try_from(end - start).unwrap()];
+        if memory.read_exact_at(&mut bytes, start).is_ok() {
+            found += memchr::memmem::find_iter(&bytes, needle).count();
+        }
+    }
+    found
+}
+
+/// What is left of a configuration with passwords in it, in a process that goes on for weeks: the passwords
+/// themselves.
+#[test]
+fn a_configuration_that_was_read_leaves_no_copies_of_its_passwords() {
+    let mut opsd = Opsd::without_server();
+    let filler = "# a line of no meaning, which makes the file as long as others are\n".repeat(40);
+    opsd.postgres.set("url", "\"postgres://watcher:c4nary-of-postgres@127.0.0.1:1/d\"");
+    opsd.more = format!(
+        "\n[redis.r]\nurl = \"redis://:c4nary-of-redis@127.0.0.1:1/0\"\n\
+         [monitor.pg]\npostgres = \"main\"\n[monitor.r]\nredis = \"r\"\n\
+         [exporter]\nlisten = \"127.0.0.1:0\"\n{filler}"
+    );
+    let mut child = serving(&opsd);
+    // It keeps its memory from everybody but who may trace every process.
+    let Ok(memory) = std::fs::File::open(format!("/proc/{}/mem", child.id())) else {
+        child.kill().unwrap();
+        child.wait().unwrap();
+        return;
+    };
+    let found = ["watcher:c4nary-of-postgres", "c4nary-of-postgres", ":c4nary-of-redis", "c4nary-of-redis"]
+        .map(|needle| (needle, copies(&memory, child.id(), needle.as_bytes())));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    eprintln!("{found:?}");
+    assert_eq!((found[0].1, found[2].1), (0, 0), "copies of the configuration: {found:?}");
+    assert!(found[1].1 > 0 && found[3].1 > 0, "the passwords themselves are needed: {found:?}");
+}
+
 /// Whoever gets a core file of a process gets its keys.
 #[test]
 fn a_process_that_holds_keys_leaves_no_core_dump() {

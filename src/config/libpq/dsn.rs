@@ -1,6 +1,7 @@
 //! Connection strings: URLs and key=value. No message here quotes the string.
 
 use percent_encoding::percent_decode_str;
+use zeroize::Zeroizing;
 
 use super::{Settings, supported};
 use crate::error::{Error, Result};
@@ -96,10 +97,10 @@ fn hosts(authority: &str, settings: &mut Settings) -> Result<()> {
         ports.push(decode(port, "port")?);
     }
     if names.iter().any(|n| !n.is_empty()) {
-        insert(settings, "host", names.join(","));
+        insert(settings, "host", joined(&names));
     }
     if ports.iter().any(|p| !p.is_empty()) {
-        insert(settings, "port", ports.join(","));
+        insert(settings, "port", joined(&ports));
     }
     Ok(())
 }
@@ -110,8 +111,8 @@ fn parameter(pair: &str, position: &str, settings: &mut Settings) -> Result<()> 
     };
     let (key, value) = (decode(key, position)?, decode(value, position)?);
     // JDBC's spelling, which libpq understands too.
-    if key == "ssl" && value == "true" {
-        insert(settings, "sslmode", "require".into());
+    if *key == "ssl" && *value == "true" {
+        insert(settings, "sslmode", Zeroizing::new("require".into()));
         return Ok(());
     }
     let key = supported(&key, position)?;
@@ -120,13 +121,18 @@ fn parameter(pair: &str, position: &str, settings: &mut Settings) -> Result<()> 
 }
 
 /// An empty value says nothing, as with libpq's URLs.
-fn insert(settings: &mut Settings, key: &'static str, value: String) {
+fn insert(settings: &mut Settings, key: &'static str, value: Zeroizing<String>) {
     if !value.is_empty() {
         settings.insert(key, value);
     }
 }
 
-fn decode(text: &str, what: &str) -> Result<String> {
+fn joined(texts: &[Zeroizing<String>]) -> Zeroizing<String> {
+    Zeroizing::new(texts.iter().map(|text| text.as_str()).collect::<Vec<_>>().join(","))
+}
+
+/// What may be a password leaves no other copy: nothing here outgrows its memory.
+fn decode(text: &str, what: &str) -> Result<Zeroizing<String>> {
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {
         let hex = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_hexdigit());
@@ -135,13 +141,14 @@ fn decode(text: &str, what: &str) -> Result<String> {
                 .with_hint("a literal % is written %25"));
         }
     }
-    let decoded = percent_decode_str(text)
-        .decode_utf8()
+    let mut decoded = Zeroizing::new(Vec::with_capacity(text.len()));
+    decoded.extend(percent_decode_str(text));
+    let decoded = std::str::from_utf8(&decoded)
         .map_err(|_| Error::usage(format!("{what} is not UTF-8 once its % codes are decoded")))?;
     if decoded.contains('\0') {
         return Err(Error::usage(format!("{what} has a NUL (%00) in it")));
     }
-    Ok(decoded.into_owned())
+    Ok(Zeroizing::new(decoded.to_owned()))
 }
 
 fn key_value(text: &str, settings: &mut Settings, issues: &mut Vec<Error>) -> Result<()> {
@@ -169,12 +176,12 @@ fn key_value(text: &str, settings: &mut Settings, issues: &mut Vec<Error>) -> Re
 }
 
 /// A value, quoted or not, where a backslash takes the next character as it is.
-fn value<'a>(text: &'a str, position: &str) -> Result<(String, &'a str)> {
+fn value<'a>(text: &'a str, position: &str) -> Result<(Zeroizing<String>, &'a str)> {
     let (quoted, body) = match text.strip_prefix('\'') {
         Some(body) => (true, body),
         None => (false, text),
     };
-    let mut value = String::new();
+    let mut value = Zeroizing::new(String::with_capacity(body.len()));
     let mut chars = body.char_indices();
     while let Some((at, c)) = chars.next() {
         match c {

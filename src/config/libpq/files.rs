@@ -3,7 +3,10 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use zeroize::Zeroizing;
+
 use super::{Env, Settings, nonempty, supported};
+use crate::config::secret::Secret;
 use crate::error::{Error, Kind, Result};
 use crate::regular_file;
 
@@ -39,7 +42,7 @@ pub(super) struct Entry {
     port: Option<String>,
     dbname: Option<String>,
     user: Option<String>,
-    password: String,
+    password: Secret,
 }
 
 /// Reads a password file; `None` where there is none, an error where it must be ignored.
@@ -59,7 +62,7 @@ pub(super) fn password_file(path: &Path) -> Result<Option<Vec<Entry>>, String> {
             path.display()
         ));
     }
-    let text = regular_file::read_to_string(path).map_err(|e| e.to_string())?;
+    let text = Zeroizing::new(regular_file::read_to_string(path).map_err(|e| e.to_string())?);
     Ok(Some(text.lines().filter_map(entry).collect()))
 }
 
@@ -68,10 +71,11 @@ fn entry(line: &str) -> Option<Entry> {
         return None;
     }
     let mut rest = Some(line);
-    let mut field = || -> Option<(String, bool)> {
+    let mut field = || -> Option<(Zeroizing<String>, bool)> {
         let current = rest.take()?;
         let wildcard = current == "*" || current.starts_with("*:");
-        let mut text = String::new();
+        // With room for all, so that none of it is left behind.
+        let mut text = Zeroizing::new(String::with_capacity(current.len()));
         let mut chars = current.char_indices();
         while let Some((at, c)) = chars.next() {
             match c {
@@ -85,14 +89,15 @@ fn entry(line: &str) -> Option<Entry> {
         }
         Some((text, wildcard))
     };
-    let mut pattern = || field().map(|(text, wildcard)| (!wildcard).then_some(text));
+    let mut pattern = || field().map(|(text, wildcard)| (!wildcard).then(|| text.to_string()));
     let (host, port, dbname, user) = (pattern()?, pattern()?, pattern()?, pattern()?);
     let (password, _) = field()?;
-    Some(Entry { host, port, dbname, user, password }).filter(|e| !e.password.is_empty())
+    let password = Secret::new(password.as_str());
+    Some(Entry { host, port, dbname, user, password }).filter(|e| !e.password.expose().is_empty())
 }
 
 /// The first entry that fits.
-pub(super) fn password(entries: &[Entry], host: &str, port: u16, dbname: &str, user: &str) -> Option<String> {
+pub(super) fn password(entries: &[Entry], host: &str, port: u16, dbname: &str, user: &str) -> Option<Secret> {
     // The local server is called localhost in password files.
     let host = if host == default_socket_dir() { "localhost" } else { host };
     let port = port.to_string();
@@ -140,7 +145,7 @@ pub(super) fn service(name: &str, files: &[Option<ServiceFile>]) -> Result<Setti
     let files = || files.iter().flatten();
     for file in files() {
         let text = match regular_file::read_to_string(&file.path) {
-            Ok(text) => text,
+            Ok(text) => Zeroizing::new(text),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && !file.must_exist => continue,
             Err(e) => return Err(vec![Error::from(e).with_kind(Kind::Usage).context(&file.called)]),
         };
@@ -185,7 +190,7 @@ fn section(text: &str, name: &str, called: &str) -> Option<Result<Settings, Vec<
             }
             Some((key, value)) => supported(key, &position).map(|key| {
                 // The first of two equal keys counts, as with libpq.
-                settings.entry(key).or_insert_with(|| value.to_string());
+                settings.entry(key).or_insert_with(|| Zeroizing::new(value.to_string()));
             }),
         };
         issues.extend(result.err().map(|e| e.context(called)));

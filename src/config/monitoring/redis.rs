@@ -61,13 +61,14 @@ pub(in crate::config) fn redis(walk: &mut Walk<'_>, section: &Section<'_>, name:
         "as in redis://HOST:6379/0, rediss://USER:${PASSWORD}@HOST:6380/0 or unix:///run/redis.sock";
     walk.only(section, &["url", "user", "password_file", "ca_file", "cert_file", "key_file"]);
     let password_file = walk.secret_file(section, "password_file");
-    let Some(url) = walk.filled(section, "url") else {
+    let Some(mut url) = walk.filled(section, "url") else {
         if !section.has("url") {
             walk.missing(section, "url", FORMS);
         }
         return None;
     };
-    let Some(parts) = RedisUrl::parse(&url.value) else {
+    let value = url.take();
+    let Some(parts) = RedisUrl::parse(&value) else {
         walk.mistake(&url.place, "is no URL of a Redis server", FORMS);
         return None;
     };
