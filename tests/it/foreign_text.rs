@@ -93,6 +93,40 @@ fn a_databases_name_drives_no_terminal_in_json_either() {
     assert!(named >= 6, "{named} documents name the database as it is");
 }
 
+/// Whoever can write to a repository names objects there as they like.
+#[test]
+fn a_repositorys_names_forge_no_line_and_drive_no_terminal() {
+    let server = default_server();
+    let mut opsd = Opsd::new(server, &["postgres"]);
+    opsd.job.set("retention", "{ last = 1 }");
+    let ids = [back_up(&opsd), back_up(&opsd)];
+    let name = "x\u{1b}[2J\u{9b}31m\u{202e}\nerror: forged";
+    let job = opsd.path("repository/test/db");
+    for id in &ids {
+        std::fs::write(job.join(id).join(name), "x").unwrap();
+    }
+    std::fs::create_dir(job.join(format!("20261103T030000Z-aaaa{name}"))).unwrap();
+    std::fs::write(job.join(format!("20261103T030000Z-aaaa{name}")).join("y"), "x").unwrap();
+    std::fs::write(job.join(name), "x").unwrap();
+    let mut said = 0;
+    for args in [
+        &["backups", "list"][..],
+        &["backups", "show", &ids[1]],
+        &["backups", "scrub"],
+        &["backups", "sweep", "--dry-run"],
+        &["backups", "prune", "--dry-run"],
+        &["-vvv", "backups", "prune"],
+        &["-vvv", "backups", "sweep"],
+    ] {
+        for json in [&[][..], &["--json"]] {
+            let run = opsd.run(&[args, json].concat());
+            said += usize::from(run.stdout.contains("forged") || run.stderr.contains("forged"));
+            is_harmless(&run);
+        }
+    }
+    assert!(said >= 2, "{said} commands name what opsd did not write");
+}
+
 /// Whether a string is somewhere in a document.
 fn holds(value: &serde_json::Value, text: &str) -> bool {
     match value {

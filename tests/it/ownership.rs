@@ -199,6 +199,25 @@ fn root_reads_no_named_file_that_somebody_else_may_change() {
         let run = opsd.run(&["config", "check"]);
         chown(&path, Some(0), None).unwrap();
         run.expect_failure(2, &["belongs to user 4711", "chown root"]);
+        let before = std::fs::metadata(&path).unwrap().permissions().mode();
+        chmod(&path, before | 0o022);
+        let run = opsd.run(&["config", "check"]);
+        chmod(&path, before);
+        run.expect_failure(2, &["lets others"]);
+    }
+    opsd.ok(&["config", "check"]);
+}
+
+#[test]
+fn a_key_that_others_may_read_is_refused() {
+    let opsd = site();
+    for name in ["identity.txt", "sign.key"] {
+        for mode in [0o644, 0o640, 0o604] {
+            chmod(&opsd.path(name), mode);
+            let why = format!("mode {mode:04o} lets others read it");
+            opsd.run(&["config", "check"]).expect_failure(2, &[name, &why, "chmod 600"]);
+        }
+        chmod(&opsd.path(name), 0o600);
     }
     opsd.ok(&["config", "check"]);
 }

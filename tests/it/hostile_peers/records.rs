@@ -15,8 +15,11 @@ use crate::support::{postgres, sets};
 
 const TIME: Duration = Duration::from_secs(60);
 
+/// Of whose pg_dump the set says it is.
+pub(super) const MAJOR: u32 = 17;
+
 /// A site with one signed set, and where that lies.
-fn site_with_a_set() -> (Opsd, PathBuf) {
+pub(super) fn site_with_a_set() -> (Opsd, PathBuf) {
     let opsd = Opsd::new(postgres::default_server(), &["postgres"]);
     let started: DateTime<Utc> = "2026-11-21T03:00:00Z".parse().unwrap();
     let id = "20261121T030000Z-7f3a";
