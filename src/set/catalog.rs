@@ -27,7 +27,7 @@ pub use self::choice::{
 };
 use self::records::{RECORD_LIMIT, RECORDS_LIMIT};
 pub use self::reliance::{Difference, Reliance, Unknown, reliance};
-use super::manifest::Manifest;
+use super::manifest::{self, Manifest};
 use super::signature::Purpose;
 use super::verification::{Verdict, Verification};
 use super::{
@@ -42,8 +42,8 @@ use crate::store::{self, ObjectMeta, Store, StoreError};
 const LOADING: usize = 32;
 
 /// KiB of documents that are read at the same time, by the sizes that the listing tells: one of
-/// [`DOCUMENT_LIMIT`] is read alone. What has been read is the caller's to reduce before the next comes.
-const LOADING_KIB: u32 = (DOCUMENT_LIMIT >> 10) as u32;
+/// [`manifest::SIZE_MAX`] is read alone. What has been read is the caller's to reduce before the next comes.
+const LOADING_KIB: u32 = (manifest::SIZE_MAX >> 10) as u32;
 
 /// How much clocks may differ before a set counts as one from the future.
 pub const CLOCK_TOLERANCE: TimeDelta = TimeDelta::minutes(5);
@@ -52,13 +52,6 @@ pub const CLOCK_TOLERANCE: TimeDelta = TimeDelta::minutes(5);
 pub fn is_from_future(started: DateTime<Utc>, now: DateTime<Utc>) -> bool {
     started.signed_duration_since(now) > CLOCK_TOLERANCE
 }
-
-/// Largest manifest that is read; a thousand times what one usually needs.
-const DOCUMENT_LIMIT: u64 = 16 * 1024 * 1024;
-
-/// JSON values of a manifest: fifteen times as many as those of a thousand databases. An empty text takes
-/// three bytes in a document and ten times as much when it is parsed.
-const VALUES_LIMIT: usize = 500_000;
 
 /// Largest signature that is read.
 const SIGNATURE_LIMIT: u64 = 16 * 1024;
@@ -114,7 +107,7 @@ impl Entry {
     /// KiB that reading its documents takes at the most.
     fn documents_kib(&self) -> u32 {
         let manifest =
-            self.objects.iter().find(|o| o.key == MANIFEST).map_or(0, |o| o.size.min(DOCUMENT_LIMIT));
+            self.objects.iter().find(|o| o.key == MANIFEST).map_or(0, |o| o.size.min(manifest::SIZE_MAX));
         let is_record = |o: &&ObjectMeta| verification::is_name(&o.key) && o.size <= RECORD_LIMIT;
         let records: u64 = self.objects.iter().filter(is_record).map(|o| o.size).sum();
         let bytes = manifest + records.min(RECORDS_LIMIT);
@@ -317,14 +310,9 @@ pub async fn load_entry(store: &dyn Store, trusted: &Trusted, entry: Entry) -> R
         }
     }
     let (bytes, vouched) =
-        read_signed(store, &trusted.backups, Purpose::Manifest, &entry, MANIFEST, DOCUMENT_LIMIT)
+        read_signed(store, &trusted.backups, Purpose::Manifest, &entry, MANIFEST, manifest::SIZE_MAX)
             .await
             .map_err(|why| Error::from(why).context(&name))?;
-    // Each value but the first follows one of these.
-    let values = bytes.iter().filter(|byte| matches!(byte, b',' | b'{' | b'[')).count();
-    if values > VALUES_LIMIT {
-        return Err(Error::new(format!("manifest has more than {VALUES_LIMIT} values")).context(&name));
-    }
     let manifest = Manifest::parse(&bytes, &entry.site, &entry.job, &entry.id).context(&name)?;
     let manifest_sha256 = seal::sha256_hex(&bytes);
 
