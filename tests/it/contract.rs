@@ -150,12 +150,14 @@ fn documents_have_these_keys_and_values_that_others_count() {
         (&"complete".into(), &700.into(), &"trusted".into())
     );
     assert_eq!(listed["verified"]["verdict"], "proven");
+    assert_eq!((&listed["reliance"], &listed["doubt"]), (&"sound".into(), &Value::Null), "{run}");
     assert_eq!(keys(&listed["databases"][0]), ["bytes", "name", "rows", "tables"]);
     assert_eq!(keys(&listed["verified"]), ["seconds", "time", "verdict"]);
     assert_eq!(
         keys(listed),
         [
             "databases",
+            "doubt",
             "error",
             "finished",
             "id",
@@ -163,6 +165,7 @@ fn documents_have_these_keys_and_values_that_others_count() {
             "occupied_bytes",
             "plain_bytes",
             "proof",
+            "reliance",
             "rows",
             "signature",
             "started",
