@@ -7,7 +7,7 @@
 //! room for is several, and so is each where the server does not let pg_restore have one. Streams in which a
 //! statement failed are run again alone at the end, as long as one of them gets through: a CHECK whose function
 //! reads another table only holds once that table is loaded. Of a stream of several transactions what is not
-//! there yet is run again ([`rest`](super::rest)).
+//! there yet is run again ([`rest`]).
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;

@@ -27,10 +27,11 @@ pub(super) fn site_with_a_set() -> (Opsd, PathBuf) {
     let set = opsd.path("repository").join(set::set_prefix("test", "db", id));
     std::fs::create_dir_all(&set).unwrap();
     let parsed = set::manifest::Manifest::parse(&manifest, "test", "db", id).unwrap();
-    for object in parsed.objects() {
-        let path = set.join(&object.key);
+    let document = (&parsed.restore_md.key, parsed.restore_md.size);
+    for (key, size) in parsed.objects().map(|object| (&object.key, object.size)).chain([document]) {
+        let path = set.join(key);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        File::create(&path).unwrap().set_len(object.size).unwrap();
+        File::create(&path).unwrap().set_len(size).unwrap();
     }
     let signed = sets::sign(&opsd.path("sign.key"), &format!("test/db/{id}/manifest.json"), &manifest);
     std::fs::write(set.join("manifest.json.minisig"), signed).unwrap();
