@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use chrono::Utc;
 use serde::Serialize;
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use self::plan::Plan;
 use self::source::Source;
@@ -144,6 +145,8 @@ pub async fn create(
         }
         Ok((source, first, clock_warning, sets))
     };
+    let deadline = Instant::now() + job.timeout;
+    let prepared = async { timeout_at(deadline, prepared).await.unwrap_or_else(|_| Err(late(job))) };
     let (source, first, clock_warning, sets) = shutdown.guard(prepared).await?;
 
     let started = Utc::now();
@@ -173,7 +176,7 @@ pub async fn create(
         tokio::select! {
             ready = run.dump(&source, first, warnings) => ready,
             why = source.session.lost() => Err(lock::lost(why)),
-            () = tokio::time::sleep(job.timeout) => Err(late(job)),
+            () = sleep_until(deadline) => Err(late(job)),
         }
     };
     // A signal drops the work, which ends every pg_dump and aborts every upload. The manifest alone is not

@@ -25,7 +25,7 @@ use crate::store::{self, Store};
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  opsd restore --verify                rehearse the latest set of each job\n  \
-    opsd restore db --to main --replace  put the latest set in the place of main's\n                                       \
+    opsd restore db --to admin --replace put the latest set in the place of main's\n                                       \
     database, which is kept under another name\n  \
     opsd restore db --to postgres://admin@host/app_test --create"
 )]
@@ -329,8 +329,10 @@ fn choose_database<'m>(databases: &'m [Database], wanted: Option<&str>) -> Resul
         (None, _) => Err(Error::usage(format!("the set holds several databases: {}", names()))
             .with_hint("choose one with --database")),
         (Some(name), all) => all.iter().find(|d| d.name == name).ok_or_else(|| {
-            Error::usage(format!("the set holds no database {}", printable::word(name)))
-                .with_hint(format!("it holds {}", names()))
+            Error::usage(format!("the set holds no database {}", printable::word(name))).with_hint(format!(
+                "it holds {}; the name that it is restored under stands in the URL: --to postgres://…/NAME",
+                names()
+            ))
         }),
     }
 }

@@ -106,6 +106,12 @@ fn trusted(walk: &mut Walk<'_>, section: &Section<'_>) -> Trusted {
         keys
     };
     let mut trusted = Trusted::with_keys(keys(walk, "trusted_keys"));
+    if section.has("trusted_keys")
+        && (section.has("trusted_backup_keys") || section.has("trusted_verify_keys"))
+    {
+        let both = "trusted_keys stands beside a list for one kind, and its keys may sign both";
+        walk.warn(&section.place, both, Some("remove trusted_keys, if each key is to sign one kind"));
+    }
     for (name, list) in
         [("trusted_backup_keys", &mut trusted.backups), ("trusted_verify_keys", &mut trusted.verifications)]
     {

@@ -81,8 +81,9 @@ fn locate(explicit: Option<&Path>, env: Env<'_>, system: &Path, local: &Path) ->
         }
         Err(e) => e.to_string(),
     };
-    Err(Error::usage(format!("{none}; ./{LOCAL_FILE} was ignored: {ignored}"))
-        .with_hint(format!("if you trust it, say --config {LOCAL_FILE}")))
+    Err(Error::usage(format!("{none}; ./{LOCAL_FILE} was ignored: {ignored}")).with_hint(format!(
+        "let nobody else write it or its directory, or, if you trust it and are not root, say --config {LOCAL_FILE}"
+    )))
 }
 
 /// An error of the command line's; what has a hint of its own keeps it.

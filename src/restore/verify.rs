@@ -168,7 +168,8 @@ fn uncounted(encryption: &Encryption) -> Option<&'static str> {
         Some(file) => {
             let is_trusted =
                 signature::public_key(file).is_ok_and(|key| trusted.verifications.contains(&key));
-            (!is_trusted).then_some("the key that signs it is not trusted for records of rehearsals")
+            (!is_trusted)
+                .then_some("the key that signs it is not among trusted_verify_keys (or trusted_keys)")
         }
     }
 }

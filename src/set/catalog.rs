@@ -368,7 +368,11 @@ async fn read_signed(
     let Some(signature) = signature else {
         return Err(Unread::Refused(
             Error::differs(format!("{document} is not signed"))
-                .with_hint("trusted_keys is set: who can write to the repository could have planted this"),
+                .with_hint(
+                    "trusted_keys is set, and who can write to the repository could have planted this; a set from \
+                     before you signed: make a new backup, and read the old one with a configuration that trusts \
+                     nobody",
+                ),
         ));
     };
     if signature.size > SIGNATURE_LIMIT {
