@@ -146,7 +146,8 @@ pub async fn create(
         Ok((source, first, clock_warning, sets))
     };
     let deadline = Instant::now() + job.timeout;
-    let prepared = async { timeout_at(deadline, prepared).await.unwrap_or_else(|_| Err(late(job))) };
+    let prepared =
+        async { timeout_at(deadline, Box::pin(prepared)).await.unwrap_or_else(|_| Err(late(job))) };
     let (source, first, clock_warning, sets) = shutdown.guard(prepared).await?;
 
     let started = Utc::now();
@@ -181,7 +182,7 @@ pub async fn create(
     };
     // A signal drops the work, which ends every pg_dump and aborts every upload. The manifest alone is not
     // dropped on its way: nobody could tell afterwards whether the set exists.
-    let created = match shutdown.guard(work).await {
+    let created = match shutdown.guard(Box::pin(work)).await {
         Ok(ready) => run.publish(ready).await,
         // Whether an object arrived is no matter where no manifest names it: there is no set.
         Err(error) if error.kind() == Kind::InDoubt => Err(error.with_kind(Kind::Failed)),

@@ -236,25 +236,26 @@ pub fn run_alone(cli: &Cli) -> Option<Result<u8>> {
 /// Runs the command; the number is the exit code of one that was done.
 pub async fn run(cli: Cli, shutdown: &Shutdown) -> Result<u8> {
     let global = &cli.global;
+    // Each command's future is boxed: one within the other, they are deeper than the compiler goes.
     let done = match cli.command {
         Command::Check(args) => return check::run(args, global, shutdown).await,
         Command::Alerts(args) => return alerts::run(args, global, shutdown).await,
         Command::Backup(args) => {
-            let work = async |config| backup::run(args, &config, global, shutdown).await;
+            let work = async |config| Box::pin(backup::run(args, &config, global, shutdown)).await;
             global.with_config(KeyAdvice::Said, work).await
         }
         Command::Config(args) => config::run(args, global).await,
         Command::Backups(args) => {
-            let work = async |config| backups::run(args, &config, global, shutdown).await;
+            let work = async |config| Box::pin(backups::run(args, &config, global, shutdown)).await;
             global.with_config(KeyAdvice::LeftOut, work).await
         }
         Command::Keygen(args) => keygen::run(args, global),
         Command::Restore(args) => {
-            let work = async |config| restore::run(args, &config, global, shutdown).await;
+            let work = async |config| Box::pin(restore::run(args, &config, global, shutdown)).await;
             global.with_config(KeyAdvice::LeftOut, work).await
         }
         Command::Repository(args) => {
-            let work = async |config| repository::run(args, &config, shutdown).await;
+            let work = async |config| Box::pin(repository::run(args, &config, shutdown)).await;
             global.with_config(KeyAdvice::Said, work).await
         }
         Command::Completions(args) => completions::run(&args),
@@ -263,7 +264,7 @@ pub async fn run(cli: Cli, shutdown: &Shutdown) -> Result<u8> {
         }
         Command::Exporter(args) => exporter::run(args, global, shutdown).await,
         Command::Status(args) => {
-            let work = async |config| status::run(args, &config, shutdown).await;
+            let work = async |config| Box::pin(status::run(args, &config, shutdown)).await;
             global.with_config(KeyAdvice::LeftOut, work).await
         }
         Command::Metrics(args) => metrics::run(&args),

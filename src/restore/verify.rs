@@ -118,7 +118,7 @@ pub async fn verify(
         clock: Instant::now(),
     };
     run.hints.extend(catalog::unauthenticated(store.as_ref(), &set).await);
-    let outcome = timeout_at(deadline, run.rehearse(&set)).await.unwrap_or_else(|_| Err(late(job)));
+    let outcome = timeout_at(deadline, Box::pin(run.rehearse(&set))).await.unwrap_or_else(|_| Err(late(job)));
     let hints = run.hints;
     record.finished = Utc::now();
     // Not a word about a set that somebody pruned meanwhile, nor a record where it was.

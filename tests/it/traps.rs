@@ -476,3 +476,19 @@ fn a_lost_lock_session_or_snapshot_session_does_not_make_a_wrong_set() {
     }
     server.drop_database(&database);
 }
+
+/// The time counts from the beginning, also while a backup waits for somebody's lock before it dumps anything.
+#[test]
+fn a_backup_that_waits_for_a_lock_is_ended_in_time() {
+    let server = postgres::default_server();
+    let database = server.fresh_database("held");
+    server.psql(&database, "CREATE TABLE aa (i integer)");
+    let mut opsd = Opsd::new(server, &[&database]);
+    opsd.job.set("timeout", quoted("3s"));
+    let mut holder = Psql::new(server, &database);
+    holder.send_within("BEGIN; LOCK TABLE aa IN ACCESS EXCLUSIVE MODE;");
+    let run = opsd.run(&["backup"]);
+    drop(holder);
+    run.expect_failure(1, &["the backup did not end within 3 s", "backup.db.timeout"]);
+    server.drop_database(&database);
+}
