@@ -37,7 +37,7 @@ fn a_host_that_rehearses_signs_records_and_no_backups() {
     let id = back_up(&opsd);
     // A rehearsal with the key for backups says that its record counts for nothing.
     let run = opsd.ok(&["restore", "--verify", "--json"]);
-    assert!(sets::result(&run)["warnings"].to_string().contains("not trusted for records"), "{run}");
+    assert!(sets::result(&run)["warnings"].to_string().contains("not among trusted_verify_keys"), "{run}");
     assert_eq!(listed(&opsd)[0].verdict, None);
     // With a key of its own it counts.
     opsd.encryption.set("sign_key_file", quoted(verify_key.to_str().unwrap()));
