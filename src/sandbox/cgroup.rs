@@ -70,3 +70,36 @@ impl Drop for ControlGroup {
         let _ = std::fs::remove_dir(&self.path);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    use super::*;
+
+    /// Where this machine lets a group be made; with the limits that its controllers take.
+    #[test]
+    fn a_group_has_its_limits_and_ends_all_that_is_in_it() {
+        let limits = Limits { memory: 64 << 20, tasks: 50, free_space: 0 };
+        let Some(group) = ControlGroup::create(&format!("opsd-test-{}", std::process::id()), limits) else {
+            return;
+        };
+        let path = group.path.clone();
+        if group.is_limited {
+            let set = |file: &str| std::fs::read_to_string(path.join(file)).unwrap();
+            assert_eq!((set("memory.max").trim(), set("pids.max").trim()), ("67108864", "50"));
+        }
+        let mut child = Command::new("sleep").arg("600").spawn().unwrap();
+        group.add(Pid::from_child(&child)).unwrap();
+        if path.join("cgroup.kill").exists() {
+            group.kill();
+            assert_eq!(child.wait().unwrap().signal(), Some(9));
+        } else {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        drop(group);
+        assert!(!path.exists(), "the group is left behind");
+    }
+}
