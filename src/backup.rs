@@ -225,7 +225,7 @@ struct Run<'a> {
     job: &'a BackupJob,
     /// What the set is written with: it locks, where a lock is configured.
     store: Arc<dyn Store>,
-    /// The same without a lock, for what is no part of the set.
+    /// The store without a lock, for what is no part of the set.
     plain_store: Arc<dyn Store>,
     prefix: String,
     id: String,

@@ -145,7 +145,7 @@ pub fn render(manifest: &Manifest) -> String {
         let is_bundled = |data: &Stream| !is_newer_dump(manifest) && data.is_one_transaction();
         let bundle = |data: &Stream| match is_bundled(data) {
             true => " --single-transaction".to_owned(),
-            false if is_newer_dump(manifest) || dump_major(manifest) < 17 => String::new(),
+            false if is_newer_dump(manifest) || manifest.dump_major() < 17 => String::new(),
             // Each object is a lock, and a server has room for so many.
             false => format!(" --transaction-size={TRANSACTION_SIZE}"),
         };
@@ -256,12 +256,7 @@ fn create_options(locale: &Locale, version_num: u32) -> Vec<(&'static str, &'sta
 /// Whether pg_dump's major sends a setting that the source's own major does not know, and with which
 /// `--single-transaction` therefore ends at once.
 fn is_newer_dump(manifest: &Manifest) -> bool {
-    dump_major(manifest) >= 17 && manifest.server.version_num < 170_000
-}
-
-/// The major of pg_dump, and of the pg_restore that reads its archives; 0 where it is not known.
-fn dump_major(manifest: &Manifest) -> u32 {
-    manifest.pg_dump_version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0)
+    manifest.dump_major() >= 17 && manifest.server.version_num < 170_000
 }
 
 fn unseal(stream: &Stream) -> String {

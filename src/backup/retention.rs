@@ -52,7 +52,7 @@ pub enum Standing {
     /// Stored whole, and a rehearsal found that it differs; the text says what. It takes no place of a set that
     /// counts, and stays as long as the rules keep a set of its time.
     Differs(String),
-    /// It has no manifest: it is being written, or its run was killed; the text says so. Never counted, never
+    /// No manifest: the set is being written, or its run was killed; the text says so. Never counted, never
     /// removed, and no reason to freeze.
     Unfinished(String),
     /// Failed, unreadable or not trusted: never counted, never removed. The text says which.

@@ -272,9 +272,8 @@ async fn run_to(
     // A URL says nothing of programs: then those of the job's own server are at hand.
     let bin_dir = server.or(config.postgres.get(&job.postgres)).and_then(|s| s.bin_dir.as_deref());
     let prefix = server.map_or(&[][..], |s| s.tool_prefix.as_slice());
-    let dump_major = set.manifest.pg_dump_version.split('.').next().and_then(|m| m.parse().ok()).unwrap_or(0);
     let work = async {
-        let tools = tools::find(dump_major, bin_dir, prefix).await?;
+        let tools = tools::find(set.manifest.dump_major(), bin_dir, prefix).await?;
         let sends_password = tools.password_warning(&connection).await?;
         if let Some(warning) = &sends_password {
             output::note("warning: ", warning);

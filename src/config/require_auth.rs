@@ -100,7 +100,7 @@ impl RequireAuth {
         self.methods.contains(&method) != self.is_negated
     }
 
-    /// The same list, or every method where there is none, without one of the methods.
+    /// A list, or every method where there is no list, without one of the methods.
     pub(super) fn without(list: Option<&Self>, method: AuthMethod) -> Self {
         let (mut methods, is_negated) = match list {
             Some(list) => (list.methods.clone(), list.is_negated),

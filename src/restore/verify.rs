@@ -302,7 +302,7 @@ impl Run<'_> {
         let (changed, comparable) =
             self.changed_definitions(scratch, admin, &target, database, &loaded.schema).await?;
         let source_major = self.manifest.server.version_num / 10_000;
-        let same_major = source_major == scratch.major && dump_major(self.manifest) == scratch.major;
+        let same_major = source_major == scratch.major && self.manifest.dump_major() == scratch.major;
         if comparable && same_major && !lacking {
             differences.extend(changed);
         } else if !changed.is_empty() {
@@ -412,10 +412,6 @@ fn scratch_name(name: &str) -> String {
     if RESERVED.contains(&name) { format!("opsd_{name}") } else { name.to_owned() }
 }
 
-fn dump_major(manifest: &Manifest) -> u32 {
-    manifest.pg_dump_version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0)
-}
-
 async fn check_restore_md(origin: &Origin, manifest: &Manifest) -> Result<()> {
     let object = &manifest.restore_md;
     if object.size > MAX_RESTORE_MD {
@@ -436,7 +432,7 @@ async fn check_restore_md(origin: &Origin, manifest: &Manifest) -> Result<()> {
 /// Server programs for a set: of the newer of the source's and pg_dump's major, because an older
 /// pg_restore refuses the archive and an older server some of its settings.
 async fn binaries(config: &Config, job: &BackupJob, manifest: &Manifest) -> Result<ServerBinaries> {
-    let major = dump_major(manifest).max(manifest.server.version_num / 10_000);
+    let major = manifest.dump_major().max(manifest.server.version_num / 10_000);
     let configured: Option<PathBuf> = config.postgres.get(&job.postgres).and_then(|p| p.bin_dir.clone());
     if let Some(dir) = &configured
         && let Ok(found) = tools::find_server(major, Some(dir)).await

@@ -65,7 +65,7 @@ pub(super) fn drop_privileges() -> Result<()> {
 /// What this kernel's Landlock forbids beside the reading and writing of files.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Landlock {
-    /// It has one.
+    /// The kernel has Landlock, and it is in force.
     pub is_there: bool,
     /// Cutting off files by path: from Linux 6.2 on.
     pub truncation: bool,

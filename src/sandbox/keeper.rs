@@ -60,7 +60,7 @@ fn run(sandbox: Sandbox) -> Result<u8> {
         .stdin(Stdio::piped())
         .spawn()
         .context("cannot start a sandbox")?;
-    // Whoever shares this process's user must not write to opsd in its name, through `/proc/PID/fd`.
+    // Other processes of this process's user must not write to opsd in its name, through `/proc/PID/fd`.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(std::io::Error::from)
         .context("cannot close this process")?;

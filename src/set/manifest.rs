@@ -318,6 +318,11 @@ impl Manifest {
         Ok(bytes)
     }
 
+    /// The major of pg_dump, and of the pg_restore that reads its archives; 0 where it is not known.
+    pub fn dump_major(&self) -> u32 {
+        self.pg_dump_version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0)
+    }
+
     /// Every sealed stream.
     fn streams(&self) -> impl Iterator<Item = &Stream> {
         self.globals.iter().chain(self.databases.iter().flat_map(|d| d.streams.iter().chain(&d.proof_object)))

@@ -144,7 +144,7 @@ fn a_set_that_differs_freezes_until_a_newer_one_is_proven() {
     assert!(!says(&sets).is_empty(), "an older one that is proven says nothing of it");
     sets[3].standing = complete(true);
     assert_eq!(says(&sets), "");
-    // It takes nobody's place, and goes when the rules keep no set of its time.
+    // The set that differs takes nobody's place, and goes when the rules keep no set of its time.
     assert_eq!(
         kept(&run(&sets, rules(3, 0, 0, 0, 0))),
         [5, 4, 3, 2].map(|day| format!("2026-11-0{day}T03:00:00Z"))

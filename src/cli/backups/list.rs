@@ -257,7 +257,7 @@ mod tests {
             Some("its rpo is 8h, and it has no set that may be relied on")
         );
         // A run that failed and a clock that was ahead make no backup young.
-        // Nor does one of which an object is gone, or that differs.
+        // A set of which an object is gone, or that differs, is not counted either.
         for reliance in ["failed", "ahead", "lacking", "differs", "unknown"] {
             let mut other = summary(&[]);
             (other.reliance, other.started) = (reliance, now());

@@ -207,7 +207,7 @@ mod tests {
         assert!(hops.judge(both).is_err(), "one of several is enough");
     }
 
-    /// Whoever owns a name outside may let it stand for an address inside, too.
+    /// The owner of a name outside may let the name stand for an address inside, too.
     #[test]
     fn a_target_is_inside_only_with_all_of_its_addresses() {
         let sockets = |addresses: &[&str]| -> Vec<SocketAddr> {

@@ -95,7 +95,7 @@ pub async fn find(
     choose(store, trusted, site, job, selector, Use::Restore).await
 }
 
-/// The same, to rehearse it. What an earlier rehearsal found, and what is missing, is no reason to leave the
+/// [`find`] for a set that is to be rehearsed. What an earlier rehearsal found, and what is missing, is no reason to leave the
 /// newest set alone: to find out about that one is what a rehearsal is for, and what it finds now counts from
 /// now on.
 pub async fn find_to_rehearse(

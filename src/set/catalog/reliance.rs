@@ -27,7 +27,7 @@ pub enum Reliance {
     /// The same, but a clock dated it in the future: it is no sign of life, and the newest only where there is
     /// no other.
     Ahead,
-    /// It has no manifest: it is being written, or its run was killed.
+    /// No manifest: the set is being written, or its run was killed.
     Incomplete,
     /// The run that made it said that it failed.
     Failed,
