@@ -5,7 +5,8 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use crate::support::hostile::{measured, read_to, repeat, server};
-use crate::support::opsd::Opsd;
+use crate::support::opsd::{Opsd, quoted};
+use crate::support::postgres;
 
 /// What is too much is too much at once: nothing is tried again.
 const TIME: Duration = Duration::from_secs(60);
@@ -66,6 +67,15 @@ fn expect_all_refused(opsd: &Opsd, words: &str) {
     expect_refused(opsd, &[&["repository", "probe"]], words);
 }
 
+/// A backup of a server that is there, into that store.
+fn expect_backup_refused(mut opsd: Opsd, words: &str) {
+    let server = postgres::default_server();
+    opsd.postgres
+        .set("url", quoted(&server.socket_url(postgres::SUPERUSER, "postgres")))
+        .set("bin_dir", quoted(&postgres::bin_dir(server.major).to_string_lossy()));
+    expect_refused(&opsd, &[&["backup", "db"]], words);
+}
+
 /// The head of an answer whose body ends with the connection.
 fn begin(stream: &mut TcpStream, status: &str) -> std::io::Result<()> {
     write!(stream, "HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nConnection: close\r\n\r\n")
@@ -83,6 +93,7 @@ fn a_listing_without_end_is_refused() {
             repeat(stream, piece.as_bytes())
         });
         expect_all_refused(&opsd, "sent more than");
+        expect_backup_refused(opsd, "sent more than");
     }
 }
 
@@ -95,6 +106,7 @@ fn an_error_without_end_is_refused() {
             repeat(stream, b"x")
         });
         expect_all_refused(&opsd, "sent more than");
+        expect_backup_refused(opsd, "sent more than");
     }
 }
 
@@ -114,6 +126,8 @@ fn pages_without_end_are_refused() {
             write!(stream, "HTTP/1.1 200 OK\r\n{DATE}Content-Length: {length}\r\n\r\n{body}")
         });
         expect_refused(&opsd, &READERS, "sent more than");
+        // A backup does without the set before it, and looks at what it wrote.
+        expect_backup_refused(opsd, "but holds");
     }
 }
 
@@ -124,6 +138,7 @@ fn a_head_without_end_is_refused() {
         repeat(stream, b"x-amz-meta-more: and more\r\n")
     });
     expect_all_refused(&opsd, "message head is too large");
+    expect_backup_refused(opsd, "message head is too large");
 }
 
 #[test]
