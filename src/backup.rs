@@ -20,13 +20,14 @@ pub mod streams;
 pub mod sweep;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use chrono::Utc;
 use serde::Serialize;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use self::coordinator::Coordinator;
 use self::plan::Plan;
 use self::source::Source;
 use self::streams::Destination;
@@ -38,6 +39,7 @@ use crate::progress::{Event, Progress};
 use crate::set::archive::parser::Contents;
 use crate::set::fingerprint::RowSecret;
 use crate::set::manifest::{Database, Document, FORMAT, Manifest, Server, Stream};
+use crate::set::proof::Fingerprint;
 use crate::set::seal::{Recipients, SealOptions, seal_bytes, sha256_hex};
 use crate::set::signature::Purpose;
 use crate::set::{self, catalog, signature};
@@ -219,6 +221,13 @@ struct Ready {
     is_signed: bool,
 }
 
+/// One database's snapshot, and the pg_dumps that read under it.
+struct Snapshot {
+    coordinator: Coordinator,
+    large_objects: Option<Fingerprint>,
+    running: streams::Running,
+}
+
 /// One run of one job.
 struct Run<'a> {
     config: &'a Config,
@@ -343,14 +352,15 @@ impl Run<'_> {
         Ok(Created { manifest, is_signed })
     }
 
-    /// A snapshot, and a pg_dump for each archive that holds its locks under it. Without room for the
-    /// coordinator's own locks a table can still change before pg_dump's hold; then all starts over.
+    /// A snapshot, and pg_dumps that hold their locks under it. Without room for the coordinator's own locks
+    /// a table can still change before pg_dump's hold; then all starts over.
     async fn take_snapshot(
         &self,
         source: &Source<'_>,
         name: &str,
         mut looked: Option<Session>,
-    ) -> Result<(coordinator::Coordinator, Vec<streams::Started>)> {
+        destination: &Destination,
+    ) -> Result<Snapshot> {
         let in_recovery = source.server.in_recovery;
         let mut attempt = 1;
         loop {
@@ -359,9 +369,9 @@ impl Run<'_> {
                 None => source.open(name).await?,
             };
             let coordinator = coordinator::start(session, name, in_recovery, self.job).await?;
-            let archives = &coordinator.plan.archives;
-            let started = streams::start(source.dump(name), &coordinator.snapshot, archives).await;
-            let started = match started {
+            // Before the pg_dumps: once they run they are not to wait.
+            let large_objects = coordinator.large_object_properties(&destination.secret).await?;
+            let running = match streams::start(source.dump(name), &coordinator, destination).await {
                 Err(error) if attempt < coordinator::START_ATTEMPTS && streams::may_start_over(&error) => {
                     tracing::info!(
                         "{name}: {error}; starting over ({attempt}/{})",
@@ -376,12 +386,15 @@ impl Run<'_> {
                 other => other?,
             };
             match coordinator.changed_table().await? {
-                None => return Ok((coordinator, started)),
+                None => {
+                    running.open();
+                    return Ok(Snapshot { coordinator, large_objects, running });
+                }
                 Some(table) if attempt < coordinator::START_ATTEMPTS => {
                     tracing::info!("{name}: table {table} changed while the dump started; starting over");
                     attempt += 1;
                     // Two attempts at once would take twice the connections and locks.
-                    streams::stop(started).await;
+                    running.stop().await;
                     coordinator.close().await;
                 }
                 Some(table) => {
@@ -402,12 +415,7 @@ impl Run<'_> {
         roles: Option<&mut Vec<Vec<u8>>>,
         warnings: &mut Vec<String>,
     ) -> Result<Database> {
-        let (coordinator, started) = self.take_snapshot(source, name, looked).await?;
-        let plan = &coordinator.plan;
-        if let Some(roles) = roles {
-            roles.push(globals::dump(source, warnings).await?);
-        }
-
+        let moved = Arc::new(AtomicU64::new(0));
         let destination = Destination {
             store: self.store.clone(),
             prefix: self.prefix.clone(),
@@ -416,14 +424,25 @@ impl Run<'_> {
             secret: RowSecret::generate(),
             progress: self.progress.clone(),
         };
-        let large_objects = coordinator.large_object_properties(&destination.secret).await?;
-        let dumped =
-            drain::drain_all(started, &destination, self.job.streams, &coordinator, warnings).await?;
+        let destination = drain::counted(destination, moved.clone());
+        let Snapshot { coordinator, large_objects, running } =
+            self.take_snapshot(source, name, looked, &destination).await?;
+        let plan = &coordinator.plan;
+        let mut said = Vec::new();
+        let dumped_roles = async {
+            match roles {
+                None => Ok(()),
+                Some(roles) => globals::dump(source, &mut said).await.map(|sql| roles.push(sql)),
+            }
+        };
+        let (dumped, ()) =
+            tokio::try_join!(drain::drain_all(running, &moved, &coordinator, warnings), dumped_roles)?;
+        said.retain(|warning| !warnings.contains(warning));
+        warnings.extend(said);
 
         let mut streams: Vec<Stream> = Vec::new();
         let mut archives: Vec<(String, Contents)> = Vec::new();
         for dump in dumped {
-            warnings.extend(dump.warnings.iter().map(|w| format!("{name}: {w}")));
             archives.push((dump.stream.name.clone(), dump.contents));
             streams.push(dump.stream);
         }

@@ -20,7 +20,6 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal};
 use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::UnixStream;
-use tokio::net::unix::pipe::Receiver;
 use tokio::process::{ChildStderr, Command};
 use tokio::task::JoinHandle;
 
@@ -274,28 +273,6 @@ fn socket_pair() -> std::io::Result<(UnixStream, OwnedFd)> {
     rustix::net::sockopt::set_socket_passcred(&read, true)?;
     read.set_nonblocking(true)?;
     Ok((UnixStream::from_std(read)?, write.into()))
-}
-
-/// Waits, without reading anything, until the pipe has a byte (true) or its writers are gone without
-/// having written one (false).
-pub async fn first_byte(pipe: &File) -> Result<bool> {
-    let watch = || -> std::io::Result<Receiver> {
-        // Unchecked leaves the file in blocking mode, which it shares with the data path's handle.
-        Receiver::from_file_unchecked(pipe.try_clone()?)
-    };
-    loop {
-        // Registered anew each time round, because readiness can be cleared only by reading.
-        let receiver = watch().context("cannot watch a pipe")?;
-        let ready = receiver.ready(Interest::READABLE).await.context("cannot watch a pipe")?;
-        let waiting =
-            rustix::io::ioctl_fionread(pipe).map_err(std::io::Error::from).context("cannot watch a pipe")?;
-        if waiting > 0 {
-            return Ok(true);
-        }
-        if ready.is_read_closed() {
-            return Ok(false);
-        }
-    }
 }
 
 impl Child {
@@ -632,7 +609,6 @@ mod tests {
         let script = "trap '' TERM; echo $$; while :; do sleep 1; done";
         let mut child = spawn("tool", sh(script), Input::Null, Output::Pipe).unwrap();
         let mut pid = String::new();
-        assert!(first_byte(child.stdout.as_ref().unwrap()).await.unwrap());
         read_line(child.stdout.as_mut().unwrap(), &mut pid);
         let began = Instant::now();
         let exit = child.stop().await.unwrap();
@@ -664,26 +640,6 @@ mod tests {
         drop(child);
         until_gone(&one).await;
         until_gone(&two).await;
-    }
-
-    #[tokio::test]
-    async fn the_first_byte_is_seen_and_not_taken() {
-        let mut child = spawn("tool", sh("read x; echo $x"), Input::Pipe, Output::Pipe).unwrap();
-        let stdout = child.stdout.take().unwrap();
-        {
-            let mut early = std::pin::pin!(first_byte(&stdout));
-            let nothing = tokio::time::timeout(Duration::from_millis(50), &mut early).await;
-            assert!(nothing.is_err(), "said ready before there was a byte");
-            child.stdin.take().unwrap().write_all(b"hello\n").unwrap();
-            assert!(early.await.unwrap());
-        }
-        child.wait().await.unwrap();
-        assert!(first_byte(&stdout).await.unwrap(), "data that waits behind a closed pipe counts");
-        let mut text = String::new();
-        let mut stdout = stdout;
-        stdout.read_to_string(&mut text).unwrap();
-        assert_eq!(text, "hello\n");
-        assert!(!first_byte(&stdout).await.unwrap(), "end of file is no byte");
     }
 
     #[tokio::test]

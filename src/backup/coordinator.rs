@@ -47,6 +47,8 @@ pub const LOCK_PAUSE: Duration = Duration::from_secs(1);
 /// What money is written in: every host has it, and nothing is lost. The manifest records what the
 /// coordinator's session says, and a restore reads under the same.
 pub const MONETARY: &str = "C";
+/// A server that does not say within this what its sessions do is asked again later.
+const ACTIVITY_BOUND: Duration = Duration::from_secs(5);
 /// Tables named in one LOCK statement.
 const LOCK_BATCH: usize = 200;
 
@@ -258,6 +260,20 @@ impl Coordinator {
     /// Lets go of the snapshot and the locks, and returns when the server has.
     pub async fn close(self) {
         self.session.close().await;
+    }
+
+    /// What the other sessions of this run did last. Best effort: it changes as long as one of them goes on.
+    pub async fn activity(&self) -> String {
+        let asked = self.session.client.query_one(
+            "SELECT coalesce(string_agg(format('%s %s %s', pid, query_start, state_change), ' ' ORDER BY pid), '')
+               FROM pg_stat_activity
+              WHERE application_name = current_setting('application_name') AND pid <> pg_backend_pid()",
+            &[],
+        );
+        match tokio::time::timeout(ACTIVITY_BOUND, asked).await {
+            Ok(Ok(row)) => row.get(0),
+            Ok(Err(_)) | Err(_) => String::new(),
+        }
     }
 
     /// Keeps the session from looking dead.

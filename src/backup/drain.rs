@@ -1,13 +1,12 @@
-//! Draining the streams of one database: as many at a time as the job allows, with the snapshot's
-//! session kept alive beside them, and an end to waiting for a server that is gone.
+//! Waiting for the streams of one database, with the snapshot's session kept alive beside them, and an end
+//! to waiting for a server that is gone.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::coordinator::Coordinator;
-use super::streams::{self, Destination, Dumped};
+use super::streams::{Destination, Dumped, Running};
 use crate::error::{Error, Result};
 use crate::progress::Event;
 
@@ -19,47 +18,37 @@ const HEARTBEAT_BOUND: Duration = Duration::from_secs(60);
 /// less than this.
 const STALL: Duration = Duration::from_secs(600);
 
-/// Drains as many at a time as the job allows, schema first and large tables by size, while the
-/// coordinator's session is kept alive.
+/// Waits until every stream is stored, in the order that a set has them, while the coordinator's session is kept
+/// alive.
 pub(super) async fn drain_all(
-    started: Vec<streams::Started>,
-    destination: &Destination,
-    width: usize,
+    mut running: Running,
+    moved: &AtomicU64,
     coordinator: &Coordinator,
     warnings: &mut Vec<String>,
 ) -> Result<Vec<Dumped>> {
-    let moved = Arc::new(AtomicU64::new(0));
-    let destination = counted(destination, moved.clone());
-    let mut waiting: VecDeque<_> = started.into_iter().enumerate().collect();
-    let mut running = tokio::task::JoinSet::new();
-    let mut done = Vec::new();
+    let database = &coordinator.plan.database;
+    let mut done: Vec<Dumped> = Vec::new();
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
     let mut is_alive = true;
-    let mut movement = Movement { seen: 0, since: Instant::now() };
+    let mut movement = Movement::new(0, Instant::now());
     loop {
-        while running.len() < width.max(1)
-            && let Some((i, next)) = waiting.pop_front()
-        {
-            let to = destination.clone();
-            running.spawn(async move { (i, streams::drain(next, to).await) });
-        }
         tokio::select! {
-            finished = running.join_next() => match finished {
+            finished = running.next() => match finished {
                 None => break,
-                Some(Err(error)) => return Err(Error::new(format!("a stream stopped: {error}"))),
-                Some(Ok((i, dumped))) => {
+                Some(dumped) => {
                     moved.fetch_add(1, Ordering::Relaxed);
-                    done.push((i, dumped?));
+                    let (dumped, said) = dumped?;
+                    warnings.extend(said.iter().map(|w| format!("{database}: {w}")));
+                    done.extend(dumped);
                 }
             },
             _ = heartbeat.tick() => {
-                let database = &coordinator.plan.database;
                 if is_alive && let Err(error) = beat(coordinator).await {
                     // Every pg_dump has its snapshot and its locks already: the set is not harmed.
                     warnings.push(format!("{database}: {error}; the dumps went on without it"));
                     is_alive = false;
                 }
-                let is_still = movement.is_still(moved.load(Ordering::Relaxed), Instant::now());
+                let is_still = movement.is_still(moved.load(Ordering::Relaxed), Instant::now(), STALL);
                 if !is_alive && is_still {
                     return Err(Error::new(format!(
                         "the server does not answer, and no stream moved for {} s", STALL.as_secs()
@@ -69,8 +58,9 @@ pub(super) async fn drain_all(
             }
         }
     }
-    done.sort_by_key(|(i, _)| *i);
-    Ok(done.into_iter().map(|(_, dumped)| dumped).collect())
+    let order: Vec<&str> = coordinator.plan.streams().iter().map(|s| s.name.as_str()).collect();
+    done.sort_by_key(|dumped| order.iter().position(|name| *name == dumped.stream.name));
+    Ok(done)
 }
 
 async fn beat(coordinator: &Coordinator) -> Result<()> {
@@ -83,8 +73,8 @@ async fn beat(coordinator: &Coordinator) -> Result<()> {
     }
 }
 
-/// The same, and whatever passes is counted.
-fn counted(destination: &Destination, moved: Arc<AtomicU64>) -> Destination {
+/// A destination that counts whatever passes.
+pub(super) fn counted(destination: Destination, moved: Arc<AtomicU64>) -> Destination {
     let told = destination.progress.clone();
     let progress = Arc::new(move |event: Event| {
         if let Event::StreamBytes { bytes, .. } = &event {
@@ -92,21 +82,26 @@ fn counted(destination: &Destination, moved: Arc<AtomicU64>) -> Destination {
         }
         told(event);
     });
-    Destination { progress, ..destination.clone() }
+    Destination { progress, ..destination }
 }
 
 /// Since when nothing has moved.
-struct Movement {
-    seen: u64,
+pub(super) struct Movement<T> {
+    seen: T,
     since: Instant,
 }
 
-impl Movement {
-    fn is_still(&mut self, moved: u64, now: Instant) -> bool {
-        if moved != self.seen {
-            *self = Self { seen: moved, since: now };
+impl<T: PartialEq> Movement<T> {
+    pub(super) fn new(seen: T, since: Instant) -> Self {
+        Self { seen, since }
+    }
+
+    /// Whether what is looked at has been the same for longer than `bound`.
+    pub(super) fn is_still(&mut self, seen: T, now: Instant, bound: Duration) -> bool {
+        if seen != self.seen {
+            *self = Self { seen, since: now };
         }
-        now.duration_since(self.since) > STALL
+        now.duration_since(self.since) > bound
     }
 }
 
@@ -117,14 +112,14 @@ mod tests {
     #[test]
     fn a_stream_that_moves_is_waited_for_and_one_that_does_not_is_given_up() {
         let start = Instant::now();
-        let mut movement = Movement { seen: 0, since: start };
-        assert!(!movement.is_still(0, start + STALL));
-        assert!(movement.is_still(0, start + STALL + HEARTBEAT));
+        let mut movement = Movement::new(0, start);
+        assert!(!movement.is_still(0, start + STALL, STALL));
+        assert!(movement.is_still(0, start + STALL + HEARTBEAT, STALL));
         // However slowly.
         for n in 1..50u32 {
-            assert!(!movement.is_still(u64::from(n), start + STALL * n));
+            assert!(!movement.is_still(u64::from(n), start + STALL * n, STALL));
         }
-        assert!(movement.is_still(49, start + STALL * 51));
+        assert!(movement.is_still(49, start + STALL * 51, STALL));
     }
 
     #[test]
@@ -147,7 +142,7 @@ mod tests {
                 listener.fetch_add(1, Ordering::Relaxed);
             }),
         };
-        let counted = counted(&destination, moved.clone());
+        let counted = counted(destination, moved.clone());
         (counted.progress)(Event::StreamBytes { name: "x".into(), bytes: 7 });
         assert_eq!((moved.load(Ordering::Relaxed), told.load(Ordering::Relaxed)), (7, 1));
     }

@@ -1,9 +1,13 @@
-//! Which archives a database is dumped into: a pure function of its inventory and the job.
+//! Which pg_dumps a database takes, and which streams they become: a pure function of its inventory and
+//! the job.
 //!
-//! Usually a schema archive, one archive a large table, and one for all the rest. Where no table is
-//! large and there are very many (or the shared lock table has no room for two processes that lock
-//! every table), one archive holds everything: each process locks every table it looks at, and the
-//! lock table is shared with the application.
+//! Usually one pg_dump takes the schema, and as many as the job has streams take the rows, each about as
+//! many bytes as the others. All of them are read at the same time, because a pg_dump that waits for its
+//! turn blocks others on the server ([`super::streams`]). A large table's rows become a stream of their
+//! own, so that a restore loads it beside others and builds its indexes early; the rest is one stream.
+//! Where no table is large and there are very many (or the shared lock table has no room for two processes
+//! that lock every table), one archive holds everything: each process locks every table it looks at, and
+//! the lock table is shared with the application.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,24 +15,46 @@ use super::inventory::{Capacity, Inventory, Table};
 use crate::config::BackupJob;
 use crate::error::{Error, Result};
 
-/// Large tables that get a stream of their own at the most: each holds a connection from the start.
-const MAX_LARGE_TABLES: usize = 16;
+/// Large tables that get a stream of their own at the most: each is an argument of its pg_dump, and a command
+/// of `RESTORE.md`.
+const MAX_LARGE_TABLES: usize = 64;
 /// From this many tables on, two processes that each read the whole catalog cost more than they gain.
 const MANY_TABLES: usize = 2_000;
 /// Connections left for others, whatever the plan would like.
 const SPARE_CONNECTIONS: u64 = 5;
 
-/// One pg_dump to run.
+/// A stream of the set.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Archive {
-    /// Stream name: `schema`, `data-rest`, `data-1`, `full`.
+pub struct Stream {
+    /// `schema`, `data-rest`, `data-1`, `full`.
     pub name: String,
-    /// What pg_dump is told beyond the arguments all share.
-    pub args: Vec<String>,
     /// Bytes to expect, roughly: table sizes on disk.
     pub estimate: u64,
-    /// The table it is for, where it is for one.
-    pub table: Option<String>,
+    /// The table it is for, where it is for one: its schema and its name.
+    pub table: Option<(String, String)>,
+}
+
+/// One pg_dump to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dump {
+    /// What pg_dump is told beyond the arguments all share.
+    pub args: Vec<String>,
+    /// What everything in its archive becomes that has no stream of its own; absent where the large tables
+    /// are all of it.
+    pub rest: Option<Stream>,
+    /// Its large tables.
+    pub tables: Vec<Stream>,
+}
+
+impl Dump {
+    /// What its archive becomes.
+    pub fn streams(&self) -> impl Iterator<Item = &Stream> {
+        self.rest.iter().chain(&self.tables)
+    }
+
+    fn estimate(&self) -> u64 {
+        self.streams().map(|s| s.estimate).sum()
+    }
 }
 
 /// What will be done with one database.
@@ -36,8 +62,8 @@ pub struct Archive {
 pub struct Plan {
     /// Database name.
     pub database: String,
-    /// The archives, schema first, then large tables by size, then the rest.
-    pub archives: Vec<Archive>,
+    /// The pg_dumps: the schema's, the rest's, those of large tables alone.
+    pub dumps: Vec<Dump>,
     /// Whether the coordinator locks tables before the snapshot; without room in the lock table it
     /// relies on noticing rewritten tables afterwards.
     pub lock_first: bool,
@@ -103,17 +129,24 @@ pub fn plan(
     let mut large: Vec<&Table> =
         with_data().filter(|t| !t.is_extension_member && t.size >= job.large_table && has_exact(t)).collect();
     large.sort_by(|a, b| b.size.cmp(&a.size).then(a.oid.cmp(&b.oid)));
+    if large.len() > MAX_LARGE_TABLES {
+        warnings.push(format!(
+            "{MAX_LARGE_TABLES} of {} large tables get a stream of their own: set large_table higher",
+            large.len()
+        ));
+        large.truncate(MAX_LARGE_TABLES);
+    }
     // The lock session, the coordinator, the schema and the rest need one connection each.
     let room = capacity.free_connections.saturating_sub(4 + SPARE_CONNECTIONS);
-    let cap = MAX_LARGE_TABLES.min(usize::try_from(room).unwrap_or(usize::MAX));
-    if large.len() > cap {
+    let beside = job.streams.saturating_sub(1).min(large.len());
+    let processes = beside.min(usize::try_from(room).unwrap_or(usize::MAX));
+    if processes < beside {
         warnings.push(format!(
-            "{} of {} large tables get a stream of their own ({} free connections)",
-            cap,
-            large.len(),
+            "rows are read by {} of {} pg_dumps ({} free connections)",
+            processes + 1,
+            job.streams,
             capacity.free_connections
         ));
-        large.truncate(cap);
     }
 
     let tables = inventory.tables.len() as u64;
@@ -150,24 +183,24 @@ pub fn plan(
         .map(|t| format!("--exclude-table-data={}", t.quoted()))
         .collect();
     let rest_size = with_data().map(|t| t.size).sum::<u64>() - large.iter().map(|t| t.size).sum::<u64>();
-    let mut archives = Vec::new();
-    if single {
-        archives.push(Archive { name: "full".into(), args: exclude_data, estimate: rest_size, table: None });
+    let stream = |name: &str, estimate| Stream { name: name.to_owned(), estimate, table: None };
+    let dumps = if single {
+        vec![Dump { args: exclude_data, rest: Some(stream("full", rest_size)), tables: Vec::new() }]
     } else {
-        archives.push(Archive {
-            name: "schema".into(),
+        let schema = Dump {
             args: vec!["--section=pre-data".into(), "--section=post-data".into()],
-            estimate: 0,
-            table: None,
-        });
-        for (i, table) in large.iter().enumerate() {
-            archives.push(large_archive(i + 1, table, inventory));
-        }
-        let mut args = vec!["--section=data".to_owned()];
-        args.extend(exclude_data);
-        args.extend(large.iter().map(|t| format!("--exclude-table-data={}", t.quoted())));
-        archives.push(Archive { name: "data-rest".into(), args, estimate: rest_size, table: None });
-    }
+            rest: Some(stream("schema", 0)),
+            tables: Vec::new(),
+        };
+        let mut rest = Dump {
+            args: vec!["--section=data".into()],
+            rest: Some(stream("data-rest", rest_size)),
+            tables: vec![],
+        };
+        rest.args.extend(exclude_data);
+        let others = alone(&large, &mut rest, processes, inventory);
+        [schema, rest].into_iter().chain(others).collect()
+    };
     let excluded_names =
         inventory.tables.iter().filter(|t| excluded.contains(&t.oid)).map(Table::display).collect();
     let preflights = vec![
@@ -175,12 +208,12 @@ pub fn plan(
         "row security hides no rows from it".to_owned(),
         format!("it may read all {} large objects", inventory.large_objects),
         format!("{locks} locks needed, {} free", capacity.free_locks),
-        format!("{} connections needed, {} free", archives.len() + 2, capacity.free_connections),
+        format!("{} connections needed, {} free", dumps.len() + 2, capacity.free_connections),
     ];
     Ok(Plan {
         preflights,
         database: database.into(),
-        archives,
+        dumps,
         lock_first,
         excluded: excluded_names,
         tables: with_data().count(),
@@ -190,18 +223,47 @@ pub fn plan(
     })
 }
 
-/// `-t` brings the table's own sequences along, with values that are not of the snapshot; they belong
-/// to the rest, so they are named as excluded here.
-fn large_archive(n: usize, table: &Table, inventory: &Inventory) -> Archive {
-    let mut args = vec!["--section=data".to_owned(), format!("--table={}", table.quoted())];
-    args.extend(
-        inventory
-            .sequences
-            .iter()
-            .filter(|s| s.owned_by == Some(table.oid))
-            .map(|s| format!("--exclude-table-data={}", s.quoted())),
-    );
-    Archive { name: format!("data-{n}"), args, estimate: table.size, table: Some(table.display()) }
+impl Plan {
+    /// The streams in the order of a set: the schema, large tables by size, the rest.
+    pub fn streams(&self) -> Vec<&Stream> {
+        let mut streams: Vec<&Stream> = self.dumps.iter().flat_map(Dump::streams).collect();
+        let rank = |s: &Stream| match s.name.strip_prefix("data-") {
+            None => 0,
+            Some(n) => n.parse().unwrap_or(usize::MAX),
+        };
+        streams.sort_by_key(|s| rank(s));
+        streams
+    }
+}
+
+/// Deals large tables out, the largest first, each to the pg_dump that has least to do: the rest's, or one
+/// of `processes` that take nothing else. Those are returned.
+fn alone(large: &[&Table], rest: &mut Dump, processes: usize, inventory: &Inventory) -> Vec<Dump> {
+    let mut others: Vec<Dump> = (0..processes)
+        .map(|_| Dump { args: vec!["--section=data".into()], rest: None, tables: Vec::new() })
+        .collect();
+    for (i, table) in large.iter().enumerate() {
+        let stream = Stream {
+            name: format!("data-{}", i + 1),
+            estimate: table.size,
+            table: Some((table.schema.clone(), table.name.clone())),
+        };
+        let least = others.iter_mut().min_by_key(|d| d.estimate());
+        match least {
+            Some(other) if other.estimate() <= rest.estimate() => {
+                other.args.push(format!("--table={}", table.quoted()));
+                // `--table` brings the table's own sequences along, with values that are not of the snapshot;
+                // they belong to the rest.
+                let sequences = inventory.sequences.iter().filter(|s| s.owned_by == Some(table.oid));
+                other.args.extend(sequences.map(|s| format!("--exclude-table-data={}", s.quoted())));
+                other.tables.push(stream);
+                rest.args.push(format!("--exclude-table-data={}", table.quoted()));
+            }
+            _ => rest.tables.push(stream),
+        }
+    }
+    others.retain(|d| !d.tables.is_empty());
+    others
 }
 
 /// A foreign key from rows that are dumped into rows that are not could never be restored.

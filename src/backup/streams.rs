@@ -1,16 +1,23 @@
-//! From pg_dump's stdout to an object: one blocking thread and one upload task a stream.
+//! From pg_dump's stdout to objects: one blocking thread a pg_dump, one upload a stream.
 //!
-//! All pg_dumps of a database start at once and are left unread: the first byte of each means that
-//! its catalog is read and its locks are held, and from then on neither a dropped view nor a waiting
-//! ACCESS EXCLUSIVE lock can harm the set. Then as many are drained at a time as the job has streams.
+//! A session that waits until its client reads cannot serve its server: DROP DATABASE waits for it in
+//! whatever database it is, and on a standby the replay of WAL and a promotion do. So every pg_dump of a
+//! database starts at once and is read from its first byte on. Until all of them hold their locks, and
+//! nothing changed underneath, as much is read as keeps a session going, and nothing is committed.
+//! Where the repository is slow, the last of the memory is filled at that pace, too.
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::coordinator::{LOCK_TIMEOUT, MONETARY};
-use super::plan::Archive;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use super::coordinator::{Coordinator, LOCK_TIMEOUT, MONETARY};
+use super::drain::Movement;
+use super::plan;
 use crate::config::Connection;
 use crate::error::{Context, Error, Result};
 use crate::postgres::tools::{self, KEEPALIVES, Tools};
@@ -18,27 +25,27 @@ use crate::process::{self, Child, Exit, Input, Output};
 use crate::progress::{Event, Progress};
 use crate::set::archive::Entry;
 use crate::set::archive::parser::{Contents, Parser};
+use crate::set::archive::split::{Piece, Splitter, To};
 use crate::set::fingerprint::RowSecret;
-use crate::set::manifest::Stream;
-use crate::set::seal::{SealOptions, SealWriter, seal, upload};
+use crate::set::manifest::{Object, Stream};
+use crate::set::seal::{self, PartBuffers, SealOptions, SealWriter, seal, upload};
 use crate::store::Store;
 
-/// How long a pg_dump may take to read the catalog and get its locks. Ten thousand tables take
-/// seconds; a lock wait is bounded by [`LOCK_TIMEOUT`]; what takes longer than this is stuck.
-const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long no pg_dump may make progress before all have written their first byte: no new query, no byte.
+/// A database of many objects far away takes longer than this from the first query to the last.
+const STILL: Duration = Duration::from_secs(600);
+/// How often to look whether there was progress.
+const LOOK: Duration = Duration::from_secs(10);
 /// Bytes read from pg_dump at a time: the capacity its pipe is enlarged to.
 const READ_SIZE: usize = 1 << 20;
+/// As much as this, five times a second, keeps a session from waiting longer than a second to write. A Unix
+/// socket holds 208 KiB and takes more only once three quarters of that were read (`unix_writable` in Linux).
+const SLOW_READ: usize = 64 << 10;
+const SLOW_PAUSE: Duration = Duration::from_millis(200);
 
 /// What keeps a standby from ending our sessions for what its primary did meanwhile.
 pub const STANDBY_HINT: &str = "raise max_standby_streaming_delay beyond the time a backup takes, and set \
      hot_standby_feedback = on against VACUUM on the primary";
-
-/// A pg_dump that holds its locks and waits to be read.
-pub struct Started {
-    archive: Archive,
-    child: Child,
-    stdout: File,
-}
 
 /// A stream that is stored whole.
 pub struct Dumped {
@@ -46,8 +53,6 @@ pub struct Dumped {
     pub stream: Stream,
     /// What the archive held.
     pub contents: Contents,
-    /// What pg_dump said although it succeeded.
-    pub warnings: Vec<String>,
 }
 
 /// How a pg_dump is started.
@@ -61,72 +66,6 @@ pub struct Dump<'a> {
     pub database: &'a str,
     /// What pg_stat_activity shows.
     pub application_name: &'a str,
-}
-
-/// Starts a pg_dump for each archive and waits until all of them hold their locks.
-pub async fn start(dump: Dump<'_>, snapshot: &str, archives: &[Archive]) -> Result<Vec<Started>> {
-    let Dump { tools, connection, database, application_name } = dump;
-    let mut connection = connection.clone();
-    let own = connection.options.take().map(|own| format!("{own} ")).unwrap_or_default();
-    // pg_dump's questions about many tables look worth compiling, and are not.
-    connection.options = Some(format!("{own}-c lc_monetary={MONETARY} -c jit=off"));
-    let mut children = Vec::new();
-    for archive in archives {
-        let mut command = tools.command("pg_dump", &connection, database, application_name)?;
-        command.args(["--format=custom", "--compress=0", "--no-password"]);
-        // The database's name stays in the environment.
-        command.arg(format!("--dbname={KEEPALIVES}"));
-        command.arg(format!("--snapshot={snapshot}"));
-        command.arg(format!("--lock-wait-timeout={LOCK_TIMEOUT}"));
-        if tools.major >= 18 {
-            // Statistics come from ANALYZE after a restore; dumped ones double and lose some.
-            command.arg("--no-statistics");
-        }
-        command.args(&archive.args);
-        let mut child = process::spawn("pg_dump", command, Input::Null, Output::Pipe)?;
-        let stdout = child.stdout.take().ok_or_else(|| Error::new("pg_dump has no stdout"))?;
-        children.push((archive.clone(), child, stdout));
-    }
-    let mut started: Vec<Started> =
-        children.into_iter().map(|(archive, child, stdout)| Started { archive, child, stdout }).collect();
-    for next in &mut started {
-        if let Err(error) = holds_locks(next, database).await {
-            stop(started).await;
-            return Err(error);
-        }
-    }
-    Ok(started)
-}
-
-/// Returns when a pg_dump has written its first byte.
-async fn holds_locks(started: &mut Started, database: &str) -> Result<()> {
-    let Started { archive, child, stdout } = started;
-    let ready = tokio::time::timeout(FIRST_BYTE_TIMEOUT, process::first_byte(stdout)).await;
-    let what = format!("pg_dump of {database:?} ({})", archive.name);
-    match ready {
-        Ok(Ok(true)) => Ok(()),
-        Ok(Ok(false)) => {
-            let exit = child.wait().await?;
-            exit.check().map_err(tools::explain).map_err(explain).context(what)?;
-            Err(Error::new("pg_dump wrote nothing"))
-        }
-        Ok(Err(error)) => Err(error.context(what)),
-        Err(_) => Err(Error::new(format!("{what} produced nothing for {} s", FIRST_BYTE_TIMEOUT.as_secs()))),
-    }
-}
-
-/// Ends pg_dumps that nobody will read, and returns when all of them are gone: their connections and
-/// locks are needed for the next attempt.
-pub async fn stop(started: Vec<Started>) {
-    let ends = started.into_iter().map(|Started { child, stdout, .. }| {
-        drop(stdout);
-        child.stop()
-    });
-    for end in futures_util::future::join_all(ends).await {
-        if let Err(error) = end {
-            tracing::debug!("a pg_dump that was to be stopped: {error}");
-        }
-    }
 }
 
 /// Everything a stream needs beside its pg_dump.
@@ -146,56 +85,359 @@ pub struct Destination {
     pub progress: Progress,
 }
 
-/// Drains one pg_dump into the store.
-///
-/// The finish protocol: copy to the end → pg_dump exited 0 → the archive is complete → zstd, age and
-/// parts finish → the upload is committed. Whatever fails before the last step leaves no object.
-pub async fn drain(started: Started, to: Destination) -> Result<Dumped> {
-    let Started { archive, mut child, stdout } = started;
-    let begun = Instant::now();
-    let display = format!("{}{}", to.folder, archive.name);
-    (to.progress)(Event::StreamStarted { name: display.clone(), estimate: archive.estimate });
-    let (writer, pieces) = seal(&to.seal)?;
-    let parser = Parser::new(&to.secret, false);
+/// Whether what is read may be committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gate {
+    /// Not every pg_dump holds its locks yet.
+    Shut,
+    /// Each does, on one snapshot.
+    Open,
+    /// All of it is given up.
+    Stopped,
+}
 
-    let dump = async {
-        let (progress, name) = (to.progress.clone(), display.clone());
-        let copied = tokio::task::spawn_blocking(move || {
-            copy(stdout, parser, writer, |bytes| progress(Event::StreamBytes { name: name.clone(), bytes }))
-        });
-        let copied = copied.await.map_err(|e| Error::new(format!("stream {display} stopped: {e}")))?;
-        let exit = if copied.is_ok() { child.wait().await? } else { child.stop().await? };
-        // A broken archive of a pg_dump that failed by itself is the lesser news.
-        if copied.is_ok() || ended_by_itself(&exit) {
-            exit.check().map_err(explain).with_context(|| format!("stream {display}"))?;
+/// The pg_dumps of a database on their way. Dropping it ends them and aborts their uploads.
+pub struct Running {
+    /// The streams of one pg_dump, and what it said although it succeeded.
+    tasks: JoinSet<Result<(Vec<Dumped>, Vec<String>)>>,
+    gate: watch::Sender<Gate>,
+}
+
+/// Starts every pg_dump and waits until all of them hold their locks.
+pub async fn start(dump: Dump<'_>, coordinator: &Coordinator, destination: &Destination) -> Result<Running> {
+    let (gate, gated) = watch::channel(Gate::Shut);
+    let mut running = Running { tasks: JoinSet::new(), gate };
+    let holding = FuturesUnordered::new();
+    for planned in &coordinator.plan.dumps {
+        let (child, stdout) = spawn(dump, &coordinator.snapshot, &planned.args)?;
+        let (holds, held) = oneshot::channel();
+        holding.push(held);
+        let reader = Reader {
+            what: format!("pg_dump of {:?} ({})", dump.database, names(planned)),
+            dump: planned.clone(),
+            to: destination.clone(),
+            gate: gated.clone(),
+        };
+        running.tasks.spawn(reader.run(child, stdout, holds));
+    }
+    match hold(&mut running, holding, coordinator).await {
+        Ok(()) => Ok(running),
+        Err(error) => {
+            running.stop().await;
+            Err(error)
         }
-        let (parser, writer) = copied.with_context(|| format!("stream {display}"))?;
-        let finished = tokio::task::spawn_blocking(move || {
-            let contents = parser.finish()?;
-            Ok::<_, Error>((contents, writer.finish()?))
+    }
+}
+
+/// Returns when every pg_dump has written a byte: its catalog is read then, and its locks are held.
+async fn hold(
+    running: &mut Running,
+    mut holding: FuturesUnordered<oneshot::Receiver<()>>,
+    coordinator: &Coordinator,
+) -> Result<()> {
+    let mut look = tokio::time::interval(LOOK);
+    let mut movement = Movement::new(String::new(), Instant::now());
+    while !holding.is_empty() {
+        tokio::select! {
+            ended = running.tasks.join_next() => match ended {
+                Some(Ok(Err(error))) => return Err(error),
+                Some(Err(error)) => return Err(Error::new(format!("a stream stopped: {error}"))),
+                Some(Ok(Ok(_))) | None => return Err(Error::new("a pg_dump ended before the others began")),
+            },
+            // One that ends without a byte says why as its task ends.
+            held = holding.next() => if !matches!(held, Some(Ok(()))) { continue },
+            _ = look.tick() => {
+                let activity = format!("{} {}", holding.len(), coordinator.activity().await);
+                if movement.is_still(activity, Instant::now(), STILL) {
+                    return Err(Error::new(format!(
+                        "pg_dump of {:?} has made no progress for {} s", coordinator.plan.database, STILL.as_secs()
+                    ))
+                    .with_hint("pg_stat_activity tells what its session waits for"));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn names(dump: &plan::Dump) -> String {
+    dump.streams().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+fn spawn(dump: Dump<'_>, snapshot: &str, args: &[String]) -> Result<(Child, File)> {
+    let Dump { tools, connection, database, application_name } = dump;
+    let mut connection = connection.clone();
+    let own = connection.options.take().map(|own| format!("{own} ")).unwrap_or_default();
+    // pg_dump's questions about many tables look worth compiling, and are not.
+    connection.options = Some(format!("{own}-c lc_monetary={MONETARY} -c jit=off"));
+    let mut command = tools.command("pg_dump", &connection, database, application_name)?;
+    command.args(["--format=custom", "--compress=0", "--no-password"]);
+    // The database's name stays in the environment.
+    command.arg(format!("--dbname={KEEPALIVES}"));
+    command.arg(format!("--snapshot={snapshot}"));
+    command.arg(format!("--lock-wait-timeout={LOCK_TIMEOUT}"));
+    if tools.major >= 18 {
+        // Statistics come from ANALYZE after a restore; dumped ones double and lose some.
+        command.arg("--no-statistics");
+    }
+    command.args(args);
+    let mut child = process::spawn("pg_dump", command, Input::Null, Output::Pipe)?;
+    let stdout = child.stdout.take().ok_or_else(|| Error::new("pg_dump has no stdout"))?;
+    Ok((child, stdout))
+}
+
+impl Running {
+    /// From now on everything is read as fast as it can be stored, and committed.
+    pub fn open(&self) {
+        self.gate.send_replace(Gate::Open);
+    }
+
+    /// The next pg_dump that is done: its streams, and what it said although it succeeded.
+    pub async fn next(&mut self) -> Option<Result<(Vec<Dumped>, Vec<String>)>> {
+        let ended = self.tasks.join_next().await?;
+        Some(ended.unwrap_or_else(|error| Err(Error::new(format!("a stream stopped: {error}")))))
+    }
+
+    /// Ends every pg_dump, and returns when all of them are gone: their connections and locks are needed for
+    /// the next attempt.
+    pub async fn stop(mut self) {
+        self.gate.send_replace(Gate::Stopped);
+        while let Some(ended) = self.tasks.join_next().await {
+            if let Ok(Err(error)) = ended {
+                tracing::debug!("a pg_dump that was to be stopped: {error}");
+            }
+        }
+    }
+}
+
+/// One pg_dump that is read.
+struct Reader {
+    /// What messages call it.
+    what: String,
+    dump: plan::Dump,
+    to: Destination,
+    gate: watch::Receiver<Gate>,
+}
+
+impl Reader {
+    /// Reads one pg_dump into the store.
+    ///
+    /// The finish protocol: copy to the end → pg_dump exited 0 → the archive is complete → zstd, age and
+    /// parts finish → the upload is committed. A table whose rows end before the archive does is committed
+    /// then; without a manifest that makes no set. Whatever fails before leaves no object.
+    async fn run(
+        self,
+        mut child: Child,
+        stdout: File,
+        holds: oneshot::Sender<()>,
+    ) -> Result<(Vec<Dumped>, Vec<String>)> {
+        let Self { what, dump, to, gate } = self;
+        let (opened, opening) = mpsc::unbounded_channel();
+        // A rest that waits for the end of a table holds a part.
+        let more = usize::from(dump.rest.is_some() && !dump.tables.is_empty());
+        let buffers = to.seal.buffers(more);
+        let (open, finished) = (Vec::new(), Vec::new());
+        let sinks = Sinks { dump, to: to.clone(), gate: gate.clone(), opened, buffers, open, finished };
+        let mut stopped = gate.clone();
+        let work = async {
+            let gate = gate.clone();
+            let mut copied = tokio::task::spawn_blocking(move || copy(stdout, holds, gate, sinks));
+            let copied = tokio::select! {
+                copied = &mut copied => copied,
+                // The end of pg_dump ends the copying, too.
+                () = is_stopped(&mut stopped) => {
+                    child.stop().await?;
+                    return Err(Error::new("stopped"));
+                }
+            };
+            let (copied, has_begun) = copied.map_err(|e| Error::new(format!("{what} stopped: {e}")))?;
+            let exit = if copied.is_ok() { child.wait().await? } else { child.stop().await? };
+            // A broken archive of a pg_dump that failed by itself is the lesser news.
+            if copied.is_ok() || ended_by_itself(&exit) {
+                exit.check().map_err(tools::explain).map_err(explain).with_context(|| what.clone())?;
+            }
+            if !has_begun {
+                return Err(Error::new(format!("{what} wrote nothing")));
+            }
+            let (splitter, sinks) = copied.with_context(|| what.clone())?;
+            let finished = tokio::task::spawn_blocking(move || finish(splitter, sinks));
+            let finished = finished.await.map_err(|e| Error::new(format!("{what} stopped: {e}")))?;
+            Ok::<_, Error>((finished.with_context(|| what.clone())?, exit.stderr_lines()))
+        };
+        let (work, stored) = tokio::join!(work, store(&to, opening));
+        // When both fail, pg_dump only lost its reader because the store had failed.
+        let mut stored = stored?;
+        let (finished, warnings) = work?;
+        let dumped = finished.into_iter().map(|finished| {
+            let Finished { name, plain_size, contents, seconds } = finished;
+            let at = stored.iter().position(|(stored, _)| *stored == name);
+            let (_, objects) = stored.swap_remove(at.ok_or_else(|| Error::new("stream was given up"))?);
+            let locks = contents.header.is_some().then(|| locks(&contents.entries));
+            Ok(Dumped { stream: Stream { name, plain_size, objects, seconds, locks }, contents })
         });
-        let finished = finished.await.map_err(|e| Error::new(format!("stream {display} stopped: {e}")))?;
-        let (contents, plain_size) = finished.with_context(|| format!("stream {display}"))?;
-        Ok::<_, Error>((contents, plain_size, exit))
+        Ok((dumped.collect::<Result<Vec<_>>>()?, warnings))
+    }
+}
+
+async fn is_stopped(gate: &mut watch::Receiver<Gate>) {
+    // Where the sender is gone this task is about to be.
+    if gate.wait_for(|gate| *gate == Gate::Stopped).await.is_err() {
+        std::future::pending().await
+    }
+}
+
+/// A stream that begins: its name, and what goes into its objects.
+type Opened = (String, mpsc::Receiver<seal::Piece>);
+
+/// Uploads every stream of a pg_dump, each from when it begins.
+async fn store(
+    to: &Destination,
+    mut opening: mpsc::UnboundedReceiver<Opened>,
+) -> Result<Vec<(String, Vec<Object>)>> {
+    let mut uploads = FuturesUnordered::new();
+    let mut stored = Vec::new();
+    let mut is_open = true;
+    while is_open || !uploads.is_empty() {
+        tokio::select! {
+            next = opening.recv(), if is_open => match next {
+                None => is_open = false,
+                Some((name, pieces)) => uploads.push(async move {
+                    let key = format!("{}{name}.pgdump.zst.age", to.folder);
+                    let objects = upload(to.store.as_ref(), &to.prefix, &key, pieces, |_| ()).await?;
+                    (to.progress)(Event::StreamFinished { name: format!("{}{name}", to.folder) });
+                    Ok::<_, Error>((name, objects))
+                }),
+            },
+            Some(ended) = uploads.next() => {
+                let (name, objects) = ended?;
+                // Without objects the writer gave up, and knows why.
+                stored.extend(objects.map(|objects| (name, objects)));
+            }
+        }
+    }
+    Ok(stored)
+}
+
+/// A stream that is written.
+struct Finished {
+    name: String,
+    plain_size: u64,
+    contents: Contents,
+    seconds: f64,
+}
+
+/// A stream that is being written.
+struct Sink {
+    name: String,
+    parser: Parser,
+    writer: SealWriter,
+    begun: Instant,
+}
+
+/// Where the pieces of one archive go.
+struct Sinks {
+    dump: plan::Dump,
+    to: Destination,
+    gate: watch::Receiver<Gate>,
+    opened: mpsc::UnboundedSender<Opened>,
+    /// Of all streams of this archive.
+    buffers: PartBuffers,
+    /// Its rest, and one table after another.
+    open: Vec<(To, Sink)>,
+    finished: Vec<Finished>,
+}
+
+impl Sinks {
+    fn take(&mut self, piece: Piece<'_>) -> Result<()> {
+        let (to, bytes) = match piece {
+            Piece::Bytes(to, bytes) => (to, bytes),
+            Piece::End(table) => return self.end(To::Table(table)),
+        };
+        if !self.open.iter().any(|(of, _)| *of == to) {
+            let planned = match to {
+                To::Rest => self.dump.rest.as_ref(),
+                To::Table(table) => self.dump.tables.get(table),
+            };
+            let planned = planned.ok_or_else(|| Error::new("an archive holds what was not asked for"))?;
+            let (writer, pieces) = seal(&self.to.seal, self.buffers.clone())?;
+            let name = format!("{}{}", self.to.folder, planned.name);
+            (self.to.progress)(Event::StreamStarted { name: name.clone(), estimate: planned.estimate });
+            // Nobody takes it where another upload failed, which its writer learns.
+            let _ = self.opened.send((planned.name.clone(), pieces));
+            let parser = Parser::new(&self.to.secret, false);
+            self.open.push((to, Sink { name: planned.name.clone(), parser, writer, begun: Instant::now() }));
+        }
+        let Some((_, sink)) = self.open.iter_mut().find(|(of, _)| *of == to) else { return Ok(()) };
+        sink.parser.feed(bytes).with_context(|| format!("stream {}{}", self.to.folder, sink.name))?;
+        sink.writer.write_all(bytes)?;
+        let name = format!("{}{}", self.to.folder, sink.name);
+        (self.to.progress)(Event::StreamBytes { name, bytes: bytes.len() as u64 });
+        Ok(())
+    }
+
+    /// Ends a stream, once that is allowed.
+    fn end(&mut self, to: To) -> Result<()> {
+        let gate = tokio::runtime::Handle::current().block_on(self.gate.wait_for(|gate| *gate != Gate::Shut));
+        if !gate.is_ok_and(|gate| *gate == Gate::Open) {
+            return Err(Error::new("stopped"));
+        }
+        let Some(at) = self.open.iter().position(|(of, _)| *of == to) else { return Ok(()) };
+        let (_, Sink { name, parser, writer, begun }) = self.open.swap_remove(at);
+        let stream = || format!("stream {}{name}", self.to.folder);
+        let contents = parser.finish().with_context(stream)?;
+        let plain_size = writer.finish().with_context(stream)?;
+        self.finished.push(Finished { name, plain_size, contents, seconds: begun.elapsed().as_secs_f64() });
+        Ok(())
+    }
+}
+
+/// Copies until pg_dump ends, and says whether it wrote anything. What is still open then is whole only if
+/// pg_dump says so.
+fn copy(
+    mut stdout: File,
+    holds: oneshot::Sender<()>,
+    mut gate: watch::Receiver<Gate>,
+    mut sinks: Sinks,
+) -> (Result<(Splitter, Sinks)>, bool) {
+    let names = sinks.dump.tables.iter().filter_map(|s| s.table.clone()).collect();
+    let mut splitter = Splitter::new(names, sinks.dump.rest.is_some());
+    let mut holds = Some(holds);
+    let mut buffer = vec![0; READ_SIZE];
+    let mut size = READ_SIZE;
+    let copied = loop {
+        let n = match stdout.read(&mut buffer[..size]) {
+            Ok(0) => break Ok((splitter, sinks)),
+            Ok(n) => n,
+            Err(error) => break Err(Error::from(error).context("cannot read from pg_dump")),
+        };
+        if let Some(holds) = holds.take() {
+            let _ = holds.send(());
+        }
+        if let Err(error) = splitter.feed(&buffer[..n], &mut |piece| sinks.take(piece)) {
+            break Err(error);
+        }
+        size = next_size(&mut gate, &sinks.buffers);
     };
-    let key = format!("{}{}.pgdump.zst.age", to.folder, archive.name);
-    let (dump, uploaded) = tokio::join!(dump, upload(to.store.as_ref(), &to.prefix, &key, pieces, |_| ()));
-    (to.progress)(Event::StreamFinished { name: display });
-    // When both fail, pg_dump only lost its reader because the store had failed.
-    let objects = uploaded?;
-    let (contents, plain_size, exit) = dump?;
-    let objects = objects.ok_or_else(|| Error::new("stream was given up"))?;
-    Ok(Dumped {
-        stream: Stream {
-            name: archive.name,
-            plain_size,
-            objects,
-            seconds: begun.elapsed().as_secs_f64(),
-            locks: contents.header.is_some().then(|| locks(&contents.entries)),
-        },
-        contents,
-        warnings: exit.stderr_lines(),
-    })
+    (copied, holds.is_none())
+}
+
+/// How much to read next; waits before it is little.
+fn next_size(gate: &mut watch::Receiver<Gate>, buffers: &PartBuffers) -> usize {
+    let is_shut = *gate.borrow() == Gate::Shut;
+    let may_hurry = if is_shut {
+        let opens = tokio::time::timeout(SLOW_PAUSE, gate.wait_for(|gate| *gate != Gate::Shut));
+        tokio::runtime::Handle::current().block_on(opens).is_ok()
+    } else {
+        buffers.has_room(SLOW_PAUSE)
+    };
+    if may_hurry { READ_SIZE } else { SLOW_READ }
+}
+
+/// Ends the archive of a pg_dump that has ended well.
+fn finish(splitter: Splitter, mut sinks: Sinks) -> Result<Vec<Finished>> {
+    splitter.finish(&mut |piece| sinks.take(piece))?;
+    sinks.end(To::Rest)?;
+    Ok(sinks.finished)
 }
 
 /// Objects that restoring these entries in one transaction locks. From pg_dump 17 on, an entry stands for up to a
@@ -258,22 +500,4 @@ pub fn explain_conflict(error: Error) -> Error {
         return error;
     }
     error.with_hint(format!("the source is a standby: {}", STANDBY_HINT))
-}
-
-fn copy(
-    mut stdout: File,
-    mut parser: Parser,
-    mut writer: SealWriter,
-    progress: impl Fn(u64),
-) -> Result<(Parser, SealWriter)> {
-    let mut buffer = vec![0; READ_SIZE];
-    loop {
-        let n = stdout.read(&mut buffer).context("cannot read from pg_dump")?;
-        if n == 0 {
-            return Ok((parser, writer));
-        }
-        parser.feed(&buffer[..n])?;
-        writer.write_all(&buffer[..n])?;
-        progress(n as u64);
-    }
 }

@@ -235,8 +235,11 @@ async fn dry_run(config: &Config, jobs: &[&BackupJob], json: bool) -> Result<()>
 }
 
 fn job_plan(config: &Config, job: &BackupJob, preview: Preview) -> JobPlan {
-    let stream =
-        |a: backup::plan::Archive| StreamPlan { name: a.name, table: a.table, estimated_bytes: a.estimate };
+    let stream = |s: &backup::plan::Stream| StreamPlan {
+        name: s.name.clone(),
+        table: s.table.as_ref().map(|(schema, name)| format!("{schema}.{name}")),
+        estimated_bytes: s.estimate,
+    };
     JobPlan {
         job: job.name.clone(),
         server_version: preview.server.version,
@@ -248,11 +251,11 @@ fn job_plan(config: &Config, job: &BackupJob, preview: Preview) -> JobPlan {
             .plans
             .into_iter()
             .map(|p| DatabasePlan {
-                name: p.database,
+                name: p.database.clone(),
                 tables: p.tables,
                 locks: p.locks,
-                estimated_bytes: p.archives.iter().map(|a| a.estimate).sum(),
-                streams: p.archives.into_iter().map(stream).collect(),
+                estimated_bytes: p.streams().iter().map(|s| s.estimate).sum(),
+                streams: p.streams().into_iter().map(stream).collect(),
                 excluded: p.excluded,
                 preflights: p.preflights,
                 warnings: p.warnings,

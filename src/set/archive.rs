@@ -8,8 +8,11 @@
 //! SQL beyond the few statements a proof needs.
 
 pub mod copy;
+#[cfg(test)]
+mod made;
 pub mod parser;
 pub mod rows;
+pub mod split;
 
 use crate::error::{Error, Result};
 

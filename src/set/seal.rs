@@ -31,6 +31,7 @@ use futures_util::{StreamExt, stream};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
+pub use self::parts::PartBuffers;
 use self::parts::PartWriter;
 use super::manifest::{Header, Object, Stream};
 use crate::buffer_pool::BufferPool;
@@ -103,10 +104,17 @@ fn block_size(level: i32) -> usize {
     }
 }
 
-/// A writer and the channel its pieces come out of.
-pub fn seal(options: &SealOptions) -> Result<(SealWriter, mpsc::Receiver<Piece>)> {
-    let (sender, receiver) = mpsc::channel(1);
-    let parts = PartWriter::new(sender, options.part_size, options.pool.clone());
+impl SealOptions {
+    /// Memory for one stream at a time, and for `more` that are begun and wait.
+    pub fn buffers(&self, more: usize) -> PartBuffers {
+        PartBuffers::new(self.part_size, self.pool.clone(), more)
+    }
+}
+
+/// A writer, whose parts are of `buffers`, and the channel its pieces come out of.
+pub fn seal(options: &SealOptions, buffers: PartBuffers) -> Result<(SealWriter, mpsc::Receiver<Piece>)> {
+    let (sender, receiver) = mpsc::channel(parts::QUEUE);
+    let parts = PartWriter::new(sender, buffers);
     let segments = Segments {
         recipients: options.recipients.clone(),
         // age adds 16 bytes to each 64 KiB, and a header of some hundred bytes a recipient. Tiny parts,
@@ -291,7 +299,7 @@ pub async fn seal_bytes(
     options: &SealOptions,
 ) -> Result<Stream> {
     let started = std::time::Instant::now();
-    let (mut writer, pieces) = seal(options)?;
+    let (mut writer, pieces) = seal(options, options.buffers(0))?;
     let thread = tokio::task::spawn_blocking(move || {
         writer.write_all(&bytes).context("cannot compress")?;
         writer.finish()

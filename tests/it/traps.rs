@@ -437,7 +437,7 @@ fn a_pg_dump_that_is_killed_leaves_no_set() {
     let database = slow_database(server);
     let mut opsd = site(server, &database);
     let mut run = paused(server, &database, &mut opsd);
-    let dumps = dumps(run.child().id(), "--table=\"public\".\"big\"");
+    let dumps = dumps(run.child().id(), "--section=data");
     assert_eq!(dumps.len(), 1, "{dumps:?}");
     kill_process(Pid::from_raw(dumps[0]).expect("a pid"), Signal::KILL).expect("kill");
     run.signal(Signal::CONT);

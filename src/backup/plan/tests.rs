@@ -62,64 +62,87 @@ fn planned(inventory: &Inventory, capacity: Capacity, exclude: &[&str]) -> Plan 
 }
 
 fn names(plan: &Plan) -> Vec<&str> {
-    plan.archives.iter().map(|a| a.name.as_str()).collect()
+    plan.streams().iter().map(|s| s.name.as_str()).collect()
+}
+
+/// The streams of each pg_dump.
+fn dealt(plan: &Plan) -> Vec<Vec<&str>> {
+    plan.dumps.iter().map(|d| d.streams().map(|s| s.name.as_str()).collect()).collect()
 }
 
 #[test]
-fn large_tables_get_archives_of_their_own_largest_first() {
+fn large_tables_get_streams_of_their_own_and_each_pg_dump_as_much() {
     let mut inventory = inventory(vec![
         table(1, "small", MB),
         table(2, "big", 100 * MB),
         table(3, "bigger", 300 * MB),
-        Table { is_extension_member: true, ..table(4, "extension's", 900 * MB) },
+        Table { is_extension_member: true, ..table(4, "extension's", 150 * MB) },
         Table { is_partitioned: true, ..table(5, "root", 0) },
         table(6, "od\"d", 200 * MB),
     ]);
     inventory.sequences =
-        vec![sequence(11, "big_id", Some(2)), sequence(12, "free", None), sequence(13, "small_id", Some(1))];
+        vec![sequence(11, "od_id", Some(6)), sequence(12, "free", None), sequence(13, "small_id", Some(1))];
     let plan = planned(&inventory, ROOMY, &[]);
     assert_eq!(names(&plan), ["schema", "data-1", "data-2", "data-3", "data-rest"]);
-    assert_eq!(plan.archives[0].args, ["--section=pre-data", "--section=post-data"]);
-    assert_eq!(plan.archives[1].table.as_deref(), Some("public.bigger"));
-    assert_eq!(plan.archives[1].args, ["--section=data", r#"--table="public"."bigger""#]);
-    assert_eq!(plan.archives[2].args, ["--section=data", r#"--table="public"."od""d""#]);
+    assert_eq!(dealt(&plan), [vec!["schema"], vec!["data-rest", "data-2"], vec!["data-1", "data-3"]]);
+    let args = |i: usize| plan.dumps[i].args.clone();
+    assert_eq!(args(0), ["--section=pre-data", "--section=post-data"]);
     assert_eq!(
-        plan.archives[3].args,
-        ["--section=data", r#"--table="public"."big""#, r#"--exclude-table-data="public"."big_id""#],
-        "the sequence's value stands in the rest alone"
-    );
-    assert_eq!(
-        plan.archives[4].args,
+        args(1),
         [
             "--section=data",
             r#"--exclude-table-data="public"."bigger""#,
-            r#"--exclude-table-data="public"."od""d""#,
             r#"--exclude-table-data="public"."big""#,
-        ]
+        ],
+        "what another takes"
     );
-    assert_eq!(plan.archives[4].estimate, 901 * MB, "what has no stream of its own");
+    assert_eq!(args(2), ["--section=data", r#"--table="public"."bigger""#, r#"--table="public"."big""#]);
+    let streams = plan.streams();
+    assert_eq!(streams[1].table, Some(("public".to_owned(), "bigger".to_owned())));
+    assert_eq!(streams[4].estimate, 151 * MB, "what has no stream of its own");
     assert_eq!(plan.tables, 5, "a root has no rows");
     assert!(plan.without_data.contains(&5) && plan.warnings.is_empty() && plan.lock_first);
+
+    let of = |streams| BackupJob { streams, ..job(&[]) };
+    let plan = super::plan("shop", &inventory, ROOMY, false, &of(1)).unwrap();
+    assert_eq!(dealt(&plan), [vec!["schema"], vec!["data-rest", "data-1", "data-2", "data-3"]]);
+    assert_eq!(plan.dumps[1].args, ["--section=data"]);
+    let plan = super::plan("shop", &inventory, ROOMY, false, &of(9)).unwrap();
+    assert_eq!(
+        dealt(&plan),
+        [vec!["schema"], vec!["data-rest"], vec!["data-1"], vec!["data-2"], vec!["data-3"]]
+    );
+    assert_eq!(
+        plan.dumps[3].args,
+        ["--section=data", r#"--table="public"."od""d""#, r#"--exclude-table-data="public"."od_id""#],
+        "the sequence's value stands in the rest alone"
+    );
 }
 
 #[test]
-fn no_more_large_tables_than_connections_and_reason_allow() {
-    let many = inventory((1..=40).map(|i| table(i, &format!("t{i}"), u64::from(i) * 100 * MB)).collect());
-    let large = |free_connections| {
-        let plan = planned(&many, Capacity { free_connections, ..ROOMY }, &[]);
-        (plan.archives.len() - 2, plan.warnings.join("; "))
+fn no_more_processes_than_connections_and_no_more_streams_than_reason_allow() {
+    let many = inventory((1..=80).map(|i| table(i, &format!("t{i}"), u64::from(i) * 100 * MB)).collect());
+    let plan = planned(&many, ROOMY, &[]);
+    assert_eq!((plan.dumps.len(), names(&plan).len()), (3, 2 + MAX_LARGE_TABLES));
+    assert!(plan.warnings[0].contains("64 of 80 large tables"), "{:?}", plan.warnings);
+    let streams = plan.streams();
+    assert_eq!(streams[1].table.as_ref().unwrap().1, "t80", "the largest one");
+    assert_eq!(streams.last().unwrap().estimate, (1..=16).map(|i| i * 100 * MB).sum::<u64>());
+
+    let few = inventory((1..=5).map(|i| table(i, &format!("t{i}"), 100 * MB)).collect());
+    let processes = |free_connections| {
+        let capacity = Capacity { free_connections, ..ROOMY };
+        let plan = super::plan("shop", &few, capacity, false, &BackupJob { streams: 4, ..job(&[]) }).unwrap();
+        assert_eq!(names(&plan).len(), 7);
+        (plan.dumps.len() - 1, plan.warnings.join("; "))
     };
-    assert_eq!(large(90).0, MAX_LARGE_TABLES);
-    assert_eq!(large(25).0, 16);
-    let (count, warning) = large(11);
-    assert_eq!(count, 2);
-    assert!(warning.contains("2 of 40 large tables") && warning.contains("11 free connections"), "{warning}");
+    assert_eq!(processes(12), (4, String::new()));
+    let (count, warning) = processes(11);
+    assert_eq!(count, 3);
+    assert!(warning.contains("3 of 4 pg_dumps (11 free connections)"), "{warning}");
     for none in [9, 3, 0] {
-        assert_eq!(large(none).0, 0, "{none} connections");
+        assert_eq!(processes(none).0, 1, "{none} connections");
     }
-    let plan = planned(&many, Capacity { free_connections: 10, ..ROOMY }, &[]);
-    assert_eq!(plan.archives[1].table.as_deref(), Some("public.t40"), "the largest one");
-    assert_eq!(plan.archives[2].estimate, (1..40).map(|i| i * 100 * MB).sum::<u64>());
 }
 
 #[test]
@@ -127,8 +150,8 @@ fn many_small_tables_are_dumped_by_one_process() {
     assert_eq!(names(&planned(&small(1_999), ROOMY, &[])), ["schema", "data-rest"]);
     let plan = planned(&small(2_000), ROOMY, &["t7"]);
     assert_eq!(names(&plan), ["full"]);
-    assert_eq!(plan.archives[0].args, [r#"--exclude-table-data="public"."t7""#]);
-    assert_eq!(plan.archives[0].estimate, 1_999 * 8192);
+    assert_eq!(plan.dumps[0].args, [r#"--exclude-table-data="public"."t7""#]);
+    assert_eq!(plan.streams()[0].estimate, 1_999 * 8192);
     let mut one_large = small(2_000);
     one_large.tables[0].size = 200 * MB;
     assert_eq!(names(&planned(&one_large, ROOMY, &[])), ["schema", "data-1", "data-rest"]);
@@ -139,7 +162,7 @@ fn locks_decide_how_many_processes_there_are_and_whether_we_lock_too() {
     let of = |free_locks| plan("shop", &small(1_000), Capacity { free_locks, ..ROOMY }, false, &job(&[]));
     let decided = |free_locks| {
         let plan = of(free_locks).unwrap();
-        (plan.archives.len(), plan.lock_first, plan.locks)
+        (plan.dumps.len(), plan.lock_first, plan.locks)
     };
     // Two processes and the coordinator; 8 of 10 locks are ours at the most.
     assert_eq!(decided(3_750), (2, true, 3_000));
@@ -156,7 +179,7 @@ fn locks_decide_how_many_processes_there_are_and_whether_we_lock_too() {
     let plan = planned(&large, Capacity { free_locks: 2_000, ..ROOMY }, &[]);
     assert_eq!(names(&plan), ["full"]);
     assert!(plan.warnings[0].contains("leaves room for one pg_dump only"), "{:?}", plan.warnings);
-    assert_eq!(plan.archives[0].estimate, 999 * 8192 + 200 * MB);
+    assert_eq!(plan.streams()[0].estimate, 999 * 8192 + 200 * MB);
 }
 
 #[test]
@@ -189,7 +212,7 @@ fn excluded_tables_are_named_with_their_partitions() {
     let plan = planned(&inventory, ROOMY, &["public.events", "user_log"]);
     assert_eq!(names(&plan), ["schema", "data-rest"], "an excluded table is not large");
     assert_eq!(
-        plan.archives[1].args,
+        plan.dumps[1].args,
         [
             "--section=data",
             r#"--exclude-table-data="public"."user_log""#,
@@ -198,7 +221,7 @@ fn excluded_tables_are_named_with_their_partitions() {
         "roots have no rows; the excluded table's sequence stays"
     );
     assert_eq!(plan.without_data, HashSet::from([2, 3, 4, 5]));
-    assert_eq!((plan.tables, plan.archives[1].estimate), (3, 3 * MB));
+    assert_eq!((plan.tables, plan.streams()[1].estimate), (3, 3 * MB));
 
     for nothing in ["user", "public.nothing", "log.user_log", "", ".", "Users", "users."] {
         let error = super::plan("shop", &inventory, ROOMY, false, &job(&["users", nothing])).unwrap_err();
@@ -284,22 +307,28 @@ proptest! {
     }
 
     #[test]
-    fn every_table_with_rows_is_in_exactly_one_archive(
+    fn every_table_with_rows_is_in_exactly_one_stream(
         sizes in proptest::collection::vec(0u64..400, 0..40), free_connections in 0u64..60, free_locks in 60u64..400,
     ) {
         let tables = sizes.iter().zip(1..).map(|(size, i)| table(i, &format!("t{i}"), size * MB)).collect();
         let inventory = inventory(tables);
         let capacity = Capacity { free_locks, free_connections };
         let plan = planned(&inventory, capacity, &[]);
-        let alone: Vec<&Archive> = plan.archives.iter().filter(|a| a.table.is_some()).collect();
-        let rest = plan.archives.last().unwrap();
-        prop_assert_eq!(rest.args.iter().filter(|a| a.starts_with("--exclude-table-data")).count(), alone.len());
-        for archive in &alone {
-            let named = archive.args[1].strip_prefix("--table=").unwrap();
-            let left_out = format!("--exclude-table-data={named}");
-            prop_assert!(rest.args.contains(&left_out));
+        let streams = plan.streams();
+        let own: Vec<&(String, String)> = streams.iter().filter_map(|s| s.table.as_ref()).collect();
+        prop_assert!(own.iter().all(|t| own.iter().filter(|o| o == &t).count() == 1));
+        if plan.dumps.len() > 1 {
+            // A table that one of the others takes is left out of the rest's, and of nobody else's.
+            let named: Vec<&str> =
+                plan.dumps[2..].iter().flat_map(|d| &d.args).filter_map(|a| a.strip_prefix("--table=")).collect();
+            let left_out: Vec<&str> =
+                plan.dumps[1].args.iter().filter_map(|a| a.strip_prefix("--exclude-table-data=")).collect();
+            let sorted = |mut names: Vec<String>| { names.sort(); names };
+            let owned = |names: &[&str]| sorted(names.iter().map(|n| (*n).to_owned()).collect());
+            prop_assert_eq!(owned(&named), owned(&left_out));
+            prop_assert_eq!(named.len(), plan.dumps[2..].iter().map(|d| d.tables.len()).sum::<usize>());
         }
-        prop_assert_eq!(plan.archives.iter().map(|a| a.estimate).sum::<u64>(), sizes.iter().sum::<u64>() * MB);
-        prop_assert!(plan.archives.len() as u64 <= (free_connections.saturating_sub(7)).max(2));
+        prop_assert_eq!(streams.iter().map(|s| s.estimate).sum::<u64>(), sizes.iter().sum::<u64>() * MB);
+        prop_assert!(plan.dumps.len() as u64 <= (free_connections.saturating_sub(7)).max(2));
     }
 }

@@ -3,7 +3,7 @@
 //! Deliberately absent: any knowledge of where parts go.
 
 use std::io::{self, Write};
-use std::sync::mpsc as buffers;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -21,46 +21,82 @@ const PARTS: usize = 3;
 /// How long to wait for a part's memory. An attempt that was given up, on a connection that nobody closes,
 /// keeps its part; then there is one more.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Pieces that wait for the upload. Memory is bounded by the parts; a writer that has one left must not wait for
+/// an upload that is being begun or committed.
+pub(super) const QUEUE: usize = 4;
 /// How often to look whether anybody still wants parts.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// The memory of a stream's parts, which is used again and again; when the stream has ended, it is the
-/// pool's again, for the next one.
-struct Buffers {
+/// The memory of parts, which is used again and again. Streams that are written one after another share
+/// one, so that a stream begins while the last parts of the one before it are still on their way. Clones
+/// share it, too. When all are gone, the memory is the pool's again.
+#[derive(Clone)]
+pub struct PartBuffers(Arc<Shared>);
+
+struct Shared {
     size: usize,
     pool: BufferPool,
+    state: Mutex<State>,
+    returned: Condvar,
+}
+
+struct State {
     /// Not taken yet.
     left: usize,
-    returned: buffers::Receiver<Buffer>,
-    give_back: buffers::Sender<Buffer>,
+    idle: Vec<Buffer>,
+    /// Whether there is one more than there should be.
+    has_extra: bool,
 }
 
-impl Buffers {
-    fn new(size: usize, pool: BufferPool) -> Self {
-        let (give_back, returned) = buffers::channel();
-        Self { size, pool, left: PARTS, returned, give_back }
+impl PartBuffers {
+    /// Memory for one stream at a time, and for `more` parts of others that are begun and not written.
+    pub fn new(size: usize, pool: BufferPool, more: usize) -> Self {
+        let state = State { left: PARTS + more, idle: Vec::new(), has_extra: false };
+        Self(Arc::new(Shared { size, pool, state: Mutex::new(state), returned: Condvar::new() }))
     }
 
-    /// An empty buffer; waits for one, but neither for ever nor for nobody.
-    fn take(&mut self, patience: Duration, is_wanted: impl Fn() -> bool) -> Buffer {
-        if let Ok(buffer) = self.returned.try_recv() {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a part could be begun now. Waits for that, at most `bound`.
+    pub fn has_room(&self, bound: Duration) -> bool {
+        let has_room = |state: &State| state.left > 0 || !state.idle.is_empty();
+        let (state, _) = self
+            .0
+            .returned
+            .wait_timeout_while(self.state(), bound, |state| !has_room(state))
+            .unwrap_or_else(PoisonError::into_inner);
+        has_room(&state)
+    }
+
+    /// Takes an empty buffer. Waits as long as `may_wait` allows, by how long it has waited; then there is
+    /// one more.
+    fn take(&self, may_wait: impl Fn(Duration) -> bool) -> Buffer {
+        let begun = Instant::now();
+        while !self.has_room(LOOK) && may_wait(begun.elapsed()) {}
+        let mut state = self.state();
+        if let Some(buffer) = state.idle.pop() {
             return buffer;
         }
-        let begun = Instant::now();
-        while self.left == 0 && begun.elapsed() < patience && is_wanted() {
-            if let Ok(buffer) = self.returned.recv_timeout(LOOK.min(patience)) {
-                return buffer;
-            }
+        state.left = state.left.saturating_sub(1);
+        self.0.pool.take(self.0.size)
+    }
+
+    /// Takes a stream's first buffer, which does not wait for the last ones of the stream before.
+    fn take_first(&self, may_wait: impl Fn(Duration) -> bool) -> Buffer {
+        if !self.has_room(Duration::ZERO) && !std::mem::replace(&mut self.state().has_extra, true) {
+            return self.0.pool.take(self.0.size);
         }
-        self.left = self.left.saturating_sub(1);
-        self.pool.take(self.size)
+        self.take(may_wait)
     }
 }
 
-/// A filled part; its memory goes back to the stream's [`Buffers`] with the last reference to it.
+/// A filled part; its memory goes back to its [`PartBuffers`] with the last reference to it, or to the pool
+/// where those are gone.
 struct Part {
     buffer: Option<Buffer>,
-    give_back: buffers::Sender<Buffer>,
+    buffers: Weak<Shared>,
 }
 
 impl AsRef<[u8]> for Part {
@@ -71,10 +107,12 @@ impl AsRef<[u8]> for Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        if let Some(mut buffer) = self.buffer.take() {
-            buffer.clear();
-            // The stream may have ended. What cannot be given back is dropped, and so the pool's.
-            let _ = self.give_back.send(buffer);
+        let (Some(mut buffer), Some(buffers)) = (self.buffer.take(), self.buffers.upgrade()) else { return };
+        buffer.clear();
+        let mut state = buffers.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if !std::mem::take(&mut state.has_extra) {
+            state.idle.push(buffer);
+            buffers.returned.notify_all();
         }
     }
 }
@@ -111,7 +149,7 @@ impl Beginning {
 /// Cuts ciphertext into parts and hashes it.
 pub(super) struct PartWriter {
     sender: mpsc::Sender<Piece>,
-    buffers: Buffers,
+    buffers: PartBuffers,
     part_size: usize,
     /// The part that is being filled.
     part: Option<Buffer>,
@@ -121,8 +159,8 @@ pub(super) struct PartWriter {
 }
 
 impl PartWriter {
-    pub(super) fn new(sender: mpsc::Sender<Piece>, part_size: usize, pool: BufferPool) -> Self {
-        let buffers = Buffers::new(part_size, pool);
+    pub(super) fn new(sender: mpsc::Sender<Piece>, buffers: PartBuffers) -> Self {
+        let part_size = buffers.0.size;
         let beginning = Beginning::Open(Vec::new());
         Self { sender, buffers, part_size, part: None, sha256: Sha256::new(), size: 0, beginning }
     }
@@ -136,7 +174,7 @@ impl PartWriter {
 
     fn send_part(&mut self, buffer: Buffer) -> io::Result<()> {
         self.sha256.update(&*buffer);
-        let part = Part { buffer: Some(buffer), give_back: self.buffers.give_back.clone() };
+        let part = Part { buffer: Some(buffer), buffers: Arc::downgrade(&self.buffers.0) };
         self.send(Piece::Part(Bytes::from_owner(part)))
     }
 
@@ -160,7 +198,16 @@ impl Write for PartWriter {
         while !buf.is_empty() {
             let mut part = match self.part.take() {
                 Some(part) => part,
-                None => self.buffers.take(PATIENCE, || !self.sender.is_closed()),
+                None => {
+                    // Parts that wait for the upload will come back, those of a hung connection will not.
+                    let is_queued = || self.sender.capacity() < self.sender.max_capacity();
+                    let may_wait = |waited| !self.sender.is_closed() && (waited < PATIENCE || is_queued());
+                    if self.size == 0 {
+                        self.buffers.take_first(may_wait)
+                    } else {
+                        self.buffers.take(may_wait)
+                    }
+                }
             };
             let (now, later) = buf.split_at(buf.len().min(self.part_size - part.len()));
             part.extend_from_slice(now);
@@ -189,19 +236,34 @@ mod tests {
     #[test]
     fn memory_that_does_not_come_back_is_not_waited_for_without_end() {
         let pool = BufferPool::new(10);
-        let mut buffers = Buffers::new(10, pool.clone());
-        let mut kept: Vec<Buffer> = (0..PARTS).map(|_| buffers.take(PATIENCE, || true)).collect();
-        assert_eq!(buffers.take(Duration::from_millis(1), || true).capacity(), 10);
-        assert_eq!(buffers.take(PATIENCE, || false).capacity(), 10, "the upload has failed");
-        let give_back = buffers.give_back.clone();
-        let mut part = || Part { buffer: kept.pop(), give_back: give_back.clone() };
+        let buffers = PartBuffers::new(10, pool.clone(), 0);
+        let mut kept: Vec<Buffer> = (0..PARTS).map(|_| buffers.take(|_| true)).collect();
+        assert!(!buffers.has_room(Duration::ZERO));
+        assert_eq!(buffers.take(|waited| waited < LOOK * 2).capacity(), 10);
+        assert_eq!(buffers.take(|_| false).capacity(), 10, "the upload has failed");
+        let mut part = || Part { buffer: kept.pop(), buffers: Arc::downgrade(&buffers.0) };
         let late = part();
         drop(part());
-        assert!(buffers.take(PATIENCE, || true).is_empty());
+        assert!(buffers.has_room(Duration::ZERO));
+        assert!(buffers.take(|_| true).is_empty());
         drop(buffers);
         let before = pool.idle_count();
         drop(late);
         assert_eq!(pool.idle_count(), before + 1, "the next stream has it");
+    }
+
+    /// The last parts of a stream are still on their way when the next one begins.
+    #[test]
+    fn a_stream_begins_without_waiting_for_the_one_before() {
+        let pool = BufferPool::new(10);
+        let buffers = PartBuffers::new(10, pool.clone(), 0);
+        let kept: Vec<Buffer> = (0..PARTS).map(|_| buffers.take(|_| true)).collect();
+        let first = buffers.take_first(|_| panic!("it waits"));
+        assert!(!buffers.has_room(Duration::ZERO));
+        // One of these is the pool's, so that no more than before go round.
+        kept.into_iter().for_each(|b| drop(Part { buffer: Some(b), buffers: Arc::downgrade(&buffers.0) }));
+        assert_eq!((buffers.state().idle.len(), pool.idle_count()), (PARTS - 1, 1));
+        drop(first);
     }
 
     /// Each stream has a thread of its own; one after another they cost no more than one.
@@ -210,7 +272,8 @@ mod tests {
         let pool = BufferPool::new(1000);
         for _ in 0..4 {
             let (sender, mut pieces) = mpsc::channel(1);
-            let mut writer = PartWriter::new(sender, 1000, pool.clone());
+            let buffers = PartBuffers::new(1000, pool.clone(), 0);
+            let mut writer = PartWriter::new(sender, buffers.clone());
             let filler = std::thread::spawn(move || {
                 writer.write_all(b"age-encryption.org/v1\n--- \n").unwrap();
                 writer.write_all(&[7; 10_500]).unwrap();
@@ -218,6 +281,7 @@ mod tests {
             });
             while pieces.blocking_recv().is_some() {}
             filler.join().unwrap();
+            drop(buffers);
             let left = pool.idle_count();
             assert!((1..=PARTS).contains(&left), "{left} buffers");
         }

@@ -87,7 +87,7 @@ async fn crafted(
 
 /// All pieces of a stream of `bytes`.
 fn pieces(bytes: Vec<u8>, options: &SealOptions) -> Vec<Piece> {
-    let (mut writer, mut receiver) = seal(options).unwrap();
+    let (mut writer, mut receiver) = seal(options, options.buffers(0)).unwrap();
     let thread = std::thread::spawn(move || {
         writer.write_all(&bytes).unwrap();
         writer.finish().unwrap()
@@ -230,7 +230,8 @@ async fn dropping_the_writer_leaves_nothing() {
     for written in [0, 10, 100_000] {
         let (recipient, _) = key_pair();
         let store = MemoryStore::new();
-        let (mut writer, receiver) = seal(&options(recipient, 1000, 1 << 30)).unwrap();
+        let options = options(recipient, 1000, 1 << 30);
+        let (mut writer, receiver) = seal(&options, options.buffers(0)).unwrap();
         let thread = tokio::task::spawn_blocking(move || {
             writer.write_all(&noise(written)).unwrap();
             writer.flush().unwrap();

@@ -196,7 +196,7 @@ fn as_many_recipients_as_are_allowed_can_read_what_was_written() {
     assert!(age::Decryptor::new(&part[..]).is_ok());
     // More than that is not written.
     let many = SealOptions { recipients: of(keys::MAX_RECIPIENTS + 4), ..options };
-    let (mut writer, _pieces) = seal(&many).unwrap();
+    let (mut writer, _pieces) = seal(&many, many.buffers(0)).unwrap();
     writer.write_all(b"rows").unwrap();
     let error = writer.finish().unwrap_err();
     assert_eq!(error.kind(), Kind::Failed);
