@@ -425,7 +425,7 @@ async fn a_network_that_breaks_fails_the_set_and_the_next_works() {
     opsd.env("PGPASSWORD", PASSWORD);
     // Slow enough that the large table takes seconds.
     proxy.delay(Duration::from_millis(20));
-    opsd.job.set("streams", "1").set("large_table", quoted("4MiB"));
+    opsd.job.set("streams", "1").set("large_table", quoted("1MiB"));
     let run = Background::start(&opsd);
     until("the schema is stored", || {
         opsd.repository_files().iter().any(|file| file.ends_with("/schema.pgdump.zst.age"))

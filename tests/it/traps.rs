@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::compare::{assert_same_content, db};
-use crate::support::fixtures;
 use crate::support::opsd::{Opsd, Run, finish_child, quoted};
 use crate::support::postgres::{self, Options, SUPERUSER, Server, bin_dir, literal, unique};
 
@@ -85,19 +84,33 @@ impl Drop for Psql<'_> {
 }
 
 /// opsd in the background. Killed if the test fails.
-pub struct Background(Option<Child>);
+pub struct Background {
+    opsd: Option<Child>,
+    /// A pg_dump of it that stands still.
+    stopped: Option<Pid>,
+}
 
 impl Background {
     pub fn start(opsd: &Opsd) -> Self {
-        Self(Some(opsd.command(&["backup", "--json"]).spawn().expect("start opsd")))
+        let child = opsd.command(&["backup", "--json"]).spawn().expect("start opsd");
+        Self { opsd: Some(child), stopped: None }
     }
 
     pub fn child(&mut self) -> &mut Child {
-        self.0.as_mut().expect("a running opsd")
+        self.opsd.as_mut().expect("a running opsd")
     }
 
+    /// Whatever opsd is told, its pg_dump goes on.
     pub fn signal(&mut self, signal: Signal) {
+        self.go_on();
         kill_process(Pid::from_child(self.child()), signal).expect("kill");
+    }
+
+    fn go_on(&mut self) {
+        if let Some(pid) = self.stopped.take() {
+            // A test may have killed it.
+            let _ = kill_process(pid, Signal::CONT);
+        }
     }
 
     pub fn has_ended(&mut self) -> bool {
@@ -105,13 +118,15 @@ impl Background {
     }
 
     pub fn finish(mut self) -> Run {
-        finish_child(self.0.take().expect("a running opsd"), "opsd backup --json".into())
+        self.go_on();
+        finish_child(self.opsd.take().expect("a running opsd"), "opsd backup --json".into())
     }
 }
 
 impl Drop for Background {
     fn drop(&mut self) {
-        if let Some(mut child) = self.0.take() {
+        self.go_on();
+        if let Some(mut child) = self.opsd.take() {
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -294,34 +309,58 @@ fn tables_that_come_go_and_change_names_while_the_snapshot_is_taken() {
     }
 }
 
-/// A database with a table whose pg_dump is blocked for as long as opsd does not read, a view and a
-/// smaller table.
+/// A database with a table that is small on disk and takes long to read, a view and a smaller table.
 pub fn slow_database(server: &Server) -> String {
     let database = server.fresh_database("slow");
-    fixtures::rows(server, &database, "big", 40_000);
     server.psql(
         &database,
-        "CREATE TABLE small AS SELECT generate_series(1, 10) AS id; CREATE VIEW seen AS SELECT * FROM small",
+        "CREATE TABLE big AS SELECT i AS id, i::text || repeat('x', 100000) AS v FROM generate_series(1, 2500) i;
+         CREATE TABLE small AS SELECT generate_series(1, 10) AS id; CREATE VIEW seen AS SELECT * FROM small",
     );
     database
 }
 
+/// The argument of the pg_dump that takes the large table and nothing else.
+const BIG_ALONE: &str = "--table=\"public\".\"big\"";
+
 /// Starts a backup and stops it while the large table is on its way: every pg_dump holds its locks,
 /// the schema is stored, and nothing moves.
 pub fn paused(server: &Server, database: &str, opsd: &mut Opsd) -> Background {
-    opsd.job.set("streams", "1").set("large_table", quoted("4MiB"));
+    opsd.job.set("streams", "2").set("large_table", quoted("1MiB"));
     let mut run = Background::start(opsd);
-    wait_for("the schema to be stored", || {
-        assert!(!run.has_ended(), "opsd ended too early");
-        opsd.repository_files().iter().any(|f| f.ends_with("/schema.pgdump.zst.age"))
-    });
-    run.signal(Signal::STOP);
     let sql = format!(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = {} AND state = 'active' AND query LIKE 'COPY public.big %'",
         literal(database)
     );
-    wait_for("the large table's COPY", || server.psql("postgres", &sql) == "1");
+    // The pg_dump runs for a moment at a time, so that it cannot be through with the table unseen.
+    wait_for("the large table's COPY", || {
+        assert!(!run.has_ended(), "opsd ended too early");
+        let Some(pid) = dumps(run.child().id(), BIG_ALONE).first().and_then(|p| Pid::from_raw(*p)) else {
+            return false;
+        };
+        // It may end meanwhile, as its opsd starts over.
+        let _ = kill_process(pid, Signal::STOP);
+        if has_written(pid) && server.psql("postgres", &sql) == "1" {
+            run.stopped = Some(pid);
+            return true;
+        }
+        let _ = kill_process(pid, Signal::CONT);
+        false
+    });
+    wait_for("the schema to be stored", || {
+        assert!(!run.has_ended(), "opsd ended too early");
+        opsd.repository_files().iter().any(|f| f.ends_with("/schema.pgdump.zst.age"))
+    });
+    kill_process(Pid::from_child(run.child()), Signal::STOP).expect("stop opsd");
     run
+}
+
+/// Whether a pg_dump has written some of its archive.
+fn has_written(pid: Pid) -> bool {
+    let io = std::fs::read_to_string(format!("/proc/{}/io", pid.as_raw_nonzero())).unwrap_or_default();
+    let written = io.lines().find_map(|line| line.strip_prefix("wchar: ")?.parse::<u64>().ok());
+    // Less than this may be its questions to the server.
+    written.is_some_and(|bytes| bytes > 1 << 20)
 }
 
 #[test]
@@ -350,7 +389,7 @@ fn who_waits_for_access_exclusive_does_not_stall_a_dump_that_has_started() {
     let mut migration = Psql::new(server, &database);
     migration.send("BEGIN; DROP TABLE small CASCADE; SAVEPOINT done;");
     let mut other = Psql::new(server, &database);
-    other.send("BEGIN; ALTER TABLE big ALTER ok TYPE text; SAVEPOINT done;");
+    other.send("BEGIN; ALTER TABLE big ALTER id TYPE text; SAVEPOINT done;");
     wait_for("both to wait", || {
         migration.is("wait_event_type = 'Lock'") && other.is("wait_event_type = 'Lock'")
     });
@@ -382,12 +421,11 @@ fn timeouts_of_the_database_do_not_end_the_sessions_that_wait() {
         "SELECT count(*) FROM pg_stat_activity WHERE datname = {} AND application_name LIKE 'opsd%' AND state LIKE 'idle%'",
         literal(&database)
     );
-    let before = server.psql("postgres", &idle);
-    assert!(before.parse::<u32>().unwrap() >= 2, "the lock's and the snapshot's session: {before}");
+    wait_for("the lock's and the snapshot's session alone", || server.psql("postgres", &idle) == "2");
     let older = format!("{idle} AND state_change < now() - interval '1500 ms'");
     wait_for("all timeouts to have passed", || {
-        assert_eq!(server.psql("postgres", &idle), before, "a session was ended");
-        server.psql("postgres", &older) == before
+        assert_eq!(server.psql("postgres", &idle), "2", "a session was ended");
+        server.psql("postgres", &older) == "2"
     });
     run.signal(Signal::CONT);
     let run = run.finish().expect_code(0);
@@ -437,7 +475,7 @@ fn a_pg_dump_that_is_killed_leaves_no_set() {
     let database = slow_database(server);
     let mut opsd = site(server, &database);
     let mut run = paused(server, &database, &mut opsd);
-    let dumps = dumps(run.child().id(), "--section=data");
+    let dumps = dumps(run.child().id(), BIG_ALONE);
     assert_eq!(dumps.len(), 1, "{dumps:?}");
     kill_process(Pid::from_raw(dumps[0]).expect("a pid"), Signal::KILL).expect("kill");
     run.signal(Signal::CONT);
