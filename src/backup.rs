@@ -19,6 +19,7 @@ mod source;
 pub mod streams;
 pub mod sweep;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -32,13 +33,14 @@ use self::plan::Plan;
 use self::source::Source;
 use self::streams::Destination;
 use crate::buffer_pool::BufferPool;
-use crate::config::{BackupJob, Config, keys};
+use crate::config::{BackupJob, Config, Databases, keys};
 use crate::error::{Context, Error, Kind, Result};
-use crate::postgres::connect::Session;
+use crate::postgres::connect::{Session, error as postgres_error};
+use crate::printable;
 use crate::progress::{Event, Progress};
 use crate::set::archive::parser::Contents;
 use crate::set::fingerprint::RowSecret;
-use crate::set::manifest::{Database, Document, FORMAT, Manifest, Server, Stream};
+use crate::set::manifest::{Database, Document, FORMAT, Lacking, Manifest, Server, Stream};
 use crate::set::proof::Fingerprint;
 use crate::set::seal::{Recipients, SealOptions, seal_bytes, sha256_hex};
 use crate::set::signature::Purpose;
@@ -51,6 +53,8 @@ const MAX_PARTS: u64 = 1_000;
 
 /// How long a run that failed may take to say so in the repository and to remove what it stored.
 const CLEAN_UP_BOUND: Duration = Duration::from_secs(15);
+/// Characters of an error that a manifest repeats.
+const WHY_MAX: usize = 1_000;
 const CLEAN_UP_ROUNDS: usize = 5;
 const CLEAN_UP_PAUSE: Duration = Duration::from_millis(50);
 
@@ -138,19 +142,24 @@ pub async fn create(
         lock::acquire(&source.session, &config.site, &job.name).await?;
         progress(Event::Phase("planning".into()));
         let mut first = None;
-        for database in &source.databases {
-            let (_, session) = source::preview(&source, database, job).await?;
-            match first {
-                None => first = Some(session),
-                Some(_) => session.close().await,
+        let mut unfit = HashMap::new();
+        for (index, database) in source.databases.iter().enumerate() {
+            match source::preview(&source, database, job).await {
+                Ok((_, session)) if index == 0 => first = Some(session),
+                Ok((_, session)) => session.close().await,
+                // A mistake in the configuration, or the only database: nothing is dumped.
+                Err(error) if error.kind() == Kind::Usage || source.databases.len() == 1 => {
+                    return Err(error);
+                }
+                Err(error) => drop(unfit.insert(database.clone(), error)),
             }
         }
-        Ok((source, first, clock_warning, sets))
+        Ok((source, first, unfit, clock_warning, sets))
     };
     let deadline = Instant::now() + job.timeout;
     let prepared =
         async { timeout_at(deadline, Box::pin(prepared)).await.unwrap_or_else(|_| Err(late(job))) };
-    let (source, first, clock_warning, sets) = shutdown.guard(prepared).await?;
+    let (source, first, unfit, clock_warning, sets) = shutdown.guard(prepared).await?;
 
     let started = Utc::now();
     let id = set::new_id(started);
@@ -177,7 +186,7 @@ pub async fn create(
     // Without the lock another run may be under way, so this one ends.
     let work = async {
         tokio::select! {
-            ready = run.dump(&source, first, warnings) => ready,
+            ready = run.dump(&source, first, unfit, warnings) => ready,
             why = source.session.lost() => Err(lock::lost(why)),
             () = sleep_until(deadline) => Err(late(job)),
         }
@@ -246,22 +255,48 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// All of a set but its manifest. `looked` is a session with the first database.
+    /// All of a set but its manifest. `looked` is a session with the first database, `unfit` the databases that
+    /// cannot be planned.
     async fn dump(
         &self,
         source: &Source<'_>,
         mut looked: Option<Session>,
+        mut unfit: HashMap<String, Error>,
         mut warnings: Vec<String>,
     ) -> Result<Ready> {
         let previous = self.previous(&mut warnings).await;
         let mut databases = Vec::new();
+        let mut lacking: Vec<Lacking> = Vec::new();
         let mut roles = Vec::new();
         let last = source.databases.len().saturating_sub(1);
         for (index, name) in source.databases.iter().enumerate() {
             (self.progress)(Event::Phase(format!("dumping {name}")));
             let roles = (index == 0 || index == last).then_some(&mut roles);
-            let database = self.dump_database(source, name, looked.take(), roles, &mut warnings).await;
-            databases.push(database.with_context(|| format!("database {name:?}"))?);
+            let dumped = match unfit.remove(name) {
+                Some(error) => Err(error),
+                None => {
+                    let dumped = self.dump_database(source, name, looked.take(), roles, &mut warnings).await;
+                    dumped.with_context(|| format!("database {name:?}"))
+                }
+            };
+            match dumped {
+                Ok(database) => databases.push(database),
+                Err(error) => match self.left_out(source, name, error).await? {
+                    Some(database) => lacking.push(database),
+                    None => warnings
+                        .push(format!("database {name:?} was dropped meanwhile and is not in this set")),
+                },
+            }
+        }
+        match (databases.is_empty(), lacking.first()) {
+            (false, _) => {}
+            (true, None) => return Err(Error::new("every database was dropped meanwhile")),
+            (true, Some(first)) => {
+                return Err(Error::new(first.why.clone()).context("no database could be dumped"));
+            }
+        }
+        if roles.is_empty() {
+            roles.push(globals::dump(source, &mut warnings).await?);
         }
         (self.progress)(Event::Phase("finishing".into()));
         let globals = match roles.len() {
@@ -276,7 +311,7 @@ impl Run<'_> {
             }
         };
         if let Some(previous) = &previous {
-            warnings.extend(shrunk(previous, &databases));
+            warnings.extend(shrunk(previous, &databases, &lacking));
         }
         let mut manifest = Manifest {
             format: FORMAT,
@@ -292,6 +327,7 @@ impl Run<'_> {
             recipients: self.config.encryption.recipients.clone(),
             globals,
             databases,
+            lacking,
             restore_md: Document { key: set::RESTORE_MD.into(), size: 0, sha256: String::new() },
             warnings,
         };
@@ -310,6 +346,49 @@ impl Run<'_> {
         self.check_stored(&manifest).await?;
         lock::check(&source.session).await?;
         Ok(Ready { manifest, bytes, is_signed: sign_key.is_some() })
+    }
+
+    /// What becomes of a set of several databases when one cannot be dumped. The others are dumped all the same,
+    /// because one broken database must not leave all of them without a backup, night after night; the set is
+    /// recorded as one that lacks it, is relied on by nobody, and the command fails. Where all databases are
+    /// wanted, one that was dropped is none of them any more: nothing then.
+    ///
+    /// What cannot be removed from the repository tells that it is not the database that fails.
+    async fn left_out(&self, source: &Source<'_>, name: &str, error: Error) -> Result<Option<Lacking>> {
+        let is_the_jobs = matches!(error.kind(), Kind::Usage | Kind::InDoubt);
+        if source.databases.len() == 1 || is_the_jobs {
+            return Err(error);
+        }
+        let folder = format!("{}{}/", self.prefix, set::database_component(name));
+        if let Err(why) = self.remove_stored(&folder).await {
+            tracing::info!("what was stored of {name:?} cannot be removed: {why}");
+            return Err(error);
+        }
+        let client = &source.session.client;
+        let asked = client.query_opt("SELECT FROM pg_database WHERE datname = $1", &[&name]).await;
+        let is_there = asked.map_err(postgres_error).context("cannot look for the database")?.is_some();
+        if !is_there && self.job.databases == Databases::All {
+            return Ok(None);
+        }
+        let why = printable::bounded(&error.to_string(), WHY_MAX).into_owned();
+        Ok(Some(Lacking { name: name.to_owned(), why }))
+    }
+
+    /// Removes what lies under a prefix, as far as the credential may.
+    async fn remove_stored(&self, prefix: &str) -> Result<(), StoreError> {
+        let may_not =
+            |error: &StoreError| matches!(error, StoreError::Denied(_) | StoreError::Unsupported(_));
+        let stored = match self.store.list(prefix).await {
+            Err(error) if may_not(&error) => return Ok(()),
+            stored => stored?,
+        };
+        for object in stored {
+            match self.store.delete(&object.key).await {
+                Err(error) if may_not(&error) => return Ok(()),
+                deleted => deleted?,
+            }
+        }
+        Ok(())
     }
 
     /// Whether everything that the manifest will name still lies there: somebody may have swept what he
@@ -578,9 +657,10 @@ impl Run<'_> {
 
 /// Databases that are gone, or that lost more than half of their rows or bytes since the set before: a truncated table,
 /// a wrong host, an empty restore. Retention freezes on it; here it is said.
-fn shrunk(previous: &Manifest, now: &[Database]) -> Vec<String> {
+fn shrunk(previous: &Manifest, now: &[Database], lacking: &[Lacking]) -> Vec<String> {
     let mut warnings = Vec::new();
-    for gone in previous.databases.iter().filter(|d| !now.iter().any(|n| n.name == d.name)) {
+    let is_told = |name: &str| now.iter().any(|n| n.name == name) || lacking.iter().any(|l| l.name == name);
+    for gone in previous.databases.iter().filter(|d| !is_told(&d.name)) {
         warnings
             .push(format!("database {:?}, which set {} holds, is not in this one", gone.name, previous.id));
     }

@@ -77,11 +77,12 @@ pub async fn plan(
                 Standing::Complete { proven: set.is_proven(), databases: amounts(set) }
             }
             (Reliance::Differs(_), Ok(_)) => Standing::Differs(why),
+            (Reliance::Partial(_), Ok(_)) => Standing::Partial(why),
             (Reliance::Incomplete, _) => Standing::Unfinished(why),
             _ => Standing::NotCounted(why),
         };
         if let Ok(set) = &loaded
-            && matches!(standing, Standing::Complete { .. } | Standing::Differs(_))
+            && matches!(standing, Standing::Complete { .. } | Standing::Differs(_) | Standing::Partial(_))
         {
             removable.insert(id.clone(), removal(set));
         }

@@ -213,6 +213,16 @@ pub fn render(manifest: &Manifest) -> String {
             line("```");
         }
     }
+    if !manifest.lacking.is_empty() {
+        line("");
+        line("## What this set lacks");
+        line("");
+        line("These databases could not be dumped:");
+        line("");
+        for database in &manifest.lacking {
+            line(&format!("- {}: {}", markdown(&database.name), markdown(&database.why)));
+        }
+    }
     if !manifest.warnings.is_empty() {
         line("");
         line("## What the backup warned about");

@@ -52,6 +52,9 @@ pub enum Standing {
     /// Stored whole, and a rehearsal found that it differs; the text says what. It takes no place of a set that
     /// counts, and stays as long as the rules keep a set of its time.
     Differs(String),
+    /// Stored whole but for a database that could not be dumped; the text says which. It takes no place of a set
+    /// that counts, and stays as long as the rules keep a set of its time. As the newest it freezes.
+    Partial(String),
     /// No manifest: the set is being written, or its run was killed; the text says so. Never counted, never
     /// removed, and no reason to freeze.
     Unfinished(String),
@@ -163,7 +166,7 @@ pub fn plan(sets: &[Candidate], rules: &Retention, now: DateTime<Utc>, accept_sh
     if *rules == Retention::default() {
         frozen = Some("the retention has no rule".to_owned());
     } else if let Some(newest) = past.iter().find(|set| !matches!(set.standing, Standing::Unfinished(_)))
-        && let Standing::NotCounted(why) = &newest.standing
+        && let Standing::NotCounted(why) | Standing::Partial(why) = &newest.standing
     {
         frozen = Some(format!("the newest set, {}, does not count: {why}", newest.id));
     } else if let Some((id, why)) = differing(&past) {
@@ -180,7 +183,7 @@ pub fn plan(sets: &[Candidate], rules: &Retention, now: DateTime<Utc>, accept_sh
         .iter()
         .map(|set| {
             let said = match &set.standing {
-                Standing::NotCounted(why) | Standing::Unfinished(why) => {
+                Standing::NotCounted(why) | Standing::Unfinished(why) | Standing::Partial(why) => {
                     Some(Reason::NotCounted(why.clone()))
                 }
                 Standing::Differs(why) => Some(Reason::Differs(why.clone())),
@@ -190,7 +193,7 @@ pub fn plan(sets: &[Candidate], rules: &Retention, now: DateTime<Utc>, accept_sh
                 _ if is_ahead(set) => vec![Reason::Future],
                 Standing::NotCounted(_) | Standing::Unfinished(_) => Vec::new(),
                 Standing::Complete { proven, .. } => seen.reasons(set.time, *proven, rules),
-                Standing::Differs(_) => seen.clone().reasons(set.time, false, rules),
+                Standing::Differs(_) | Standing::Partial(_) => seen.clone().reasons(set.time, false, rules),
             };
             let is_left_alone = matches!(set.standing, Standing::NotCounted(_) | Standing::Unfinished(_));
             let unneeded = kept_by.is_empty() && !is_left_alone;
@@ -254,7 +257,10 @@ fn differing<'c>(past: &[&'c Candidate]) -> Option<(&'c str, &'c str)> {
     let is_proven = |set: &&&Candidate| matches!(set.standing, Standing::Complete { proven: true, .. });
     past.iter().take_while(|set| !is_proven(set)).find_map(|set| match &set.standing {
         Standing::Differs(why) => Some((set.id.as_str(), why.as_str())),
-        Standing::Complete { .. } | Standing::Unfinished(_) | Standing::NotCounted(_) => None,
+        Standing::Complete { .. }
+        | Standing::Partial(_)
+        | Standing::Unfinished(_)
+        | Standing::NotCounted(_) => None,
     })
 }
 
@@ -270,7 +276,9 @@ fn first_of<T: Ord>(seen: &mut BTreeSet<T>, period: T, limit: u32) -> bool {
 fn shrunk(ordered: &[&Candidate]) -> Option<String> {
     let mut complete = ordered.iter().filter_map(|set| match &set.standing {
         Standing::Complete { databases, .. } => Some((&set.id, databases)),
-        Standing::Differs(_) | Standing::Unfinished(_) | Standing::NotCounted(_) => None,
+        Standing::Differs(_) | Standing::Partial(_) | Standing::Unfinished(_) | Standing::NotCounted(_) => {
+            None
+        }
     });
     let (id, newest) = complete.next()?;
     let before: Vec<_> = complete.take(HISTORY).map(|(_, databases)| databases).collect();

@@ -9,7 +9,7 @@ use crate::backup::{self, Created, Preview};
 use crate::config::{BackupJob, Config};
 use crate::error::{Error, Kind, Result};
 use crate::printable;
-use crate::set::manifest::ProofState;
+use crate::set::manifest::{Lacking, ProofState};
 use crate::shutdown::Shutdown;
 use crate::store::{self, object_lock};
 
@@ -40,6 +40,8 @@ struct SetReport {
     job: String,
     id: String,
     databases: Vec<DatabaseReport>,
+    /// Databases that could not be dumped.
+    lacking: Vec<Lacking>,
     plain_bytes: u64,
     stored_bytes: u64,
     duration_seconds: f64,
@@ -120,6 +122,7 @@ pub async fn run(args: Args, config: &Config, global: &Global, shutdown: &Shutdo
                     }
                 }
                 report.sets.push(set);
+                failures.extend(lacking(&created).map(|error| (job.name.as_str(), error)));
             }
             Err(error) => {
                 let stop = matches!(error.kind(), Kind::Interrupted | Kind::Terminated);
@@ -160,11 +163,22 @@ pub fn select<'c>(config: &'c Config, names: &[String]) -> Result<Vec<&'c Backup
         .collect()
 }
 
+/// A set that lacks a database is recorded, and its run failed.
+fn lacking(created: &Created) -> impl Iterator<Item = Error> {
+    let id = &created.manifest.id;
+    created.manifest.lacking.iter().map(move |l| {
+        Error::new(l.why.clone()).context(format!("set {id} lacks database {:?}", l.name)).with_hint(format!(
+            "its other databases are whole: opsd restore --to … --backup {id}; nothing counts on the set"
+        ))
+    })
+}
+
 fn set_report(created: &Created, duration_seconds: f64) -> SetReport {
     let manifest = &created.manifest;
     SetReport {
         job: manifest.job.clone(),
         id: manifest.id.clone(),
+        lacking: manifest.lacking.clone(),
         databases: manifest
             .databases
             .iter()

@@ -50,10 +50,23 @@ pub struct Manifest {
     pub globals: Option<Stream>,
     /// One entry a database, in dump order.
     pub databases: Vec<Database>,
+    /// Databases that belong into this set and could not be dumped. A set that has some is not relied on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lacking: Vec<Lacking>,
     /// How to restore without opsd.
     pub restore_md: Document,
     /// What the operator should know: pg_dump's warnings, missing privileges, a sudden shrinking.
     pub warnings: Vec<String>,
+}
+
+/// A database that could not be dumped.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lacking {
+    /// Its name.
+    pub name: String,
+    /// The error.
+    pub why: String,
 }
 
 /// The server a set was taken from.
@@ -445,6 +458,7 @@ pub(crate) mod tests {
             recipients: vec!["age1example".into()],
             globals: Some(stream("globals", &[super::super::GLOBALS], 20)),
             databases: vec![database("shop", "shop"), database("../x", "..%2Fx")],
+            lacking: Vec::new(),
             restore_md: Document { key: super::super::RESTORE_MD.into(), size: 5, sha256: "0".repeat(64) },
             warnings: vec!["one".into()],
         }

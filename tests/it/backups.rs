@@ -161,6 +161,7 @@ fn manifest(started: &str, id: &str) -> Manifest {
         pg_dump_version: "17.11".into(),
         recipients: vec!["age1example".into()],
         globals: Some(stream("globals", set::GLOBALS)),
+        lacking: Vec::new(),
         databases: vec![manifest::Database {
             name: "app".into(),
             locale: manifest::Locale {

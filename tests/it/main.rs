@@ -39,6 +39,7 @@ mod hostile_peers;
 mod injection;
 mod integrity;
 mod kill;
+mod lacking;
 mod large_objects;
 mod lease;
 mod listing;

@@ -35,6 +35,8 @@ pub enum Reliance {
     Refused(String),
     /// Objects are missing or have another size: these, as a text.
     Lacking(String),
+    /// Its run could not dump all of its databases; the text says which and why.
+    Partial(String),
     /// The newest conclusive rehearsal found a difference.
     Differs(Difference),
     /// What the newest conclusive rehearsal found is not known.
@@ -83,8 +85,17 @@ impl Loaded {
             let more = if more == 0 { String::new() } else { format!(" and {more} more") };
             return Reliance::Lacking(format!("{named}{more}"));
         }
+        let mut lacking = self.manifest.lacking.iter();
         match (&self.difference, &self.unknown) {
             (Some(difference), _) => Reliance::Differs(difference.clone()),
+            (None, None) if let Some(first) = lacking.next() => {
+                let why = printable::bounded(&first.why, HEADLINE);
+                let more = match lacking.count() {
+                    0 => String::new(),
+                    more => format!(" (and {more} more)"),
+                };
+                Reliance::Partial(format!("database {:?} could not be dumped: {why}{more}", first.name))
+            }
             (None, Some(unknown)) => Reliance::Unknown(unknown.clone()),
             (None, None) if is_from_future(self.manifest.started, now) => Reliance::Ahead,
             (None, None) => Reliance::Sound,
@@ -102,6 +113,7 @@ impl Reliance {
             Reliance::Failed => "failed",
             Reliance::Refused(_) => "refused",
             Reliance::Lacking(_) => "lacking",
+            Reliance::Partial(_) => "partial",
             Reliance::Differs(_) => "differs",
             Reliance::Unknown(_) => "unknown",
         }
@@ -136,7 +148,7 @@ impl fmt::Display for Reliance {
             Reliance::Ahead => f.write_str("it is dated in the future"),
             Reliance::Incomplete => f.write_str("incomplete: it is being written, or its run was killed"),
             Reliance::Failed => f.write_str("failed: its run gave up"),
-            Reliance::Refused(why) => f.write_str(why),
+            Reliance::Refused(why) | Reliance::Partial(why) => f.write_str(why),
             Reliance::Lacking(what) => write!(f, "{what} is missing or has another size"),
             Reliance::Differs(difference) => difference.fmt(f),
             Reliance::Unknown(Unknown::Unread(why) | Unknown::Hidden(why)) => {
