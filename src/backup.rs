@@ -360,7 +360,8 @@ impl Run<'_> {
             };
             let coordinator = coordinator::start(session, name, in_recovery, self.job).await?;
             let archives = &coordinator.plan.archives;
-            let started = streams::start(source.dump(name), &coordinator.snapshot, archives).await;
+            let dump = source.dump(name, &coordinator.inventory.encoding);
+            let started = streams::start(dump, &coordinator.snapshot, archives).await;
             let started = match started {
                 Err(error) if attempt < coordinator::START_ATTEMPTS && streams::may_start_over(&error) => {
                     tracing::info!(

@@ -10,6 +10,7 @@ pub mod locale;
 pub mod properties;
 mod require_auth;
 pub mod scratch;
+pub mod settings;
 pub mod sql;
 pub mod tls;
 pub mod tools;

@@ -73,13 +73,12 @@ pub async fn open(connection: &Connection, database: &str, application_name: &st
     // A list of many tables looks expensive enough to be compiled, which takes longer than it.
     let settings = [("lock_timeout", LOCK_PATIENCE_SETTING), ("lc_monetary", MONETARY), ("jit", "off")];
     let session = connect_with(connection, Some(database), application_name, &settings).await?;
-    let session = session.without_conversion().await?;
-    keep_open(&session).await?;
-    Ok(session)
+    session.without_conversion().await
 }
 
 /// Plans without locking or exporting anything.
 pub async fn preview(session: &Session, database: &str, in_recovery: bool, job: &BackupJob) -> Result<Plan> {
+    inventory::check_settings(&session.client).await?;
     let inventory = inventory::read(&session.client, None).await?;
     let capacity = inventory::capacity(&session.client).await?;
     plan(database, &inventory, capacity, in_recovery, job)
@@ -124,18 +123,6 @@ pub async fn start(
         }
     };
     Ok(Coordinator { session, snapshot, lsn, time, inventory, properties, plan })
-}
-
-/// Switches off the timeouts that end sessions which hold something and are otherwise idle for hours.
-pub async fn keep_open(session: &Session) -> Result<()> {
-    let mut sql = Sql::new("SET idle_in_transaction_session_timeout = 0; SET statement_timeout = 0");
-    if session.server_version_num >= 140_000 {
-        sql = sql.then("; SET idle_session_timeout = 0");
-    }
-    if session.server_version_num >= 170_000 {
-        sql = sql.then("; SET transaction_timeout = 0");
-    }
-    sql.run(&session.client).await.map_err(error).context("cannot keep the session open")
 }
 
 struct Taken {

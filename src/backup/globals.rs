@@ -49,6 +49,7 @@ async fn pg_dumpall(source: &Source<'_>, more: &[&str]) -> Result<(Vec<u8>, Vec<
     let mut command =
         source.tools.command("pg_dumpall", connection, &connection.dbname, &source.application_name)?;
     command.args(["--globals-only", "--no-password"]);
+    command.arg(format!("--encoding={}", source.encoding));
     // pg_dumpall reads this as a connection string, so an odd name must be quoted within one.
     command.arg(format!("--database={}", dbname_argument(&connection.dbname)));
     command.args(more);

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use chrono::{DateTime, Utc};
 use tokio_postgres::Client;
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::postgres::connect::error;
 use crate::postgres::ident::Name;
 use crate::postgres::properties;
@@ -314,6 +314,28 @@ pub async fn rewritten(client: &Client) -> Result<Vec<String>> {
 pub fn newcomers<'a>(before: &Inventory, now: &'a Inventory) -> Vec<&'a Table> {
     let known: HashSet<u32> = before.tables.iter().map(|t| t.oid).collect();
     now.tables.iter().filter(|t| !known.contains(&t.oid)).collect()
+}
+
+/// Refuses a session that would read damaged pages as empty ones, or as they are. Only a superuser may set either,
+/// for a role, a database or the server, and only then no session may set it back.
+pub async fn check_settings(client: &Client) -> Result<()> {
+    let found = client
+        .query_opt(
+            "SELECT name FROM pg_settings
+              WHERE name IN ('ignore_checksum_failure', 'zero_damaged_pages') AND setting = 'on' LIMIT 1",
+            &[],
+        )
+        .await
+        .map_err(error)
+        .context("cannot read the session's settings")?;
+    let Some(row) = found else { return Ok(()) };
+    let name: String = row.get(0);
+    Err(Error::new(format!("{name} is on, so rows could be lost or damaged without an error")).with_hint(
+        format!(
+            "ALTER DATABASE … RESET {name} (or ALTER ROLE, or the server's configuration); damage is for \
+         pg_amcheck and an older set"
+        ),
+    ))
 }
 
 /// Room in the lock table and for connections.

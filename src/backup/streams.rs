@@ -59,13 +59,15 @@ pub struct Dump<'a> {
     pub connection: &'a Connection,
     /// Of which database.
     pub database: &'a str,
+    /// Its encoding: a role may have another one set for what it reads.
+    pub encoding: &'a str,
     /// What pg_stat_activity shows.
     pub application_name: &'a str,
 }
 
 /// Starts a pg_dump for each archive and waits until all of them hold their locks.
 pub async fn start(dump: Dump<'_>, snapshot: &str, archives: &[Archive]) -> Result<Vec<Started>> {
-    let Dump { tools, connection, database, application_name } = dump;
+    let Dump { tools, connection, database, encoding, application_name } = dump;
     let mut connection = connection.clone();
     let own = connection.options.take().map(|own| format!("{own} ")).unwrap_or_default();
     // pg_dump's questions about many tables look worth compiling, and are not.
@@ -77,6 +79,7 @@ pub async fn start(dump: Dump<'_>, snapshot: &str, archives: &[Archive]) -> Resu
         // The database's name stays in the environment.
         command.arg(format!("--dbname={KEEPALIVES}"));
         command.arg(format!("--snapshot={snapshot}"));
+        command.arg(format!("--encoding={encoding}"));
         command.arg(format!("--lock-wait-timeout={LOCK_TIMEOUT}"));
         if tools.major >= 18 {
             // Statistics come from ANALYZE after a restore; dumped ones double and lose some.

@@ -254,7 +254,7 @@ async fn fill(
     }
     let target = Target {
         monetary: has_monetary.is_ok().then(|| monetary.clone()),
-        tools: options.tools.clone(),
+        tools: options.tools.clone().for_server(session.major()),
         connection,
         dbname: name.to_owned(),
         jobs: options.jobs,

@@ -367,7 +367,9 @@ impl Run<'_> {
         database: &Database,
         archived: &[Entry],
     ) -> Result<(Vec<String>, bool)> {
-        let fresh = definitions::dump_schema(&target.tools, &target.connection, &target.dbname).await?;
+        let encoding = &database.locale.encoding;
+        let fresh =
+            definitions::dump_schema(&target.tools, &target.connection, &target.dbname, encoding).await?;
         let changed = definitions::compare(archived, &fresh, None);
         if changed.is_empty() {
             return Ok((changed, true));
@@ -383,7 +385,7 @@ impl Run<'_> {
             self.record.warnings.push(format!("{}: definitions alone: {error}", database.name));
             comparable = false;
         }
-        let expected = definitions::dump_schema(&second.tools, &second.connection, &name).await?;
+        let expected = definitions::dump_schema(&second.tools, &second.connection, &name, encoding).await?;
         Ok((definitions::compare(archived, &fresh, Some(&expected)), comparable))
     }
 

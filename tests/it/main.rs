@@ -74,6 +74,7 @@ mod s3_faults;
 mod scarcity;
 mod sections;
 mod security;
+mod settings;
 mod standby;
 mod store;
 mod sweep;
