@@ -34,6 +34,7 @@ use crate::buffer_pool::BufferPool;
 use crate::config::{BackupJob, Config, keys};
 use crate::error::{Context, Error, Kind, Result};
 use crate::postgres::connect::Session;
+use crate::postgres::messages;
 use crate::progress::{Event, Progress};
 use crate::set::archive::parser::Contents;
 use crate::set::fingerprint::RowSecret;
@@ -191,7 +192,7 @@ pub async fn create(
     match created {
         Ok(created) => Ok(created),
         Err(error) => {
-            let error = if source.server.in_recovery { streams::explain_conflict(error) } else { error };
+            let error = if source.server.in_recovery { messages::explain_conflict(error) } else { error };
             run.clean_up(&error).await;
             Err(error)
         }
@@ -353,6 +354,7 @@ impl Run<'_> {
     ) -> Result<(coordinator::Coordinator, Vec<streams::Started>)> {
         let in_recovery = source.server.in_recovery;
         let mut attempt = 1;
+        let mut failures = streams::Failures::default();
         loop {
             let session = match looked.take() {
                 Some(session) => session,
@@ -363,7 +365,7 @@ impl Run<'_> {
             let dump = source.dump(name, &coordinator.inventory.encoding);
             let started = streams::start(dump, &coordinator.snapshot, archives).await;
             let started = match started {
-                Err(error) if attempt < coordinator::START_ATTEMPTS && streams::may_start_over(&error) => {
+                Err(error) if attempt < coordinator::START_ATTEMPTS && failures.may_start_over(&error) => {
                     tracing::info!(
                         "{name}: {error}; starting over ({attempt}/{})",
                         coordinator::START_ATTEMPTS

@@ -7,6 +7,7 @@ mod dial;
 pub mod ident;
 pub mod large_objects;
 pub mod locale;
+pub mod messages;
 pub mod properties;
 mod require_auth;
 pub mod scratch;

@@ -13,7 +13,8 @@ use super::coordinator::{LOCK_TIMEOUT, MONETARY};
 use super::plan::Archive;
 use crate::config::Connection;
 use crate::error::{Context, Error, Result};
-use crate::postgres::tools::{self, KEEPALIVES, Tools};
+use crate::postgres::messages::{Dump as Failed, explain_dump, of_dump};
+use crate::postgres::tools::{KEEPALIVES, Tools};
 use crate::process::{self, Child, Exit, Input, Output};
 use crate::progress::{Event, Progress};
 use crate::set::archive::Entry;
@@ -28,10 +29,6 @@ use crate::store::Store;
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(600);
 /// Bytes read from pg_dump at a time: the capacity its pipe is enlarged to.
 const READ_SIZE: usize = 1 << 20;
-
-/// What keeps a standby from ending our sessions for what its primary did meanwhile.
-pub const STANDBY_HINT: &str = "raise max_standby_streaming_delay beyond the time a backup takes, and set \
-     hot_standby_feedback = on against VACUUM on the primary";
 
 /// A pg_dump that holds its locks and waits to be read.
 pub struct Started {
@@ -110,7 +107,7 @@ async fn holds_locks(started: &mut Started, database: &str) -> Result<()> {
         Ok(Ok(true)) => Ok(()),
         Ok(Ok(false)) => {
             let exit = child.wait().await?;
-            exit.check().map_err(tools::explain).map_err(explain).context(what)?;
+            exit.check().map_err(explain_dump).context(what)?;
             Err(Error::new("pg_dump wrote nothing"))
         }
         Ok(Err(error)) => Err(error.context(what)),
@@ -170,7 +167,7 @@ pub async fn drain(started: Started, to: Destination) -> Result<Dumped> {
         let exit = if copied.is_ok() { child.wait().await? } else { child.stop().await? };
         // A broken archive of a pg_dump that failed by itself is the lesser news.
         if copied.is_ok() || ended_by_itself(&exit) {
-            exit.check().map_err(explain).with_context(|| format!("stream {display}"))?;
+            exit.check().map_err(explain_dump).with_context(|| format!("stream {display}"))?;
         }
         let (parser, writer) = copied.with_context(|| format!("stream {display}"))?;
         let finished = tokio::task::spawn_blocking(move || {
@@ -222,45 +219,33 @@ fn ended_by_itself(exit: &Exit) -> bool {
     exit.status.code().is_some_and(|code| code != 0) && !exit.stderr.contains("Broken pipe")
 }
 
-/// Adds the next step to what pg_dump said.
-fn explain(error: Error) -> Error {
-    let said = error.to_string();
-    if said.contains("LOCK TABLE") && said.contains("statement timeout") {
-        error.with_hint(format!(
-            "another session held or wanted ACCESS EXCLUSIVE on a table for longer than {LOCK_TIMEOUT}"
-        ))
-    } else if said.contains("out of shared memory") {
-        error.with_hint("raise max_locks_per_transaction and restart PostgreSQL")
-    } else if said.contains("invalid snapshot identifier") || said.contains("snapshot \"") {
-        error.with_hint(format!(
-            "the session that held the snapshot is gone; see the server's log. On a standby: {STANDBY_HINT}"
-        ))
-    } else {
-        error
-    }
+/// What may be started over, of the failures of pg_dumps that have not written anything yet.
+#[derive(Default)]
+pub struct Failures {
+    last: String,
+    repeated: u32,
 }
 
-/// What a pg_dump that has not written anything yet says when somebody changes or locks what it looks
-/// at, or ends the session whose snapshot it was to use. All of it starts over with another snapshot.
-pub fn may_start_over(error: &Error) -> bool {
-    let said = error.to_string();
-    let lock = said.contains("LOCK TABLE") && said.contains("statement timeout");
-    let gone = said.contains("query failed") && GONE.iter().any(|needle| said.contains(needle));
-    lock || gone || said.contains("deadlock detected") || said.contains("invalid snapshot identifier")
-}
+/// How often in a row a query may fail with the same words: what somebody changes does not stay the same.
+const SAME_FAILURES: u32 = 3;
 
-/// How the server says that an object vanished between two looks at the catalog.
-const GONE: [&str; 4] =
-    ["does not exist", "could not open relation with OID", "cache lookup failed", "was concurrently dropped"];
-
-/// A standby cancels or disconnects whoever is in the way of what its primary did.
-pub fn explain_conflict(error: Error) -> Error {
-    let said = error.to_string();
-    let signs = ["conflict with recovery", "terminating connection", "connection closed"];
-    if !signs.iter().any(|sign| said.contains(sign)) {
-        return error;
+impl Failures {
+    /// Whether another snapshot may help: somebody locks or changes what pg_dump looks at, or ended the session
+    /// whose snapshot it was to use. The plan, which is made anew, says whether privileges and room for locks are
+    /// what is missing.
+    pub fn may_start_over(&mut self, error: &Error) -> bool {
+        let said = error.to_string();
+        match of_dump(&said) {
+            Failed::Locked | Failed::Snapshot => return true,
+            Failed::Query => {}
+            Failed::LockTable | Failed::Lost | Failed::Rows | Failed::Authentication | Failed::Other => {
+                return false;
+            }
+        }
+        self.repeated = if said == self.last { self.repeated + 1 } else { 1 };
+        self.last = said;
+        self.repeated < SAME_FAILURES
     }
-    error.with_hint(format!("the source is a standby: {}", STANDBY_HINT))
 }
 
 fn copy(

@@ -15,7 +15,6 @@ use std::time::Duration;
 use tokio::process::Command;
 
 use super::settings;
-use crate::config::require_auth::ALLOW_CLEAR;
 use crate::config::{Connection, SslMode, path};
 use crate::error::{Context, Error, Result};
 use crate::{process, regular_file};
@@ -291,14 +290,6 @@ fn container_exec(first: &str, rest: &[String]) -> Option<usize> {
         return None;
     }
     rest.iter().position(|word| word == "exec")
-}
-
-/// Why a client tool was not let in, or did not let itself be asked.
-pub fn explain(error: Error) -> Error {
-    if error.to_string().contains("authentication method requirement") {
-        return error.with_hint(ALLOW_CLEAR);
-    }
-    error
 }
 
 /// Without these a client waits for about two hours for a server whose host died without a word. libpq

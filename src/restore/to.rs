@@ -9,6 +9,7 @@
 use std::collections::BTreeSet;
 
 use chrono::Utc;
+use tokio_postgres::error::SqlState;
 
 use super::complaints::{Complaint, masked_in};
 use super::databases::Waited;
@@ -19,7 +20,7 @@ use super::{
 };
 use crate::config::Connection;
 use crate::error::{Context, Error, Kind, Result};
-use crate::postgres::connect::{Session, connect, error};
+use crate::postgres::connect::{Session, connect, error, sqlstate};
 use crate::postgres::ident::Name;
 use crate::postgres::locale;
 use crate::postgres::properties::{self, Properties};
@@ -212,7 +213,7 @@ async fn look(
 
 /// The role that backs up may read; restoring needs one that may make.
 fn who_may_restore(error: Error) -> Error {
-    if error.to_string().contains("permission denied to create database") {
+    if sqlstate(&error) == Some(SqlState::INSUFFICIENT_PRIVILEGE.code()) {
         return error.with_hint(
             "restore as a role with CREATEDB and the owners' roles, in practice a superuser: \
              --to postgres://admin@host/app, or a [postgres.NAME] of its own",
