@@ -6,6 +6,7 @@ pub mod connect;
 mod dial;
 pub mod ident;
 pub mod large_objects;
+pub mod limits;
 pub mod locale;
 pub mod messages;
 pub mod properties;

@@ -16,13 +16,13 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use tokio_postgres::error::SqlState;
 
-use super::inventory::{self, Capacity, Inventory, Properties, Table, is_replaced};
+use super::inventory::{self, Inventory, Properties, Table, is_replaced};
 use super::plan::{Plan, plan};
 use crate::config::{BackupJob, Connection};
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::{Session, connect_with, error};
-use crate::postgres::large_objects;
 use crate::postgres::sql::Sql;
+use crate::postgres::{large_objects, limits};
 use crate::set::fingerprint::{RowHasher, RowSecret};
 use crate::set::proof::Fingerprint;
 
@@ -80,7 +80,7 @@ pub async fn open(connection: &Connection, database: &str, application_name: &st
 pub async fn preview(session: &Session, database: &str, in_recovery: bool, job: &BackupJob) -> Result<Plan> {
     inventory::check_settings(&session.client).await?;
     let inventory = inventory::read(&session.client, None).await?;
-    let capacity = inventory::capacity(&session.client).await?;
+    let capacity = limits::capacity(&session.client, session.major()).await?;
     plan(database, &inventory, capacity, in_recovery, job)
 }
 
@@ -149,7 +149,7 @@ async fn attempt_snapshot(
 ) -> Result<Attempt> {
     let client = &session.client;
     let before = inventory::read(client, None).await?;
-    let capacity: Capacity = inventory::capacity(client).await?;
+    let capacity = limits::capacity(client, session.major()).await?;
     let lock_first = plan(database, &before, capacity, in_recovery, job)?.lock_first;
 
     // Within the transaction the query would itself take the snapshot, and what is committed between that

@@ -25,9 +25,14 @@ const LIMIT: u64 = 64 << 20;
 
 /// Roles and their settings. A role that may not read passwords still saves the rest.
 pub(super) async fn dump(source: &Source<'_>, warnings: &mut Vec<String>) -> Result<Vec<u8>> {
-    let asked = "SELECT has_column_privilege('pg_catalog.pg_authid', 'rolpassword', 'SELECT')";
-    let row = source.session.client.query_one(asked, &[]).await.map_err(error);
-    let may_read: bool = row.context("cannot ask for the role's privileges")?.get(0);
+    let row = source
+        .session
+        .client
+        .query_one("SELECT has_column_privilege('pg_catalog.pg_authid', 'rolpassword', 'SELECT')", &[])
+        .await
+        .map_err(error)
+        .context("cannot ask for the role's privileges")?;
+    let may_read: bool = row.get(0);
     let more: &[&str] = if may_read { &[] } else { &["--no-role-passwords"] };
     if !may_read {
         let warning = "roles are saved without their passwords: the role may not read pg_authid";

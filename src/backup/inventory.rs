@@ -96,15 +96,6 @@ pub fn quoted(schema: &str, name: &str) -> String {
     format!("{}.{}", quote_ident(schema), quote_ident(name))
 }
 
-/// The server's figures that bound a plan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Capacity {
-    /// Locks the shared lock table has room for, less those held now.
-    pub free_locks: u64,
-    /// Connections our role could still open.
-    pub free_connections: u64,
-}
-
 /// The lists a plan is made of.
 #[derive(Debug, Clone, Default)]
 pub struct Inventory {
@@ -336,24 +327,6 @@ pub async fn check_settings(client: &Client) -> Result<()> {
          pg_amcheck and an older set"
         ),
     ))
-}
-
-/// Room in the lock table and for connections.
-pub async fn capacity(client: &Client) -> Result<Capacity> {
-    let row = client
-        .query_one(
-            "SELECT current_setting('max_locks_per_transaction')::int8
-                      * (current_setting('max_connections')::int8 + current_setting('max_prepared_transactions')::int8)
-                    - (SELECT count(*) FROM pg_locks WHERE locktype IN ('relation', 'advisory', 'object') AND NOT fastpath),
-                    current_setting('max_connections')::int8 - current_setting('superuser_reserved_connections')::int8
-                    - (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')",
-            &[],
-        )
-        .await
-        .map_err(error)
-        .context("cannot read the server's limits")?;
-    let positive = |i: usize| u64::try_from(row.get::<_, i64>(i)).unwrap_or(0);
-    Ok(Capacity { free_locks: positive(0), free_connections: positive(1) })
 }
 
 /// Locale, extensions, settings, owner and privileges of the session's database.

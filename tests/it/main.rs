@@ -21,6 +21,7 @@ mod aws_chain;
 mod backups;
 mod bad_input;
 mod canary;
+mod capacity;
 mod cli;
 mod complaints;
 mod containers;
