@@ -15,7 +15,7 @@ use super::complaints::{Complaint, masked_in};
 use super::databases::Waited;
 use super::pg_restore::fetch_schema;
 use super::{
-    Origin, Target, check_extensions, collations, databases, existing_roles, load, locale_of, own_properties,
+    Origin, Target, check_extensions, collations, databases, existing_roles, load, own_properties,
     read_globals, read_proof, roles, swap,
 };
 use crate::config::Connection;
@@ -127,7 +127,7 @@ pub async fn restore(
     };
     let replaces = made != name;
     // What this did not make, it does not drop: until here somebody else's database is in the way.
-    server.create(&made, &locale_of(database)).await.map_err(who_may_restore)?;
+    server.create(&made, &database.locale).await.map_err(who_may_restore)?;
     let filled = shutdown.guard(fill(origin, database, options, &made, &mut report)).await;
     if let Err(failure) = filled {
         return Err(match (replaces, server.drop(&made).await) {
@@ -244,7 +244,7 @@ async fn fill(
         .map_err(error)?;
     let encoding: String = row.get(1);
     report.warnings.extend(check_encoding(&session, name, &encoding, database).await?);
-    report.warnings.extend(locale::differences(&session, name, &locale_of(database)).await?);
+    report.warnings.extend(locale::differences(&session, name, &database.locale).await?);
     let monetary = &database.locale.monetary;
     let has_monetary =
         session.client.execute("SELECT set_config('lc_monetary', $1, false)", &[monetary]).await;

@@ -13,8 +13,8 @@ use tokio::time::timeout_at;
 
 use super::complaints::{self, Complaint, Fault};
 use super::{
-    Origin, Target, assertions, check_extensions, collations, definitions, identities, load, locale_of,
-    origin, own_properties, prove, read_globals, read_proof, roles,
+    Origin, Target, assertions, check_extensions, collations, definitions, identities, load, origin,
+    own_properties, prove, read_globals, read_proof, roles,
 };
 use crate::config::{BackupJob, Config, Encryption};
 use crate::error::{Error, Kind, Result};
@@ -478,7 +478,7 @@ async fn start_scratch(
 }
 
 async fn create(admin: &Session, name: &str, database: &Database) -> Result<Vec<String>> {
-    let mut warnings = locale::create_database(admin, name, &locale_of(database), Fallback::Nearest).await?;
+    let mut warnings = locale::create_database(admin, name, &database.locale, Fallback::Nearest).await?;
     let l = &database.locale;
     // Money is written and read by it.
     let sql = Sql::new("ALTER DATABASE ").ident(name).then(" SET lc_monetary TO ").literal(&l.monetary);
