@@ -13,12 +13,13 @@ use crate::support::torture::torture;
 use crate::traps::{paused, wait_for};
 
 /// Settings that end, stall or change a session, each with a value that does so, and the major that brought it.
+/// The server must hear of the newer ones from us, and a busy machine takes a moment until it does.
 const HOSTILE: &[(u32, &str, &str)] = &[
     (13, "statement_timeout", "1"),
     (13, "lock_timeout", "1"),
     (13, "idle_in_transaction_session_timeout", "1"),
-    (14, "idle_session_timeout", "100"),
-    (17, "transaction_timeout", "100"),
+    (14, "idle_session_timeout", "2000"),
+    (17, "transaction_timeout", "2000"),
     (14, "client_connection_check_interval", "1"),
     (13, "tcp_user_timeout", "1"),
     (13, "tcp_keepalives_idle", "1"),
