@@ -5,7 +5,7 @@
 //! the passwords in them, and some of that is recorded unencrypted. So this is an allow-list: the object,
 //! the first line of the server's message with everything quoted masked (names that follow what they
 //! are a name of aside), and how many there are. What a message means is
-//! [`messages`](crate::postgres::messages)'s to say. Deliberately absent: SQLSTATEs, which pg_restore does
+//! [`messages`]'s to say. Deliberately absent: SQLSTATEs, which pg_restore does
 //! not tell.
 
 use crate::error::{Error, Kind, Result};
