@@ -22,6 +22,8 @@ test: setup ## Every test, against real servers
 torture: setup fuzz-tools ## Every integration test with more rounds and longer faults, then the fuzz targets
 	$(CARGO) build --example demo
 	OPSD_TORTURE=1 $(CARGO) test --no-fail-fast --test it
+	OPSD_TORTURE=1 OPSD_TEST_LANGUAGE=de $(CARGO) test --no-fail-fast --test it -- \
+		postgres_faults complaints traps locks
 	$(MAKE) fuzz
 
 lint: ## Formatting, lints and documentation, warnings as errors

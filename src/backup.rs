@@ -36,6 +36,7 @@ use crate::buffer_pool::BufferPool;
 use crate::config::{BackupJob, Config, Databases, keys};
 use crate::error::{Context, Error, Kind, Result};
 use crate::postgres::connect::{Session, error as postgres_error};
+use crate::postgres::messages;
 use crate::printable;
 use crate::progress::{Event, Progress};
 use crate::set::archive::parser::Contents;
@@ -202,7 +203,7 @@ pub async fn create(
     match created {
         Ok(created) => Ok(created),
         Err(error) => {
-            let error = if source.server.in_recovery { streams::explain_conflict(error) } else { error };
+            let error = if source.server.in_recovery { messages::explain_conflict(error) } else { error };
             run.clean_up(&error).await;
             Err(error)
         }
@@ -442,6 +443,7 @@ impl Run<'_> {
     ) -> Result<Snapshot> {
         let in_recovery = source.server.in_recovery;
         let mut attempt = 1;
+        let mut failures = streams::Failures::default();
         loop {
             let session = match looked.take() {
                 Some(session) => session,
@@ -450,8 +452,9 @@ impl Run<'_> {
             let coordinator = coordinator::start(session, name, in_recovery, self.job).await?;
             // Before the pg_dumps: once they run they are not to wait.
             let large_objects = coordinator.large_object_properties(&destination.secret).await?;
-            let running = match streams::start(source.dump(name), &coordinator, destination).await {
-                Err(error) if attempt < coordinator::START_ATTEMPTS && streams::may_start_over(&error) => {
+            let dump = source.dump(name, &coordinator.inventory.encoding);
+            let running = match streams::start(dump, &coordinator, destination).await {
+                Err(error) if attempt < coordinator::START_ATTEMPTS && failures.may_start_over(&error) => {
                     tracing::info!(
                         "{name}: {error}; starting over ({attempt}/{})",
                         coordinator::START_ATTEMPTS

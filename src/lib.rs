@@ -13,7 +13,8 @@
 //! - [`buffer_pool`], [`config`], [`pem`], [`process`], [`progress`], [`shutdown`]: what the rest stands on;
 //! - [`metrics`]: the catalogue of what is measured, which the configuration's thresholds name, too;
 //!   [`regular_file`]: files that were named to be read;
-//! - [`beneath`] (paths that no link leads out of), [`error`] and [`printable`] below all.
+//! - [`beneath`] (paths that no link leads out of), [`database`] (what one is, apart from what is in it),
+//!   [`error`] and [`printable`] below all.
 //!
 //! `tests/architecture.rs` holds the code to this list. `ARCHITECTURE.md` says why.
 
@@ -23,6 +24,7 @@ pub mod buffer_pool;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod database;
 pub mod error;
 pub mod exporter;
 pub mod metrics;

@@ -29,8 +29,7 @@ use std::sync::Arc;
 use crate::config::{Config, Connection, keys};
 use crate::error::{Error, Result};
 use crate::postgres::connect::{Session, error};
-use crate::postgres::locale;
-use crate::postgres::properties::{Properties, Setting};
+use crate::postgres::properties::Properties;
 use crate::postgres::tools::Tools;
 use crate::progress::Progress;
 use crate::set;
@@ -111,26 +110,12 @@ async fn read_proof(origin: &Origin, database: &Database) -> Result<Option<Proof
 
 /// The dumped database's owner, privileges and settings.
 fn own_properties(proof: &Proof) -> Properties {
-    let setting = |s: &set::proof::Setting| Setting { role: s.role.clone(), setting: s.setting.clone() };
     Properties {
         owner: proof.owner.clone(),
         acl: proof.acl.clone(),
         comment: proof.comment.clone(),
         connection_limit: proof.connection_limit,
-        settings: proof.settings.iter().map(setting).collect(),
-    }
-}
-
-/// The dumped database's encoding and locale.
-fn locale_of(database: &Database) -> locale::Locale<'_> {
-    let l = &database.locale;
-    locale::Locale {
-        encoding: &l.encoding,
-        collate: &l.collate,
-        ctype: &l.ctype,
-        provider: &l.provider,
-        locale: l.locale.as_deref(),
-        icu_rules: l.icu_rules.as_deref(),
+        settings: proof.settings.clone(),
     }
 }
 

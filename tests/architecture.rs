@@ -19,7 +19,7 @@ const TIERS: &[&[&str]] = &[
     &["store"],
     &["buffer_pool", "config", "pem", "process", "progress", "sandbox", "shutdown"],
     &["metrics", "regular_file"],
-    &["beneath", "error", "printable"],
+    &["beneath", "database", "error", "printable"],
 ];
 
 /// Lines of a file without its tests. Past this, look for the seam.

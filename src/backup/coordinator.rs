@@ -16,13 +16,13 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use tokio_postgres::error::SqlState;
 
-use super::inventory::{self, Capacity, Inventory, Properties, Table, is_replaced};
+use super::inventory::{self, Inventory, Properties, Table, is_replaced};
 use super::plan::{Plan, plan};
 use crate::config::{BackupJob, Connection};
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::{Session, connect_with, error};
-use crate::postgres::large_objects;
 use crate::postgres::sql::Sql;
+use crate::postgres::{large_objects, limits};
 use crate::set::fingerprint::{RowHasher, RowSecret};
 use crate::set::proof::Fingerprint;
 
@@ -75,15 +75,14 @@ pub async fn open(connection: &Connection, database: &str, application_name: &st
     // A list of many tables looks expensive enough to be compiled, which takes longer than it.
     let settings = [("lock_timeout", LOCK_PATIENCE_SETTING), ("lc_monetary", MONETARY), ("jit", "off")];
     let session = connect_with(connection, Some(database), application_name, &settings).await?;
-    let session = session.without_conversion().await?;
-    keep_open(&session).await?;
-    Ok(session)
+    session.without_conversion().await
 }
 
 /// Plans without locking or exporting anything.
 pub async fn preview(session: &Session, database: &str, in_recovery: bool, job: &BackupJob) -> Result<Plan> {
+    inventory::check_settings(&session.client).await?;
     let inventory = inventory::read(&session.client, None).await?;
-    let capacity = inventory::capacity(&session.client).await?;
+    let capacity = limits::capacity(&session.client, session.major()).await?;
     plan(database, &inventory, capacity, in_recovery, job)
 }
 
@@ -128,18 +127,6 @@ pub async fn start(
     Ok(Coordinator { session, snapshot, lsn, time, inventory, properties, plan })
 }
 
-/// Switches off the timeouts that end sessions which hold something and are otherwise idle for hours.
-pub async fn keep_open(session: &Session) -> Result<()> {
-    let mut sql = Sql::new("SET idle_in_transaction_session_timeout = 0; SET statement_timeout = 0");
-    if session.server_version_num >= 140_000 {
-        sql = sql.then("; SET idle_session_timeout = 0");
-    }
-    if session.server_version_num >= 170_000 {
-        sql = sql.then("; SET transaction_timeout = 0");
-    }
-    sql.run(&session.client).await.map_err(error).context("cannot keep the session open")
-}
-
 struct Taken {
     snapshot: String,
     position: (String, DateTime<Utc>),
@@ -164,7 +151,7 @@ async fn attempt_snapshot(
 ) -> Result<Attempt> {
     let client = &session.client;
     let before = inventory::read(client, None).await?;
-    let capacity: Capacity = inventory::capacity(client).await?;
+    let capacity = limits::capacity(client, session.major()).await?;
     let lock_first = plan(database, &before, capacity, in_recovery, job)?.lock_first;
 
     // Within the transaction the query would itself take the snapshot, and what is committed between that

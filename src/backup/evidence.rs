@@ -9,12 +9,11 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::coordinator::Coordinator;
 use super::inventory::{Inventory, is_replaced};
 use crate::error::{Error, Result};
-use crate::postgres::properties;
 use crate::set::archive::copy::{parse_copy, parse_encoding, parse_setval};
 use crate::set::archive::parser::Contents;
 use crate::set::fingerprint::RowSecret;
 use crate::set::manifest::ProofState;
-use crate::set::proof::{Fingerprint, Proof, Sequence, Setting, Table};
+use crate::set::proof::{Fingerprint, Proof, Sequence, Table};
 
 /// What all archives of a database held together.
 pub struct Evidence {
@@ -118,7 +117,6 @@ pub fn evidence(
     let mut total = large_objects;
     tables.values().for_each(|t| total.add(t.fingerprint));
     let own = &coordinator.properties.own;
-    let setting = |s: &properties::Setting| Setting { role: s.role.clone(), setting: s.setting.clone() };
     let proof = Proof {
         format: crate::set::manifest::FORMAT,
         secret: secret.to_base64(),
@@ -127,7 +125,7 @@ pub fn evidence(
         large_objects,
         large_object_properties,
         sequences,
-        settings: own.settings.iter().map(setting).collect(),
+        settings: own.settings.clone(),
         owner: own.owner.clone(),
         acl: own.acl.clone(),
         comment: own.comment.clone(),

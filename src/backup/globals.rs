@@ -13,7 +13,8 @@ use std::time::Duration;
 use super::source::Source;
 use crate::config::libpq::dbname_argument;
 use crate::error::{Context, Result};
-use crate::postgres::tools;
+use crate::postgres::connect::error;
+use crate::postgres::messages::explain_dump;
 use crate::process;
 use crate::set::lexer::{Statement, statements};
 
@@ -24,15 +25,20 @@ const LIMIT: u64 = 64 << 20;
 
 /// Roles and their settings. A role that may not read passwords still saves the rest.
 pub(super) async fn dump(source: &Source<'_>, warnings: &mut Vec<String>) -> Result<Vec<u8>> {
-    let dumped = match pg_dumpall(source, &[]).await {
-        Err(error) if error.to_string().contains("pg_authid") => {
-            let warning = "roles are saved without their passwords: the role may not read pg_authid";
-            add(warnings, warning.to_owned());
-            pg_dumpall(source, &["--no-role-passwords"]).await
-        }
-        other => other,
-    };
-    let (sql, said) = dumped.context("cannot dump roles")?;
+    let row = source
+        .session
+        .client
+        .query_one("SELECT has_column_privilege('pg_catalog.pg_authid', 'rolpassword', 'SELECT')", &[])
+        .await
+        .map_err(error)
+        .context("cannot ask for the role's privileges")?;
+    let may_read: bool = row.get(0);
+    let more: &[&str] = if may_read { &[] } else { &["--no-role-passwords"] };
+    if !may_read {
+        let warning = "roles are saved without their passwords: the role may not read pg_authid";
+        add(warnings, warning.to_owned());
+    }
+    let (sql, said) = pg_dumpall(source, more).await.context("cannot dump roles")?;
     said.into_iter().for_each(|warning| add(warnings, warning));
     Ok(sql)
 }
@@ -49,11 +55,12 @@ async fn pg_dumpall(source: &Source<'_>, more: &[&str]) -> Result<(Vec<u8>, Vec<
     let mut command =
         source.tools.command("pg_dumpall", connection, &connection.dbname, &source.application_name)?;
     command.args(["--globals-only", "--no-password"]);
+    command.arg(format!("--encoding={}", source.encoding));
     // pg_dumpall reads this as a connection string, so an odd name must be quoted within one.
     command.arg(format!("--database={}", dbname_argument(&connection.dbname)));
     command.args(more);
     let (exit, sql) = process::output("pg_dumpall", command, TIMEOUT, LIMIT).await?;
-    exit.check().map_err(tools::explain)?;
+    exit.check().map_err(explain_dump)?;
     Ok((sql, exit.stderr_lines()))
 }
 

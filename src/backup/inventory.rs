@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use chrono::{DateTime, Utc};
 use tokio_postgres::Client;
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::postgres::connect::error;
 use crate::postgres::ident::Name;
 use crate::postgres::properties;
@@ -94,15 +94,6 @@ pub fn is_replaced(name: &str) -> bool {
 /// `"a"."b"` with quotes doubled.
 pub fn quoted(schema: &str, name: &str) -> String {
     format!("{}.{}", quote_ident(schema), quote_ident(name))
-}
-
-/// The server's figures that bound a plan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Capacity {
-    /// Locks the shared lock table has room for, less those held now.
-    pub free_locks: u64,
-    /// Connections our role could still open.
-    pub free_connections: u64,
 }
 
 /// The lists a plan is made of.
@@ -316,22 +307,26 @@ pub fn newcomers<'a>(before: &Inventory, now: &'a Inventory) -> Vec<&'a Table> {
     now.tables.iter().filter(|t| !known.contains(&t.oid)).collect()
 }
 
-/// Room in the lock table and for connections.
-pub async fn capacity(client: &Client) -> Result<Capacity> {
-    let row = client
-        .query_one(
-            "SELECT current_setting('max_locks_per_transaction')::int8
-                      * (current_setting('max_connections')::int8 + current_setting('max_prepared_transactions')::int8)
-                    - (SELECT count(*) FROM pg_locks WHERE locktype IN ('relation', 'advisory', 'object') AND NOT fastpath),
-                    current_setting('max_connections')::int8 - current_setting('superuser_reserved_connections')::int8
-                    - (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')",
+/// Refuses a session that would read damaged pages as empty ones, or as they are. Only a superuser may set either,
+/// for a role, a database or the server, and only then no session may set it back.
+pub async fn check_settings(client: &Client) -> Result<()> {
+    let found = client
+        .query_opt(
+            "SELECT name FROM pg_settings
+              WHERE name IN ('ignore_checksum_failure', 'zero_damaged_pages') AND setting = 'on' LIMIT 1",
             &[],
         )
         .await
         .map_err(error)
-        .context("cannot read the server's limits")?;
-    let positive = |i: usize| u64::try_from(row.get::<_, i64>(i)).unwrap_or(0);
-    Ok(Capacity { free_locks: positive(0), free_connections: positive(1) })
+        .context("cannot read the session's settings")?;
+    let Some(row) = found else { return Ok(()) };
+    let name: String = row.get(0);
+    Err(Error::new(format!("{name} is on, so rows could be lost or damaged without an error")).with_hint(
+        format!(
+            "ALTER DATABASE … RESET {name} (or ALTER ROLE, or the server's configuration); damage is for \
+         pg_amcheck and an older set"
+        ),
+    ))
 }
 
 /// Locale, extensions, settings, owner and privileges of the session's database.

@@ -5,23 +5,27 @@
 //! many bytes as the others. All of them are read at the same time, because a pg_dump that waits for its
 //! turn blocks others on the server ([`super::streams`]). A large table's rows become a stream of their
 //! own, so that a restore loads it beside others and builds its indexes early; the rest is one stream.
-//! Where no table is large and there are very many (or the shared lock table has no room for two processes
-//! that lock every table), one archive holds everything: each process locks every table it looks at, and
-//! the lock table is shared with the application.
+//! Where no table is large and there are very many, one archive holds everything. The same where a second
+//! process that locks every table it looks at would take more of the lock table, which is shared with the
+//! application, than [`limits`](crate::postgres::limits) allows beyond one pg_dump; or where our role may not
+//! open the connections.
 
 use std::collections::{HashMap, HashSet};
 
-use super::inventory::{Capacity, Inventory, Table};
+use super::inventory::{Inventory, Table};
 use crate::config::BackupJob;
 use crate::error::{Error, Result};
+use crate::postgres::limits::Capacity;
 
 /// Large tables that get a stream of their own at the most: each is an argument of its pg_dump, and a command
 /// of `RESTORE.md`.
 const MAX_LARGE_TABLES: usize = 64;
 /// From this many tables on, two processes that each read the whole catalog cost more than they gain.
 const MANY_TABLES: usize = 2_000;
-/// Connections left for others, whatever the plan would like.
-const SPARE_CONNECTIONS: u64 = 5;
+/// The schema, the rest and the roles need a connection each, beside those that are open already.
+const SPLIT_CONNECTIONS: u64 = 3;
+/// The same for one archive and the roles.
+const SINGLE_CONNECTIONS: u64 = 2;
 
 /// A stream of the set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,45 +140,54 @@ pub fn plan(
         ));
         large.truncate(MAX_LARGE_TABLES);
     }
-    // The lock session, the coordinator, the schema and the rest need one connection each.
-    let room = capacity.free_connections.saturating_sub(4 + SPARE_CONNECTIONS);
+    if capacity.free_connections < SINGLE_CONNECTIONS {
+        return Err(Error::new(format!(
+            "database {database:?} needs {SINGLE_CONNECTIONS} more connections, and {} leaves {}",
+            capacity.bound, capacity.free_connections
+        ))
+        .with_hint("raise it, or end sessions that nobody needs"));
+    }
+    let room = capacity.free_connections.saturating_sub(SPLIT_CONNECTIONS);
     let beside = job.streams.saturating_sub(1).min(large.len());
     let processes = beside.min(usize::try_from(room).unwrap_or(usize::MAX));
     if processes < beside {
         warnings.push(format!(
-            "rows are read by {} of {} pg_dumps ({} free connections)",
+            "rows are read by {} of {} pg_dumps ({} free connections, by {})",
             processes + 1,
             job.streams,
-            capacity.free_connections
+            capacity.free_connections,
+            capacity.bound
         ));
     }
 
     let tables = inventory.tables.len() as u64;
     let sequences = inventory.sequences.len() as u64;
-    let split_locks = 2 * tables + sequences + large.len() as u64;
-    let single_locks = tables + sequences;
-    let split_fits = split_locks * 10 <= capacity.free_locks * 8;
-    let single = (large.is_empty() && inventory.tables.len() >= MANY_TABLES) || !split_fits;
-    if single && !large.is_empty() {
+    // What a plain pg_dump takes, and what a second one takes beyond it.
+    let plain = tables + sequences;
+    let second = tables + large.len() as u64;
+    let has_room = capacity.has_room(second, plain + second);
+    let single = (large.is_empty() && inventory.tables.len() >= MANY_TABLES)
+        || !has_room
+        || capacity.free_connections < SPLIT_CONNECTIONS;
+    if !has_room && !large.is_empty() {
         warnings.push(format!(
-            "max_locks_per_transaction leaves room for one pg_dump only: {split_locks} locks needed, {} free",
-            capacity.free_locks
+            "no table gets a stream of its own: {second} locks beyond those of one pg_dump are more than a quarter \
+             of the server's lock table ({} in all, {} free); raise max_locks_per_transaction",
+            capacity.locks, capacity.free_locks
         ));
         large.clear();
     }
-    let mut locks = if single { single_locks } else { split_locks };
+    let extra = if single { 0 } else { second };
     // PostgreSQL allows somewhat more than it computes; pg_dump itself is the judge near the limit.
-    if locks > capacity.free_locks + capacity.free_locks / 4 {
+    if plain + extra > capacity.free_locks + capacity.free_locks / 4 {
         return Err(Error::new(format!(
-            "database {database:?} needs {locks} locks ({tables} tables, {sequences} sequences), the server has room for {}",
+            "database {database:?} needs {plain} locks ({tables} tables, {sequences} sequences), the server has room for {}",
             capacity.free_locks
         ))
         .with_hint("raise max_locks_per_transaction and restart PostgreSQL"));
     }
-    let lock_first = (locks + tables) * 10 <= capacity.free_locks * 8;
-    if lock_first {
-        locks += tables;
-    }
+    let lock_first = capacity.has_room(extra + tables, plain + extra + tables);
+    let locks = plain + extra + if lock_first { tables } else { 0 };
 
     let exclude_data: Vec<String> = inventory
         .tables
@@ -208,7 +221,7 @@ pub fn plan(
         "row security hides no rows from it".to_owned(),
         format!("it may read all {} large objects", inventory.large_objects),
         format!("{locks} locks needed, {} free", capacity.free_locks),
-        format!("{} connections needed, {} free", dumps.len() + 2, capacity.free_connections),
+        format!("{} connections needed, {} free", dumps.len() + 1, capacity.free_connections),
     ];
     Ok(Plan {
         preflights,

@@ -7,7 +7,7 @@ pub mod quoting;
 
 use quoting::{export, markdown, shell};
 
-use crate::postgres::connect::startup_option;
+use crate::postgres::settings;
 use crate::set::manifest::{Extension, Locale, Manifest, Object, Stream, TRANSACTION_SIZE};
 
 /// Databases that initdb makes.
@@ -125,7 +125,7 @@ pub fn render(manifest: &Manifest) -> String {
         let monetary = locale.monetary.as_str();
         if !monetary.is_empty() {
             // Columns of type money are written in it.
-            let option = startup_option("lc_monetary", monetary);
+            let option = settings::option("lc_monetary", monetary);
             line(&export("PGOPTIONS", &option));
         }
         line("```");

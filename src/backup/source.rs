@@ -13,6 +13,8 @@ pub(super) struct Source<'a> {
     pub(super) postgres: &'a Postgres,
     pub(super) session: Session,
     pub(super) server: Server,
+    /// Encoding of the session's database, which names of roles come in.
+    pub(super) encoding: String,
     pub(super) tools: Tools,
     pub(super) databases: Vec<String>,
     pub(super) application_name: String,
@@ -27,9 +29,9 @@ impl Source<'_> {
     }
 
     /// What a pg_dump of one of them is started with.
-    pub(super) fn dump<'s>(&'s self, database: &'s str) -> streams::Dump<'s> {
+    pub(super) fn dump<'s>(&'s self, database: &'s str, encoding: &'s str) -> streams::Dump<'s> {
         let (connection, application_name) = (&self.postgres.connection, self.application_name.as_str());
-        streams::Dump { tools: &self.tools, connection, database, application_name }
+        streams::Dump { tools: &self.tools, connection, database, encoding, application_name }
     }
 }
 
@@ -41,18 +43,21 @@ pub(super) async fn open<'a>(config: &'a Config, job: &BackupJob) -> Result<Sour
         .ok_or_else(|| Error::usage(format!("backup.{}: no [postgres.{}]", job.name, job.postgres)))?;
     let application_name = lock::application_name(&job.name);
     let session = connect(&postgres.connection, None, &application_name).await?;
-    coordinator::keep_open(&session).await?;
     let row = session
         .client
-        .query_one("SELECT current_setting('server_version'), pg_is_in_recovery()", &[])
+        .query_one(
+            "SELECT current_setting('server_version'), pg_is_in_recovery(), current_setting('server_encoding')",
+            &[],
+        )
         .await
         .map_err(error)?;
     let version_num = session.server_version_num;
     let server = Server { version_num, version: row.get(0), in_recovery: row.get(1) };
+    let encoding = row.get(2);
     let tools = tools::find(session.major(), postgres.bin_dir.as_deref(), &postgres.tool_prefix).await?;
     let warning = tools.password_warning(&postgres.connection).await?;
     let databases = resolve_databases(&session, &postgres.connection, &job.databases).await?;
-    Ok(Source { postgres, session, server, tools, databases, application_name, warning })
+    Ok(Source { postgres, session, server, encoding, tools, databases, application_name, warning })
 }
 
 async fn resolve_databases(

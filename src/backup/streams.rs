@@ -20,7 +20,8 @@ use super::drain::Movement;
 use super::plan;
 use crate::config::Connection;
 use crate::error::{Context, Error, Result};
-use crate::postgres::tools::{self, KEEPALIVES, Tools};
+use crate::postgres::messages::{Dump as Failed, explain_dump, of_dump};
+use crate::postgres::tools::{KEEPALIVES, Tools};
 use crate::process::{self, Child, Exit, Input, Output};
 use crate::progress::{Event, Progress};
 use crate::set::archive::Entry;
@@ -43,10 +44,6 @@ const READ_SIZE: usize = 1 << 20;
 const SLOW_READ: usize = 64 << 10;
 const SLOW_PAUSE: Duration = Duration::from_millis(200);
 
-/// What keeps a standby from ending our sessions for what its primary did meanwhile.
-pub const STANDBY_HINT: &str = "raise max_standby_streaming_delay beyond the time a backup takes, and set \
-     hot_standby_feedback = on against VACUUM on the primary";
-
 /// A stream that is stored whole.
 pub struct Dumped {
     /// Its entry in the manifest.
@@ -64,6 +61,8 @@ pub struct Dump<'a> {
     pub connection: &'a Connection,
     /// Of which database.
     pub database: &'a str,
+    /// Its encoding: a role may have another one set for what it reads.
+    pub encoding: &'a str,
     /// What pg_stat_activity shows.
     pub application_name: &'a str,
 }
@@ -165,7 +164,7 @@ fn names(dump: &plan::Dump) -> String {
 }
 
 fn spawn(dump: Dump<'_>, snapshot: &str, args: &[String]) -> Result<(Child, File)> {
-    let Dump { tools, connection, database, application_name } = dump;
+    let Dump { tools, connection, database, encoding, application_name } = dump;
     let mut connection = connection.clone();
     let own = connection.options.take().map(|own| format!("{own} ")).unwrap_or_default();
     // pg_dump's questions about many tables look worth compiling, and are not.
@@ -175,6 +174,7 @@ fn spawn(dump: Dump<'_>, snapshot: &str, args: &[String]) -> Result<(Child, File
     // The database's name stays in the environment.
     command.arg(format!("--dbname={KEEPALIVES}"));
     command.arg(format!("--snapshot={snapshot}"));
+    command.arg(format!("--encoding={encoding}"));
     command.arg(format!("--lock-wait-timeout={LOCK_TIMEOUT}"));
     if tools.major >= 18 {
         // Statistics come from ANALYZE after a restore; dumped ones double and lose some.
@@ -254,7 +254,7 @@ impl Reader {
             let exit = if copied.is_ok() { child.wait().await? } else { child.stop().await? };
             // A broken archive of a pg_dump that failed by itself is the lesser news.
             if copied.is_ok() || ended_by_itself(&exit) {
-                exit.check().map_err(tools::explain).map_err(explain).with_context(|| what.clone())?;
+                exit.check().map_err(explain_dump).with_context(|| what.clone())?;
             }
             if !has_begun {
                 return Err(Error::new(format!("{what} wrote nothing")));
@@ -461,43 +461,31 @@ fn ended_by_itself(exit: &Exit) -> bool {
     exit.status.code().is_some_and(|code| code != 0) && !exit.stderr.contains("Broken pipe")
 }
 
-/// Adds the next step to what pg_dump said.
-fn explain(error: Error) -> Error {
-    let said = error.to_string();
-    if said.contains("LOCK TABLE") && said.contains("statement timeout") {
-        error.with_hint(format!(
-            "another session held or wanted ACCESS EXCLUSIVE on a table for longer than {LOCK_TIMEOUT}"
-        ))
-    } else if said.contains("out of shared memory") {
-        error.with_hint("raise max_locks_per_transaction and restart PostgreSQL")
-    } else if said.contains("invalid snapshot identifier") || said.contains("snapshot \"") {
-        error.with_hint(format!(
-            "the session that held the snapshot is gone; see the server's log. On a standby: {STANDBY_HINT}"
-        ))
-    } else {
-        error
-    }
+/// What may be started over, of the failures of pg_dumps that have not written anything yet.
+#[derive(Default)]
+pub struct Failures {
+    last: String,
+    repeated: u32,
 }
 
-/// What a pg_dump that has not written anything yet says when somebody changes or locks what it looks
-/// at, or ends the session whose snapshot it was to use. All of it starts over with another snapshot.
-pub fn may_start_over(error: &Error) -> bool {
-    let said = error.to_string();
-    let lock = said.contains("LOCK TABLE") && said.contains("statement timeout");
-    let gone = said.contains("query failed") && GONE.iter().any(|needle| said.contains(needle));
-    lock || gone || said.contains("deadlock detected") || said.contains("invalid snapshot identifier")
-}
+/// How often in a row a query may fail with the same words: what somebody changes does not stay the same.
+const SAME_FAILURES: u32 = 3;
 
-/// How the server says that an object vanished between two looks at the catalog.
-const GONE: [&str; 4] =
-    ["does not exist", "could not open relation with OID", "cache lookup failed", "was concurrently dropped"];
-
-/// A standby cancels or disconnects whoever is in the way of what its primary did.
-pub fn explain_conflict(error: Error) -> Error {
-    let said = error.to_string();
-    let signs = ["conflict with recovery", "terminating connection", "connection closed"];
-    if !signs.iter().any(|sign| said.contains(sign)) {
-        return error;
+impl Failures {
+    /// Whether another snapshot may help: somebody locks or changes what pg_dump looks at, or ended the session
+    /// whose snapshot it was to use. The plan, which is made anew, says whether privileges and room for locks are
+    /// what is missing.
+    pub fn may_start_over(&mut self, error: &Error) -> bool {
+        let said = error.to_string();
+        match of_dump(&said) {
+            Failed::Locked | Failed::Snapshot => return true,
+            Failed::Query => {}
+            Failed::LockTable | Failed::Lost | Failed::Rows | Failed::Authentication | Failed::Other => {
+                return false;
+            }
+        }
+        self.repeated = if said == self.last { self.repeated + 1 } else { 1 };
+        self.last = said;
+        self.repeated < SAME_FAILURES
     }
-    error.with_hint(format!("the source is a standby: {}", STANDBY_HINT))
 }

@@ -1,9 +1,8 @@
 //! Connecting with tokio-postgres under resolved libpq settings.
 //!
-//! Every connection pins the settings that change what a server answers or runs: an empty
-//! `search_path` so that no function of a dumped database is picked up by name, and the output
-//! formats. They travel in the startup packet, and one query checks that they arrived: a pooler
-//! that drops them must not go unnoticed. Deliberately absent: pools, retries, `target_session_attrs`.
+//! Every connection pins the settings that end a session, or change what a server answers or runs
+//! ([`settings`](super::settings)). They travel in the startup packet, and one query checks that they
+//! arrived: a pooler that drops them must not go unnoticed. Deliberately absent: pools, retries, `target_session_attrs`.
 
 mod hints;
 
@@ -20,30 +19,10 @@ use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 use self::hints::{client_hint, server_hint, socket_hint};
 use super::bounded::Bounded;
 use super::require_auth::{Inspected, InspectedTls, Rule};
-use super::sql::Sql;
-use super::{dial, tls};
+use super::{dial, settings as pinned, tls};
 use crate::config::require_auth::ChannelBinding;
 use crate::config::{Connection, SslMode};
 use crate::error::{Error, Result};
-
-/// Sent with every connection; a later setting of the same name wins.
-const PINNED: &[(&str, &str)] = &[
-    ("search_path", ""),
-    ("timezone", "UTC"),
-    ("datestyle", "ISO"),
-    ("intervalstyle", "postgres"),
-    ("extra_float_digits", "3"),
-    ("bytea_output", "hex"),
-    ("quote_all_identifiers", "off"),
-    ("row_security", "off"),
-    ("statement_timeout", "0"),
-    ("idle_in_transaction_session_timeout", "0"),
-];
-
-/// Timeouts of a role or a database that would end a session which waits for others, by the version
-/// that knows them; older servers refuse a connection that names them.
-const NO_TIMEOUTS: &[(u32, &str)] =
-    &[(140_000, "SET idle_session_timeout = 0"), (170_000, "SET transaction_timeout = 0")];
 
 /// Who answered, and with which of the settings that are pinned.
 const WHO_ANSWERS: &str = "SELECT pg_catalog.current_setting('server_version_num'),
@@ -248,7 +227,7 @@ impl Target<'_> {
                 ChannelBinding::Prefer => config::ChannelBinding::Prefer,
                 ChannelBinding::Require => config::ChannelBinding::Require,
             })
-            .options(startup_options(self.connection.options.as_deref(), settings));
+            .options(pinned::of_session(self.connection.options.as_deref(), settings));
         if let Some(password) = &self.connection.password {
             config.password(password.expose());
         }
@@ -276,6 +255,12 @@ impl Target<'_> {
     /// Asks who answered, and whether the pinned settings are in force.
     async fn check(&self, opened: Opened, settings: &[(&str, &str)]) -> Result<Session> {
         let on = || format!("cannot use the connection to {}", self.label());
+        // First of all: some timeouts count already.
+        if let Some(rest) = opened.major.and_then(|major| pinned::once_known(major, settings))
+            && let Err(e) = rest.run(&opened.client).await
+        {
+            return Err(opened.why(e).await.context(on()));
+        }
         let rows = match opened.client.simple_query(WHO_ANSWERS).await {
             Ok(rows) => rows,
             Err(e) => return Err(opened.why(e).await.context(on())),
@@ -289,10 +274,11 @@ impl Target<'_> {
             return Err(Error::new("the server does not say which version it is").context(on()));
         };
         let wanted = |name: &str| {
-            settings.iter().chain(PINNED).find(|(n, _)| *n == name).map_or("", |(_, value)| *value)
+            let own = settings.iter().rfind(|(n, _)| *n == name).map(|(_, value)| *value);
+            own.or(pinned::value(name)).unwrap_or_default()
         };
-        let pinned = [("search_path", column(2)), ("extra_float_digits", column(3))];
-        if let Some((name, value)) = pinned.iter().find(|(name, value)| wanted(name) != *value) {
+        let found = [("search_path", column(2)), ("extra_float_digits", column(3))];
+        if let Some((name, value)) = found.iter().find(|(name, value)| wanted(name) != *value) {
             return Err(Error::new(format!(
                 "asked for {name}={:?}, the server uses {value:?}",
                 wanted(name)
@@ -303,11 +289,6 @@ impl Target<'_> {
         let Ok(backend) = column(4).parse() else {
             return Err(Error::new("the server does not say which process serves it").context(on()));
         };
-        for (_, statement) in NO_TIMEOUTS.iter().filter(|(since, _)| server_version_num >= *since) {
-            if let Err(e) = Sql::new(statement).run(&opened.client).await {
-                return Err(opened.why(e).await.context(on()));
-            }
-        }
         Ok(Session {
             server_version_num,
             backend,
@@ -362,6 +343,8 @@ enum Attempt {
 
 struct Opened {
     client: Client,
+    /// What the server said that it is, on its own account.
+    major: Option<u32>,
     driver: Driver,
     lost: watch::Receiver<Option<Error>>,
 }
@@ -380,6 +363,8 @@ where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
+    let version = connection.parameter("server_version").unwrap_or_default();
+    let major = version.split(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse().ok());
     let (sender, lost) = watch::channel(None);
     let driver = tokio::spawn(async move {
         let reason = match connection.await {
@@ -398,7 +383,7 @@ where
         };
         sender.send_replace(Some(reason));
     });
-    Opened { client, driver: Driver(driver), lost }
+    Opened { client, major, driver: Driver(driver), lost }
 }
 
 /// Whether libpq would try again without TLS: the handshake failed, or pg_hba.conf has no line for
@@ -410,28 +395,6 @@ fn worth_plaintext(attempt: &Attempt) -> bool {
         }
         Attempt::Setup(_) | Attempt::Dial(_) => false,
     }
-}
-
-/// `-c name=value …`: the user's own first, so that what is pinned wins.
-fn startup_options(own: Option<&str>, settings: &[(&str, &str)]) -> String {
-    let mut options: Vec<String> = own.map(str::to_owned).into_iter().collect();
-    for (name, value) in PINNED.iter().chain(settings) {
-        options.push(startup_option(name, value));
-    }
-    options.join(" ")
-}
-
-/// `-c name=value`, of which the server makes one setting whatever the value is.
-pub fn startup_option(name: &str, value: &str) -> String {
-    let mut option = format!("-c {name}=");
-    for c in value.chars() {
-        // What C calls white space ends an option.
-        if c == '\\' || c.is_ascii_whitespace() || c == '\u{b}' {
-            option.push('\\');
-        }
-        option.push(c);
-    }
-    option
 }
 
 fn rustls_cause(e: &tokio_postgres::Error) -> Option<&rustls::Error> {
@@ -538,13 +501,6 @@ impl From<tokio_postgres::Error> for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn options_pin_after_the_users_own_and_escape() {
-        let options = startup_options(Some("-c search_path=evil"), &[("a", "b c\\d")]);
-        assert!(options.starts_with("-c search_path=evil -c search_path= -c timezone=UTC"));
-        assert!(options.ends_with(r"-c a=b\ c\\d"));
-    }
 
     #[test]
     fn rows_in_details_are_left_out() {

@@ -8,11 +8,7 @@ use rustix::net::sockopt;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::either::Either;
 
-/// A coordinator sits idle for hours while others stream; firewalls forget such connections
-/// after minutes, and the kernel's default is to ask after two hours.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_RETRIES: u32 = 6;
+use super::settings::{KEEPALIVE_COUNT, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL};
 
 /// A connection of either kind.
 pub(super) type Stream = Either<TcpStream, UnixStream>;
@@ -25,9 +21,10 @@ pub(super) async fn dial(host: &str, port: u16) -> io::Result<Stream> {
     }
     let stream = TcpStream::connect((host, port)).await?;
     stream.set_nodelay(true)?;
-    sockopt::set_tcp_keepidle(&stream, KEEPALIVE_IDLE)?;
-    sockopt::set_tcp_keepintvl(&stream, KEEPALIVE_INTERVAL)?;
-    sockopt::set_tcp_keepcnt(&stream, KEEPALIVE_RETRIES)?;
+    let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+    sockopt::set_tcp_keepidle(&stream, seconds(KEEPALIVE_IDLE))?;
+    sockopt::set_tcp_keepintvl(&stream, seconds(KEEPALIVE_INTERVAL))?;
+    sockopt::set_tcp_keepcnt(&stream, KEEPALIVE_COUNT)?;
     sockopt::set_socket_keepalive(&stream, true)?;
     Ok(Either::Left(stream))
 }

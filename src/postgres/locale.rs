@@ -3,26 +3,10 @@
 //! The encoding is never given up: other bytes would be another database. Locales fall back towards
 //! C where that is allowed, which changes how text sorts and folds, and what is said to the operator.
 
+pub use crate::database::Locale;
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::Session;
 use crate::postgres::sql::Sql;
-
-/// How a database orders and encodes text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Locale<'a> {
-    /// `UTF8`, `SQL_ASCII`, ….
-    pub encoding: &'a str,
-    /// LC_COLLATE.
-    pub collate: &'a str,
-    /// LC_CTYPE.
-    pub ctype: &'a str,
-    /// `libc`, `icu` or `builtin`.
-    pub provider: &'a str,
-    /// ICU or builtin locale.
-    pub locale: Option<&'a str>,
-    /// ICU rules.
-    pub icu_rules: Option<&'a str>,
-}
 
 /// Whether another locale than the one that is wanted will do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +22,7 @@ pub enum Fallback {
 pub async fn create_database(
     session: &Session,
     name: &str,
-    wanted: &Locale<'_>,
+    wanted: &Locale,
     fallback: Fallback,
 ) -> Result<Vec<String>> {
     let mut candidates = candidates(wanted);
@@ -70,9 +54,9 @@ pub async fn create_database(
 }
 
 /// That it cannot be made as it was.
-fn lacks(name: &str, wanted: &Locale<'_>, why: &Error) -> Error {
+fn lacks(name: &str, wanted: &Locale, why: &Error) -> Error {
     let mut locale = format!("LC_COLLATE {:?}, LC_CTYPE {:?}", wanted.collate, wanted.ctype);
-    if let Some(named) = wanted.locale {
+    if let Some(named) = &wanted.locale {
         locale.push_str(&format!(", locale {named:?} of provider {}", wanted.provider));
     }
     Error::new(format!("database {name:?} needs {locale}, which this server does not have: {why}")).with_hint(
@@ -86,7 +70,7 @@ fn lacks(name: &str, wanted: &Locale<'_>, why: &Error) -> Error {
 }
 
 /// What an existing database has instead of `wanted`, a line each.
-pub async fn differences(session: &Session, name: &str, wanted: &Locale<'_>) -> Result<Vec<String>> {
+pub async fn differences(session: &Session, name: &str, wanted: &Locale) -> Result<Vec<String>> {
     let row = session
         .client
         .query_one(
@@ -104,10 +88,10 @@ pub async fn differences(session: &Session, name: &str, wanted: &Locale<'_>) -> 
     };
     let (collate, ctype, locale): (String, String, Option<String>) = (row.get(0), row.get(1), row.get(3));
     let pairs = [
-        ("LC_COLLATE", wanted.collate, collate.as_str()),
-        ("LC_CTYPE", wanted.ctype, ctype.as_str()),
-        ("locale provider", wanted.provider, provider),
-        ("locale", wanted.locale.unwrap_or_default(), locale.as_deref().unwrap_or_default()),
+        ("LC_COLLATE", wanted.collate.as_str(), collate.as_str()),
+        ("LC_CTYPE", &wanted.ctype, &ctype),
+        ("locale provider", &wanted.provider, provider),
+        ("locale", wanted.locale.as_deref().unwrap_or_default(), locale.as_deref().unwrap_or_default()),
     ];
     let differing = pairs.into_iter().filter(|(_, wanted, found)| wanted != found);
     let line = |(what, wanted, found): (&str, &str, &str)| {
@@ -119,42 +103,48 @@ pub async fn differences(session: &Session, name: &str, wanted: &Locale<'_>) -> 
 }
 
 /// What to try, in order.
-fn candidates<'a>(wanted: &Locale<'a>) -> Vec<Locale<'a>> {
+fn candidates(wanted: &Locale) -> Vec<Locale> {
     let mut all = Vec::new();
-    let mut providers = vec![wanted.provider];
+    let mut providers = vec![wanted.provider.as_str()];
     if wanted.provider != "libc" {
         providers.push("libc");
     }
     for provider in providers {
-        let mut names = vec![(wanted.collate, wanted.ctype)];
+        let mut names = vec![(wanted.collate.as_str(), wanted.ctype.as_str())];
         if wanted.encoding == "UTF8" {
             names.push(("C.UTF-8", "C.UTF-8"));
         }
         names.push(("C", "C"));
         names.dedup();
         for (collate, ctype) in names {
-            all.push(match provider {
-                "libc" => Locale { provider, collate, ctype, locale: None, icu_rules: None, ..*wanted },
-                _ => Locale { collate, ctype, ..*wanted },
-            });
+            let mut candidate = Locale {
+                provider: provider.into(),
+                collate: collate.into(),
+                ctype: ctype.into(),
+                ..wanted.clone()
+            };
+            if provider == "libc" {
+                (candidate.locale, candidate.icu_rules) = (None, None);
+            }
+            all.push(candidate);
         }
     }
     all
 }
 
-fn statement(name: &str, locale: &Locale<'_>, major: u32) -> Sql {
+fn statement(name: &str, locale: &Locale, major: u32) -> Sql {
     let mut sql = Sql::new("CREATE DATABASE ")
         .ident(name)
         .then(" TEMPLATE template0 ENCODING ")
-        .literal(locale.encoding)
+        .literal(&locale.encoding)
         .then(" LC_COLLATE ")
-        .literal(locale.collate)
+        .literal(&locale.collate)
         .then(" LC_CTYPE ")
-        .literal(locale.ctype);
+        .literal(&locale.ctype);
     if major >= 15 {
-        sql = sql.then(" LOCALE_PROVIDER ").ident(locale.provider);
+        sql = sql.then(" LOCALE_PROVIDER ").ident(&locale.provider);
         let name = if locale.provider == "builtin" { " BUILTIN_LOCALE " } else { " ICU_LOCALE " };
-        for (option, value) in [(name, locale.locale), (" ICU_RULES ", locale.icu_rules)] {
+        for (option, value) in [(name, &locale.locale), (" ICU_RULES ", &locale.icu_rules)] {
             if let Some(value) = value {
                 sql = sql.then(option).literal(value);
             }
@@ -177,18 +167,18 @@ fn is_about_locales(e: &tokio_postgres::Error) -> bool {
     })
 }
 
-fn substitutions(name: &str, wanted: &Locale<'_>, got: &Locale<'_>, version: &str) -> Vec<String> {
+fn substitutions(name: &str, wanted: &Locale, got: &Locale, version: &str) -> Vec<String> {
     let mut lines = Vec::new();
     if wanted.provider != got.provider {
         lines.push(format!(
             "database {name:?}: locale {:?} of provider {} is not available in PostgreSQL {version} here, \
              libc is used; text may sort differently",
-            wanted.locale.unwrap_or_default(),
+            wanted.locale.as_deref().unwrap_or_default(),
             wanted.provider,
         ));
     }
     for (what, wanted, got) in
-        [("LC_COLLATE", wanted.collate, got.collate), ("LC_CTYPE", wanted.ctype, got.ctype)]
+        [("LC_COLLATE", &wanted.collate, &got.collate), ("LC_CTYPE", &wanted.ctype, &got.ctype)]
     {
         if wanted != got {
             lines.push(format!(
@@ -204,35 +194,44 @@ fn substitutions(name: &str, wanted: &Locale<'_>, got: &Locale<'_>, version: &st
 mod tests {
     use super::*;
 
-    const ICU: Locale<'_> = Locale {
-        encoding: "UTF8",
-        collate: "de_DE.UTF-8",
-        ctype: "de_DE.UTF-8",
-        provider: "icu",
-        locale: Some("de-DE"),
-        icu_rules: None,
-    };
+    fn icu() -> Locale {
+        Locale {
+            encoding: "UTF8".into(),
+            collate: "de_DE.UTF-8".into(),
+            ctype: "de_DE.UTF-8".into(),
+            provider: "icu".into(),
+            locale: Some("de-DE".into()),
+            icu_rules: None,
+            monetary: "C".into(),
+        }
+    }
 
     #[test]
     fn the_encoding_is_never_given_up() {
-        let all = candidates(&ICU);
+        let all = candidates(&icu());
         assert!(all.iter().all(|c| c.encoding == "UTF8"));
-        let tried: Vec<_> = all.iter().map(|c| (c.provider, c.collate)).collect();
+        let tried: Vec<_> = all.iter().map(|c| (c.provider.as_str(), c.collate.as_str())).collect();
         let names = ["de_DE.UTF-8", "C.UTF-8", "C"];
         let expected: Vec<_> = ["icu", "libc"].iter().flat_map(|p| names.map(|n| (*p, n))).collect();
         assert_eq!(tried, expected);
-        let latin = Locale { encoding: "LATIN1", provider: "libc", collate: "C", ctype: "C", ..ICU };
+        let latin = Locale {
+            encoding: "LATIN1".into(),
+            provider: "libc".into(),
+            collate: "C".into(),
+            ctype: "C".into(),
+            ..icu()
+        };
         assert_eq!(candidates(&latin).len(), 1);
     }
 
     #[test]
     fn statements_fit_the_version() {
-        let said = |name: &str, locale: &Locale<'_>, major| statement(name, locale, major).to_string();
-        let libc = Locale { provider: "libc", locale: None, ..ICU };
+        let said = |name: &str, locale: &Locale, major| statement(name, locale, major).to_string();
+        let libc = Locale { provider: "libc".into(), locale: None, ..icu() };
         assert!(!said("a\"b", &libc, 14).contains("PROVIDER"));
         assert!(said("a\"b", &libc, 14).starts_with("CREATE DATABASE \"a\"\"b\" TEMPLATE template0"));
-        assert!(said("a", &ICU, 16).ends_with("LOCALE_PROVIDER \"icu\" ICU_LOCALE 'de-DE'"));
-        let builtin = Locale { provider: "builtin", locale: Some("C.UTF-8"), ..ICU };
+        assert!(said("a", &icu(), 16).ends_with("LOCALE_PROVIDER \"icu\" ICU_LOCALE 'de-DE'"));
+        let builtin = Locale { provider: "builtin".into(), locale: Some("C.UTF-8".into()), ..icu() };
         assert!(said("a", &builtin, 17).ends_with("LOCALE_PROVIDER \"builtin\" BUILTIN_LOCALE 'C.UTF-8'"));
     }
 }

@@ -3,6 +3,7 @@
 
 use tokio_postgres::{Client, Row};
 
+pub use crate::database::Setting;
 use crate::error::{Context, Result};
 use crate::postgres::connect::error;
 use crate::postgres::ident::Name;
@@ -21,15 +22,6 @@ pub struct Properties {
     pub connection_limit: Option<i32>,
     /// Its own settings.
     pub settings: Vec<Setting>,
-}
-
-/// One row of pg_db_role_setting.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Setting {
-    /// The role it is limited to; absent means everybody.
-    pub role: Option<String>,
-    /// `name=value`.
-    pub setting: String,
 }
 
 /// What a database knows of privileges.

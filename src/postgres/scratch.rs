@@ -68,7 +68,8 @@ pub struct ScratchOptions {
     pub binaries: ServerBinaries,
     /// Connections that restore at the same time.
     pub jobs: usize,
-    /// Objects that one transaction may lock; the lock table is made for twice as many.
+    /// Tables, indexes and sequences that there will be, roughly: a dump of all locks them, and the lock table is
+    /// made for twice as many, within bounds.
     pub objects: u64,
     /// Bytes of memory to plan with; absent means what is available.
     pub memory: Option<u64>,

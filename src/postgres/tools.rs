@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
-use crate::config::require_auth::ALLOW_CLEAR;
+use super::settings;
 use crate::config::{Connection, SslMode, path};
 use crate::error::{Context, Error, Result};
 use crate::{process, regular_file};
@@ -36,9 +36,6 @@ const SYSTEM_BUNDLES: &[&str] = &[
     "/etc/ssl/cert.pem",
 ];
 
-/// What decides a dump's bytes and is not pinned by pg_dump itself.
-const PINNED_OPTIONS: &str = "-c timezone=UTC -c bytea_output=hex -c quote_all_identifiers=off";
-
 /// pg_dump and its siblings of one version.
 #[derive(Debug, Clone)]
 pub struct Tools {
@@ -46,6 +43,8 @@ pub struct Tools {
     pub major: u32,
     /// Version as the manifest states it, `17.11`.
     pub version: String,
+    /// Major of the server that they talk to, which may be older.
+    pub server_major: u32,
     /// Where they are; absent means that the prefix's PATH decides.
     pub bin_dir: Option<PathBuf>,
     prefix: Vec<String>,
@@ -71,7 +70,8 @@ pub async fn find(server_major: u32, bin_dir: Option<&Path>, tool_prefix: &[Stri
         for dir in directories(bin_dir, &["pg_dump"])? {
             match version_of(&dir, "pg_dump").await {
                 Ok((major, version)) => {
-                    found.push(Tools { major, version, bin_dir: Some(dir), prefix: Vec::new() });
+                    let bin_dir = Some(dir);
+                    found.push(Tools { major, version, server_major, bin_dir, prefix: Vec::new() });
                 }
                 Err(e) => broken.push(format!("{}: {e}", dir.display())),
             }
@@ -81,6 +81,7 @@ pub async fn find(server_major: u32, bin_dir: Option<&Path>, tool_prefix: &[Stri
         let mut tools = Tools {
             major: 0,
             version: String::new(),
+            server_major,
             bin_dir: bin_dir.map(Path::to_owned),
             prefix: tool_prefix.to_owned(),
         };
@@ -148,6 +149,7 @@ impl ServerBinaries {
         Tools {
             major: self.major,
             version: self.version.clone(),
+            server_major: self.major,
             bin_dir: Some(self.bin_dir.clone()),
             prefix: Vec::new(),
         }
@@ -189,6 +191,13 @@ impl ServerBinaries {
 }
 
 impl Tools {
+    /// The same tools for a server of another major than the one that they were found for.
+    #[must_use]
+    pub fn for_server(mut self, major: u32) -> Self {
+        self.server_major = major;
+        self
+    }
+
     /// Whether they see this host's files; behind a prefix they do not.
     pub fn run_here(&self) -> bool {
         self.prefix.is_empty()
@@ -202,7 +211,7 @@ impl Tools {
         dbname: &str,
         application_name: &str,
     ) -> Result<Command> {
-        self.bare(tool, &child_env(connection, dbname, application_name))
+        self.bare(tool, &child_env(connection, self.server_major, dbname, application_name))
     }
 
     /// What an operator should know before a password is given to tools whose libpq sends it in whatever way it
@@ -283,14 +292,6 @@ fn container_exec(first: &str, rest: &[String]) -> Option<usize> {
     rest.iter().position(|word| word == "exec")
 }
 
-/// Why a client tool was not let in, or did not let itself be asked.
-pub fn explain(error: Error) -> Error {
-    if error.to_string().contains("authentication method requirement") {
-        return error.with_hint(ALLOW_CLEAR);
-    }
-    error
-}
-
 /// Without these a client waits for about two hours for a server whose host died without a word. libpq
 /// has no variables for them, so they go into the argument that names a database; nothing in them is
 /// secret. About two minutes, as for opsd's own sessions.
@@ -299,7 +300,12 @@ pub const KEEPALIVES: &str =
 
 /// The connection as libpq's environment variables. An odd database name is safe here: PGDATABASE
 /// is never read as a connection string, unlike an argument.
-pub fn child_env(connection: &Connection, dbname: &str, application_name: &str) -> Vec<(String, String)> {
+fn child_env(
+    connection: &Connection,
+    server_major: u32,
+    dbname: &str,
+    application_name: &str,
+) -> Vec<(String, String)> {
     let join = |words: Vec<String>| words.join(",");
     let mut env = vec![
         ("PGHOST", join(connection.hosts.iter().map(|(host, _)| host.clone()).collect())),
@@ -310,7 +316,7 @@ pub fn child_env(connection: &Connection, dbname: &str, application_name: &str) 
         ("PGCHANNELBINDING", connection.channel_binding.as_str().to_owned()),
         ("PGAPPNAME", application_name.to_owned()),
         ("PGCONNECT_TIMEOUT", connect_timeout(connection.connect_timeout).to_string()),
-        ("PGOPTIONS", options(connection.options.as_deref())),
+        ("PGOPTIONS", settings::of_tool(connection.options.as_deref(), server_major)),
         // Connection settings are resolved once, and so is the password; a path below a file never
         // exists, and libpq is silent about that.
         ("PGPASSFILE", "/dev/null/none".to_owned()),
@@ -340,13 +346,6 @@ pub fn child_env(connection: &Connection, dbname: &str, application_name: &str) 
 /// libpq counts whole seconds, takes 1 as 2, and 0 as for ever.
 fn connect_timeout(bound: Duration) -> u64 {
     if bound.is_zero() { 0 } else { bound.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX).max(1) }
-}
-
-fn options(own: Option<&str>) -> String {
-    match own {
-        Some(own) => format!("{own} {PINNED_OPTIONS}"),
-        None => PINNED_OPTIONS.to_owned(),
-    }
 }
 
 /// libpq knows `system` from 16 on and with verify-full alone; a file works everywhere.
@@ -491,6 +490,11 @@ mod tests {
         }
     }
 
+    fn behind(prefix: &[&str]) -> Tools {
+        let prefix = prefix.iter().map(|word| (*word).to_owned()).collect();
+        Tools { major: 17, version: "17.1".into(), server_major: 17, bin_dir: None, prefix }
+    }
+
     fn words(command: &Command) -> Vec<String> {
         let command = command.as_std();
         std::iter::once(command.get_program())
@@ -551,7 +555,7 @@ mod tests {
 
     #[test]
     fn the_environment_is_the_connection_and_nothing_else() {
-        let tools = Tools { major: 17, version: "17.1".into(), bin_dir: Some("/b".into()), prefix: vec![] };
+        let tools = Tools { bin_dir: Some("/b".into()), ..behind(&[]) };
         let command = tools.command("pg_dump", &connection(), "host=evil", "opsd").unwrap();
         assert_eq!(words(&command), ["/b/pg_dump"]);
         let env: std::collections::BTreeMap<_, _> = command
@@ -565,14 +569,14 @@ mod tests {
         assert_eq!(env["PGPASSWORD"], "s3cret");
         assert_eq!(env["PGCONNECT_TIMEOUT"], "2");
         assert_eq!(env["LC_ALL"], "C");
-        assert!(env["PGOPTIONS"].starts_with("-c work_mem=8MB -c timezone=UTC"));
+        assert!(env["PGOPTIONS"].starts_with("-c work_mem=8MB -c statement_timeout=0"));
         assert!(!env.contains_key("LD_LIBRARY_PATH"));
     }
 
     #[test]
     fn a_container_client_gets_names_and_no_values() {
-        let prefix = ["docker", "--host", "h", "exec", "-i", "db"].map(str::to_owned).to_vec();
-        let tools = Tools { major: 17, version: "17.1".into(), bin_dir: None, prefix };
+        let prefix = ["docker", "--host", "h", "exec", "-i", "db"];
+        let tools = behind(&prefix);
         let command = tools.command("pg_dump", &connection(), "db", "opsd").unwrap();
         let words = words(&command);
         assert_eq!(words[..4], ["docker", "--host", "h", "exec"]);
@@ -585,20 +589,14 @@ mod tests {
 
     #[test]
     fn other_prefixes_are_refused_a_password() {
-        let tools = |prefix: &[&str]| Tools {
-            major: 17,
-            version: "17.1".into(),
-            bin_dir: None,
-            prefix: prefix.iter().map(|w| (*w).to_owned()).collect(),
-        };
-        let sudo = tools(&["sudo", "-u", "postgres"]);
+        let sudo = behind(&["sudo", "-u", "postgres"]);
         let refused = sudo.command("pg_dump", &connection(), "db", "opsd").unwrap_err();
         assert!(!refused.to_string().contains("s3cret"));
         let open = Connection { password: None, ..connection() };
         let words = words(&sudo.command("pg_dump", &open, "db", "opsd").unwrap());
         assert_eq!(words[..4], ["sudo", "-u", "postgres", "env"]);
-        assert!(tools(&["ssh", "h"]).command("pg_dump", &open, "db", "opsd").is_err());
-        assert!(tools(&["docker", "compose", "exec", "db"]).command("x", &connection(), "", "").is_err());
+        assert!(behind(&["ssh", "h"]).command("pg_dump", &open, "db", "opsd").is_err());
+        assert!(behind(&["docker", "compose", "exec", "db"]).command("x", &connection(), "", "").is_err());
     }
 
     #[tokio::test]

@@ -4,19 +4,18 @@
 //! are known to be harmless, every other one is a failure. A server's messages quote rows, statements and
 //! the passwords in them, and some of that is recorded unencrypted. So this is an allow-list: the object,
 //! the first line of the server's message with everything quoted masked (names that follow what they
-//! are a name of aside), and how many there are. Deliberately absent: SQLSTATEs, which pg_restore does
+//! are a name of aside), and how many there are. What a message means is
+//! [`messages`]'s to say. Deliberately absent: SQLSTATEs, which pg_restore does
 //! not tell.
 
 use crate::error::{Error, Kind, Result};
+use crate::postgres::messages::{self, HARMLESS};
+pub use crate::postgres::messages::{Fault, HARMLESS_TIMEOUT};
 use crate::process::Exit;
 use crate::set::archive::Entry;
 
 /// Where the rest of it is.
 pub const HINT: &str = "rows and statements are left out here; the server's log has them";
-
-/// What PostgreSQL means by "out of shared memory".
-const LOCK_TABLE: &str =
-    "its lock table is full: raise max_locks_per_transaction on that server, and restart it";
 
 /// One error that pg_restore told of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,18 +28,6 @@ pub struct Complaint {
     pub message: String,
     /// Whose fault it is.
     pub fault: Fault,
-}
-
-/// Whose fault a complaint is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// A sound server refuses what is in the set.
-    Refused,
-    /// It needs what no dump holds and this host or network does not have: a foreign server, a
-    /// dictionary's file.
-    Elsewhere,
-    /// The server, the connection or pg_restore itself is in trouble.
-    Trouble,
 }
 
 impl std::fmt::Display for Complaint {
@@ -56,59 +43,10 @@ impl std::fmt::Display for Complaint {
     }
 }
 
-/// What a server says when it is in trouble itself.
-const ENVIRONMENT: [&str; 10] = [
-    "No space left on device",
-    "Too many open files",
-    "could not extend file",
-    "could not open extension control file",
-    "could not access file",
-    "could not load library",
-    "out of memory",
-    "out of shared memory",
-    "temporary file",
-    "terminating connection",
-];
-
-/// Whether the server is in trouble itself; a file that it cannot open and that a set does not need is
-/// one of its own.
-fn is_environment(message: &str) -> bool {
-    ENVIRONMENT.iter().any(|needle| message.contains(needle))
-        || (unopened(message).is_some() && !is_elsewhere(message))
-}
-
-/// What it says where something is missing that is not part of a database.
-fn is_elsewhere(message: &str) -> bool {
-    const DICTIONARIES: [&str; 6] = ["affix", "dictionary", "stop-word", "synonym", "thesaurus", "unaccent"];
-    ["could not connect to server", "could not establish connection", "password is required"]
-        .iter()
-        .any(|needle| message.contains(needle))
-        || unopened(message).is_some_and(|(kind, path)| {
-            DICTIONARIES.contains(&kind)
-                || path.contains("/tsearch_data/")
-                // As file_fdw says it.
-                || (kind.is_empty() && path.starts_with('/') && path.contains("\" for reading: "))
-        })
-}
-
-/// The kind of a file that cannot be opened, and its path with what follows.
-fn unopened(message: &str) -> Option<(&str, &str)> {
-    let (what, path) = message.split_once("could not open ")?.1.split_once('"')?;
-    Some((what.trim_end().strip_suffix("file")?.trim_end(), path))
-}
-
-const QUERY: &str = "could not execute query: ";
-const REFUSED: &str = "could not execute query: ERROR:";
-const ROWS_REFUSED: &str = "COPY failed for table";
-
 /// Whether the server refused a statement, as opposed to a connection, a disk or a key that failed.
 pub fn is_sql_error(error: &Error) -> bool {
     let said = error.to_string();
-    error.kind() == Kind::Failed
-        && !said.contains(LACKING)
-        && (said.contains(REFUSED) || said.contains(ROWS_REFUSED))
-        && !is_elsewhere(&said)
-        && !is_environment(&said)
+    error.kind() == Kind::Failed && !said.contains(LACKING) && messages::is_refused(&said)
 }
 
 const LACKING: &str = "rows need what cannot be restored here";
@@ -227,16 +165,11 @@ pub fn masked_in(message: &str, context: &str) -> String {
 /// The same for what pg_restore quotes, with the lines that follow. A server that does not speak English
 /// is not understood, and not repeated.
 fn masked_text(text: &str, details: &str) -> String {
-    let said = if let Some(said) = text.strip_prefix(QUERY) {
-        Some((QUERY.len(), said))
-    } else if text.starts_with(ROWS_REFUSED) {
-        text.split_once("\": ").map(|(before, said)| (before.len() + 3, said))
-    } else {
-        text.split_once("ERROR:  ").map(|(before, _)| (before.len(), &text[before.len()..]))
-    };
+    let said = messages::servers_words(text)
+        .or_else(|| text.split_once("ERROR:  ").map(|(before, _)| (before.len(), &text[before.len()..])));
     let Some((at, said)) = said else { return masked(text) };
     let before = masked(&text[..at]);
-    match said.split_once(":  ") {
+    match messages::severity(said) {
         Some((severity @ ("ERROR" | "FATAL" | "PANIC"), said)) => {
             // What it says of rows comes first, and may hold any line.
             let begin = details.lines().position(|line| line.starts_with("CONTEXT:  "));
@@ -249,7 +182,10 @@ fn masked_text(text: &str, details: &str) -> String {
             let said = if is_cut { RAISED.to_owned() } else { masked_in(said, &context) };
             format!("{before}{severity}:  {said}")
         }
-        Some(_) => format!("{before}an error in another language than English"),
+        Some(_) if messages::of_restore(text, details) == Fault::Trouble => {
+            format!("{before}{}", messages::FOREIGN_END)
+        }
+        Some(_) => format!("{before}{}", messages::FOREIGN),
         None => format!("{before}{}", masked(said)),
     }
 }
@@ -283,19 +219,15 @@ fn taken_apart(stderr: &str, entries: &[Entry]) -> (Vec<String>, Vec<Complaint>)
             rest.push('\n');
         }
         // The last one: what a function raises may have such a line, too. A COPY has none.
-        let at =
-            if text.starts_with(ROWS_REFUSED) { None } else { format!("\n{rest}").rfind("\nCommand was: ") };
+        let at = if text.starts_with(messages::ROWS) {
+            None
+        } else {
+            format!("\n{rest}").rfind("\nCommand was: ")
+        };
         let (details, command) = rest.split_at(at.unwrap_or(rest.len()));
         let command = command.strip_prefix(COMMAND).unwrap_or_default();
         let message = masked_text(text, details);
-        let is_refused = text.starts_with(REFUSED) || text.starts_with(ROWS_REFUSED);
-        let fault = if !is_refused || is_environment(text) {
-            Fault::Trouble
-        } else if is_elsewhere(text) {
-            Fault::Elsewhere
-        } else {
-            Fault::Refused
-        };
+        let fault = messages::of_restore(text, details);
         let (id, object) = object_of(command, entries);
         found.push(Complaint { id, object, message, fault });
     }
@@ -348,29 +280,13 @@ fn failure(exit: &Exit, entries: &[Entry]) -> Error {
     let error = Error::new(why).context(format!("pg_restore {}", exit.describe()));
     match found.first() {
         None => error,
-        Some(_) if found.iter().any(|c| c.message.contains("out of shared memory")) => {
-            error.with_hint(LOCK_TABLE)
-        }
+        Some(_) if messages::is_lock_table_full(&exit.stderr) => error.with_hint(messages::LOCK_TABLE_HINT),
         Some(_) => error.with_hint(HINT),
     }
 }
 
 /// What stands before the statement that failed.
 const COMMAND: &str = "Command was: ";
-/// Of a server older than pg_restore.
-pub const HARMLESS_TIMEOUT: &str = "pg_restore: error: could not execute query: ERROR:  unrecognized configuration parameter \"transaction_timeout\"";
-
-/// What pg_restore may complain of although everything is restored, with the command that it names: a
-/// setting that its majors from 17 on send and an older server does not know, and a schema that every
-/// new database has.
-const HARMLESS: [(&str, &str); 2] = [
-    (HARMLESS_TIMEOUT, "Command was: SET transaction_timeout = 0;"),
-    (
-        "pg_restore: error: could not execute query: ERROR:  schema \"public\" already exists",
-        "Command was: CREATE SCHEMA public;",
-    ),
-];
-
 /// Success, harmless complaints as warnings, or an error with what may be repeated of pg_restore's.
 pub fn judge(exit: &Exit, entries: &[Entry]) -> Result<Vec<String>> {
     let lines = exit.stderr_lines();
@@ -442,21 +358,21 @@ fn harmless(lines: &[String]) -> Option<Vec<String>> {
 /// database's choosing that looks like both leaves the command that it really was.
 fn without_harmless<'l>(lines: &[&'l str]) -> (Vec<&'l str>, Vec<String>) {
     let (mut rest, mut complaints) = (lines.to_vec(), Vec::new());
-    for (error, command) in HARMLESS {
-        let count = |wanted: &str| lines.iter().filter(|line| **line == wanted).count();
-        let pairs = count(error).min(count(command));
+    for harmless in HARMLESS {
+        let errors = lines.iter().filter(|line| harmless.is_error(line)).count();
+        let pairs = errors.min(lines.iter().filter(|line| **line == harmless.command).count());
         let (mut errors, mut commands) = (pairs, pairs);
         rest.retain(|line| {
             let left = match *line {
-                line if line == error => &mut errors,
-                line if line == command => &mut commands,
+                line if harmless.is_error(line) => &mut errors,
+                line if line == harmless.command => &mut commands,
                 _ => return true,
             };
             let is_one = *left > 0;
             *left = left.saturating_sub(1);
             !is_one
         });
-        complaints.extend(std::iter::repeat_n(error.to_owned(), pairs));
+        complaints.extend(std::iter::repeat_n(harmless.error.to_owned(), pairs));
     }
     (rest, complaints)
 }
@@ -476,6 +392,7 @@ mod tests {
         }
     }
 
+    const REFUSED: &str = "could not execute query: ERROR:";
     const TIMEOUT: &str = "pg_restore: error: could not execute query: ERROR:  unrecognized configuration parameter \"transaction_timeout\"\nCommand was: SET transaction_timeout = 0;\n";
     const PUBLIC: &str = "pg_restore: error: could not execute query: ERROR:  schema \"public\" already exists\nCommand was: CREATE SCHEMA public;\n\n\n";
 

@@ -14,10 +14,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::CopyInSink;
 use tokio_postgres::error::SqlState;
 
-use super::complaints::{HINT, masked_in};
+use super::complaints::{Fault, HINT, masked_in};
 use super::{Origin, Target};
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::{Session, connect_with};
+use crate::postgres::messages;
 use crate::postgres::sql::Sql;
 use crate::progress::Event;
 use crate::set::archive::Entry;
@@ -166,7 +167,15 @@ fn refused(table: &Table, failure: &tokio_postgres::Error) -> Error {
     match failure.as_db_error() {
         Some(db) => {
             let said = masked_in(db.message(), db.where_().unwrap_or_default());
-            Error::new(format!("COPY failed for table {name:?}: ERROR:  {said}")).with_hint(HINT)
+            let error = match messages::of_rows(db.code()) {
+                Fault::Trouble => {
+                    Error::new(format!("cannot load table {name:?}: {said} (SQLSTATE {})", db.code().code()))
+                }
+                Fault::Refused | Fault::Elsewhere => {
+                    Error::new(format!("COPY failed for table {name:?}: ERROR:  {said}"))
+                }
+            };
+            error.with_hint(HINT)
         }
         None => Error::new(format!("cannot load table {name:?}: {failure}")),
     }

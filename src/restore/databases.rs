@@ -54,7 +54,7 @@ pub struct Server<'a> {
 
 impl Server<'_> {
     /// Makes an empty database, exactly as it is wanted.
-    pub async fn create(&self, name: &str, wanted: &Locale<'_>) -> Result<()> {
+    pub async fn create(&self, name: &str, wanted: &Locale) -> Result<()> {
         let made = locale::create_database(self.admin, name, wanted, Fallback::Refused);
         match self.wait(&format!("CREATE DATABASE {name:?}"), made).await {
             Waited::Ended(made) => made.map(|_| ()),

@@ -24,10 +24,16 @@ use crate::set::fingerprint::RowSecret;
 /// Differences that are listed one by one; the rest is counted.
 const LISTED: usize = 20;
 
-/// A fresh dump's table of contents, with definitions.
-pub async fn dump_schema(tools: &Tools, connection: &Connection, dbname: &str) -> Result<Vec<Entry>> {
+/// A fresh dump's table of contents, with definitions; names and text in this encoding.
+pub async fn dump_schema(
+    tools: &Tools,
+    connection: &Connection,
+    dbname: &str,
+    encoding: &str,
+) -> Result<Vec<Entry>> {
     let mut command = tools.command("pg_dump", connection, dbname, "opsd verify")?;
     command.args(["--format=custom", "--compress=0", "--no-password"]);
+    command.arg(format!("--encoding={encoding}"));
     command.args(["--section=pre-data", "--section=post-data"]);
     if tools.major >= 18 {
         command.arg("--no-statistics");

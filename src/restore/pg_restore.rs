@@ -15,7 +15,7 @@ use super::complaints::{Complaint, Fault, judge, judge_after_rows, judge_all};
 use super::{Origin, Target};
 use crate::config::libpq::dbname_argument;
 use crate::error::{Context, Error, Result};
-use crate::postgres::connect::startup_option;
+use crate::postgres::settings;
 use crate::process::{self, Exit, Input, Output};
 use crate::progress::Event;
 use crate::set::archive::parser::Parser;
@@ -330,7 +330,7 @@ impl Target {
             options.push("-c lc_messages=C".to_owned());
         }
         if let Some(monetary) = &self.monetary {
-            options.push(startup_option("lc_monetary", monetary));
+            options.push(settings::option("lc_monetary", monetary));
         }
         connection.options = (!options.is_empty()).then(|| options.join(" "));
         let mut command = self.tools.command("pg_restore", &connection, &self.dbname, "opsd restore")?;

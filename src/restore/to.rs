@@ -9,17 +9,18 @@
 use std::collections::BTreeSet;
 
 use chrono::Utc;
+use tokio_postgres::error::SqlState;
 
 use super::complaints::{Complaint, masked_in};
 use super::databases::Waited;
 use super::pg_restore::fetch_schema;
 use super::{
-    Origin, Target, check_extensions, collations, databases, existing_roles, load, locale_of, own_properties,
+    Origin, Target, check_extensions, collations, databases, existing_roles, load, own_properties,
     read_globals, read_proof, roles, swap,
 };
 use crate::config::Connection;
 use crate::error::{Context, Error, Kind, Result};
-use crate::postgres::connect::{Session, connect, error};
+use crate::postgres::connect::{Session, connect, error, sqlstate};
 use crate::postgres::ident::Name;
 use crate::postgres::locale;
 use crate::postgres::properties::{self, Properties};
@@ -126,7 +127,7 @@ pub async fn restore(
     };
     let replaces = made != name;
     // What this did not make, it does not drop: until here somebody else's database is in the way.
-    server.create(&made, &locale_of(database)).await.map_err(who_may_restore)?;
+    server.create(&made, &database.locale).await.map_err(who_may_restore)?;
     let filled = shutdown.guard(fill(origin, database, options, &made, &mut report)).await;
     if let Err(failure) = filled {
         return Err(match (replaces, server.drop(&made).await) {
@@ -212,7 +213,7 @@ async fn look(
 
 /// The role that backs up may read; restoring needs one that may make.
 fn who_may_restore(error: Error) -> Error {
-    if error.to_string().contains("permission denied to create database") {
+    if sqlstate(&error) == Some(SqlState::INSUFFICIENT_PRIVILEGE.code()) {
         return error.with_hint(
             "restore as a role with CREATEDB and the owners' roles, in practice a superuser: \
              --to postgres://admin@host/app, or a [postgres.NAME] of its own",
@@ -243,7 +244,7 @@ async fn fill(
         .map_err(error)?;
     let encoding: String = row.get(1);
     report.warnings.extend(check_encoding(&session, name, &encoding, database).await?);
-    report.warnings.extend(locale::differences(&session, name, &locale_of(database)).await?);
+    report.warnings.extend(locale::differences(&session, name, &database.locale).await?);
     let monetary = &database.locale.monetary;
     let has_monetary =
         session.client.execute("SELECT set_config('lc_monetary', $1, false)", &[monetary]).await;
@@ -254,7 +255,7 @@ async fn fill(
     }
     let target = Target {
         monetary: has_monetary.is_ok().then(|| monetary.clone()),
-        tools: options.tools.clone(),
+        tools: options.tools.clone().for_server(session.major()),
         connection,
         dbname: name.to_owned(),
         jobs: options.jobs,

@@ -13,8 +13,8 @@ use tokio::time::timeout_at;
 
 use super::complaints::{self, Complaint, Fault};
 use super::{
-    Origin, Target, assertions, check_extensions, collations, definitions, identities, load, locale_of,
-    origin, own_properties, prove, read_globals, read_proof, roles,
+    Origin, Target, assertions, check_extensions, collations, definitions, identities, load, origin,
+    own_properties, prove, read_globals, read_proof, roles,
 };
 use crate::config::{BackupJob, Config, Encryption};
 use crate::error::{Error, Kind, Result};
@@ -367,7 +367,9 @@ impl Run<'_> {
         database: &Database,
         archived: &[Entry],
     ) -> Result<(Vec<String>, bool)> {
-        let fresh = definitions::dump_schema(&target.tools, &target.connection, &target.dbname).await?;
+        let encoding = &database.locale.encoding;
+        let fresh =
+            definitions::dump_schema(&target.tools, &target.connection, &target.dbname, encoding).await?;
         let changed = definitions::compare(archived, &fresh, None);
         if changed.is_empty() {
             return Ok((changed, true));
@@ -383,7 +385,7 @@ impl Run<'_> {
             self.record.warnings.push(format!("{}: definitions alone: {error}", database.name));
             comparable = false;
         }
-        let expected = definitions::dump_schema(&second.tools, &second.connection, &name).await?;
+        let expected = definitions::dump_schema(&second.tools, &second.connection, &name, encoding).await?;
         Ok((definitions::compare(archived, &fresh, Some(&expected)), comparable))
     }
 
@@ -476,7 +478,7 @@ async fn start_scratch(
 }
 
 async fn create(admin: &Session, name: &str, database: &Database) -> Result<Vec<String>> {
-    let mut warnings = locale::create_database(admin, name, &locale_of(database), Fallback::Nearest).await?;
+    let mut warnings = locale::create_database(admin, name, &database.locale, Fallback::Nearest).await?;
     let l = &database.locale;
     // Money is written and read by it.
     let sql = Sql::new("ALTER DATABASE ").ident(name).then(" SET lc_monetary TO ").literal(&l.monetary);

@@ -10,6 +10,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 pub use self::bounds::SIZE_MAX;
+pub use crate::database::Locale;
 use crate::error::{Error, Result};
 use crate::store::check_key;
 
@@ -112,26 +113,6 @@ pub struct Database {
     pub rows: u64,
     /// Bytes of COPY text and large objects.
     pub bytes: u64,
-}
-
-/// How a database orders and encodes text.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Locale {
-    /// `UTF8`, `SQL_ASCII`, ….
-    pub encoding: String,
-    /// LC_COLLATE.
-    pub collate: String,
-    /// LC_CTYPE.
-    pub ctype: String,
-    /// `libc`, `icu` or `builtin`.
-    pub provider: String,
-    /// ICU or builtin locale.
-    pub locale: Option<String>,
-    /// ICU rules.
-    pub icu_rules: Option<String>,
-    /// `lc_monetary` of the dumping session: money is written in it.
-    pub monetary: String,
 }
 
 /// A collation that something in the database uses, C and POSIX aside.

@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::database::Setting;
+
 /// Everything that was fingerprinted in one database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -87,16 +89,6 @@ pub struct Sequence {
     pub last_value: i64,
     /// `is_called`.
     pub is_called: bool,
-}
-
-/// One row of pg_db_role_setting.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Setting {
-    /// The role it is limited to; absent means everybody.
-    pub role: Option<String>,
-    /// `name=value`.
-    pub setting: String,
 }
 
 mod hex128 {

@@ -146,12 +146,13 @@ async fn a_wait_for_somebody_is_bounded_and_names_them() {
     server.create_database("kept");
     let connection = Connection::from_arg(&server.socket_url(SUPERUSER, "kept")).unwrap().connection;
     let locale = Locale {
-        encoding: "UTF8",
-        collate: "C.UTF-8",
-        ctype: "C.UTF-8",
-        provider: "libc",
+        encoding: "UTF8".into(),
+        collate: "C.UTF-8".into(),
+        ctype: "C.UTF-8".into(),
+        provider: "libc".into(),
         locale: None,
         icu_rules: None,
+        monetary: "C".into(),
     };
     let shutdown = Shutdown::default();
     let admin = connect(&connection, Some("postgres"), "opsd test").await.unwrap();

@@ -7,18 +7,10 @@ use std::process::Command;
 
 use crate::support::compare::{assert_same, assert_same_content, db, plain_restore};
 use crate::support::opsd::{Opsd, quoted};
-use crate::support::postgres::{self, Options, SUPERUSER, Server, bin_dir, expect_success, unique};
+use crate::support::postgres::{
+    self, Options, SUPERUSER, Server, bin_dir, distribution, expect_success, unique,
+};
 use crate::support::sets::{back_up, complete, directory, result};
-
-/// The newest PostgreSQL of the distribution.
-fn distribution() -> (u32, PathBuf) {
-    let entries = std::fs::read_dir("/usr/lib/postgresql").expect("a server package: run make setup");
-    let majors = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let bin = |major: u32| PathBuf::from(format!("/usr/lib/postgresql/{major}/bin"));
-    let newest = majors.filter(|major| bin(*major).join("postgres").exists()).max();
-    let newest = newest.expect("no server in /usr/lib/postgresql: run make setup");
-    (newest, bin(newest))
-}
 
 /// A site of one database on a server with ICU.
 pub fn icu() -> (Server, Opsd, PathBuf) {

@@ -72,7 +72,7 @@ fn without_its_lock_a_run_ends() {
     run.signal(Signal::CONT);
     let run = run.finish();
     failed_cleanly(&opsd, &run, 0);
-    for expected in ["the session that held the job's lock is gone", "terminating connection", "hint: "] {
+    for expected in ["the session that held the job's lock is gone", "(SQLSTATE 57P01)", "hint: "] {
         assert!(run.stderr.contains(expected), "{expected:?} is not in {run}");
     }
     // What it had stored already is gone, but for the word that it failed.
@@ -94,7 +94,11 @@ fn a_pg_dump_whose_session_is_ended_fails_the_set() {
     let run = run.finish();
     failed_cleanly(&opsd, &run, 0);
     // The server's word is lost where its connection had no room for it.
-    let said = ["terminating connection due to administrator command", "server closed the connection"];
+    let said = [
+        "terminating connection due to administrator command",
+        "Verbindung wird abgebrochen",
+        "server closed the connection",
+    ];
     assert!(said.iter().any(|text| run.stderr.contains(text)), "{run}");
     back_up(&opsd);
     is_proven(&opsd);
@@ -247,10 +251,10 @@ fn a_server_that_goes_down_fails_the_set_and_the_next_works() {
 }
 
 /// A pg_dump that waits for a file before it begins, every time it is started until then.
-fn held_pg_dump(opsd: &Opsd) -> std::path::PathBuf {
+pub fn held_pg_dump(opsd: &Opsd, major: u32) -> std::path::PathBuf {
     let directory = opsd.path("held");
     std::fs::create_dir(&directory).unwrap();
-    let real = bin_dir(default_major());
+    let real = bin_dir(major);
     std::os::unix::fs::symlink(real.join("pg_dumpall"), directory.join("pg_dumpall")).unwrap();
     let script = format!(
         "#!/bin/sh\ncase \"$*\" in *--version*) exec {0}/pg_dump --version;; esac\n\
@@ -268,9 +272,12 @@ fn held_pg_dump(opsd: &Opsd) -> std::path::PathBuf {
 /// then waits behind the migration. Nobody but opsd can see that this never ends.
 #[test]
 fn a_migration_between_the_snapshot_and_pg_dump_gets_its_turn_and_the_backup_is_made() {
-    let server = default_server();
+    a_migration_gets_its_turn(default_server());
+}
+
+pub fn a_migration_gets_its_turn(server: &Server) {
     let (mut opsd, database) = site(server);
-    let held = held_pg_dump(&opsd);
+    let held = held_pg_dump(&opsd, server.major);
     opsd.postgres.set("bin_dir", quoted(held.to_str().unwrap()));
     opsd.env("OPSD_LOG", "info");
     let run = Background::start(&opsd);
@@ -297,9 +304,12 @@ fn a_migration_between_the_snapshot_and_pg_dump_gets_its_turn_and_the_backup_is_
 /// The session whose snapshot every pg_dump is to use ends before the first of them asks for it.
 #[test]
 fn a_coordinator_that_is_ended_before_the_dumps_begin_takes_the_snapshot_anew() {
-    let server = default_server();
+    the_snapshot_is_taken_anew(default_server());
+}
+
+pub fn the_snapshot_is_taken_anew(server: &Server) {
     let (mut opsd, database) = site(server);
-    let held = held_pg_dump(&opsd);
+    let held = held_pg_dump(&opsd, server.major);
     opsd.postgres.set("bin_dir", quoted(held.to_str().unwrap()));
     opsd.env("OPSD_LOG", "info");
     let run = Background::start(&opsd);
@@ -309,6 +319,48 @@ fn a_coordinator_that_is_ended_before_the_dumps_begin_takes_the_snapshot_anew() 
     let run = run.finish().expect_code(0);
     assert!(run.stderr.contains("starting over (1/"), "the reason is in the log: {run}");
     is_proven(&opsd);
+    server.drop_database(&database);
+}
+
+/// A view is under no lock: pg_dump finds it in the snapshot, and asks for its definition, which is gone.
+#[test]
+fn a_view_that_is_dropped_before_the_dumps_begin_takes_the_snapshot_anew() {
+    a_dropped_view_starts_over(default_server());
+}
+
+pub fn a_dropped_view_starts_over(server: &Server) {
+    let (mut opsd, database) = site(server);
+    let held = held_pg_dump(&opsd, server.major);
+    opsd.postgres.set("bin_dir", quoted(held.to_str().unwrap()));
+    opsd.env("OPSD_LOG", "info");
+    let run = Background::start(&opsd);
+    until("pg_dump is started", || held.join("reached").exists());
+    server.psql(&database, "DROP VIEW seen");
+    std::fs::write(held.join("go"), "").unwrap();
+    let run = run.finish().expect_code(0);
+    assert!(run.stderr.contains("starting over (1/"), "the reason is in the log: {run}");
+    is_proven(&opsd);
+    server.drop_database(&database);
+}
+
+/// What fails in the same way again and again is no change that somebody makes: it is told, and soon.
+#[test]
+fn a_query_that_always_fails_fails_the_backup() {
+    let server = default_server();
+    let (mut opsd, database) = site(server);
+    opsd.env("OPSD_LOG", "info");
+    // A function is gone from the catalog, as after a crash on a bad disk.
+    server.psql(
+        &database,
+        "CREATE FUNCTION lost() RETURNS integer LANGUAGE sql AS 'SELECT 1';
+         CREATE TABLE broken (n integer DEFAULT lost());
+         SET allow_system_table_mods = on;
+         DELETE FROM pg_proc WHERE proname = 'lost'",
+    );
+    let run = opsd.run(&["backup"]);
+    failed_cleanly(&opsd, &run, 0);
+    assert!(run.stderr.contains("query failed"), "{run}");
+    assert_eq!(run.stderr.matches("starting over").count(), 2, "{run}");
     server.drop_database(&database);
 }
 

@@ -8,9 +8,11 @@ use super::super::inventory::Sequence;
 use super::*;
 use crate::config::{Databases, Verify};
 use crate::error::Kind;
+use crate::postgres::limits::Bound;
 
 const MB: u64 = 1 << 20;
-const ROOMY: Capacity = Capacity { free_locks: 1_000_000, free_connections: 90 };
+const ROOMY: Capacity =
+    Capacity { locks: 1_000_000, free_locks: 1_000_000, free_connections: 90, bound: Bound::Server };
 
 fn job(exclude: &[&str]) -> BackupJob {
     BackupJob {
@@ -55,6 +57,10 @@ fn inventory(tables: Vec<Table>) -> Inventory {
 
 fn small(count: u32) -> Inventory {
     inventory((1..=count).map(|i| table(i, &format!("t{i}"), 8192)).collect())
+}
+
+fn plan_of(inventory: &Inventory, capacity: Capacity) -> Result<Plan> {
+    plan("shop", inventory, capacity, false, &job(&[]))
 }
 
 fn planned(inventory: &Inventory, capacity: Capacity, exclude: &[&str]) -> Plan {
@@ -136,13 +142,19 @@ fn no_more_processes_than_connections_and_no_more_streams_than_reason_allow() {
         assert_eq!(names(&plan).len(), 7);
         (plan.dumps.len() - 1, plan.warnings.join("; "))
     };
-    assert_eq!(processes(12), (4, String::new()));
-    let (count, warning) = processes(11);
+    assert_eq!(processes(6), (4, String::new()));
+    let (count, warning) = processes(5);
     assert_eq!(count, 3);
-    assert!(warning.contains("3 of 4 pg_dumps (11 free connections)"), "{warning}");
-    for none in [9, 3, 0] {
-        assert_eq!(processes(none).0, 1, "{none} connections");
-    }
+    assert!(warning.contains("3 of 4 pg_dumps (5 free connections, by max_connections"), "{warning}");
+    assert_eq!(processes(3).0, 1);
+    let plan = planned(&few, Capacity { free_connections: 2, ..ROOMY }, &[]);
+    assert_eq!(names(&plan), ["full"], "one pg_dump, and the roles");
+    let refused = Capacity { free_connections: 1, bound: Bound::Role, ..ROOMY };
+    let refused = plan_of(&few, refused).unwrap_err().to_string();
+    assert!(
+        refused.contains("needs 2 more connections, and CONNECTION LIMIT of the role leaves 1"),
+        "{refused}"
+    );
 }
 
 #[test]
@@ -159,32 +171,40 @@ fn many_small_tables_are_dumped_by_one_process() {
 
 #[test]
 fn locks_decide_how_many_processes_there_are_and_whether_we_lock_too() {
-    let of = |free_locks| plan("shop", &small(1_000), Capacity { free_locks, ..ROOMY }, false, &job(&[]));
-    let decided = |free_locks| {
-        let plan = of(free_locks).unwrap();
+    let of = |locks, free_locks| plan_of(&small(1_000), Capacity { locks, free_locks, ..ROOMY });
+    let decided = |locks, free_locks| {
+        let plan = of(locks, free_locks).unwrap();
         (plan.dumps.len(), plan.lock_first, plan.locks)
     };
-    // Two processes and the coordinator; 8 of 10 locks are ours at the most.
-    assert_eq!(decided(3_750), (2, true, 3_000));
-    assert_eq!(decided(3_749), (2, false, 2_000));
-    assert_eq!(decided(2_500), (2, false, 2_000));
-    assert_eq!(decided(2_499), (1, false, 1_000), "one process, and no room for the coordinator's");
-    assert_eq!(decided(800), (1, false, 1_000), "PostgreSQL allows more than it computes");
-    let error = of(799).unwrap_err();
+    // Beyond one pg_dump's, a quarter of the lock table at the most: a second process, and the coordinator.
+    assert_eq!(decided(8_000, 8_000), (2, true, 3_000));
+    assert_eq!(decided(7_999, 7_999), (2, false, 2_000));
+    assert_eq!(decided(4_000, 4_000), (2, false, 2_000));
+    assert_eq!(decided(3_999, 3_999), (1, false, 1_000), "one process, and no room for the coordinator's");
+    // And all together four fifths of what is free.
+    assert_eq!(decided(100_000, 3_750), (2, true, 3_000));
+    assert_eq!(decided(100_000, 3_749), (2, false, 2_000));
+    assert_eq!(decided(100_000, 2_499), (1, false, 1_000));
+    assert_eq!(decided(800, 800), (1, false, 1_000), "PostgreSQL allows more than it computes");
+    let error = of(799, 799).unwrap_err();
     assert!(error.to_string().contains("1000 locks (1000 tables, 0 sequences)"), "{error}");
     assert!(error.hint().unwrap().contains("max_locks_per_transaction"));
 
     let mut large = small(1_000);
     large.tables[0].size = 200 * MB;
-    let plan = planned(&large, Capacity { free_locks: 2_000, ..ROOMY }, &[]);
+    let plan = planned(&large, Capacity { locks: 2_000, ..ROOMY }, &[]);
     assert_eq!(names(&plan), ["full"]);
-    assert!(plan.warnings[0].contains("leaves room for one pg_dump only"), "{:?}", plan.warnings);
+    assert!(
+        plan.warnings[0].contains("a quarter of the server's lock table (2000 in all"),
+        "{:?}",
+        plan.warnings
+    );
     assert_eq!(plan.streams()[0].estimate, 999 * 8192 + 200 * MB);
 }
 
 #[test]
 fn a_database_without_tables_is_dumped_too() {
-    let plan = planned(&inventory(Vec::new()), Capacity::default(), &[]);
+    let plan = planned(&inventory(Vec::new()), Capacity { free_connections: 3, ..Capacity::default() }, &[]);
     assert_eq!((names(&plan), plan.tables, plan.locks), (vec!["schema", "data-rest"], 0, 0));
 }
 
@@ -308,11 +328,11 @@ proptest! {
 
     #[test]
     fn every_table_with_rows_is_in_exactly_one_stream(
-        sizes in proptest::collection::vec(0u64..400, 0..40), free_connections in 0u64..60, free_locks in 60u64..400,
+        sizes in proptest::collection::vec(0u64..400, 0..40), free_connections in 2u64..60, free_locks in 60u64..400,
     ) {
         let tables = sizes.iter().zip(1..).map(|(size, i)| table(i, &format!("t{i}"), size * MB)).collect();
         let inventory = inventory(tables);
-        let capacity = Capacity { free_locks, free_connections };
+        let capacity = Capacity { locks: free_locks, free_locks, free_connections, ..ROOMY };
         let plan = planned(&inventory, capacity, &[]);
         let streams = plan.streams();
         let own: Vec<&(String, String)> = streams.iter().filter_map(|s| s.table.as_ref()).collect();
@@ -329,6 +349,6 @@ proptest! {
             prop_assert_eq!(named.len(), plan.dumps[2..].iter().map(|d| d.tables.len()).sum::<usize>());
         }
         prop_assert_eq!(streams.iter().map(|s| s.estimate).sum::<u64>(), sizes.iter().sum::<u64>() * MB);
-        prop_assert!(plan.dumps.len() as u64 <= (free_connections.saturating_sub(7)).max(2));
+        prop_assert!((plan.dumps.len() as u64) < free_connections);
     }
 }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use super::{READER, SUPERUSER};
+use crate::postgres::limits;
 
 const MIB: u64 = 1024 * 1024;
 
@@ -13,7 +14,7 @@ pub(super) struct Sizing {
     pub major: u32,
     /// Restore connections at a time.
     pub jobs: usize,
-    /// Tables, indexes, sequences and large objects that one transaction may lock.
+    /// Tables, indexes and sequences that there will be.
     pub objects: u64,
     /// Bytes that this host can spare.
     pub memory: u64,
@@ -22,10 +23,8 @@ pub(super) struct Sizing {
 
 /// `postgresql.conf`; complete, the one that initdb wrote is not read.
 pub(super) fn postgresql_conf(root: &Path, sizing: Sizing) -> String {
-    let connections = sizing.jobs as u64 * 2 + 20;
-    // The lock table has max_locks_per_transaction × max_connections places for all together. A
-    // restore in one transaction locks all it creates, and a dump all there is.
-    let locks = (sizing.objects.saturating_mul(2) / connections + 64).clamp(256, 50_000);
+    let connections = limits::scratch_connections(sizing.jobs);
+    let locks = limits::scratch_locks(sizing.objects, connections);
     let shared = (sizing.memory / 8).clamp(64 * MIB, 2048 * MIB) / MIB;
     let maintenance = (sizing.memory / 8 / sizing.jobs.max(1) as u64).clamp(64 * MIB, 1024 * MIB) / MIB;
     let workers = sizing.cores.clamp(1, 64);
@@ -126,17 +125,6 @@ mod tests {
         assert!(text.contains("max_locks_per_transaction = '50000'"));
         assert!(text.contains("max_parallel_maintenance_workers = '4'"));
         assert!(text.contains("event_triggers = 'off'"));
-    }
-
-    #[test]
-    fn the_lock_table_holds_every_object_twice() {
-        let sizing = Sizing { major: 15, jobs: 2, objects: 30_000, memory: 1 << 30, cores: 2 };
-        let text = conf(sizing);
-        let value = |name: &str| -> u64 {
-            let line = text.lines().find(|l| l.starts_with(&format!("{name} ="))).unwrap();
-            line.split('\'').nth(1).unwrap().parse().unwrap()
-        };
-        assert!(value("max_locks_per_transaction") * value("max_connections") >= 60_000);
     }
 
     #[test]

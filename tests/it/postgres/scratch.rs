@@ -283,14 +283,26 @@ async fn encodings_stay_and_locales_fall_back() {
         let scratch = ground.start(major).await.unwrap();
         let session = superuser(&scratch).await;
         let plain = Locale {
-            encoding: "UTF8",
-            collate: "C.UTF-8",
-            ctype: "C.UTF-8",
-            provider: "libc",
+            encoding: "UTF8".into(),
+            collate: "C.UTF-8".into(),
+            ctype: "C.UTF-8".into(),
+            provider: "libc".into(),
             locale: None,
             icu_rules: None,
+            monetary: "C".into(),
         };
-        let create = async |name: &str, locale: Locale<'_>| {
+        let of = |encoding: &str, collate: &str, ctype: &str| Locale {
+            encoding: encoding.into(),
+            collate: collate.into(),
+            ctype: ctype.into(),
+            ..plain.clone()
+        };
+        let by = |provider: &str, locale: &str| Locale {
+            provider: provider.into(),
+            locale: Some(locale.into()),
+            ..plain.clone()
+        };
+        let create = async |name: &str, locale: Locale| {
             let lines = create_database(&session, name, &locale, Fallback::Nearest).await.unwrap();
             let row = session
                 .client
@@ -302,18 +314,18 @@ async fn encodings_stay_and_locales_fall_back() {
                 .unwrap();
             (lines, row.get::<_, String>(0))
         };
-        assert_eq!(create("exact", plain).await, (vec![], "UTF8 C.UTF-8".to_owned()));
-        let latin = Locale { encoding: "LATIN1", collate: "C", ctype: "C", ..plain };
+        assert_eq!(create("exact", plain.clone()).await, (vec![], "UTF8 C.UTF-8".to_owned()));
+        let latin = of("LATIN1", "C", "C");
         assert_eq!(create("latin", latin).await, (vec![], "LATIN1 C".to_owned()));
-        let ascii = Locale { encoding: "SQL_ASCII", collate: "xx_XX", ctype: "C", ..plain };
+        let ascii = of("SQL_ASCII", "xx_XX", "C");
         let (lines, got) = create("../x \"y\"", ascii).await;
         assert_eq!((lines.len(), got.as_str()), (1, "SQL_ASCII C"), "{lines:?}");
-        let missing = Locale { collate: "xx_XX.UTF-8", ctype: "xx_XX.UTF-8", ..plain };
+        let missing = of("UTF8", "xx_XX.UTF-8", "xx_XX.UTF-8");
         let (lines, got) = create("missing", missing).await;
         assert_eq!((lines.len(), got.as_str()), (2, "UTF8 C.UTF-8"), "{lines:?}");
         assert!(lines[0].contains("\"xx_XX.UTF-8\" is not installed"), "{lines:?}");
         if major >= 15 {
-            let icu = Locale { provider: "icu", locale: Some("de-DE"), ..plain };
+            let icu = by("icu", "de-DE");
             let (lines, got) = create("icu", icu).await;
             assert_eq!(got, "UTF8 C.UTF-8");
             let provider =
@@ -321,7 +333,7 @@ async fn encodings_stay_and_locales_fall_back() {
             assert_eq!(lines.is_empty(), provider == "i", "{lines:?}");
         }
         if major >= 17 {
-            let builtin = Locale { provider: "builtin", locale: Some("C.UTF-8"), ..plain };
+            let builtin = by("builtin", "C.UTF-8");
             assert_eq!(create("builtin", builtin).await.0, Vec::<String>::new());
         }
         let again = create_database(&session, "exact", &plain, Fallback::Nearest).await.unwrap_err();

@@ -60,6 +60,8 @@ pub struct Options<'a> {
     pub bin_dir: Option<PathBuf>,
     /// Variables for initdb and the server.
     pub env: &'a [(&'a str, &'a str)],
+    /// Whether the server speaks German; then its programs are the distribution's, which have translations.
+    pub german: bool,
 }
 
 /// The server of a major that tests share. They must use databases of their own
@@ -74,6 +76,7 @@ pub fn shared(major: u32) -> &'static Server {
 pub fn default_major() -> u32 {
     match std::env::var("OPSD_TEST_PG") {
         Ok(text) => text.parse().unwrap_or_else(|_| panic!("OPSD_TEST_PG={text} is no major version")),
+        Err(_) if is_german() => distribution().0,
         Err(_) => 15,
     }
 }
@@ -81,6 +84,32 @@ pub fn default_major() -> u32 {
 /// The shared server of [`default_major`].
 pub fn default_server() -> &'static Server {
     shared(default_major())
+}
+
+/// The newest PostgreSQL of the distribution.
+pub fn distribution() -> (u32, PathBuf) {
+    let entries = std::fs::read_dir("/usr/lib/postgresql").expect("a server package: run make setup");
+    let majors = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let bin = |major: u32| PathBuf::from(format!("/usr/lib/postgresql/{major}/bin"));
+    let newest = majors.filter(|major| bin(*major).join("postgres").exists()).max();
+    let newest = newest.expect("no server in /usr/lib/postgresql: run make setup");
+    (newest, bin(newest))
+}
+
+/// A server that speaks German, shared as those of [`shared`] are.
+pub fn german_server() -> &'static Server {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    SERVER.get_or_init(|| {
+        let server = Server::start(distribution().0, &Options { german: true, ..Options::default() });
+        let said = server.try_psql("postgres", "SELECT 1 / 0").expect_err("an error");
+        assert!(said.contains("Division durch Null"), "no German is installed, run make setup: {said}");
+        server
+    })
+}
+
+/// Whether all servers speak German that can: `OPSD_TEST_LANGUAGE=de`, as one part of `make torture` has it.
+pub fn is_german() -> bool {
+    std::env::var_os("OPSD_TEST_LANGUAGE").is_some_and(|language| language == "de")
 }
 
 /// Runs a test on every major there is, or on the one that `OPSD_TEST_PG` names. 13 may be absent
@@ -161,11 +190,35 @@ pub fn server_directory(label: &str) -> PathBuf {
 impl Server {
     /// Starts a server of its own for a test; it ends when the value is dropped.
     pub fn start(major: u32, options: &Options) -> Server {
-        let bin = options.bin_dir.clone().unwrap_or_else(|| bin_dir(major));
         let directory = server_directory(&format!("pg{major}"));
+        let german = options.german
+            || (is_german()
+                && options.bin_dir.is_none()
+                && options.env.is_empty()
+                && major == distribution().0);
+        let locales = directory.join("locales");
+        let mut env = options.env.to_vec();
+        if german {
+            env.push(("LOCPATH", locales.to_str().expect("a UTF-8 path")));
+        }
+        let bin = match &options.bin_dir {
+            Some(bin) => bin.clone(),
+            None if german => distribution().1,
+            None => bin_dir(major),
+        };
         // From here on the directory has a keeper, whatever fails.
-        let mut keeper = spawn_keeper(&directory, options.env);
-        initdb(&bin, &directory, options);
+        let mut keeper = spawn_keeper(&directory, &env);
+        if german {
+            std::fs::create_dir(&locales).expect("create a directory");
+            std::fs::set_permissions(&locales, PermissionsExt::from_mode(0o755)).expect("chmod");
+            let mut make = Command::new("localedef");
+            make.args(["--no-archive", "-i", "de_DE", "-f", "UTF-8"]);
+            expect_success(make.arg(locales.join("de_DE.UTF-8")));
+        }
+        initdb(&bin, &directory, &env, options);
+        if german {
+            append_settings(&directory.join("data"), &[("lc_messages", "de_DE.UTF-8")]);
+        }
         let port = launch(&mut keeper, &bin, &directory);
         Server { major, port, bin, directory, keeper }
     }
@@ -223,7 +276,7 @@ impl Server {
 
     /// Starts it again on its port.
     pub fn restart(&mut self) {
-        let postgres = bin_dir(self.major).join("postgres");
+        let postgres = self.bin.join("postgres");
         let deadline = Instant::now() + PATIENCE;
         loop {
             let _ = std::fs::remove_file(self.directory.join("log"));
@@ -413,13 +466,13 @@ fn as_server_user(mut command: Command) -> Command {
     command
 }
 
-fn initdb(bin: &Path, directory: &Path, options: &Options) {
+fn initdb(bin: &Path, directory: &Path, env: &[(&str, &str)], options: &Options) {
     let password_file = directory.join("password");
     std::fs::write(&password_file, PASSWORD).expect("write the password file");
     std::fs::set_permissions(&password_file, std::fs::Permissions::from_mode(0o644)).expect("chmod");
     let mut command = as_server_user(Command::new(bin.join("initdb")));
     command
-        .envs(options.env.iter().copied())
+        .envs(env.iter().copied())
         .args(["--no-sync", "--username", SUPERUSER, "--encoding=UTF8", "--locale=C.UTF-8"])
         .args(["--auth-local=trust", "--auth-host=scram-sha-256", "--pwfile"])
         .arg(&password_file)
