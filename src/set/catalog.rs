@@ -31,7 +31,8 @@ use super::manifest::{self, Manifest};
 use super::signature::Purpose;
 use super::verification::{Verdict, Verification};
 use super::{
-    FAILED, MANIFEST, MANIFEST_SIGNATURE, id_time, job_prefix, seal, set_prefix, signature, verification,
+    FAILED, HEARTBEAT, MANIFEST, MANIFEST_SIGNATURE, id_time, job_prefix, seal, set_prefix, signature,
+    verification,
 };
 use crate::config::Trusted;
 use crate::error::{Context, Error, Result};
@@ -208,7 +209,7 @@ impl Loaded {
 /// Whether a key relative to a set's folder is opsd's whatever the manifest says.
 fn is_layout(relative: &str) -> bool {
     let document = relative.strip_suffix(".minisig").unwrap_or(relative);
-    [MANIFEST, MANIFEST_SIGNATURE, FAILED].contains(&relative) || verification::is_name(document)
+    [MANIFEST, MANIFEST_SIGNATURE, FAILED, HEARTBEAT].contains(&relative) || verification::is_name(document)
 }
 
 /// The sets of one job, ordered by id.
