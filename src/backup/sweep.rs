@@ -85,6 +85,9 @@ pub async fn find(store: &dyn Store, site: &str) -> Result<Found> {
     // The clock first: what is written meanwhile is then from the future, and stays.
     let now = store.now().await.context("cannot learn the store's time")?;
     let mut found = Found { objects: Vec::new(), uploads: Vec::new(), uploads_unknown: None, now };
+    // Some stores answer that there are none, whatever there is.
+    let report = probe::remembered(store).await.context("cannot learn what the store can do")?;
+    let lists_none = report.and_then(|report| report.lacks(probe::Name::MultipartList).map(str::to_owned));
     for prefix in [format!("{site}/"), probe::PREFIX.to_owned()] {
         let listed = store.list(&prefix).await;
         found.objects.extend(listed.with_context(|| format!("listing {prefix} in {}", store.describe()))?);
@@ -93,6 +96,9 @@ pub async fn find(store: &dyn Store, site: &str) -> Result<Found> {
             Err(StoreError::Unsupported(why) | StoreError::Denied(why)) => found.uploads_unknown = Some(why),
             Err(error) => return Err(Error::from(error).context("cannot list unfinished uploads")),
         }
+    }
+    if found.uploads.is_empty() && found.uploads_unknown.is_none() {
+        found.uploads_unknown = lists_none.map(|how| format!("the last probe found that the store {how}"));
     }
     Ok(found)
 }

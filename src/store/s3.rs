@@ -389,7 +389,7 @@ impl Store for S3Store {
     }
 
     async fn has_object_lock(&self) -> Result<bool, StoreError> {
-        self.object_lock().await.map(|lock| lock.is_some())
+        self.object_lock(Patience::Full).await.map(|lock| lock.is_some())
     }
 
     async fn locked_until(&self, key: &str) -> Result<Option<DateTime<Utc>>, StoreError> {

@@ -25,7 +25,8 @@ use super::failure::Failure;
 /// renewed address takes; a third is room for attempts that have to be waited for.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// The same for one that never answered, and for what nothing depends on (aborting an upload).
+/// The same for one that never answered, and for what nothing depends on (aborting an upload, a question of a
+/// probe's that some stores take for another one and answer with what cannot be read).
 const BRIEF_PATIENCE: Duration = Duration::from_secs(6);
 
 /// The same for one that never answered, but ended a connection that it had taken: something listens
