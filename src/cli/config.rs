@@ -14,6 +14,7 @@ use crate::config::raw::{Parsed, SecretFile};
 use crate::config::{Config, Encryption, Location, keys, load};
 use crate::error::{Context, Error, Result};
 use crate::set::signature;
+use crate::shutdown::Shutdown;
 use crate::{pem, regular_file};
 
 mod monitors;
@@ -57,12 +58,12 @@ enum Action {
 }
 
 /// Runs it.
-pub async fn run(args: Args, global: &Global) -> Result<()> {
+pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<()> {
     match args.action {
         Action::Init { path } => init(&path),
-        Action::Check { json } => check(global, json),
+        Action::Check { json } => check(global, json, shutdown).await,
         Action::Show { json } => {
-            global.with_config(KeyAdvice::LeftOut, async |config| show::run(&config, json)).await
+            global.with_config(KeyAdvice::LeftOut, shutdown, async |config| show::run(&config, json)).await
         }
     }
 }
@@ -93,8 +94,8 @@ fn init(path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn check(global: &Global, json: bool) -> Result<()> {
-    let (path, mut parsed) = load::read(global.config.as_deref())?;
+async fn check(global: &Global, json: bool, shutdown: &Shutdown) -> Result<()> {
+    let (path, mut parsed) = global.read_config(shutdown, load::read).await?;
     if let Some(config) = &parsed.config {
         let (mistakes, warnings) = secret_files(&path, &config.encryption, &parsed.secret_files);
         parsed.mistakes.extend(mistakes);
