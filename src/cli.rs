@@ -293,8 +293,9 @@ fn worst(failures: Vec<(&str, Error)>, what: &str) -> Result<()> {
         Kind::Failed => 1,
         Kind::Usage => 2,
         Kind::InDoubt => 3,
-        Kind::Differs => 4,
-        Kind::Interrupted | Kind::Terminated => 5,
+        Kind::Refused => 4,
+        Kind::Differs => 5,
+        Kind::Interrupted | Kind::Terminated => 6,
     };
     let Some(kind) = failures.iter().map(|(_, e)| e.kind()).max_by_key(|k| gravity(*k)) else {
         return Ok(());
