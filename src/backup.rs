@@ -9,6 +9,7 @@ pub mod coordinator;
 mod drain;
 pub mod evidence;
 mod globals;
+pub mod heartbeat;
 pub mod inventory;
 pub mod lock;
 pub mod plan;
@@ -29,6 +30,7 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use self::coordinator::Coordinator;
+use self::heartbeat::Heartbeat;
 use self::plan::Plan;
 use self::source::Source;
 use self::streams::Destination;
@@ -123,12 +125,13 @@ pub async fn preview(config: &Config, job: &BackupJob) -> Result<Preview> {
 }
 
 /// Makes one set: lock → plan → dump every database → globals → RESTORE.md → signature → all of it is
-/// there → manifest.
+/// there → manifest. `heartbeat` is how often a run that takes so long shows that it is alive.
 pub async fn create(
     config: &Config,
     job: &BackupJob,
     store: Arc<dyn Store>,
     progress: Progress,
+    heartbeat: Duration,
     shutdown: &Shutdown,
 ) -> Result<Created> {
     let recipients = recipients(config)?;
@@ -165,12 +168,14 @@ pub async fn create(
     let started = Utc::now();
     let id = set::new_id(started);
     let part_size = usize::try_from(job.part_size).unwrap_or(usize::MAX);
+    let prefix = set::set_prefix(&config.site, &job.name, &id);
     let run = Run {
         config,
         job,
+        heartbeat: Heartbeat::new(store.clone(), &prefix),
         plain_store: store,
         store: sets,
-        prefix: set::set_prefix(&config.site, &job.name, &id),
+        prefix,
         id,
         started,
         seal: SealOptions {
@@ -189,6 +194,7 @@ pub async fn create(
         tokio::select! {
             ready = run.dump(&source, first, unfit, warnings) => ready,
             why = source.session.lost() => Err(lock::lost(why)),
+            never = run.heartbeat.keep(heartbeat) => match never {},
             () = sleep_until(deadline) => Err(late(job)),
         }
     };
@@ -251,6 +257,7 @@ struct Run<'a> {
     started: chrono::DateTime<Utc>,
     seal: SealOptions,
     progress: Progress,
+    heartbeat: Heartbeat,
     /// Whether the manifest was on its way.
     is_published: AtomicBool,
 }
@@ -420,6 +427,7 @@ impl Run<'_> {
     /// The manifest makes the set exist, if nobody else wrote one.
     async fn publish(&self, ready: Ready) -> Result<Created> {
         let Ready { manifest, bytes, is_signed } = ready;
+        self.heartbeat.end().await;
         // From here on the set may exist, whatever becomes of the answer.
         self.is_published.store(true, Ordering::Relaxed);
         self.put(set::MANIFEST, bytes, true).await.map_err(|error| match error.kind() {

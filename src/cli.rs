@@ -22,7 +22,7 @@ pub mod status;
 
 use std::borrow::Cow;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
@@ -109,19 +109,32 @@ impl Global {
     async fn with_config<T>(
         &self,
         keys: KeyAdvice,
+        shutdown: &Shutdown,
         work: impl AsyncFnOnce(Config) -> Result<T>,
     ) -> Result<T> {
-        let (config, warnings) = self.load_config(keys)?;
+        let (config, warnings) = self.load_config(keys, shutdown).await?;
         // Boxed, because a command's future is large, and deep for the compiler.
         let work: Pin<Box<dyn Future<Output = Result<T>>>> = Box::pin(work(config));
         self.with_warnings(warnings, work).await
     }
 
     /// The configuration, and what there is to say about it.
-    fn load_config(&self, keys: KeyAdvice) -> Result<(Config, Vec<String>)> {
-        let (config, mut warnings) = crate::config::load(self.config.as_deref())?;
+    async fn load_config(&self, keys: KeyAdvice, shutdown: &Shutdown) -> Result<(Config, Vec<String>)> {
+        let (config, mut warnings) = self.read_config(shutdown, crate::config::load).await?;
         warnings.retain(|w| keys == KeyAdvice::Said || w.message != crate::config::raw::ONE_RECIPIENT);
         Ok((config, warnings.iter().map(ToString::to_string).collect()))
+    }
+
+    /// Reads the configuration in a thread of its own. It may be a pipe that nobody ever feeds, and then a signal
+    /// ends the wait, not the thread.
+    async fn read_config<T: Send + 'static>(
+        &self,
+        shutdown: &Shutdown,
+        read: impl FnOnce(Option<&Path>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let path = self.config.clone();
+        let reading = tokio::task::spawn_blocking(move || read(path.as_deref()));
+        shutdown.guard(async { reading.await.map_err(Error::new)? }).await
     }
 
     /// Does work about which there are warnings. Whoever watches hears them at once. Nobody else does,
@@ -242,21 +255,21 @@ pub async fn run(cli: Cli, shutdown: &Shutdown) -> Result<u8> {
         Command::Alerts(args) => return alerts::run(args, global, shutdown).await,
         Command::Backup(args) => {
             let work = async |config| Box::pin(backup::run(args, &config, global, shutdown)).await;
-            global.with_config(KeyAdvice::Said, work).await
+            global.with_config(KeyAdvice::Said, shutdown, work).await
         }
-        Command::Config(args) => config::run(args, global).await,
+        Command::Config(args) => config::run(args, global, shutdown).await,
         Command::Backups(args) => {
             let work = async |config| Box::pin(backups::run(args, &config, global, shutdown)).await;
-            global.with_config(KeyAdvice::LeftOut, work).await
+            global.with_config(KeyAdvice::LeftOut, shutdown, work).await
         }
         Command::Keygen(args) => keygen::run(args, global),
         Command::Restore(args) => {
             let work = async |config| Box::pin(restore::run(args, &config, global, shutdown)).await;
-            global.with_config(KeyAdvice::LeftOut, work).await
+            global.with_config(KeyAdvice::LeftOut, shutdown, work).await
         }
         Command::Repository(args) => {
             let work = async |config| Box::pin(repository::run(args, &config, shutdown)).await;
-            global.with_config(KeyAdvice::Said, work).await
+            global.with_config(KeyAdvice::Said, shutdown, work).await
         }
         Command::Completions(args) => completions::run(&args),
         Command::KeepScratch | Command::ScratchInit => {
@@ -265,7 +278,7 @@ pub async fn run(cli: Cli, shutdown: &Shutdown) -> Result<u8> {
         Command::Exporter(args) => exporter::run(args, global, shutdown).await,
         Command::Status(args) => {
             let work = async |config| Box::pin(status::run(args, &config, shutdown)).await;
-            global.with_config(KeyAdvice::LeftOut, work).await
+            global.with_config(KeyAdvice::LeftOut, shutdown, work).await
         }
         Command::Metrics(args) => metrics::run(&args),
     };
@@ -280,8 +293,9 @@ fn worst(failures: Vec<(&str, Error)>, what: &str) -> Result<()> {
         Kind::Failed => 1,
         Kind::Usage => 2,
         Kind::InDoubt => 3,
-        Kind::Differs => 4,
-        Kind::Interrupted | Kind::Terminated => 5,
+        Kind::Refused => 4,
+        Kind::Differs => 5,
+        Kind::Interrupted | Kind::Terminated => 6,
     };
     let Some(kind) = failures.iter().map(|(_, e)| e.kind()).max_by_key(|k| gravity(*k)) else {
         return Ok(());

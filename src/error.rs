@@ -19,6 +19,8 @@ pub enum Kind {
     Usage,
     /// Something stored or restored disagrees with what was recorded (exit 3).
     Differs,
+    /// What is stored is not believed: nobody who is trusted vouches for it (exit 3, too).
+    Refused,
     /// Another run holds the lock (exit 5).
     LockHeld,
     /// Nobody here can tell whether it was done (exit 6).
@@ -52,6 +54,11 @@ impl Error {
     /// An error of [`Kind::Differs`].
     pub fn differs(message: impl fmt::Display) -> Self {
         Self::new(message).with_kind(Kind::Differs)
+    }
+
+    /// An error of [`Kind::Refused`].
+    pub fn refused(message: impl fmt::Display) -> Self {
+        Self::new(message).with_kind(Kind::Refused)
     }
 
     /// The same error with another kind.

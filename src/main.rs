@@ -75,7 +75,7 @@ fn exit_code(kind: Kind) -> u8 {
     match kind {
         Kind::Failed => 1,
         Kind::Usage => 2,
-        Kind::Differs => 3,
+        Kind::Differs | Kind::Refused => 3,
         Kind::LockHeld => 5,
         Kind::InDoubt => 6,
         Kind::Interrupted => 130,

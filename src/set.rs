@@ -22,6 +22,8 @@ pub const MANIFEST: &str = "manifest.json";
 pub const MANIFEST_SIGNATURE: &str = "manifest.json.minisig";
 /// What a failed run leaves instead.
 pub const FAILED: &str = "failed.json";
+/// What a run that takes long renews, so that nobody takes it for one that was killed.
+pub const HEARTBEAT: &str = "heartbeat.json";
 /// How to restore the set without opsd.
 pub const RESTORE_MD: &str = "RESTORE.md";
 /// Roles, memberships and settings of the cluster.
@@ -48,7 +50,7 @@ pub fn database_component(name: &str) -> String {
 pub fn is_written_by_opsd(relative: &str) -> bool {
     let whole = without_segment(relative);
     let Some((folder, name)) = whole.split_once('/') else {
-        return [MANIFEST, MANIFEST_SIGNATURE, FAILED, RESTORE_MD].contains(&relative)
+        return [MANIFEST, MANIFEST_SIGNATURE, FAILED, HEARTBEAT, RESTORE_MD].contains(&relative)
             || whole == GLOBALS
             || verification::is_written_name(relative.strip_suffix(".minisig").unwrap_or(relative));
     };
@@ -80,7 +82,7 @@ pub fn lease_key(site: &str) -> String {
 /// Whether a key relative to a set's folder is one of the set's own documents. What lies in the
 /// folder of a database called `verified-…` is content.
 fn is_set_object(name: &str) -> bool {
-    [MANIFEST, MANIFEST_SIGNATURE, FAILED, RESTORE_MD, GLOBALS].contains(&name)
+    [MANIFEST, MANIFEST_SIGNATURE, FAILED, HEARTBEAT, RESTORE_MD, GLOBALS].contains(&name)
         || verification::is_name(name.strip_suffix(".minisig").unwrap_or(name))
 }
 
@@ -183,6 +185,7 @@ mod tests {
             "manifest.json.minisig",
             "RESTORE.md",
             "failed.json",
+            "heartbeat.json",
             "globals.sql.zst.age",
             "globals.sql.zst.age.001",
             "verified-20261121T040200Z.json",

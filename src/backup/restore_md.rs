@@ -46,7 +46,8 @@ pub fn render(manifest: &Manifest) -> String {
     line("");
     line("## 1. Check what you downloaded");
     line("");
-    line("A stream that breaks must not look whole:");
+    line("The commands are for bash: another shell may not know this one, without which a stream that");
+    line("breaks looks whole:");
     line("");
     line("```sh");
     line("set -o pipefail");

@@ -106,7 +106,8 @@ pub async fn run(args: Args, config: &Config, global: &Global, shutdown: &Shutdo
     for job in jobs {
         let begun = Instant::now();
         let bars = progress::bars(global);
-        let result = backup::create(config, job, store.clone(), bars.progress(), shutdown).await;
+        let every = backup::heartbeat::EVERY;
+        let result = backup::create(config, job, store.clone(), bars.progress(), every, shutdown).await;
         drop(bars);
         match result {
             Ok(created) => {

@@ -11,9 +11,11 @@ use super::{Global, KeyAdvice, output};
 use crate::config::finding::{Finding, mistakes_error};
 use crate::config::monitoring::SecretSource;
 use crate::config::raw::{Parsed, SecretFile};
-use crate::config::{Config, Encryption, Location, keys, load};
+use crate::config::{Config, Connection, Encryption, Location, keys, load};
 use crate::error::{Context, Error, Result};
+use crate::postgres::scratch;
 use crate::set::signature;
+use crate::shutdown::Shutdown;
 use crate::{pem, regular_file};
 
 mod monitors;
@@ -57,12 +59,12 @@ enum Action {
 }
 
 /// Runs it.
-pub async fn run(args: Args, global: &Global) -> Result<()> {
+pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<()> {
     match args.action {
         Action::Init { path } => init(&path),
-        Action::Check { json } => check(global, json),
+        Action::Check { json } => check(global, json, shutdown).await,
         Action::Show { json } => {
-            global.with_config(KeyAdvice::LeftOut, async |config| show::run(&config, json)).await
+            global.with_config(KeyAdvice::LeftOut, shutdown, async |config| show::run(&config, json)).await
         }
     }
 }
@@ -93,12 +95,13 @@ fn init(path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn check(global: &Global, json: bool) -> Result<()> {
-    let (path, mut parsed) = load::read(global.config.as_deref())?;
+async fn check(global: &Global, json: bool, shutdown: &Shutdown) -> Result<()> {
+    let (path, mut parsed) = global.read_config(shutdown, load::read).await?;
     if let Some(config) = &parsed.config {
         let (mistakes, warnings) = secret_files(&path, &config.encryption, &parsed.secret_files);
         parsed.mistakes.extend(mistakes);
         parsed.warnings.extend(warnings);
+        parsed.warnings.extend(surroundings(&path, config));
         if config.encryption.trusted.is_nobody() && config.repository.location != Location::Nowhere {
             parsed.warnings.push(trusts_nobody(&path));
         }
@@ -121,6 +124,36 @@ fn check(global: &Global, json: bool) -> Result<()> {
         Some(_) if json => Ok(()),
         Some(config) => output::text(summary(&config, global.config.is_some())),
     }
+}
+
+/// What the configuration names and a run would miss on this host: certificates, the place of rehearsals. The
+/// check may run elsewhere, so none of it is a mistake.
+fn surroundings(path: &Path, config: &Config) -> Vec<Finding> {
+    let finding = |key: String, error: Error| Finding {
+        key,
+        path: path.to_path_buf(),
+        line: None,
+        message: error.to_string(),
+        hint: error.hint().map(str::to_owned),
+    };
+    let mut found = Vec::new();
+    for (name, server) in &config.postgres {
+        let Connection { sslrootcert, sslcert, .. } = &server.connection;
+        let root = sslrootcert.as_deref().filter(|root| *root != Path::new("system"));
+        for (file, what) in [(root, "root certificate"), (sslcert.as_deref(), "client certificate")] {
+            if let Some(Err(error)) = file.map(|file| pem::trusted_certificates(file, what)) {
+                found.push(finding(format!("postgres.{name}.url"), error));
+            }
+        }
+    }
+    // Whoever cannot decrypt rehearses nothing.
+    let rehearsing = config.encryption.identity_file.as_ref().map(|_| &config.backup);
+    for (name, job) in rehearsing.into_iter().flatten() {
+        if let Err(error) = scratch::usable(&job.verify.scratch_dir) {
+            found.push(finding(format!("backup.{name}.verify.scratch_dir"), error));
+        }
+    }
+    found
 }
 
 /// Nothing else about a repository is worth much then.
@@ -224,6 +257,7 @@ fn signing_key(file: &Path, encryption: &Encryption) -> Result<Option<&'static s
     let public = signature::public_key(file)?;
     let trusted = &encryption.trusted;
     let is_known = trusted.backups.contains(&public) || trusted.verifications.contains(&public);
-    Ok((!trusted.is_nobody() && !is_known)
-        .then_some("its public key is not among trusted_keys, so this host refuses what it signs itself"))
+    Ok((!trusted.is_nobody() && !is_known).then_some(
+        "its public key is in none of the lists of trusted keys, so this host refuses what it signs itself",
+    ))
 }

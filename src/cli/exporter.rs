@@ -19,7 +19,7 @@ pub struct Args {
 
 /// Runs it.
 pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<()> {
-    let (config, warnings) = global.load_config(KeyAdvice::LeftOut)?;
+    let (config, warnings) = global.load_config(KeyAdvice::LeftOut, shutdown).await?;
     if let Some(file) = args.textfile {
         return global.with_warnings(warnings, exporter::textfile(&config, &file, shutdown)).await;
     }

@@ -15,7 +15,7 @@ use crate::printable;
 use crate::restore;
 use crate::restore::to::{self, Options, Report};
 use crate::restore::verify::{self, Rehearsal, Uncontained};
-use crate::set::catalog::{self, Selector};
+use crate::set::catalog::{self, Selector, Use};
 use crate::set::manifest::Database;
 use crate::set::verification::{self, Phases, Verdict};
 use crate::shutdown::Shutdown;
@@ -27,7 +27,8 @@ use crate::store::{self, Store};
     after_help = "Examples:\n  opsd restore --verify                rehearse the latest set of each job\n  \
     opsd restore db --to admin --replace put the latest set in the place of main's\n                                       \
     database, which is kept under another name\n  \
-    opsd restore db --to postgres://admin@host/app_test --create"
+    opsd restore db --to postgres://admin@host/app_test --create",
+    group = clap::ArgGroup::new("where").args(["to", "verify"]).required(true)
 )]
 pub struct Args {
     /// Job whose set is restored; with --verify any number [default: all]
@@ -44,7 +45,7 @@ pub struct Args {
     #[arg(long, value_name = "TIME", conflicts_with = "backup")]
     at: Option<String>,
     /// Server from the configuration, or a URL without password
-    #[arg(long, value_name = "NAME|URL", conflicts_with = "verify", required_unless_present = "verify")]
+    #[arg(long, value_name = "NAME|URL")]
     to: Option<String>,
     /// Database of the set, where it holds several; also its name at the
     /// target, unless the URL there names another
@@ -80,7 +81,7 @@ struct ResultReport {
     job: String,
     /// Absent where the set could not even be read.
     id: Option<String>,
-    verdict: Verdict,
+    verdict: Outcome,
     databases: Vec<verification::Database>,
     seconds: Phases,
     total_seconds: f64,
@@ -90,6 +91,29 @@ struct ResultReport {
     warnings: Vec<String>,
     hints: Vec<String>,
     error: Option<String>,
+}
+
+/// What a rehearsal came to, or why there was none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Outcome {
+    Proven,
+    Differs,
+    Failed,
+    Unproven,
+    /// The set is not believed, and nothing of it was looked at.
+    Refused,
+}
+
+impl From<Verdict> for Outcome {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Proven => Outcome::Proven,
+            Verdict::Differs => Outcome::Differs,
+            Verdict::Failed => Outcome::Failed,
+            Verdict::Unproven => Outcome::Unproven,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -144,7 +168,7 @@ async fn run_verify(
             Err(error) if matches!(error.kind(), Kind::Interrupted | Kind::Terminated) => return Err(error),
             Err(error) => (unread(&job.name, &error), Some(error)),
         };
-        let wants_attention = report.verdict == Verdict::Unproven || !report.warnings.is_empty();
+        let wants_attention = report.verdict == Outcome::Unproven || !report.warnings.is_empty();
         if !args.json && (global.is_watched() || (wants_attention && !global.quiet)) {
             say(&report);
         }
@@ -176,7 +200,7 @@ fn judged(job: &str, rehearsal: Rehearsal) -> (ResultReport, Option<Error>) {
     let report = ResultReport {
         job: job.to_owned(),
         id: Some(record.id),
-        verdict: record.verdict,
+        verdict: record.verdict.into(),
         databases: record.databases,
         seconds: record.seconds,
         total_seconds,
@@ -194,7 +218,11 @@ fn unread(job: &str, error: &Error) -> ResultReport {
     ResultReport {
         job: job.to_owned(),
         id: None,
-        verdict: if error.kind() == Kind::Differs { Verdict::Differs } else { Verdict::Failed },
+        verdict: match error.kind() {
+            Kind::Differs => Outcome::Differs,
+            Kind::Refused => Outcome::Refused,
+            _ => Outcome::Failed,
+        },
         databases: Vec::new(),
         seconds: Phases::default(),
         total_seconds: 0.0,
@@ -209,12 +237,13 @@ fn unread(job: &str, error: &Error) -> ResultReport {
 fn say(report: &ResultReport) {
     let id = report.id.as_deref().unwrap_or("(no set)");
     output::say(match report.verdict {
-        Verdict::Proven => format!("{} {id}: PROVEN, every row came back", report.job),
-        Verdict::Differs => format!("{} {id}: DIFFERS, do not rely on this set", report.job),
-        Verdict::Failed => {
+        Outcome::Proven => format!("{} {id}: PROVEN, every row came back", report.job),
+        Outcome::Differs => format!("{} {id}: DIFFERS, do not rely on this set", report.job),
+        Outcome::Refused => format!("{} {id}: REFUSED, nobody who is trusted here signed it", report.job),
+        Outcome::Failed => {
             format!("{} {id}: the rehearsal FAILED, which says nothing about the set", report.job)
         }
-        Verdict::Unproven => format!("{} {id}: restored, but UNPROVEN", report.job),
+        Outcome::Unproven => format!("{} {id}: restored, but UNPROVEN", report.job),
     });
     for d in &report.databases {
         output::say(format!(
@@ -254,7 +283,7 @@ async fn run_to(
 ) -> Result<()> {
     let identities = restore::identities(config)?;
     let trusted = &config.encryption.trusted;
-    let found = catalog::find(store.as_ref(), trusted, &config.site, &job.name, selector);
+    let found = catalog::find(store.as_ref(), trusted, &config.site, &job.name, selector, Use::Restore);
     let set = shutdown.guard(found).await?;
     let unauthenticated =
         shutdown.guard(async { Ok(catalog::unauthenticated(store.as_ref(), &set).await) }).await?;

@@ -121,6 +121,15 @@ fn trusted(walk: &mut Walk<'_>, section: &Section<'_>) -> Trusted {
             }
         }
     }
+    if !trusted.backups.is_empty() && trusted.verifications.is_empty() {
+        let place = walk.place(section, "trusted_backup_keys");
+        walk.warn(
+            &place,
+            "no key is trusted for records of rehearsals, so none of them counts: nothing is ever proven, and \
+             nothing is known to differ",
+            Some("name the key that signs the records in trusted_verify_keys; it may be the same"),
+        );
+    }
     if trusted.backups.is_empty() && !trusted.verifications.is_empty() {
         let place = walk.place(section, "trusted_verify_keys");
         walk.mistake(

@@ -195,6 +195,13 @@ impl Connection {
         hosts.find(|host| self.password.is_some() && self.guards_password(host))
     }
 
+    /// The first host that may have the password itself, whoever answers in its place: somebody said so, and
+    /// there is no certificate that shows who that is.
+    pub fn trusting_host(&self) -> Option<&str> {
+        let mut hosts = self.hosts.iter().map(|(host, _)| host.as_str());
+        hosts.find(|host| !is_local(host) && !self.demands_certificate() && !self.guards_password(host))
+    }
+
     /// `require_auth` for the client tools, which know no other guard.
     pub fn require_auth_of_tools(&self) -> Option<RequireAuth> {
         if !self.hosts.iter().any(|(host, _)| self.guards_password(host)) {

@@ -1,7 +1,7 @@
 //! Finding and opening the configuration file, and the one place that reads the environment.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -88,8 +88,13 @@ fn locate(explicit: Option<&Path>, env: Env<'_>, system: &Path, local: &Path) ->
 
 /// An error of the command line's; what has a hint of its own keeps it.
 fn unopened(error: std::io::Error, hint: &str) -> Error {
-    let error = Error::from(error).with_kind(Kind::Usage);
-    if error.hint().is_some() { error } else { error.with_hint(hint) }
+    let hint = match error.kind() {
+        ErrorKind::PermissionDenied => {
+            "it is there for somebody else: run opsd as its owner, or as root, with sudo"
+        }
+        _ => hint,
+    };
+    Error::from(error).with_kind(Kind::Usage).with_hint(hint)
 }
 
 /// Why a file that merely lies in the working directory must not be followed.
@@ -281,6 +286,17 @@ mod tests {
             assert_eq!(said.iter().filter(|m| m.contains("the password stands in this file")).count(), 1);
             assert_eq!(said.iter().any(|m| m.contains("lets others read it")), warned, "{mode:o}: {said:?}");
         }
+    }
+
+    #[test]
+    fn a_file_that_is_there_for_others_is_not_to_be_written_anew() {
+        let hint = |kind: ErrorKind| {
+            let error = unopened(std::io::Error::from(kind), "write one with `opsd config init FILE`");
+            assert_eq!(error.kind(), Kind::Usage);
+            error.hint().expect("a hint").to_owned()
+        };
+        assert!(hint(ErrorKind::NotFound).contains("config init"));
+        assert!(hint(ErrorKind::PermissionDenied).contains("sudo"));
     }
 
     #[test]

@@ -356,8 +356,14 @@ fn postgres(walk: &mut Walk<'_>, section: &Section<'_>, name: &str) -> Option<Po
                     SslMode::Require => "answer in its place, because nobody checks its certificate",
                     _ => "read and change all of it",
                 };
-                let message =
-                    format!("sslmode={}: whoever is between here and {host} may {may}", mode.as_str());
+                let password = match resolved.connection.trusting_host() {
+                    None => "",
+                    Some(_) => ", and is handed the password itself, which require_auth allows",
+                };
+                let message = format!(
+                    "sslmode={}: whoever is between here and {host} may {may}{password}",
+                    mode.as_str()
+                );
                 let hint = match resolved.connection.guarded_host() {
                     None => "sslmode=verify-full with sslrootcert=/path/of/ca.crt",
                     Some(_) => {

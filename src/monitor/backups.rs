@@ -170,16 +170,18 @@ impl Target {
         let trusted = self.trusted.clone();
         let mut sets = std::pin::pin!(catalog::load_each(store, &trusted, new));
         while let Some((entry, loaded)) = sets.next().await {
-            // What disagrees is refused. Anything else may be a store that does not answer, or did not.
+            // What disagrees, or is not believed, is refused. Anything else may be a store that does not answer, or did not.
             let loaded = match loaded {
-                Err(error) if error.kind() != Kind::Differs => match is_readable(store, &entry).await {
-                    Ok(()) => catalog::load_entry(store, &trusted, entry.clone()).await,
-                    Err(StoreError::NotFound(_)) => continue,
-                    Err(error) => {
-                        unread.get_or_insert_with(|| failure(error));
-                        continue;
+                Err(error) if !matches!(error.kind(), Kind::Differs | Kind::Refused) => {
+                    match is_readable(store, &entry).await {
+                        Ok(()) => catalog::load_entry(store, &trusted, entry.clone()).await,
+                        Err(StoreError::NotFound(_)) => continue,
+                        Err(error) => {
+                            unread.get_or_insert_with(|| failure(error));
+                            continue;
+                        }
                     }
-                },
+                }
                 loaded => loaded,
             };
             // A record that could not be read is looked at the next time: until then nobody knows.

@@ -99,6 +99,11 @@ pub struct Scratch {
     _user: Option<File>,
 }
 
+/// Whether servers can be started in a directory, as far as a look tells; nothing is made.
+pub fn usable(scratch_dir: &Path) -> Result<()> {
+    place::usable(scratch_dir).with_context(|| format!("scratch directory {}", scratch_dir.display()))
+}
+
 /// What the sandbox said last.
 type Last = Arc<Mutex<Option<Said>>>;
 

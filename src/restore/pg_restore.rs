@@ -185,7 +185,8 @@ pub async fn fetch_schema(origin: &Origin, schema: &Stream) -> Result<(File, Vec
         read_stream(origin.store.clone(), &origin.prefix, schema, origin.identities.clone(), |_| ())?;
     let fetched =
         tokio::task::spawn_blocking(move || in_memory(&mut source).map_err(|error| source.cause(error)));
-    fetched.await.map_err(|e| Error::new(format!("reading the schema stopped: {e}")))?
+    let fetched = fetched.await.map_err(|e| Error::new(format!("reading the schema stopped: {e}")))?;
+    fetched.with_context(|| format!("stream {}", schema.name))
 }
 
 fn in_memory(source: &mut Unsealed) -> Result<(File, Vec<Entry>)> {

@@ -87,7 +87,7 @@ pub async fn verify(
         tracing::error!("{left}");
     }
     let (trusted, site) = (&config.encryption.trusted, &config.site);
-    let found = catalog::find_to_rehearse(store.as_ref(), trusted, site, &job.name, selector);
+    let found = catalog::find(store.as_ref(), trusted, site, &job.name, selector, catalog::Use::Rehearsal);
     let set = timeout_at(deadline, found).await.map_err(|_| late(job))??;
     let manifest = &set.manifest;
     let mut record = Verification {

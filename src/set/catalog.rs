@@ -22,16 +22,15 @@ use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::Semaphore;
 
-pub use self::choice::{
-    Newest, Selector, ahead_warning, find, find_entry, find_to_rehearse, newest_complete, parse_time,
-};
+pub use self::choice::{Newest, Selector, Use, ahead_warning, find, find_entry, newest_complete, parse_time};
 use self::records::{RECORD_LIMIT, RECORDS_LIMIT};
 pub use self::reliance::{Difference, Reliance, Unknown, reliance};
 use super::manifest::{self, Manifest};
 use super::signature::Purpose;
 use super::verification::{Verdict, Verification};
 use super::{
-    FAILED, MANIFEST, MANIFEST_SIGNATURE, id_time, job_prefix, seal, set_prefix, signature, verification,
+    FAILED, HEARTBEAT, MANIFEST, MANIFEST_SIGNATURE, id_time, job_prefix, seal, set_prefix, signature,
+    verification,
 };
 use crate::config::Trusted;
 use crate::error::{Context, Error, Result};
@@ -208,7 +207,7 @@ impl Loaded {
 /// Whether a key relative to a set's folder is opsd's whatever the manifest says.
 fn is_layout(relative: &str) -> bool {
     let document = relative.strip_suffix(".minisig").unwrap_or(relative);
-    [MANIFEST, MANIFEST_SIGNATURE, FAILED].contains(&relative) || verification::is_name(document)
+    [MANIFEST, MANIFEST_SIGNATURE, FAILED, HEARTBEAT].contains(&relative) || verification::is_name(document)
 }
 
 /// The sets of one job, ordered by id.
@@ -366,14 +365,11 @@ async fn read_signed(
         return Ok((read(document, limit).await?, vouched));
     }
     let Some(signature) = signature else {
-        return Err(Unread::Refused(
-            Error::differs(format!("{document} is not signed"))
-                .with_hint(
-                    "trusted_keys is set, and who can write to the repository could have planted this; a set from \
-                     before you signed: make a new backup, and read the old one with a configuration that trusts \
-                     nobody",
-                ),
-        ));
+        return Err(Unread::Refused(Error::refused(format!("{document} is not signed")).with_hint(format!(
+            "{} is set, and who can write to the repository could have planted this; a set from before you \
+                 signed: make a new backup, and read the old one with a configuration that trusts nobody",
+            purpose.lists()
+        ))));
     };
     if signature.size > SIGNATURE_LIMIT {
         let why = format!("{signature_name} has {} bytes, and is no signature", signature.size);
@@ -383,7 +379,12 @@ async fn read_signed(
     let text = String::from_utf8_lossy(&text);
     let comment = purpose.comment(&entry.site, &entry.job, &entry.id);
     let verified = signature::verify(trusted_keys, &comment, &bytes, &text).context(document);
-    verified.map_err(Unread::Refused)?;
+    verified.map_err(|error| {
+        Unread::Refused(error.with_hint(format!(
+            "somebody else wrote it, or the signer's public key is missing from {}",
+            purpose.lists()
+        )))
+    })?;
     let made_it =
         |key: &&String| signature::verify(std::slice::from_ref(*key), &comment, &bytes, &text).is_ok();
     let key = match trusted_keys {
@@ -409,9 +410,9 @@ pub async fn unauthenticated(store: &dyn Store, set: &Loaded) -> Option<String> 
             let text = store::get(store, &key, SIGNATURE_LIMIT).await.ok();
             let claimed = text.and_then(|text| signature::claimed_key(&String::from_utf8_lossy(&text)));
             format!(
-                "the set says that key {} signed it; if the host that makes the backups has that key (the first \
-                 line of its public key's file names it), take the public key from there and add \
-                 trusted_keys = [\"RW...\"] to [encryption]",
+                "the set says that key {} signed it; if the host that makes the backups has that key (its public key \
+                 begins like that), take the public key from there and add trusted_keys = [\"RW...\"] to \
+                 [encryption]",
                 claimed.as_deref().unwrap_or("of an unreadable signature")
             )
         }

@@ -454,7 +454,8 @@ impl Read for Decrypted {
     }
 }
 
-/// Plaintext of a stream; blocking, for a thread of its own.
+/// Plaintext of a stream; blocking, for a thread of its own. Its errors do not name the stream: whoever reads says
+/// which one, and of which database.
 pub struct Unsealed {
     zstd: zstd::stream::read::Decoder<'static, io::BufReader<Decrypted>>,
     name: String,
@@ -531,11 +532,11 @@ impl Unsealed {
             // What zstd itself complains of is content that is not what the manifest says, although it
             // decrypts: another stream's object, or one that somebody else made.
             let error = if is_ours(&e) { Error::from(e) } else { self.cause(Error::differs(e)) };
-            error.context(format!("cannot read stream {}", self.name))
+            error.context("cannot be read")
         })?;
         if n as u64 > self.left || (n == 0 && self.left > 0) {
             let what = if n == 0 { "less" } else { "more" };
-            let error = Error::differs(format!("stream {} holds {what} than the manifest says", self.name));
+            let error = Error::differs(format!("holds {what} than the manifest says"));
             return Err(self.cause(error));
         }
         self.left -= n as u64;
@@ -552,7 +553,7 @@ impl Unsealed {
         match self.zstd.get_mut().get_mut().check_rest() {
             Err(changed) if changed.kind() == Kind::Differs => {
                 tracing::info!("stream {}: {error}", self.name);
-                changed.context(format!("stream {}", self.name))
+                changed
             }
             Err(other) => {
                 tracing::debug!("stream {}: the rest of it was not compared: {other}", self.name);
@@ -592,13 +593,13 @@ pub async fn read_bytes(
         return Err(Error::differs(format!("stream {} claims {} bytes", stream.name, stream.plain_size)));
     }
     let mut reader = read_stream(store, prefix, stream, identities, |_| ())?;
-    tokio::task::spawn_blocking(move || {
+    let read = tokio::task::spawn_blocking(move || {
         let mut bytes = Vec::new();
         reader.read_to_end(&mut bytes)?;
-        Ok(bytes)
-    })
-    .await
-    .map_err(|e| Error::new(format!("reading stopped: {e}")))?
+        Ok::<_, Error>(bytes)
+    });
+    let read = read.await.map_err(|e| Error::new(format!("reading stopped: {e}")))?;
+    read.with_context(|| format!("stream {}", stream.name))
 }
 
 #[cfg(test)]

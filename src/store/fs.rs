@@ -37,8 +37,7 @@ use crate::{beneath, shutdown};
 /// Folder of unfinished uploads, in the root so that a rename never crosses file systems.
 const TEMPORARY: &str = ".opsd-tmp";
 
-/// Unfinished uploads untouched for this long belong to a run that was killed: a live one writes
-/// every few seconds, and no part takes a day.
+/// Unfinished uploads untouched for this long, and locked by nobody, belong to a run that was killed.
 const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How often a directory is created again that a concurrent delete removed as empty.
@@ -352,10 +351,14 @@ impl Drop for Temporary {
     }
 }
 
-/// Whether a writer that lives holds the file: clocks jump, and a file may look old that is not.
-fn is_held(folder: &OwnedFd, name: &str) -> bool {
-    let lock = beneath::open_file(folder, name, OFlags::RDONLY).map(|file| file.try_lock());
-    matches!(lock, Ok(Err(TryLockError::WouldBlock)))
+/// Whether a writer that lives holds the file: clocks jump, and a file may look old that is not. `None` where
+/// nobody can tell, as on a file system without locks.
+fn is_held(folder: &OwnedFd, name: &str) -> Option<bool> {
+    match beneath::open_file(folder, name, OFlags::RDONLY).ok()?.try_lock() {
+        Ok(()) => Some(false),
+        Err(TryLockError::WouldBlock) => Some(true),
+        Err(TryLockError::Error(_)) => None,
+    }
 }
 
 /// Best effort: what cannot be removed now is in nobody's way.
@@ -365,7 +368,7 @@ fn sweep(folder: &OwnedFd, now: SystemTime) {
             continue;
         }
         let age = now.duration_since(modified(&stat).into());
-        if age.is_ok_and(|age| age > ABANDONED_AFTER) && !is_held(folder, &name) {
+        if age.is_ok_and(|age| age > ABANDONED_AFTER) && is_held(folder, &name) == Some(false) {
             match beneath::remove_file(folder, &name) {
                 Ok(()) => tracing::debug!(name, "removed an abandoned upload"),
                 Err(error) => tracing::debug!(name, %error, "an abandoned upload stays"),

@@ -142,12 +142,14 @@ pub async fn acquire<'s>(
                 (take_over(store, means, key, document.to_bytes()?, &version).await, document)
             }
         };
-        match taken {
-            Ok(()) => {}
+        let doubt = match taken {
+            Ok(()) => None,
             // Somebody else was faster.
             Err(StoreError::Exists(_)) => continue,
-            Err(error) => return Err(Error::from(error).context(format!("cannot take the lease {key}"))),
-        }
+            // It may have been written all the same; what is there now tells.
+            Err(error @ (StoreError::InDoubt(_) | StoreError::Other(_))) => Some(error),
+            Err(error) => return Err(not_taken(key, error)),
+        };
         // Also where there was none: somebody may have deleted an expired one just now, and another may
         // be about to.
         if is_recreated {
@@ -158,18 +160,26 @@ pub async fn acquire<'s>(
             let version = store.version(key).await?;
             Ok::<_, StoreError>((version, get(store, key, LIMIT).await?))
         };
-        let (version, found) = match looked.await {
-            Err(StoreError::NotFound(_)) => continue,
-            looked => looked.with_context(|| format!("cannot read back the lease {key}"))?,
+        let (version, found) = match (looked.await, &doubt) {
+            (Err(StoreError::NotFound(_)), None) => continue,
+            (Err(_), Some(doubt)) => return Err(not_taken(key, doubt.clone())),
+            (looked, _) => looked.with_context(|| format!("cannot read back the lease {key}"))?,
         };
         if parse(&found).is_some_and(|found| found.token == document.token) {
             let key = key.to_owned();
             let document = Box::new(document);
             return Ok(Acquired::Held(Lease { store, means, key, document, version, written, lost: false }));
         }
+        if let Some(doubt) = doubt {
+            return Err(not_taken(key, doubt));
+        }
     }
     Err(Error::new(format!("others keep taking the lease {key} in {}", store.describe()))
         .with_kind(Kind::LockHeld))
+}
+
+fn not_taken(key: &str, error: StoreError) -> Error {
+    Error::from(error).context(format!("cannot take the lease {key}"))
 }
 
 /// How leases can be taken here, as a trial finds each time. The probe's report is not asked: nobody signs it,
@@ -304,7 +314,14 @@ impl Lease<'_> {
         let sent = Instant::now();
         let mut document = self.document.clone();
         document.renewed += 1;
-        let written = tokio::time::timeout(self.left(), self.write(&document)).await;
+        let write = async {
+            match self.write(&document, &self.version).await {
+                // An earlier renewal may have arrived, whose answer did not.
+                Err(StoreError::Exists(_)) => self.write(&document, &self.own_version().await?).await,
+                written => written,
+            }
+        };
+        let written = tokio::time::timeout(self.left(), write).await;
         match written {
             Ok(Ok(version)) => {
                 (self.document, self.version, self.written) = (document, version, sent);
@@ -319,18 +336,31 @@ impl Lease<'_> {
         }
     }
 
-    async fn write(&self, document: &Document) -> Result<Version, StoreError> {
+    async fn write(&self, document: &Document, over: &Version) -> Result<Version, StoreError> {
         let body = document.to_bytes().map_err(|e| StoreError::Other(e.to_string()))?;
         match self.means {
-            Means::Replace => self.store.replace(&self.key, body, &self.version).await?,
+            Means::Replace => self.store.replace(&self.key, body, over).await?,
             Means::Recreate => {
-                if self.store.version(&self.key).await? != self.version {
+                if self.store.version(&self.key).await? != *over {
                     return Err(StoreError::Exists(format!("{} was taken", self.key)));
                 }
                 put(self.store, &self.key, body, false).await?;
             }
         }
         self.store.version(&self.key).await
+    }
+
+    /// Which version of it the store holds, if that is one that this lease wrote.
+    async fn own_version(&self) -> Result<Version, StoreError> {
+        let version = self.store.version(&self.key).await?;
+        if version == self.version {
+            return Ok(version);
+        }
+        let found = parse(&get(self.store, &self.key, LIMIT).await?);
+        match found.is_some_and(|found| found.token == self.document.token) {
+            true => Ok(version),
+            false => Err(StoreError::Exists(format!("{} was taken", self.key))),
+        }
     }
 
     /// Whether nobody can have taken it yet, by the time that passed since it was written.
@@ -350,9 +380,9 @@ impl Lease<'_> {
             return;
         }
         let delete = async {
-            match self.store.version(&self.key).await {
-                Ok(found) if found == self.version => self.store.delete(&self.key).await,
-                Ok(_) | Err(StoreError::NotFound(_)) => Ok(()),
+            match self.own_version().await {
+                Ok(_) => self.store.delete(&self.key).await,
+                Err(StoreError::Exists(_) | StoreError::NotFound(_)) => Ok(()),
                 Err(error) => Err(error),
             }
         };
@@ -571,6 +601,36 @@ mod tests {
         lease.hold(until_renewed(&memory, 3)).await.unwrap();
         lease.release().await;
         assert!(memory.list("").await.unwrap().is_empty());
+    }
+
+    /// The answer of a write is lost, and the write was done.
+    #[tokio::test]
+    async fn a_lease_in_doubt_is_read_back() {
+        let memory = MemoryStore::new();
+        let lost = |operation, nth| Rule::new(operation, nth, Fault::LoseResponse).on_keys_with(KEY);
+        // Of the taking, of a renewal, and of the last one before it is released.
+        let rules =
+            vec![lost(Operation::Commit, 1), lost(Operation::Replace, 1), lost(Operation::Replace, 3)];
+        let store = FaultyStore::new(Arc::new(memory.clone()), rules);
+        let mut lease = short(&store).await;
+        lease.hold(until_renewed(&memory, 4)).await.unwrap();
+        lease.release().await;
+        assert!(memory.list("").await.unwrap().is_empty());
+        let mut lease = short(&store).await;
+        let rule = vec![Rule::new(Operation::Replace, 0, Fault::LoseResponse)];
+        let store = FaultyStore::new(Arc::new(memory.clone()), rule);
+        lease.store = &store;
+        lease.hold(until_renewed(&memory, 1)).await.unwrap();
+        lease.release().await;
+        assert!(memory.list("").await.unwrap().is_empty());
+        // What was not written is not taken for ours.
+        let down = Fault::Fail(StoreError::InDoubt("no answer".into()));
+        let store = FaultyStore::new(
+            Arc::new(memory.clone()),
+            vec![Rule::new(Operation::Commit, 1, down).on_keys_with(KEY)],
+        );
+        let error = acquire(&store, KEY, "backups prune", LONG).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::InDoubt, "{error}");
     }
 
     #[tokio::test]

@@ -321,10 +321,13 @@ async fn try_multipart(store: &S3Store, trials: &mut Trials, put_with_checksum: 
     }
     match begin(store, trials, "aborted", checksums).await {
         Ok(upload) => {
-            match store.trial_lists_upload(&upload).await {
+            // The very request by which a sweep finds them.
+            match lists(store, PREFIX, &upload).await {
                 Ok(true) => trials.note(Name::MultipartList, State::Yes, ""),
                 Ok(false) => {
-                    trials.note(Name::MultipartList, State::No, "does not show an unfinished upload")
+                    let by_key = lists(store, &upload.key, &upload).await.unwrap_or(false);
+                    let how = if by_key { "only to who knows its key" } else { "not at all" };
+                    trials.note(Name::MultipartList, State::No, format!("shows an unfinished upload {how}"));
                 }
                 Err(error) => {
                     trials.outcome::<()>(Name::MultipartList, &Err(error));
@@ -335,6 +338,12 @@ async fn try_multipart(store: &S3Store, trials: &mut Trials, put_with_checksum: 
         }
         Err(error) => unreadable(trials, Name::MultipartAbort, error),
     }
+}
+
+/// Whether an unfinished upload is among those below a prefix.
+async fn lists(store: &S3Store, prefix: &str, upload: &TrialUpload) -> Result<bool, StoreError> {
+    let listed = store.unfinished(prefix).await?;
+    Ok(listed.iter().any(|found| found.key == upload.key && found.id == upload.id))
 }
 
 /// What every store has. The object written first is there.

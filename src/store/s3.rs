@@ -102,6 +102,8 @@ struct Learned {
     /// Why credentials could not be loaded the first time: the SDK tells that only once, to whoever asked
     /// first, and to all others that it was told.
     no_credentials: OnceLock<String>,
+    /// Whether the credentials that requests are signed with expire, so that there will be others.
+    credentials_expire: Arc<AtomicBool>,
     /// `If-None-Match` is answered with 501.
     no_conditions: AtomicBool,
     /// HEAD is answered with 403: the credential may only write.
@@ -124,7 +126,7 @@ pub async fn open_with(
     let Location::S3 { bucket, prefix } = &repository.location else {
         return Err(StoreError::Other("the repository is not in a bucket".to_owned()));
     };
-    let (client, region) = client::build(repository, access).await?;
+    let client::Built { client, region, credentials_expire } = client::build(repository, access).await?;
     Ok(S3Store {
         client,
         bucket: bucket.clone(),
@@ -133,7 +135,7 @@ pub async fn open_with(
         region,
         checksums: options.checksums,
         lock: None,
-        learned: Arc::default(),
+        learned: Arc::new(Learned { credentials_expire, ..Learned::default() }),
         ranges: BufferPool::new(READ_SIZE),
     })
 }
@@ -387,7 +389,7 @@ impl Store for S3Store {
     }
 
     async fn has_object_lock(&self) -> Result<bool, StoreError> {
-        self.object_lock().await.map(|lock| lock.is_some())
+        self.object_lock(Patience::Full).await.map(|lock| lock.is_some())
     }
 
     async fn locked_until(&self, key: &str) -> Result<Option<DateTime<Utc>>, StoreError> {

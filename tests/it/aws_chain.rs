@@ -2,15 +2,19 @@
 //! endpoint, a web identity, an instance's metadata service. The services are the tests' own; the stores
 //! refuse whoever has no key.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::s3::large_site;
 use crate::security::executable;
 use crate::support::opsd::{Opsd, write_private};
 use crate::support::postgres::default_server;
 use crate::support::s3::{Keys, SeaweedFs, s3s_fs};
+use crate::support::s3_proxy::{Fate, Proxy, error};
 use crate::support::sets::{back_up, complete};
 
 /// What hands out a key pair: metadata service (version 2), container endpoint and STS in one.
@@ -220,6 +224,136 @@ async fn keys_that_a_service_hands_out_are_found() {
         let found = services.asked();
         assert_eq!(found, asked, "{who}");
     }
+}
+
+/// What an endpoint hands out credentials of a second by, and a store believes them.
+#[derive(Default)]
+struct Ledger {
+    /// Until when each session token is valid.
+    valid: BTreeMap<String, Instant>,
+    /// Requests of the store that came with each of them.
+    used: BTreeMap<String, usize>,
+    /// Requests for credentials that are refused from now on.
+    refuses: usize,
+    /// Requests for credentials that were refused.
+    refused: usize,
+    /// Requests that came with a token that had expired.
+    expired: usize,
+}
+
+/// As long as that of which a night of 24 hours has one an hour.
+const LIFE: Duration = Duration::from_millis(1500);
+
+/// What a container's endpoint is, which has new credentials for everyone who asks.
+async fn rotating(keys: Keys, ledger: Arc<Mutex<Ledger>>) -> (String, tokio::task::JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("free port");
+    let endpoint = format!("http://{}/container", listener.local_addr().expect("address"));
+    let task = tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let mut bytes = Vec::new();
+            while !bytes.ends_with(b"\r\n\r\n") && socket.read_buf(&mut bytes).await.is_ok_and(|n| n > 0) {}
+            let (status, body) = {
+                let mut ledger = ledger.lock().unwrap();
+                if ledger.refuses > 0 {
+                    (ledger.refuses, ledger.refused) = (ledger.refuses - 1, ledger.refused + 1);
+                    ("503 Service Unavailable", String::new())
+                } else {
+                    let token = format!("session-{}", ledger.valid.len());
+                    ledger.valid.insert(token.clone(), Instant::now() + LIFE);
+                    let expires = (chrono::Utc::now() + LIFE).format("%Y-%m-%dT%H:%M:%S%.3fZ");
+                    let Keys { access_key, secret_key } = &keys;
+                    let body = format!(
+                        "{{\"AccessKeyId\": \"{access_key}\", \"SecretAccessKey\": \"{secret_key}\",
+                          \"Token\": \"{token}\", \"Expiration\": \"{expires}\"}}"
+                    );
+                    ("200 OK", body)
+                }
+            };
+            let head = format!(
+                "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                body.len()
+            );
+            let _ = socket.write_all(format!("{head}{body}").as_bytes()).await;
+            let _ = socket.shutdown().await;
+        }
+    });
+    (endpoint, task)
+}
+
+/// A store that refuses who comes with a token that has expired; `seen` looks at each of the others first.
+async fn refusing_expired(
+    store: &str,
+    ledger: Arc<Mutex<Ledger>>,
+    seen: impl Fn(&str, &mut Ledger) -> bool + Send + Sync + 'static,
+) -> Proxy {
+    Proxy::start(store, 1, Duration::from_millis(20), move |request, _| {
+        let mut ledger = ledger.lock().unwrap();
+        let token = request.head.lines().find_map(|line| line.strip_prefix("x-amz-security-token:"));
+        let token = token.unwrap_or_default().trim().to_owned();
+        let is_valid = ledger.valid.get(&token).is_some_and(|until| Instant::now() < *until);
+        if is_valid && seen(request.head, &mut ledger) {
+            *ledger.used.entry(token).or_default() += 1;
+            return Fate::Forward;
+        }
+        ledger.expired += 1;
+        error(400, "ExpiredToken")
+    })
+    .await
+}
+
+/// A site on a store that believes none but a container's credentials.
+fn with_container(opsd: &mut Opsd, store: &str, bucket: &str, endpoint: &str) {
+    without_keys(opsd, store, bucket);
+    opsd.env("AWS_CONTAINER_CREDENTIALS_FULL_URI", endpoint);
+}
+
+/// 24 hours with credentials of one hour, a few thousand times as fast; and whoever hands them out is down in
+/// the middle for longer than they last.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_outlives_its_credentials_and_a_while_without_whoever_hands_them_out() {
+    let s3 = s3s_fs().await;
+    let ledger = Arc::new(Mutex::new(Ledger::default()));
+    let (endpoint, task) = rotating(s3.keys.clone(), ledger.clone()).await;
+    let proxy = refusing_expired(&s3.endpoint, ledger.clone(), |head, ledger| {
+        // The data are on their way: each refresh asks the endpoint three times.
+        if head.contains("partnumber=2") && ledger.refused == 0 && ledger.refuses == 0 {
+            ledger.refuses = 18;
+        }
+        true
+    })
+    .await;
+    let (server, mut opsd, database) = large_site();
+    with_container(&mut opsd, &proxy.endpoint, &s3.bucket, &endpoint);
+    let began = Instant::now();
+    let id = back_up(&opsd);
+    assert!(began.elapsed() > LIFE * 5, "{:?}", began.elapsed());
+    {
+        let ledger = ledger.lock().unwrap();
+        assert_eq!((ledger.refuses, ledger.refused), (0, 18));
+        assert!(ledger.used.len() > 5, "{:?}", ledger.used);
+    }
+    assert_eq!(complete(&opsd), [id]);
+    task.abort();
+    server.drop_database(&database);
+}
+
+/// The store's clock is ahead: it takes credentials for expired that this machine takes for good.
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_that_the_store_finds_expired_are_handed_out_again() {
+    let s3 = s3s_fs().await;
+    let ledger = Arc::new(Mutex::new(Ledger::default()));
+    let (endpoint, task) = rotating(s3.keys.clone(), ledger.clone()).await;
+    let proxy = refusing_expired(&s3.endpoint, ledger.clone(), |head, ledger| {
+        !head.contains("partnumber=2") || ledger.expired >= 6
+    })
+    .await;
+    let (server, mut opsd, database) = large_site();
+    with_container(&mut opsd, &proxy.endpoint, &s3.bucket, &endpoint);
+    let id = back_up(&opsd);
+    assert_eq!(complete(&opsd), [id]);
+    assert!(ledger.lock().unwrap().expired >= 6);
+    task.abort();
+    server.drop_database(&database);
 }
 
 impl Opsd {

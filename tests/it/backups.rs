@@ -199,7 +199,7 @@ fn last(n: u32) -> Retention {
 
 async fn find(repository: &Repository<'_>, trusted: &Trusted, selector: &str) -> opsd::error::Result<String> {
     let selector = Selector::from_options(Some(selector), None).expect("a selector");
-    let found = catalog::find(&*repository.store, trusted, SITE, JOB, &selector).await;
+    let found = catalog::find(&*repository.store, trusted, SITE, JOB, &selector, catalog::Use::Restore).await;
     found.map(|set| set.entry.id)
 }
 

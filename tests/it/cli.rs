@@ -18,7 +18,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::support::opsd::{Run, finish, quoted, write_private};
+use crate::support::opsd::{Opsd, Run, finish, quoted, write_private};
 
 /// Runs a shell line in `directory` with nothing of the developer's environment.
 fn shell(directory: &Path, line: &str, env: &[(&str, &str)]) -> Run {
@@ -281,4 +281,45 @@ fn no_password_shows() {
         }
     }
     assert_eq!(with_password, 8);
+}
+
+/// What stands in the file is right, and a run would fail all the same.
+#[test]
+fn config_check_says_what_a_run_would_miss_on_this_host() {
+    let mut opsd = Opsd::without_server();
+    let certificate = opsd.path("ca.crt");
+    let url = format!("postgres://u@h/db?sslmode=verify-full&sslrootcert={}", certificate.display());
+    opsd.postgres.set("url", quoted(&url));
+    opsd.job.set("source", "{ postgres = \"main\" }");
+    let place = |opsd: &Opsd, name: &str| quoted(opsd.path(name).to_str().expect("a UTF-8 path"));
+    let scratch = place(&opsd, "opsd.toml/scratch");
+    opsd.verify.set("scratch_dir", scratch);
+    let run = opsd.ok(&["config", "check"]);
+    for warning in [
+        format!("postgres.main.url: cannot read root certificate {}: No such file", certificate.display()),
+        format!(
+            "backup.db.verify.scratch_dir: scratch directory {}",
+            opsd.path("opsd.toml/scratch").display()
+        ),
+        "opsd.toml is no directory".to_owned(),
+    ] {
+        assert!(run.stderr.contains(&warning), "{warning}: {run}");
+    }
+    std::fs::write(&certificate, "no certificate").expect("write");
+    let run = opsd.ok(&["config", "check"]);
+    assert!(run.stderr.contains("ca.crt holds no PEM certificate"), "{run}");
+    std::fs::create_dir(opsd.path("open")).expect("create a directory");
+    std::fs::set_permissions(opsd.path("open"), std::os::unix::fs::PermissionsExt::from_mode(0o777))
+        .expect("chmod");
+    let scratch = place(&opsd, "open");
+    opsd.verify.set("scratch_dir", scratch);
+    let run = opsd.ok(&["config", "check"]);
+    assert!(run.stderr.contains("others may write to it (chmod go-w "), "{run}");
+    // What is not there yet is made; who cannot decrypt rehearses nothing.
+    let scratch = place(&opsd, "new/scratch");
+    opsd.verify.set("scratch_dir", scratch);
+    opsd.postgres.set("url", quoted("postgres://u@h/db?sslmode=verify-full&sslrootcert=system"));
+    let run = opsd.ok(&["config", "check"]);
+    assert!(!run.stderr.contains("scratch") && !run.stderr.contains("certificate"), "{run}");
+    assert!(!opsd.path("new").exists());
 }

@@ -7,7 +7,8 @@ use std::path::Path;
 use rustix::process::geteuid;
 
 use crate::support::certificates::{Authority, in_days};
-use crate::support::opsd::{Opsd, Run, quoted, write_private};
+use crate::support::opsd::{Opsd, Run, finish_child, quoted, write_private};
+use crate::support::processes::until;
 
 /// Another user than root, who need not exist.
 const SOMEBODY: u32 = 4711;
@@ -110,6 +111,50 @@ fn root_follows_no_configuration_out_of_somebody_elses_pipe() {
     chown(&pipe, Some(0), None).unwrap();
     chmod(&place, 0o777);
     refused(&pipe, "has mode 0777, which lets others write it");
+}
+
+/// Whoever waits for a pipe that nobody feeds, or that is never closed, can be ended like any command.
+#[test]
+fn a_configuration_that_never_comes_keeps_nobody_from_ending_opsd() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    use rustix::process::{Pid, Signal, kill_process};
+    let opsd = site();
+    let pipe = opsd.path("pipe.toml");
+    mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    for (signal, code, half) in
+        [(Signal::TERM, 143, false), (Signal::INT, 130, false), (Signal::TERM, 143, true)]
+    {
+        for args in [&["config", "check"][..], &["backups", "list"], &["exporter"], &["check"]] {
+            let mut command = opsd.command(&[&["--config", pipe.to_str().unwrap()], args].concat());
+            let child = command.spawn().unwrap();
+            let pid = Pid::from_child(&child);
+            // Then it is open, and nothing comes.
+            let writer = half.then(|| std::fs::OpenOptions::new().write(true).open(&pipe).unwrap());
+            until("it listens for signals", || catches(pid, signal) && sleeps(pid));
+            kill_process(pid, signal).unwrap();
+            let ended = std::time::Instant::now();
+            finish_child(child, args.join(" ")).expect_code(code);
+            assert!(ended.elapsed() < std::time::Duration::from_secs(5), "{:?}", ended.elapsed());
+            drop(writer);
+        }
+    }
+}
+
+/// Whether a process has a handler of its own for a signal.
+fn catches(pid: rustix::process::Pid, signal: rustix::process::Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    caught & (1 << (signal.as_raw() - 1)) != 0
+}
+
+/// Whether one of its threads waits in the pipe.
+fn sleeps(pid: rustix::process::Pid) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks.into_iter().any(|task| {
+        let at = std::fs::read_to_string(task.path().join("wchan")).unwrap_or_default();
+        at.contains("wait_for_partner") || at.contains("pipe")
+    })
 }
 
 /// What whoever started opsd handed it: a pipe without a name, in each of the ways to name it.

@@ -53,8 +53,10 @@ fn a_host_that_rehearses_signs_records_and_no_backups() {
     let target = unique("planted");
     let to = default_server().socket_url("postgres", &target);
     let restore = ["restore", "db", "--to", &to, "--create"];
-    opsd.run(&restore).expect_failure(3, &["manifest.json", "not among trusted_keys"]);
-    opsd.run(&["restore", "--verify", "--backup", &planted]).expect_failure(3, &["not among trusted_keys"]);
+    opsd.run(&restore)
+        .expect_failure(3, &["manifest.json", "not among the trusted keys", "trusted_backup_keys"]);
+    opsd.run(&["restore", "--verify", "--backup", &planted])
+        .expect_failure(3, &["not among the trusted keys"]);
     let state = |id: &str| listed(&opsd).into_iter().find(|set| set.id == id).unwrap().state;
     assert_eq!((state(&planted).as_str(), state(&id).as_str()), ("refused", "complete"));
     assert!(!default_server().databases().contains(&target));
@@ -71,6 +73,25 @@ fn a_key_for_records_alone_is_a_mistake() {
     );
 }
 
+/// Rehearsals go on and are signed, and nobody believes what they found.
+#[test]
+fn who_trusts_nobody_for_records_is_told_that_none_counts() {
+    let (mut opsd, _) = site();
+    let key = opsd.public_key.clone();
+    opsd.encryption.unset("trusted_keys").set("trusted_backup_keys", quoted_list(&[&key]));
+    let check = opsd.ok(&["config", "check"]);
+    let warning = "encryption.trusted_backup_keys: no key is trusted for records of rehearsals";
+    assert!(check.stderr.contains(warning) && check.stderr.contains("trusted_verify_keys"), "{check}");
+    let id = back_up(&opsd);
+    opsd.ok(&["restore", "--verify"]);
+    assert_eq!(listed(&opsd)[0].verdict, None);
+    // The same key may stand in both lists.
+    opsd.encryption.set("trusted_verify_keys", quoted_list(&[&key]));
+    assert!(!opsd.ok(&["config", "check"]).stderr.contains("records of rehearsals"));
+    let set = listed(&opsd).remove(0);
+    assert_eq!((set.id, set.verdict.as_deref()), (id, Some("proven")));
+}
+
 /// Each time, whoever watches: the set's code runs on a server of the operator's.
 #[test]
 fn who_trusts_nobody_is_told_with_every_restore() {
@@ -80,6 +101,8 @@ fn who_trusts_nobody_is_told_with_every_restore() {
     opsd.encryption.unset("trusted_keys");
     let comment = std::fs::read_to_string(directory(&opsd, &signed).join("manifest.json.minisig")).unwrap();
     let key = opsd::set::signature::claimed_key(&comment).unwrap();
+    // What a configuration can be compared with.
+    assert!(key.len() > 12 && opsd.public_key.starts_with(key.trim_end_matches('…')), "{key}");
     let to = server.socket_url("postgres", &unique("untrusted"));
     let restore = ["restore", "db", "--to", &to, "--create"];
     let run = opsd.ok(&restore);

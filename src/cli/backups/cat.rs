@@ -6,7 +6,7 @@ use chrono::Utc;
 
 use crate::cli::output;
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::printable;
 use crate::set::manifest::{Manifest, Stream};
 use crate::set::{catalog, seal, set_prefix};
@@ -39,9 +39,10 @@ pub async fn run(args: &Args, config: &Config, store: Arc<dyn Store>) -> Result<
     refuse_at_terminal(stream)?;
     let prefix = set_prefix(&set.entry.site, &set.entry.job, &set.entry.id);
     let mut plaintext = seal::read_stream(store, &prefix, stream, identities, |_| ())?;
-    tokio::task::spawn_blocking(move || output::copy(&mut plaintext))
-        .await
+    let copied = tokio::task::spawn_blocking(move || output::copy(&mut plaintext)).await;
+    copied
         .map_err(|e| Error::new(format!("reading stopped: {e}")))?
+        .with_context(|| format!("stream {}", stream.name))
 }
 
 /// An archive would garble a terminal, and nobody reads it there; roles and proofs are text.

@@ -18,7 +18,9 @@ use crate::store::Store;
 
 /// Arguments of `opsd backups scrub`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "It needs no identity. Exit code 3 means that something differs.")]
+#[command(
+    after_help = "It needs no identity. Exit code 3 means that something differs,\nor that nobody who is trusted signed it."
+)]
 pub struct Args {
     /// Only these jobs [default: every job, also those that only the repository has]
     #[arg(value_name = "JOB")]
@@ -46,6 +48,8 @@ struct Outcome {
     bytes: Option<u64>,
     differences: Vec<String>,
     notes: Vec<String>,
+    /// Why it is not believed, so that nothing of it was read.
+    refused: Option<String>,
     /// Why it could not be read to its end.
     error: Option<String>,
 }
@@ -73,7 +77,9 @@ pub async fn run(args: &Args, config: &Config, store: &dyn Store, global: &Globa
             Ok(report) => of_report(report),
             Err(error) => {
                 let outcome = of_error(entry, &error);
-                worst = Some(error.context(format!("set {}/{}", entry.job, entry.id)));
+                if worst.is_none() || error.kind() == Kind::Refused {
+                    worst = Some(error.context(format!("set {}/{}", entry.job, entry.id)));
+                }
                 outcome
             }
         };
@@ -136,11 +142,13 @@ fn of_report(report: Report) -> Outcome {
         bytes: Some(report.bytes),
         differences: report.differences,
         notes: report.notes,
+        refused: None,
         error: None,
     }
 }
 
 fn of_error(entry: &Entry, error: &Error) -> Outcome {
+    let is_refused = error.kind() == Kind::Refused;
     Outcome {
         job: entry.job.clone(),
         id: entry.id.clone(),
@@ -148,7 +156,8 @@ fn of_error(entry: &Entry, error: &Error) -> Outcome {
         bytes: None,
         differences: Vec::new(),
         notes: Vec::new(),
-        error: Some(error.to_string()),
+        refused: is_refused.then(|| error.to_string()),
+        error: (!is_refused).then(|| error.to_string()),
     }
 }
 
@@ -158,8 +167,9 @@ fn text(document: &Document) -> String {
         out.push_str("there is no complete set to read\n");
     }
     for outcome in &document.results {
-        let Outcome { job, id, objects, bytes, differences, notes, error } = outcome;
+        let Outcome { job, id, objects, bytes, differences, notes, refused, error } = outcome;
         let what = match (error, &differences[..]) {
+            _ if refused.is_some() => "refused".to_owned(),
             (Some(_), _) => "not read".to_owned(),
             (None, []) => {
                 let (objects, bytes) = (objects.unwrap_or_default(), bytes.unwrap_or_default());
@@ -169,7 +179,7 @@ fn text(document: &Document) -> String {
             (None, several) => format!("differs in {} places", several.len()),
         };
         let _ = write!(out, "{}", wrapped(&format!("{job}/{id}  "), &what));
-        for line in differences.iter().chain(error) {
+        for line in differences.iter().chain(refused).chain(error) {
             out.push_str(&wrapped("  ! ", line));
         }
         for line in notes {

@@ -34,13 +34,10 @@ pub struct Args {
     json: bool,
 }
 
-/// A run under way writes nothing that is seen while it plans, waits for locks, or sends a large part.
-const LEAST_AGE: Duration = Duration::from_secs(3600);
-
 fn parse_age(text: &str) -> Result<Duration, String> {
     match parse_duration(text)? {
-        age if age < LEAST_AGE => {
-            Err("at least 1h: a run that is under way may write nothing for that long".into())
+        age if age < sweep::LEAST_AGE => {
+            Err("at least 1h: a run that is under way may show no sign of life for almost that long".into())
         }
         age => Ok(age),
     }

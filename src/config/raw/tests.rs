@@ -496,8 +496,8 @@ fn warnings() {
             "opsd:${PW}@db.internal/app?sslmode=require&require_auth=scram-sha-256,password",
             Some(
                 "7 postgres.main.url: sslmode=require: whoever is between here and db.internal may answer in its \
-                 place, because nobody checks its certificate (sslmode=verify-full with \
-                 sslrootcert=/path/of/ca.crt)",
+                 place, because nobody checks its certificate, and is handed the password itself, which \
+                 require_auth allows (sslmode=verify-full with sslrootcert=/path/of/ca.crt)",
             ),
         ),
         ("?sslmode=verify-full&sslrootcert=system", "?sslmode=require&sslrootcert=/x", None),

@@ -19,7 +19,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Stat, Uid};
+use rustix::fs::{Access, AtFlags, Gid, Mode, OFlags, Stat, Uid, access};
 use rustix::process::{Pid, PidfdFlags, Signal, geteuid};
 
 use super::Swept;
@@ -295,6 +295,25 @@ fn ensure(scratch_dir: &Path, for_another_user: bool) -> Result<PathBuf> {
         std::fs::set_permissions(scratch_dir, PermissionsExt::from_mode(mode))?;
     }
     let real = scratch_dir.canonicalize()?;
+    check(&real)?;
+    Ok(real)
+}
+
+/// Whether a scratch directory can be used, or made: what a rehearsal would find out, without making anything.
+pub(super) fn usable(scratch_dir: &Path) -> Result<()> {
+    let there = scratch_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    if there == scratch_dir {
+        check(&there.canonicalize()?)?;
+    }
+    if !there.is_dir() {
+        return Err(Error::usage(format!("{} is no directory", there.display())));
+    }
+    access(there, Access::WRITE_OK | Access::EXEC_OK)
+        .map_err(|e| Error::new(e).context(format!("cannot write to {}", there.display())))
+}
+
+/// Refuses a directory in which somebody else could put something.
+fn check(real: &Path) -> Result<()> {
     let meta = real.metadata()?;
     let (owner, mode) = (meta.uid(), meta.mode());
     let sticky = mode & 0o1000 != 0;
@@ -311,8 +330,8 @@ fn ensure(scratch_dir: &Path, for_another_user: bool) -> Result<PathBuf> {
         return Err(Error::new("others may write to it").with_hint(format!("chmod go-w {}", real.display())));
     }
     // The owner of what the directory lies in may put another in its place.
-    regular_file::trusted(&real)?;
-    Ok(real)
+    regular_file::trusted(real)?;
+    Ok(())
 }
 
 fn open_lock(directory: &OwnedFd, create: bool) -> std::io::Result<File> {

@@ -79,51 +79,13 @@ pub fn ahead_warning(ids: &[String]) -> Option<String> {
     ))
 }
 
-/// Finds the set of a job that is meant, to restore it.
+/// Finds the set of a job that is meant.
 ///
-/// For the latest, and for a time, a set that may not be relied on ([`Loaded::reliance`]), or that is refused
+/// For a restore of the latest, or as of a time, a set that may not be relied on ([`Loaded::reliance`]), or that is refused
 /// (damaged, not trusted, too new), is not passed over in silence where it could have been the one: that is an
 /// error, and to name it, or an older set, by its id is the operator's decision. Sets from the future are
 /// passed over with a warning, unless there is nothing else: then it is rather this clock that is wrong.
 pub async fn find(
-    store: &dyn Store,
-    trusted: &Trusted,
-    site: &str,
-    job: &str,
-    selector: &Selector,
-) -> Result<Loaded> {
-    choose(store, trusted, site, job, selector, Use::Restore).await
-}
-
-/// [`find`] for a set that is to be rehearsed. What an earlier rehearsal found, and what is missing, is no reason to leave the
-/// newest set alone: to find out about that one is what a rehearsal is for, and what it finds now counts from
-/// now on.
-pub async fn find_to_rehearse(
-    store: &dyn Store,
-    trusted: &Trusted,
-    site: &str,
-    job: &str,
-    selector: &Selector,
-) -> Result<Loaded> {
-    choose(store, trusted, site, job, selector, Use::Rehearsal).await
-}
-
-/// What a set is wanted for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Use {
-    Restore,
-    Rehearsal,
-}
-
-/// The newest set that is not taken, and why.
-struct PassedOver {
-    id: String,
-    /// When it was started; by its id, where its manifest is not believed.
-    started: DateTime<Utc>,
-    why: Error,
-}
-
-async fn choose(
     store: &dyn Store,
     trusted: &Trusted,
     site: &str,
@@ -223,6 +185,24 @@ async fn choose(
     })
 }
 
+/// What a set is wanted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// It is to be relied on.
+    Restore,
+    /// What an earlier rehearsal found, and what is missing, is no reason to leave the newest set alone: to find
+    /// out about that one is what a rehearsal is for, and what it finds now counts from now on.
+    Rehearsal,
+}
+
+/// The newest set that is not taken, and why.
+struct PassedOver {
+    id: String,
+    /// When it was started; by its id, where its manifest is not believed.
+    started: DateTime<Utc>,
+    why: Error,
+}
+
 /// The entry that an id, or the beginning of just one id, means. Two jobs that started in the same
 /// second may have the same id, so even a whole id can mean two sets.
 pub fn find_entry<'e>(entries: &'e [Entry], id: &str) -> Result<&'e Entry> {
@@ -245,13 +225,17 @@ pub fn find_entry<'e>(entries: &'e [Entry], id: &str) -> Result<&'e Entry> {
     }
 }
 
-/// The newest ids with their states, for messages.
+/// The newest ids for messages, with what a listing tells against them. Whether one that has a manifest is
+/// believed, it does not tell.
 fn some_ids(entries: &[Entry]) -> String {
     const SHOWN: usize = 5;
     let mut newest: Vec<&Entry> = entries.iter().collect();
     newest.sort_by_key(|e| std::cmp::Reverse((e.id_time(), &e.id)));
-    let mut ids: Vec<String> =
-        newest.iter().take(SHOWN).map(|e| format!("{} ({}, {})", e.id, e.job, e.state.as_str())).collect();
+    let shown = |e: &&Entry| match e.state {
+        State::Complete => format!("{} ({})", e.id, e.job),
+        State::Incomplete | State::Failed => format!("{} ({}, {})", e.id, e.job, e.state.as_str()),
+    };
+    let mut ids: Vec<String> = newest.iter().take(SHOWN).map(shown).collect();
     if newest.len() > SHOWN {
         ids.push(format!("and {} more", newest.len() - SHOWN));
     }

@@ -82,8 +82,9 @@ pub(super) fn unfinished(root: &Root, prefix: &str) -> Result<Vec<Unfinished>, S
         let Some(key) = key_of(&id).filter(|key| !key.is_empty() && key.starts_with(prefix)) else {
             continue;
         };
-        // While its writer lives it is young, whatever the clocks say.
-        let started = if is_held(&folder, &id) { now(root)? } else { modified(&stat) };
+        // While its writer lives it is young, whatever the clocks say. Where nobody can tell, its time counts, and
+        // what else its run writes.
+        let started = if is_held(&folder, &id) == Some(true) { now(root)? } else { modified(&stat) };
         found.push(Unfinished { key, id, started });
     }
     found.sort_by(|a, b| (&a.key, &a.id).cmp(&(&b.key, &b.id)));

@@ -135,6 +135,12 @@ impl Report {
         state(&self.capabilities, name)
     }
 
+    /// How a trial failed that found that the store cannot do a thing.
+    pub fn lacks(&self, name: Name) -> Option<&str> {
+        let lacking = |c: &&Capability| c.name == name && c.state == State::No;
+        self.capabilities.iter().find(lacking).map(|c| c.detail.as_str())
+    }
+
     /// The table that people read: capability, state, detail.
     pub fn rows(&self) -> Vec<[&str; 3]> {
         self.capabilities.iter().map(|c| [c.name.as_str(), c.state.as_str(), c.detail.as_str()]).collect()

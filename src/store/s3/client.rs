@@ -4,6 +4,8 @@
 //! Deliberately absent: proxies, dual-stack and FIPS end points, and anything that the SDK's own
 //! environment variables already decide.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use aws_config::environment::EnvironmentVariableRegionProvider;
@@ -11,12 +13,13 @@ use aws_config::identity::IdentityCache;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::ProfileFileRegionProvider;
 use aws_config::{BehaviorVersion, Region};
+use aws_credential_types::provider::future;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
-    Credentials, RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient,
-    StalledStreamProtectionConfig,
+    Credentials, ProvideCredentials, RequestChecksumCalculation, ResponseChecksumValidation,
+    SharedCredentialsProvider, SharedHttpClient, StalledStreamProtectionConfig,
 };
 use aws_smithy_http_client::tls;
 use rustls::pki_types::CertificateDer;
@@ -38,18 +41,54 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// long to find that out.
 const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(8);
 
+/// How long before they expire credentials are asked for anew, of which the SDK takes between a half and all.
+/// The store's clock decides when they have expired, and may be ahead of this machine's; and a part may be on
+/// its way for a while.
+const REFRESH_BEFORE: Duration = Duration::from_secs(120);
+
 /// What stores other than AWS sign for when they are not told.
 const DEFAULT_REGION: &str = "us-east-1";
 
-/// A client for the repository's store, and the region it signs for.
-pub(super) async fn build(repository: &Repository, access: &Access) -> Result<(Client, String), StoreError> {
+/// Whoever has the credentials, and a note whether the last ones expire: then he has others later.
+#[derive(Debug)]
+struct Noting {
+    inner: SharedCredentialsProvider,
+    expire: Arc<AtomicBool>,
+}
+
+impl ProvideCredentials for Noting {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(async {
+            let credentials = self.inner.provide_credentials().await?;
+            self.expire.store(credentials.expiry().is_some(), Ordering::Relaxed);
+            Ok(credentials)
+        })
+    }
+}
+
+/// A client as it was built.
+pub(super) struct Built {
+    pub client: Client,
+    /// The region that it signs for.
+    pub region: String,
+    /// Whether the credentials that it has now expire.
+    pub credentials_expire: Arc<AtomicBool>,
+}
+
+/// A client for the repository's store.
+pub(super) async fn build(repository: &Repository, access: &Access) -> Result<Built, StoreError> {
     let http = bounded(http_client()?);
+    let identities =
+        IdentityCache::lazy().load_timeout(CREDENTIALS_TIMEOUT).buffer_time(REFRESH_BEFORE).build();
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .http_client(http)
         .retry_config(RetryConfig::disabled())
         .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build())
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-        .identity_cache(IdentityCache::lazy().load_timeout(CREDENTIALS_TIMEOUT).build());
+        .identity_cache(identities);
     // Some S3-compatible stores refuse checksums: they are sent where the probe says so, not
     // because the SDK's defaults do.
     loader = loader
@@ -84,7 +123,11 @@ pub(super) async fn build(repository: &Repository, access: &Access) -> Result<(C
     if let Some(endpoint) = &repository.endpoint {
         config = config.endpoint_url(endpoint);
     }
-    Ok((Client::from_conf(config.build()), region))
+    let credentials_expire = Arc::new(AtomicBool::new(false));
+    if let Some(inner) = shared.credentials_provider() {
+        config = config.credentials_provider(Noting { inner, expire: credentials_expire.clone() });
+    }
+    Ok(Built { client: Client::from_conf(config.build()), region, credentials_expire })
 }
 
 /// HTTP over rustls with the certificate authorities of `AWS_CA_BUNDLE` if it is set (and only

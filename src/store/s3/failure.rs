@@ -183,7 +183,14 @@ impl Failure {
     }
 
     pub(super) fn is_about_credentials(&self) -> bool {
-        self.transport_says(&["credential"])
+        // The last is said of whoever takes too long to hand them out.
+        self.transport_says(&["credential", "identity resolver"])
+    }
+
+    /// Whether the store found that the credentials have expired. To a HEAD it cannot say more than 400.
+    pub(super) fn is_about_expiry(&self) -> bool {
+        matches!(self.code.as_str(), "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired")
+            || (self.status == Some(400) && self.code.is_empty())
     }
 
     /// Keeps the first word about credentials, and takes it up where the SDK only says that it was said.
@@ -206,6 +213,9 @@ impl Failure {
     pub(super) fn in_short(&self) -> String {
         match (&self.broke, &self.transport, self.status) {
             (Some(how), _, _) => how.clone(),
+            (None, Some(transport), _) if self.is_about_credentials() => {
+                format!("cannot be asked without credentials: {transport}")
+            }
             (None, Some(transport), _) => format!("cannot be reached: {transport}"),
             (None, None, Some(status)) if self.code.is_empty() => format!("answered {status}"),
             (None, None, Some(status)) => format!("answered {status} {}", self.code),

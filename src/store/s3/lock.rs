@@ -32,11 +32,11 @@ impl S3Store {
     }
 
     /// Whether the bucket has Object Lock, and its default retention in words.
-    pub(super) async fn object_lock(&self) -> Result<Option<String>, StoreError> {
+    pub(super) async fn object_lock(&self, patience: Patience) -> Result<Option<String>, StoreError> {
         let request = self.client.get_object_lock_configuration().bucket(&self.bucket);
         let doing = "read the bucket's object lock";
         let send = |attempt: Attempt| attempt.send(ANSWER, request.clone().send());
-        let answer = match self.retry(doing, Patience::Full, send).await {
+        let answer = match self.retry(doing, patience, send).await {
             Ok(answer) => answer,
             Err(failure) if is_without_lock(&failure) => return Ok(None),
             Err(failure) => return Err(failure.explain(self, doing)),

@@ -4,8 +4,12 @@
 //! after half a minute, and they do not cover the body of an answer. Here one rule holds for every
 //! request of a run. A store that has answered is waited for, three minutes from the first failure,
 //! since hours of work may depend on it. A store that never answered is given up in seconds, or in half
-//! a minute where it takes connections: its end point is probably mistyped. What waiting cannot change (a credential that has expired, a
+//! a minute where it takes connections: its end point is probably mistyped. What waiting cannot change (a key that is refused, a
 //! full bucket) is final at once.
+//!
+//! Credentials are part of the store: those that have worked once are waited for as long when nobody hands out
+//! the next ones, and when the store finds that they have expired before this machine does. Only those that
+//! were handed out for ever have expired for good.
 //!
 //! Every repetition is logged at `info`, and at `warn` once a request has failed for a while. A run
 //! that succeeds says nothing else about it: stores refuse requests every day.
@@ -21,7 +25,8 @@ use super::failure::Failure;
 /// renewed address takes; a third is room for attempts that have to be waited for.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// The same for one that never answered, and for what nothing depends on (aborting an upload).
+/// The same for one that never answered, and for what nothing depends on (aborting an upload, a question of a
+/// probe's that some stores take for another one and answer with what cannot be read).
 const BRIEF_PATIENCE: Duration = Duration::from_secs(6);
 
 /// The same for one that never answered, but ended a connection that it had taken: something listens
@@ -132,6 +137,12 @@ fn goes_on(verdict: Verdict, attempt: u32, few: u32, since: Duration, patience: 
 }
 
 impl S3Store {
+    /// Whether a request failed because of credentials that there will be others of.
+    fn may_be_renewed(&self, failure: &Failure) -> bool {
+        let expire = self.learned.credentials_expire.load(Ordering::Relaxed);
+        failure.is_about_credentials() || (expire && failure.is_about_expiry())
+    }
+
     /// Makes attempts until one succeeds or fails for good. `doing` is for the log: `read site/…`.
     pub(super) async fn retry<T, F>(
         &self,
@@ -159,7 +170,10 @@ impl S3Store {
             if failure.is_an_answer() {
                 reached.store(true, Ordering::Relaxed);
             }
-            let verdict = failure.verdict();
+            let verdict = match failure.verdict() {
+                _ if reached.load(Ordering::Relaxed) && self.may_be_renewed(&failure) => Verdict::Patiently,
+                verdict => verdict,
+            };
             few += u32::from(verdict == Verdict::AFewTimes);
             let wait = wait(number, rand::random());
             let since = first_failure.get_or_insert_with(Instant::now).elapsed();
@@ -212,6 +226,7 @@ mod tests {
             Failure::unreached("tcp connect error: Connection refused"),
             Failure::unreached("dns error: failed to lookup address information"),
             Failure::unreached("an error occurred while loading credentials"),
+            Failure::unreached("identity resolver timed out after 8s"),
             Failure::unreached("invalid peer certificate: UnknownIssuer"),
             Failure::answered(403, "ExpiredToken"),
             Failure::answered(412, "PreconditionFailed"),

@@ -110,27 +110,17 @@ impl S3Store {
         self.abort_multipart(&upload.key, &upload.id).await
     }
 
-    /// Whether this unfinished upload is among those that the store lists.
-    pub async fn trial_lists_upload(&self, upload: &TrialUpload) -> Result<bool, StoreError> {
-        let request =
-            self.client.list_multipart_uploads().bucket(&self.bucket).prefix(self.full_key(&upload.key));
-        let doing = "list unfinished uploads";
-        let send = |attempt: Attempt| attempt.send(ANSWER, request.clone().send());
-        let answer = self.retry(doing, Patience::Full, send).await.map_err(|f| f.explain(self, doing))?;
-        Ok(answer.uploads().iter().any(|u| u.upload_id() == Some(upload.id.as_str())))
-    }
-
     /// Whether deleted and replaced objects are kept as old versions.
     pub async fn trial_versioning(&self) -> Result<bool, StoreError> {
         let request = self.client.get_bucket_versioning().bucket(&self.bucket);
         let doing = "read the bucket's versioning";
         let send = |attempt: Attempt| attempt.send(ANSWER, request.clone().send());
-        let answer = self.retry(doing, Patience::Full, send).await.map_err(|f| f.explain(self, doing))?;
+        let answer = self.retry(doing, Patience::Brief, send).await.map_err(|f| f.explain(self, doing))?;
         Ok(answer.status() == Some(&BucketVersioningStatus::Enabled))
     }
 
     /// The bucket's object lock: `None` where it has none, else its default retention in words.
     pub async fn trial_object_lock(&self) -> Result<Option<String>, StoreError> {
-        self.object_lock().await
+        self.object_lock(Patience::Brief).await
     }
 }

@@ -106,7 +106,15 @@ async fn at_a_time_only_older_data_is_found() {
     let second = repository.set("2026-11-02T03:00:00Z").await;
     let at = async |time: &str| {
         let selector = Selector::from_options(None, Some(time)).unwrap();
-        let found = catalog::find(&*repository.store, &Trusted::default(), SITE, JOB, &selector).await;
+        let found = catalog::find(
+            &*repository.store,
+            &Trusted::default(),
+            SITE,
+            JOB,
+            &selector,
+            catalog::Use::Restore,
+        )
+        .await;
         found.map(|set| set.entry.id)
     };
     assert_eq!(at("2026-11-01T04:00:00+01:00").await.unwrap_err().kind(), Kind::Failed);
@@ -151,7 +159,7 @@ async fn a_manifest_edited_by_hand_is_refused_and_not_passed_over() {
     assert!(error.contains(&older), "{error}");
     assert_eq!(find(&repository, &trusted, &older).await.unwrap(), older);
     let before = Selector::At(time("2026-11-01T12:00:00Z"));
-    catalog::find(&*repository.store, &trusted, SITE, JOB, &before).await.unwrap();
+    catalog::find(&*repository.store, &trusted, SITE, JOB, &before, catalog::Use::Restore).await.unwrap();
     // Without trusted keys nobody can tell.
     assert_eq!(find(&repository, &Trusted::default(), "latest").await.unwrap(), edited);
 }
@@ -163,14 +171,14 @@ async fn unsigned_and_foreign_signatures_are_refused_where_keys_are_trusted() {
     let unsigned = Repository::memory();
     let id = unsigned.set("2026-11-01T03:00:00Z").await;
     let error = find(&unsigned, &keys.trusted(), &id).await.unwrap_err();
-    assert_eq!(error.kind(), Kind::Differs);
+    assert_eq!(error.kind(), Kind::Refused);
     assert!(error.to_string().contains("not signed"), "{error}");
     let set = catalog::load(&*unsigned.store, &Trusted::default(), SITE, JOB, &id).await.unwrap();
     assert_eq!(set.signature, Signature::Unsigned);
 
     let signed = Repository::signed(&other);
     let id = signed.set("2026-11-01T03:00:00Z").await;
-    assert_eq!(find(&signed, &keys.trusted(), &id).await.unwrap_err().kind(), Kind::Differs);
+    assert_eq!(find(&signed, &keys.trusted(), &id).await.unwrap_err().kind(), Kind::Refused);
     let set = catalog::load(&*signed.store, &Trusted::default(), SITE, JOB, &id).await.unwrap();
     assert_eq!(set.signature, Signature::Unchecked);
     // One of several trusted keys is enough, and is named.
@@ -292,7 +300,7 @@ async fn a_key_for_records_signs_no_manifest_and_the_other_way_round() {
     let theirs = sign(&rehearsals.secret, &manifest_key, &manifest);
     repository.put(&format!("{manifest_key}.minisig"), theirs).await;
     let error = load().await.unwrap_err();
-    assert!(error.kind() == Kind::Differs && error.to_string().contains("not among"), "{error}");
+    assert!(error.kind() == Kind::Refused && error.to_string().contains("not among"), "{error}");
 }
 
 /// With one key for both, a signature of the one is none of the other.

@@ -78,7 +78,9 @@ async fn the_latest_is_no_set_that_differs_or_lacks_something() {
     }
     let at = async |text: &str| {
         let found = Selector::At(time(text));
-        catalog::find(&*repository.store, &trusted, SITE, JOB, &found).await.map(|set| set.entry.id)
+        catalog::find(&*repository.store, &trusted, SITE, JOB, &found, catalog::Use::Restore)
+            .await
+            .map(|set| set.entry.id)
     };
     assert_eq!(at("2026-11-03T03:00:00Z").await.unwrap_err().kind(), Kind::Differs);
     assert_eq!(at("2026-11-01T12:00:00Z").await.unwrap(), good);

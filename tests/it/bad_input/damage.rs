@@ -16,6 +16,22 @@ fn differs(opsd: &Opsd, what: &str) -> Run {
     run
 }
 
+/// A set that says nothing false, and that nobody vouches for whom this host trusts.
+fn refused(opsd: &Opsd, id: &str, what: &str) {
+    let run = opsd.run(&["restore", "--verify", "--json"]).expect_failure(3, &[what, "hint: "]);
+    assert_eq!(result(&run)["verdict"], "refused", "{run}");
+    assert!(run.stderr.contains("trusted_backup_keys") && !run.stderr.contains("differ"), "{run}");
+    let run = opsd.run(&["backups", "scrub", "--json"]).expect_failure(3, &[what, "hint: "]);
+    let result = &run.json()["results"][0];
+    assert_eq!((&result["differences"], &result["error"]), (&serde_json::json!([]), &Value::Null), "{run}");
+    assert!(result["refused"].as_str().unwrap().contains(what) && !run.stderr.contains("differ"), "{run}");
+    let text = opsd.run(&["backups", "scrub"]).expect_code(3);
+    assert!(text.stdout.starts_with(&format!("db/{id}  refused\n")), "{text}");
+    // A list of what there is does not call it good.
+    let none = opsd.run(&["restore", "--verify", "--backup", "19990101T000000Z-0000"]).expect_code(1);
+    assert!(none.stderr.contains(id) && !none.stderr.contains("complete"), "{none}");
+}
+
 fn proven(opsd: &Opsd) {
     let run = opsd.ok(&["restore", "--verify", "--json"]);
     assert_eq!(result(&run)["verdict"], "proven", "{run}");
@@ -98,7 +114,8 @@ fn a_truncated_object_is_named() {
     opsd.run(&["restore", "db", "--to", &to, "--create"]).expect_failure(3, &["data-1.pgdump.zst.age"]);
     assert!(!server.databases().contains(&target));
     std::fs::write(&file, &good).unwrap();
-    opsd.ok(&["restore", "db", "--to", &to, "--create"]);
+    // The rehearsals said that it differs, so it is named.
+    opsd.ok(&["restore", "db", "--to", &to, "--create", "--backup", &id]);
     server.drop_database(&target);
 }
 
@@ -121,7 +138,10 @@ fn any_changed_byte_of_a_document_is_caught() {
     let comment = signature.find('\n').unwrap() + 1;
     for at in positions(signature.len() - comment, 6) {
         with_byte_changed(&set.join("manifest.json.minisig"), comment + at, || {
-            differs(&opsd, "manifest.json");
+            let run = opsd.run(&["restore", "--verify", "--json"]).expect_failure(3, &["manifest.json"]);
+            // Where the changed byte is of the key's id, somebody else seems to have signed.
+            let verdict = &result(&run)["verdict"];
+            assert!(verdict == "differs" || verdict == "refused", "{run}");
         });
     }
     proven(&opsd);
@@ -141,7 +161,9 @@ fn any_changed_byte_of_a_stream_is_caught() {
         let size = std::fs::metadata(&file).unwrap().len() as usize;
         for at in [0, size / 2, size - 1] {
             with_byte_changed(&file, at, || {
-                differs(&opsd, key);
+                let run = differs(&opsd, key);
+                // The stream is named, once.
+                assert_eq!(run.stderr.matches("stream ").count(), 1, "{run}");
             });
         }
         // The same reader without a server: many more bytes in the same time.
@@ -261,11 +283,14 @@ fn a_signed_set_that_lost_its_signature_is_refused() {
     let (server, mut opsd, _) = site();
     let id = back_up(&opsd);
     std::fs::remove_file(directory(&opsd, &id).join("manifest.json.minisig")).unwrap();
-    differs(&opsd, "not signed");
+    refused(&opsd, &id, "not signed");
     let target = unique("nowhere");
     let to = server.socket_url("postgres", &target);
     let restore = ["restore", "db", "--to", &to, "--create"];
-    opsd.run(&restore).expect_failure(3, &["manifest.json is not signed", "hint: trusted_keys is set"]);
+    opsd.run(&restore).expect_failure(
+        3,
+        &["manifest.json is not signed", "hint: trusted_keys (or trusted_backup_keys) is set"],
+    );
     assert!(!server.databases().contains(&target));
     opsd.run(&["backups", "cat", &id, "x", "schema"]).expect_code(3);
     // A signature by somebody else's key is no better.
@@ -273,7 +298,7 @@ fn a_signed_set_that_lost_its_signature_is_refused() {
     let manifest = std::fs::read(directory(&opsd, &id).join("manifest.json")).unwrap();
     let theirs = opsd::set::signature::sign(&stranger.path("sign.key"), &manifest, "c").unwrap();
     std::fs::write(directory(&opsd, &id).join("manifest.json.minisig"), theirs).unwrap();
-    differs(&opsd, "not among trusted_keys");
+    refused(&opsd, &id, "not among the trusted keys");
     // Only who trusts nobody in particular takes it.
     opsd.encryption.unset("trusted_keys");
     opsd.ok(&restore);

@@ -122,6 +122,64 @@ async fn s3s_fs_lacks_what_it_is_known_to_lack() {
     left_only_the_report(&s3s_store(&server, "site").await).await;
 }
 
+/// MinIO lists an unfinished upload to who names its whole key, and to nobody else.
+#[tokio::test]
+async fn a_store_that_lists_uploads_by_their_whole_key_alone_is_said_to_list_none() {
+    let server = SeaweedFs::start().await;
+    let plan = |request: &Request<'_>, _: &mut rand::rngs::StdRng| {
+        let line = request.head.lines().next().unwrap_or_default();
+        let lists = line.starts_with("get ") && line.contains("uploads");
+        let prefix = line.split(['?', '&', ' ']).find_map(|part| part.strip_prefix("prefix="));
+        if !lists || prefix.is_some_and(|prefix| prefix.ends_with("%2faborted")) {
+            return Fate::Forward;
+        }
+        let body = "<?xml version=\"1.0\"?><ListMultipartUploadsResult><IsTruncated>false</IsTruncated>\
+                    </ListMultipartUploadsResult>";
+        Fate::Answer(format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: application/xml\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        ))
+    };
+    let proxy = Proxy::start(&server.endpoint, 1, std::time::Duration::ZERO, plan).await;
+    let mut repository = server.repository("site");
+    repository.endpoint = Some(proxy.endpoint.clone());
+    let report = probe_with(&repository, &server.admin.access()).await.unwrap();
+    all_are(&report, State::Yes, &[Name::Multipart, Name::MultipartAbort]);
+    all_are(&report, State::No, &[Name::MultipartList]);
+    assert_eq!(
+        report.lacks(Name::MultipartList),
+        Some("shows an unfinished upload only to who knows its key")
+    );
+    assert!(report.warnings.iter().any(|w| w.contains("lifecycle rule")), "{:?}", report.warnings);
+    super::no_unfinished_uploads(&server).await;
+    // Nor does a sweep say that there are none.
+    let store = open_s3(&repository, &server.admin.access()).await.unwrap();
+    let found = opsd::backup::sweep::find(&store, "site").await.unwrap();
+    assert!(found.uploads_unknown.is_some_and(|why| why.contains("only to who knows its key")));
+}
+
+/// A store that does not know a question answers another one, with 200.
+#[tokio::test]
+async fn a_wrong_answer_to_a_question_about_the_bucket_is_not_waited_for() {
+    let server = SeaweedFs::start().await;
+    let plan = |request: &Request<'_>, _: &mut rand::rngs::StdRng| {
+        let line = request.head.lines().next().unwrap_or_default();
+        if !line.contains("?versioning") && !line.contains("?object-lock") {
+            return Fate::Forward;
+        }
+        let body = "<!doctype html><html><body>Welcome!</body></html>";
+        Fate::Answer(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()))
+    };
+    let proxy = Proxy::start(&server.endpoint, 1, std::time::Duration::ZERO, plan).await;
+    let mut repository = server.repository("site");
+    repository.endpoint = Some(proxy.endpoint.clone());
+    let began = std::time::Instant::now();
+    let report = probe_with(&repository, &server.admin.access()).await.unwrap();
+    assert!(began.elapsed() < std::time::Duration::from_secs(40), "{:?}", began.elapsed());
+    all_are(&report, State::Unknown, &[Name::Versioning, Name::ObjectLock]);
+    all_are(&report, State::Yes, &[Name::Write, Name::Multipart, Name::Delete]);
+}
+
 /// Nobody signs the report; whoever writes to the bucket may have written it.
 #[tokio::test]
 async fn a_report_turns_no_checksums_off_where_the_store_takes_them() {
