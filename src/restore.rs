@@ -12,12 +12,14 @@ pub mod complaints;
 pub mod copy;
 pub mod databases;
 pub mod definitions;
+pub mod identity;
 pub mod large_objects;
 pub mod load;
 pub mod pg_restore;
 pub mod prove;
 pub mod rest;
 pub mod roles;
+pub mod subscriptions;
 pub mod swap;
 pub mod to;
 pub mod verify;
@@ -30,7 +32,7 @@ use crate::config::{Config, Connection, keys};
 use crate::error::{Error, Result};
 use crate::postgres::connect::{Session, error};
 use crate::postgres::locale;
-use crate::postgres::properties::{Properties, Setting};
+use crate::postgres::properties::{Label, Properties, Setting};
 use crate::postgres::tools::Tools;
 use crate::progress::Progress;
 use crate::set;
@@ -112,12 +114,16 @@ async fn read_proof(origin: &Origin, database: &Database) -> Result<Option<Proof
 /// The dumped database's owner, privileges and settings.
 fn own_properties(proof: &Proof) -> Properties {
     let setting = |s: &set::proof::Setting| Setting { role: s.role.clone(), setting: s.setting.clone() };
+    let label = |l: &set::proof::Label| Label { provider: l.provider.clone(), label: l.label.clone() };
     Properties {
         owner: proof.owner.clone(),
         acl: proof.acl.clone(),
         comment: proof.comment.clone(),
         connection_limit: proof.connection_limit,
         settings: proof.settings.iter().map(setting).collect(),
+        is_template: false, // nobody backs up a template
+        tablespace: proof.tablespace.clone(),
+        labels: proof.labels.iter().map(label).collect(),
     }
 }
 

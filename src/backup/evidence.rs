@@ -14,7 +14,7 @@ use crate::set::archive::copy::{parse_copy, parse_encoding, parse_setval};
 use crate::set::archive::parser::Contents;
 use crate::set::fingerprint::RowSecret;
 use crate::set::manifest::ProofState;
-use crate::set::proof::{Fingerprint, Proof, Sequence, Setting, Table};
+use crate::set::proof::{Fingerprint, Label, Proof, Sequence, Setting, Table};
 
 /// What all archives of a database held together.
 pub struct Evidence {
@@ -119,6 +119,7 @@ pub fn evidence(
     tables.values().for_each(|t| total.add(t.fingerprint));
     let own = &coordinator.properties.own;
     let setting = |s: &properties::Setting| Setting { role: s.role.clone(), setting: s.setting.clone() };
+    let label = |l: &properties::Label| Label { provider: l.provider.clone(), label: l.label.clone() };
     let proof = Proof {
         format: crate::set::manifest::FORMAT,
         secret: secret.to_base64(),
@@ -132,6 +133,8 @@ pub fn evidence(
         acl: own.acl.clone(),
         comment: own.comment.clone(),
         connection_limit: own.connection_limit,
+        tablespace: own.tablespace.clone(),
+        labels: own.labels.iter().map(label).collect(),
         excluded: coordinator.plan.excluded.clone(),
     };
     Ok(Evidence {

@@ -476,7 +476,8 @@ async fn start_scratch(
 }
 
 async fn create(admin: &Session, name: &str, database: &Database) -> Result<Vec<String>> {
-    let mut warnings = locale::create_database(admin, name, &locale_of(database), Fallback::Nearest).await?;
+    let (locale, options) = (locale_of(database), Sql::new(""));
+    let mut warnings = locale::create_database(admin, name, &locale, &options, Fallback::Nearest).await?;
     let l = &database.locale;
     // Money is written and read by it.
     let sql = Sql::new("ALTER DATABASE ").ident(name).then(" SET lc_monetary TO ").literal(&l.monetary);

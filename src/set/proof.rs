@@ -33,6 +33,12 @@ pub struct Proof {
     pub comment: Option<String>,
     /// Its connection limit, where there is one.
     pub connection_limit: Option<i32>,
+    /// The tablespace it was in, unless that was the server's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tablespace: Option<String>,
+    /// Its security labels.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<Label>,
     /// Tables whose rows were left out because the configuration says so.
     pub excluded: Vec<String>,
 }
@@ -87,6 +93,16 @@ pub struct Sequence {
     pub last_value: i64,
     /// `is_called`.
     pub is_called: bool,
+}
+
+/// A security label of the database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Label {
+    /// The module that knows it.
+    pub provider: String,
+    /// What it says.
+    pub label: String,
 }
 
 /// One row of pg_db_role_setting.

@@ -36,6 +36,7 @@ mod forgery;
 mod guards;
 mod harness;
 mod hostile_peers;
+mod identity;
 mod injection;
 mod integrity;
 mod kill;
