@@ -18,6 +18,7 @@ pub mod load;
 pub mod pg_restore;
 pub mod prove;
 pub mod rest;
+pub mod role_proof;
 pub mod roles;
 pub mod subscriptions;
 pub mod swap;

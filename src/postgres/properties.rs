@@ -281,12 +281,18 @@ async fn apply_acl(
     Ok(warnings)
 }
 
-fn statement(database: &str, setting: &Setting) -> Option<Sql> {
-    let (name, value) = setting.setting.split_once('=')?;
+/// Name and values of `name=value`: of a list several.
+pub fn values(setting: &str) -> Option<(&str, Vec<String>)> {
+    let (name, value) = setting.split_once('=')?;
     let values = match LISTS.contains(&name.to_lowercase().as_str()) {
         true => split_list(value),
         false => vec![value.to_owned()],
     };
+    Some((name, values))
+}
+
+fn statement(database: &str, setting: &Setting) -> Option<Sql> {
+    let (name, values) = values(&setting.setting)?;
     let target = match &setting.role {
         None => Sql::new("DATABASE ").ident(database),
         Some(role) => Sql::new("ROLE ").ident(role).then(" IN DATABASE ").ident(database),

@@ -36,8 +36,10 @@ const SYSTEM_BUNDLES: &[&str] = &[
     "/etc/ssl/cert.pem",
 ];
 
-/// What decides a dump's bytes and is not pinned by pg_dump itself.
-const PINNED_OPTIONS: &str = "-c timezone=UTC -c bytea_output=hex -c quote_all_identifiers=off";
+/// What decides a dump's bytes and is not pinned by pg_dump itself, or not by pg_dumpall: another server reads the day on
+/// which a password ends as its own settings say.
+const PINNED_OPTIONS: &str =
+    "-c timezone=UTC -c datestyle=ISO -c bytea_output=hex -c quote_all_identifiers=off";
 
 /// pg_dump and its siblings of one version.
 #[derive(Debug, Clone)]

@@ -6,8 +6,6 @@
 //! it: then it is kept beside the old one, for a person to decide. An empty database that is there already
 //! is filled as it is; a failure there leaves what was loaded, and says so.
 
-use std::collections::BTreeSet;
-
 use chrono::Utc;
 
 use super::complaints::{Complaint, masked_in};
@@ -92,7 +90,10 @@ pub async fn restore(
         report.warnings.extend(left_out(&globals));
     }
     if options.globals && !missing.is_empty() {
-        make_roles(&server, &globals, &existing, &missing).await?;
+        let admins = shutdown.guard(roles::admins(&admin)).await?;
+        let (statements, lines) = roles::missing(&globals, &existing, &admins, admin.major());
+        make_roles(&server, statements, &missing).await?;
+        report.warnings.extend(lines);
         report.roles_created = missing;
     } else if !missing.is_empty() {
         let own = matches!(place, Place::Free).then(|| proof.as_ref().map(own_properties)).flatten();
@@ -449,14 +450,8 @@ fn left_out(globals: &Globals) -> Option<String> {
 }
 
 /// Makes the roles that the set knows and the server lacks.
-async fn make_roles(
-    server: &databases::Server<'_>,
-    globals: &Globals,
-    existing: &BTreeSet<String>,
-    missing: &[String],
-) -> Result<()> {
+async fn make_roles(server: &databases::Server<'_>, statements: Vec<Sql>, missing: &[String]) -> Result<()> {
     // All or none. A statement may hold a password hash; it is not repeated.
-    let statements = roles::missing(globals, existing, server.admin.major());
     let script = Sql::new("BEGIN; ").join(statements, "; ").then("; COMMIT");
     let made = async { script.run(&server.admin.client).await.map_err(error) };
     match server.wait("CREATE ROLE", made).await {

@@ -14,13 +14,13 @@ use tokio::time::timeout_at;
 use super::complaints::{self, Complaint, Fault};
 use super::{
     Origin, Target, assertions, check_extensions, collations, definitions, identities, load, locale_of,
-    origin, own_properties, prove, read_globals, read_proof, roles,
+    origin, own_properties, prove, read_globals, read_proof, role_proof, roles,
 };
 use crate::config::{BackupJob, Config, Encryption};
 use crate::error::{Error, Kind, Result};
 use crate::postgres::connect::{Session, connect, error};
 use crate::postgres::locale::{self, Fallback};
-use crate::postgres::properties;
+use crate::postgres::properties::{self, Setting};
 use crate::postgres::scratch::{self, Scratch, ScratchOptions};
 use crate::postgres::sql::Sql;
 use crate::postgres::tools::{self, ServerBinaries, Tools};
@@ -31,6 +31,7 @@ use crate::set::catalog::{self, Loaded, Selector};
 use crate::set::globals::Globals;
 use crate::set::manifest::{Database, Manifest, ProofState};
 use crate::set::proof::Proof;
+use crate::set::scope::{Scope, What, named};
 use crate::set::seal::{changed, sha256_hex};
 use crate::set::signature::{self, Purpose};
 use crate::set::verification::{self, Phases, Verdict, Verification};
@@ -101,6 +102,8 @@ pub async fn verify(
         finished: Utc::now(),
         seconds: Phases::default(),
         databases: manifest.databases.iter().map(expected).collect(),
+        differences: Vec::new(),
+        scope: Vec::new(),
         warnings: Vec::new(),
         server_version: None,
         contained: None,
@@ -124,12 +127,13 @@ pub async fn verify(
     // Not a word about a set that somebody pruned meanwhile, nor a record where it was.
     let outcome = if is_gone(store.as_ref(), &origin.prefix).await {
         record.databases.iter_mut().for_each(|d| d.differences.clear());
+        record.differences.clear();
         Err(Error::new(format!("set {} was removed meanwhile", record.id)))
     } else {
         outcome
     };
     let (verdict, error) = match outcome {
-        Ok(complete) if record.databases.iter().all(|d| d.differences.is_empty()) => {
+        Ok(complete) if !record.differs() => {
             (if complete { Verdict::Proven } else { Verdict::Unproven }, None)
         }
         Ok(_) => (Verdict::Differs, None),
@@ -249,6 +253,11 @@ impl Run<'_> {
             self.record.databases[index].differences.extend(failed);
             self.lap("assert");
         }
+        self.phase("comparing roles");
+        let roles = role_proof::prove(&admin, globals).await?;
+        self.record.differences.extend(roles.differences);
+        self.record.scope.extend(roles.scope);
+        self.lap("roles");
         admin.close().await;
         Ok(complete)
     }
@@ -322,6 +331,22 @@ impl Run<'_> {
             // counted against the set.
             let settings = own_properties(proof).settings;
             let refused = properties::apply_settings(&admin.client, &name, &settings).await;
+            let found = properties::read(&admin.client, &name).await?.settings;
+            // Servers of different majors may write the same list in different ways.
+            let found: Vec<_> = found.iter().map(|s| (&s.role, properties::values(&s.setting))).collect();
+            let is_kept = |s: &&Setting| found.contains(&(&s.role, properties::values(&s.setting)));
+            let kept = settings.iter().filter(is_kept).count();
+            if kept + refused.len() < settings.len() {
+                self.record.databases[index].differences.push(format!(
+                    "{} of the database's settings have another value",
+                    settings.len() - kept - refused.len()
+                ));
+            }
+            let of = Some(database.name.as_str());
+            let (kept, lost) = (kept as u64, refused.len() as u64);
+            let scope = &mut self.record.scope;
+            scope.extend(Scope::covered(What::DatabaseSettings, of, kept));
+            scope.extend(Scope::uncovered(What::DatabaseSettings, of, lost, named(&refused)));
             self.record.warnings.extend(refused.into_iter().map(|w| format!("{}: {w}", database.name)));
             if !proof.excluded.is_empty() {
                 let excluded = proof.excluded.join(", ");

@@ -33,6 +33,7 @@ mod dropped;
 mod exporter;
 mod foreign_text;
 mod forgery;
+mod globals;
 mod guards;
 mod harness;
 mod hostile_peers;
