@@ -5,6 +5,7 @@
 //! perhaps another credential) and any knowledge of schedules.
 
 mod clock;
+mod computed;
 pub mod coordinator;
 mod drain;
 pub mod evidence;
@@ -417,8 +418,10 @@ impl Run<'_> {
             progress: self.progress.clone(),
         };
         let large_objects = coordinator.large_object_properties(&destination.secret).await?;
+        let begun = Instant::now();
         let dumped =
             drain::drain_all(started, &destination, self.job.streams, &coordinator, warnings).await?;
+        let computed = coordinator.computed(&destination.secret, begun.elapsed()).await;
 
         let mut streams: Vec<Stream> = Vec::new();
         let mut archives: Vec<(String, Contents)> = Vec::new();
@@ -427,7 +430,8 @@ impl Run<'_> {
             archives.push((dump.stream.name.clone(), dump.contents));
             streams.push(dump.stream);
         }
-        let found = evidence::evidence(&coordinator, &destination.secret, large_objects, &archives)?;
+        let found =
+            evidence::evidence(&coordinator, &destination.secret, large_objects, computed, &archives)?;
         warnings.extend(plan.warnings.iter().chain(&found.warnings).map(|w| format!("{name}: {w}")));
         let proof_object = match &found.proof {
             None => None,

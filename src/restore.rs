@@ -9,9 +9,12 @@
 mod assertions;
 pub mod collations;
 pub mod complaints;
+pub mod computed;
 pub mod copy;
+mod coverage;
 pub mod databases;
 pub mod definitions;
+pub mod extensions;
 pub mod identity;
 pub mod large_objects;
 pub mod load;

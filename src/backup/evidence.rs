@@ -14,7 +14,7 @@ use crate::set::archive::copy::{parse_copy, parse_encoding, parse_setval};
 use crate::set::archive::parser::Contents;
 use crate::set::fingerprint::RowSecret;
 use crate::set::manifest::ProofState;
-use crate::set::proof::{Fingerprint, Label, Proof, Sequence, Setting, Table};
+use crate::set::proof::{Computed, Fingerprint, Label, Proof, Sequence, Setting, Table};
 
 /// What all archives of a database held together.
 pub struct Evidence {
@@ -37,6 +37,7 @@ pub fn evidence(
     coordinator: &Coordinator,
     secret: &RowSecret,
     large_object_properties: Option<Fingerprint>,
+    computed: Vec<Computed>,
     archives: &[(String, Contents)],
 ) -> Result<Evidence> {
     if let Some((_, unknown)) = archives.iter().find(|(_, c)| c.header.is_none()) {
@@ -136,6 +137,7 @@ pub fn evidence(
         tablespace: own.tablespace.clone(),
         labels: own.labels.iter().map(label).collect(),
         excluded: coordinator.plan.excluded.clone(),
+        computed,
     };
     Ok(Evidence {
         proof: Some(proof),

@@ -381,7 +381,11 @@ mod tests {
         manifest.warnings.push(hostile.into());
         let database = &mut manifest.databases[0];
         database.excluded.push(hostile.into());
-        database.extensions.push(Extension { name: hostile.into(), version: hostile.into() });
+        database.extensions.push(Extension {
+            name: hostile.into(),
+            version: hostile.into(),
+            schema: Some(hostile.into()),
+        });
         assert_eq!(commands(&manifest), harmless);
         let document = render(&manifest);
         assert!(has_only_harmless_characters(&document), "{document:?}");

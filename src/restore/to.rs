@@ -12,8 +12,8 @@ use super::complaints::{Complaint, masked_in};
 use super::databases::Waited;
 use super::pg_restore::fetch_schema;
 use super::{
-    Origin, Target, check_extensions, collations, databases, existing_roles, identity, load, locale_of,
-    own_properties, read_globals, read_proof, roles, subscriptions, swap,
+    Origin, Target, check_extensions, collations, databases, existing_roles, extensions, identity, load,
+    locale_of, own_properties, read_globals, read_proof, roles, subscriptions, swap,
 };
 use crate::config::Connection;
 use crate::error::{Context, Error, Kind, Result};
@@ -292,7 +292,10 @@ async fn fill(
         tablespaces: row.get(2),
     };
     collations::check(&session.client, database).await?;
+    extensions::install(&session, database).await?;
     let loaded = load::load(origin, database, &target).await?;
+    let other = extensions::other_versions(&session, database).await?;
+    report.warnings.extend(other.into_iter().map(|line| format!("extension {line}")));
     report.warnings.extend(loaded.warnings);
     report.failed.extend(loaded.failed.iter().map(Complaint::to_string));
     report.seconds.extend(loaded.seconds.iter().map(|(p, s)| ((*p).to_owned(), *s)));

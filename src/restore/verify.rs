@@ -13,8 +13,8 @@ use tokio::time::timeout_at;
 
 use super::complaints::{self, Complaint, Fault};
 use super::{
-    Origin, Target, assertions, check_extensions, collations, definitions, identities, load, locale_of,
-    origin, own_properties, prove, read_globals, read_proof, role_proof, roles,
+    Origin, Target, assertions, check_extensions, collations, computed, coverage, definitions, extensions,
+    identities, load, locale_of, origin, own_properties, prove, read_globals, read_proof, role_proof, roles,
 };
 use crate::config::{BackupJob, Config, Encryption};
 use crate::error::{Error, Kind, Result};
@@ -285,6 +285,7 @@ impl Run<'_> {
         };
         let session = connect(&target.connection, None, "opsd verify").await?;
         collations::check(&session.client, database).await?;
+        extensions::install(&session, database).await?;
         session.close().await;
         let loaded = load::load(self.origin, database, &target).await.map_err(complaints::blame)?;
         for (phase, seconds) in &loaded.seconds {
@@ -312,14 +313,44 @@ impl Run<'_> {
             self.changed_definitions(scratch, admin, &target, database, &loaded.schema).await?;
         let source_major = self.manifest.server.version_num / 10_000;
         let same_major = source_major == scratch.major && self.manifest.dump_major() == scratch.major;
-        if comparable && same_major && !lacking {
+        let can_judge = comparable && same_major && !lacking;
+        if can_judge || changed.is_empty() {
+            self.record.scope.extend(coverage::of_definitions(&database.name, &loaded.schema));
+        }
+        if can_judge {
             differences.extend(changed);
         } else if !changed.is_empty() {
             // Another major may split the same definitions into other entries.
             complete = false;
+            let entries = definitions::count(&loaded.schema);
+            let (of, why) = (Some(database.name.as_str()), "compared, and not judged: see the warnings");
+            self.record.scope.extend(Scope::uncovered(What::Definitions, of, entries, why));
             self.record.warnings.extend(changed.into_iter().map(|c| {
                 format!("{}: {c} (source {source_major}, scratch server {})", database.name, scratch.major)
             }));
+        }
+        let session = connect(&target.connection, None, "opsd verify").await?;
+        let other_versions = extensions::other_versions(&session, database).await?;
+        session.close().await;
+        self.record.scope.extend(coverage::of_content(
+            database,
+            proof.as_deref(),
+            found.tables_proven,
+            &loaded.schema,
+            &other_versions,
+        ));
+        if let Some(proof) = &proof {
+            let computed = computed::compare(&target.connection, &database.name, proof).await?;
+            self.record.scope.extend(computed.scope);
+            if !computed.other_values.is_empty() {
+                complete = false;
+                let tables = named(&computed.other_values);
+                self.record.warnings.push(format!(
+                    "{}: generated columns have other values than at the source: {tables}; their function was changed \
+                     since they were stored, or this host's locales are others",
+                    database.name
+                ));
+            }
         }
         let entry = &mut self.record.databases[index];
         entry.tables_total = database.tables + proof.as_ref().map_or(0, |p| p.excluded.len() as u64);
@@ -401,6 +432,9 @@ impl Run<'_> {
         let name = format!("opsd_reference_{index}");
         create(admin, &name, database).await?;
         let second = Target { connection: scratch.connection(&name), dbname: name.clone(), ..target.clone() };
+        let session = connect(&second.connection, None, "opsd verify").await?;
+        extensions::install(&session, database).await?;
+        session.close().await;
         // Without rows a materialized view may fail that was filled with them; what did not come into
         // being is then not judged.
         let mut comparable = true;

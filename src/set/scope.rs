@@ -68,7 +68,7 @@ impl What {
             What::ExcludedRows,
             "excluded-rows",
             "the definition",
-            "rows that `exclude_tables_data` leaves out; the tables are named",
+            "rows that `exclude_table_data` leaves out; the tables are named",
         ),
         (What::LargeObjects, "large-objects", "number, OID, content, owner, privileges, comment", ""),
         (What::Sequences, "sequences", "`last_value` and `is_called`", ""),
@@ -94,7 +94,7 @@ impl What {
             What::GeneratedColumns,
             "generated-columns",
             "values of `GENERATED ALWAYS AS … STORED` columns, which a restore computes anew",
-            "tables with rows that two fingerprints cannot be taken of at one time; the tables are named",
+            "columns whose values differ from the source's: their function was changed since they were stored, or this host's locales are others. The tables are named, with a warning, and the verdict is `unproven`. Tables that were not read when the set was taken (not in time, locked, a foreign partition) are named",
         ),
         (
             What::MaterializedViewRows,

@@ -61,6 +61,7 @@ mod ownership;
 mod policies;
 mod postgres;
 mod postgres_faults;
+mod proven;
 mod readme;
 mod regressions;
 mod rehearsals;
