@@ -11,7 +11,7 @@ use crate::support::postgres::{
 use crate::support::sets::back_up;
 
 /// A server that initdb made for `boss`, where `postgres` is one superuser among others.
-fn server_of_boss(major: u32) -> Server {
+pub fn server_of_boss(major: u32) -> Server {
     let server = Server::start(major, &Options { initdb: &["--username=boss"], ..Options::default() });
     let mut psql: Command = server.client("psql");
     psql.env("PGUSER", "boss").args([
