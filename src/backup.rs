@@ -5,6 +5,7 @@
 //! perhaps another credential) and any knowledge of schedules.
 
 mod clock;
+mod computed;
 pub mod coordinator;
 mod drain;
 pub mod evidence;
@@ -525,10 +526,12 @@ impl Run<'_> {
                 Some(roles) => globals::dump(source, &mut said).await.map(|sql| roles.push(sql)),
             }
         };
+        let begun = Instant::now();
         let (dumped, ()) =
             tokio::try_join!(drain::drain_all(running, &moved, &coordinator, warnings), dumped_roles)?;
         said.retain(|warning| !warnings.contains(warning));
         warnings.extend(said);
+        let computed = coordinator.computed(&destination.secret, begun.elapsed()).await;
 
         let mut streams: Vec<Stream> = Vec::new();
         let mut archives: Vec<(String, Contents)> = Vec::new();
@@ -536,7 +539,8 @@ impl Run<'_> {
             archives.push((dump.stream.name.clone(), dump.contents));
             streams.push(dump.stream);
         }
-        let found = evidence::evidence(&coordinator, &destination.secret, large_objects, &archives)?;
+        let found =
+            evidence::evidence(&coordinator, &destination.secret, large_objects, computed, &archives)?;
         warnings.extend(plan.warnings.iter().chain(&found.warnings).map(|w| format!("{name}: {w}")));
         let proof_object = match &found.proof {
             None => None,

@@ -32,3 +32,13 @@ pub struct Setting {
     /// `name=value`.
     pub setting: String,
 }
+
+/// What a security module knows of a database.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Label {
+    /// The module.
+    pub provider: String,
+    /// Its label.
+    pub label: String,
+}

@@ -2,6 +2,7 @@
 //! backup is.
 
 mod bounded;
+pub mod computed;
 pub mod connect;
 mod dial;
 pub mod ident;

@@ -9,15 +9,21 @@
 mod assertions;
 pub mod collations;
 pub mod complaints;
+pub mod computed;
 pub mod copy;
+mod coverage;
 pub mod databases;
 pub mod definitions;
+pub mod extensions;
+pub mod identity;
 pub mod large_objects;
 pub mod load;
 pub mod pg_restore;
 pub mod prove;
 pub mod rest;
+pub mod role_proof;
 pub mod roles;
+pub mod subscriptions;
 pub mod swap;
 pub mod to;
 pub mod verify;
@@ -116,6 +122,9 @@ fn own_properties(proof: &Proof) -> Properties {
         comment: proof.comment.clone(),
         connection_limit: proof.connection_limit,
         settings: proof.settings.clone(),
+        is_template: false, // nobody backs up a template
+        tablespace: proof.tablespace.clone(),
+        labels: proof.labels.clone(),
     }
 }
 

@@ -8,6 +8,7 @@ pub mod globals;
 pub mod lexer;
 pub mod manifest;
 pub mod proof;
+pub mod scope;
 pub mod scrub;
 pub mod seal;
 pub mod signature;

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use tokio_postgres::error::SqlState;
 
+use super::computed;
 use super::inventory::{self, Inventory, Properties, Table, is_replaced};
 use super::plan::{Plan, plan};
 use crate::config::{BackupJob, Connection};
@@ -24,7 +25,7 @@ use crate::postgres::connect::{Session, connect_with, error};
 use crate::postgres::sql::Sql;
 use crate::postgres::{large_objects, limits};
 use crate::set::fingerprint::{RowHasher, RowSecret};
-use crate::set::proof::Fingerprint;
+use crate::set::proof::{Computed, Fingerprint};
 
 /// How often lists may change under our hands before we give up: a schema that changes this often
 /// within seconds is being migrated.
@@ -242,6 +243,11 @@ impl Coordinator {
         let mut hasher = RowHasher::new(secret);
         large_objects::properties(&self.session.client, |line| hasher.copied(line)).await?;
         Ok(Some(hasher.take()))
+    }
+
+    /// Fingerprints of what a restore computes anew, once the dumps are stored, which took so long.
+    pub async fn computed(&self, secret: &RowSecret, took: Duration) -> Vec<Computed> {
+        computed::read(&self.session.client, &self.inventory, &self.plan.without_data, secret, took).await
     }
 
     /// Lets go of the snapshot and the locks, and returns when the server has.

@@ -13,7 +13,7 @@ use crate::set::archive::copy::{parse_copy, parse_encoding, parse_setval};
 use crate::set::archive::parser::Contents;
 use crate::set::fingerprint::RowSecret;
 use crate::set::manifest::ProofState;
-use crate::set::proof::{Fingerprint, Proof, Sequence, Table};
+use crate::set::proof::{Computed, Fingerprint, Proof, Sequence, Table};
 
 /// What all archives of a database held together.
 pub struct Evidence {
@@ -36,6 +36,7 @@ pub fn evidence(
     coordinator: &Coordinator,
     secret: &RowSecret,
     large_object_properties: Option<Fingerprint>,
+    computed: Vec<Computed>,
     archives: &[(String, Contents)],
 ) -> Result<Evidence> {
     if let Some((_, unknown)) = archives.iter().find(|(_, c)| c.header.is_none()) {
@@ -130,7 +131,10 @@ pub fn evidence(
         acl: own.acl.clone(),
         comment: own.comment.clone(),
         connection_limit: own.connection_limit,
+        tablespace: own.tablespace.clone(),
+        labels: own.labels.clone(),
         excluded: coordinator.plan.excluded.clone(),
+        computed,
     };
     Ok(Evidence {
         proof: Some(proof),

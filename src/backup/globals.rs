@@ -15,6 +15,7 @@ use crate::config::libpq::dbname_argument;
 use crate::error::{Context, Result};
 use crate::postgres::connect::error;
 use crate::postgres::messages::explain_dump;
+use crate::postgres::settings;
 use crate::process;
 use crate::set::lexer::{Statement, statements};
 
@@ -51,9 +52,13 @@ fn add(warnings: &mut Vec<String>, warning: String) {
 }
 
 async fn pg_dumpall(source: &Source<'_>, more: &[&str]) -> Result<(Vec<u8>, Vec<String>)> {
-    let connection = &source.postgres.connection;
+    let mut connection = source.postgres.connection.clone();
+    // Unlike pg_dump it leaves this to the server, and another one reads the day on which a password ends as its own
+    // settings say.
+    let iso = settings::option("datestyle", "ISO");
+    connection.options = Some(connection.options.map_or(iso.clone(), |own| format!("{own} {iso}")));
     let mut command =
-        source.tools.command("pg_dumpall", connection, &connection.dbname, &source.application_name)?;
+        source.tools.command("pg_dumpall", &connection, &connection.dbname, &source.application_name)?;
     command.args(["--globals-only", "--no-password"]);
     command.arg(format!("--encoding={}", source.encoding));
     // pg_dumpall reads this as a connection string, so an odd name must be quoted within one.

@@ -360,12 +360,12 @@ pub async fn properties(client: &Client, server_version_num: u32) -> Result<Prop
     };
     let own = properties::read(client, &row.get::<_, String>(7)).await?;
     let extensions = client
-        .query("SELECT extname::text, extversion FROM pg_extension ORDER BY extname", &[])
+        .query("SELECT extname::text, extversion, nspname FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace ORDER BY extname", &[])
         .await
         .map_err(error)
         .context("cannot list extensions")?
         .iter()
-        .map(|row| Extension { name: row.get(0), version: row.get(1) })
+        .map(|row| Extension { name: row.get(0), version: row.get(1), schema: Some(row.get::<_, Name>(2).0) })
         .collect();
     let collations = collations(client, server_version_num).await?;
     Ok(Properties { locale, extensions, collations, own })

@@ -10,6 +10,9 @@ use quoting::{export, markdown, shell};
 use crate::postgres::settings;
 use crate::set::manifest::{Extension, Locale, Manifest, Object, Stream, TRANSACTION_SIZE};
 
+/// Takes off who granted a membership; a role's name may be anything, but ends where its quote does.
+const WITHOUT_GRANTORS: &str = r#"sed -E '/^GRANT /s/ GRANTED BY ("([^"]|"")*"|[a-z0-9_]+);$/;/'"#;
+
 /// Databases that initdb makes.
 const EVERYWHERE: [&str; 2] = ["postgres", "template1"];
 
@@ -87,6 +90,13 @@ pub fn render(manifest: &Manifest) -> String {
             "take only what is missing. Every other error is shown, and is one: a tablespace, for instance,",
         );
         line("whose directory is missing.");
+        line("");
+        line("PostgreSQL 16 and newer refuses memberships that another superuser than its first one granted");
+        line(
+            "(`permission denied to grant privileges`): where the first superuser of the new server has another",
+        );
+        line("name than the old one's, put this before `psql`, and he grants them all:");
+        line(&format!("`{WITHOUT_GRANTORS} |`"));
         line("");
         line("```sh");
         line(&format!("{} |", unseal(globals)));
@@ -392,7 +402,11 @@ mod tests {
         manifest.warnings.push(hostile.into());
         let database = &mut manifest.databases[0];
         database.excluded.push(hostile.into());
-        database.extensions.push(Extension { name: hostile.into(), version: hostile.into() });
+        database.extensions.push(Extension {
+            name: hostile.into(),
+            version: hostile.into(),
+            schema: Some(hostile.into()),
+        });
         assert_eq!(commands(&manifest), harmless);
         let document = render(&manifest);
         assert!(has_only_harmless_characters(&document), "{document:?}");

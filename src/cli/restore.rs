@@ -17,6 +17,7 @@ use crate::restore::to::{self, Options, Report};
 use crate::restore::verify::{self, Rehearsal, Uncontained};
 use crate::set::catalog::{self, Selector, Use};
 use crate::set::manifest::Database;
+use crate::set::scope::Scope;
 use crate::set::verification::{self, Phases, Verdict};
 use crate::shutdown::Shutdown;
 use crate::store::{self, Store};
@@ -83,6 +84,10 @@ struct ResultReport {
     id: Option<String>,
     verdict: Outcome,
     databases: Vec<verification::Database>,
+    /// Of roles, memberships and their settings.
+    differences: Vec<String>,
+    /// What was compared, and what was not.
+    scope: Vec<Scope>,
     seconds: Phases,
     total_seconds: f64,
     server_version: Option<String>,
@@ -193,6 +198,7 @@ fn judged(job: &str, rehearsal: Rehearsal) -> (ResultReport, Option<Error>) {
                 .databases
                 .iter()
                 .flat_map(|d| d.differences.iter().map(|difference| format!("{}: {difference}", d.name)))
+                .chain(record.differences.iter().cloned())
                 .collect();
             Error::differs(all.join("; ")).context(format!("set {} differs", record.id))
         })),
@@ -202,6 +208,8 @@ fn judged(job: &str, rehearsal: Rehearsal) -> (ResultReport, Option<Error>) {
         id: Some(record.id),
         verdict: record.verdict.into(),
         databases: record.databases,
+        differences: record.differences,
+        scope: record.scope,
         seconds: record.seconds,
         total_seconds,
         server_version: record.server_version,
@@ -224,6 +232,8 @@ fn unread(job: &str, error: &Error) -> ResultReport {
             _ => Outcome::Failed,
         },
         databases: Vec::new(),
+        differences: Vec::new(),
+        scope: Vec::new(),
         seconds: Phases::default(),
         total_seconds: 0.0,
         server_version: None,
@@ -253,6 +263,12 @@ fn say(report: &ResultReport) {
             output::counted(d.tables_total, "table"),
             output::counted(d.rows, "row")
         ));
+    }
+    for scope in report.scope.iter().filter(|scope| !scope.covered) {
+        output::note("  not covered: ", scope.to_string());
+    }
+    for difference in &report.differences {
+        output::note("  differs: ", difference);
     }
     if !report.seconds.0.is_empty() {
         let total = output::seconds(report.total_seconds);

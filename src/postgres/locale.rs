@@ -17,12 +17,13 @@ pub enum Fallback {
     Refused,
 }
 
-/// Creates an empty database from template0, as close to `wanted` as this server can; returns what
-/// had to be substituted, a line each.
+/// Creates an empty database from template0 with these further `options`, as close to `wanted` as this server
+/// can; returns what had to be substituted, a line each.
 pub async fn create_database(
     session: &Session,
     name: &str,
     wanted: &Locale,
+    options: &Sql,
     fallback: Fallback,
 ) -> Result<Vec<String>> {
     let mut candidates = candidates(wanted);
@@ -38,7 +39,7 @@ pub async fn create_database(
     }
     let last = candidates.len() - 1;
     for (i, candidate) in candidates.iter().enumerate() {
-        let sql = statement(name, candidate, session.major());
+        let sql = statement(name, candidate, session.major()).sql(options);
         match sql.run(&session.client).await {
             Ok(()) => return Ok(substitutions(name, wanted, candidate, &session.server_version)),
             Err(e) if i < last && is_about_locales(&e) => {

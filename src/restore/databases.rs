@@ -14,6 +14,7 @@ use crate::config::Connection;
 use crate::error::{Error, Result};
 use crate::postgres::connect::{Session, error};
 use crate::postgres::locale::{self, Fallback, Locale};
+use crate::postgres::properties;
 use crate::postgres::sql::Sql;
 use crate::shutdown::Shutdown;
 
@@ -53,13 +54,31 @@ pub struct Server<'a> {
 }
 
 impl Server<'_> {
-    /// Makes an empty database, exactly as it is wanted.
-    pub async fn create(&self, name: &str, wanted: &Locale) -> Result<()> {
-        let made = locale::create_database(self.admin, name, wanted, Fallback::Refused);
+    /// Makes an empty database, exactly as it is wanted. Nobody but its owner and superusers may connect to it at
+    /// any time before it is opened.
+    pub async fn create(&self, name: &str, wanted: &Locale, tablespace: Option<&str>) -> Result<()> {
+        let mut options = Sql::new(" ALLOW_CONNECTIONS false");
+        if let Some(tablespace) = tablespace {
+            options = options.then(" TABLESPACE ").ident(tablespace);
+        }
+        let made = locale::create_database(self.admin, name, wanted, &options, Fallback::Refused);
         match self.wait(&format!("CREATE DATABASE {name:?}"), made).await {
-            Waited::Ended(made) => made.map(|_| ()),
-            Waited::Cancelled(why) => Err(why),
-            Waited::Unknown(why) => Err(why.context(format!("the server may still make database {name:?}"))),
+            Waited::Ended(made) => made.map(|_| ())?,
+            Waited::Cancelled(why) => return Err(why),
+            Waited::Unknown(why) => {
+                return Err(why.context(format!("the server may still make database {name:?}")));
+            }
+        }
+        let close = properties::close(name);
+        let closed = async { close.run(&self.admin.client).await.map_err(error) };
+        let Err(failure) = self.wait_or_leave(&format!("ALTER DATABASE {name:?}"), closed).await else {
+            return Ok(());
+        };
+        match self.drop(name).await {
+            Ok(()) => Err(failure),
+            Err(e) => {
+                Err(failure.context(format!("database {name:?} is empty and could not be dropped ({e})")))
+            }
         }
     }
 

@@ -102,6 +102,11 @@ pub fn compare(archived: &[Entry], found: &[Entry], reference: Option<&[Entry]>)
     differences
 }
 
+/// How many of these entries are compared.
+pub fn count(entries: &[Entry]) -> u64 {
+    by_name(entries).values().map(|all| all.len() as u64).sum()
+}
+
 /// Table access methods of entries of one name, sorted.
 fn methods<'a>(entries: &[(&str, &str, &'a str)]) -> Vec<&'a str> {
     let mut methods: Vec<&str> = entries.iter().map(|(_, _, method)| *method).collect();

@@ -3,7 +3,7 @@
 //! Statements are built from the parts of each role rather than fed to psql from pg_dumpall's text, because
 //! roles that exist must be left alone, and because text is not what it says it is.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::existing_roles;
 use crate::error::{Context, Result};
@@ -20,16 +20,29 @@ pub async fn create_stubs(admin: &Session, globals: &Globals) -> Result<()> {
         created.with_context(|| format!("role {:?}", role.name))?;
     }
     let known = existing_roles(admin).await?;
-    for grant in &globals.memberships {
-        // A newer major's predefined role, or the source's superuser.
-        if !known.contains(&grant.role) || !known.contains(&grant.member) {
-            continue;
+    let is_known = |grant: &&Membership| known.contains(&grant.role) && known.contains(&grant.member);
+    for grant in grants(globals.memberships.iter().filter(is_known), &BTreeSet::new(), admin.major()) {
+        // What does not come into being is found when all of them are compared.
+        if let Err(failure) = grant.sql(admin.major()).run(&admin.client).await {
+            tracing::debug!(member = grant.membership.member, "membership was refused: {}", error(failure));
         }
-        let sql = Sql::new("GRANT ").ident(&grant.role).then(" TO ").ident(&grant.member);
-        let granted = sql.run(&admin.client).await.map_err(error);
-        granted.with_context(|| format!("membership of {:?}", grant.member))?;
     }
     Ok(())
+}
+
+/// Who may give which role to others on the session's server: role and member.
+pub async fn admins(admin: &Session) -> Result<BTreeSet<(String, String)>> {
+    let rows = admin
+        .client
+        .query(
+            "SELECT r.rolname::text, m.rolname::text FROM pg_auth_members a
+               JOIN pg_roles r ON r.oid = a.roleid JOIN pg_roles m ON m.oid = a.member WHERE a.admin_option",
+            &[],
+        )
+        .await
+        .map_err(error)
+        .context("cannot list memberships")?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 /// A role that owns and has privileges, and that nobody can log in as. Materialized views are filled and
@@ -45,9 +58,76 @@ pub fn stub(role: &Role) -> Sql {
     sql
 }
 
+/// A membership that is to be granted.
+pub struct Grant<'g> {
+    /// As the set has it.
+    pub membership: &'g Membership,
+    /// Who grants it; absent where that is the server's first superuser.
+    pub by: Option<&'g str>,
+}
+
+impl Grant<'_> {
+    /// The statement for a server of this major.
+    pub fn sql(&self, major: u32) -> Sql {
+        grant(self.membership, self.by, major)
+    }
+}
+
+/// Memberships in an order in which each may be granted, and by whom.
+///
+/// From PostgreSQL 16 on a membership is granted by somebody who has the ADMIN OPTION on the role, or by the server's
+/// first superuser, whom every cluster calls as it likes; pg_dumpall names either. So whoever does not have the option
+/// by one of these memberships, or by `admins` of the server already, is taken for the source's first superuser, and
+/// the server puts its own in his place. Older servers wrote down anybody.
+pub fn grants<'g>(
+    memberships: impl Iterator<Item = &'g Membership>,
+    admins: &BTreeSet<(String, String)>,
+    major: u32,
+) -> Vec<Grant<'g>> {
+    let memberships: Vec<&Membership> = memberships.collect();
+    if major < 16 {
+        let as_it_is = |membership| Grant { membership, by: membership.granted_by.as_deref() };
+        return memberships.into_iter().map(as_it_is).collect();
+    }
+    let mut may: BTreeSet<(&str, &str)> =
+        admins.iter().map(|(role, member)| (role.as_str(), member.as_str())).collect();
+    let gives: BTreeSet<(&str, &str)> =
+        memberships.iter().filter(|m| m.admin).map(|m| (m.role.as_str(), m.member.as_str())).collect();
+    let mut waiting: BTreeMap<(&str, &str), Vec<&Membership>> = BTreeMap::new();
+    let mut ready: VecDeque<(&Membership, Option<&str>)> = VecDeque::new();
+    for membership in memberships {
+        match membership.granted_by.as_deref().map(|by| (membership.role.as_str(), by)) {
+            Some(key) if may.contains(&key) => ready.push_back((membership, Some(key.1))),
+            Some(key) if gives.contains(&key) => waiting.entry(key).or_default().push(membership),
+            _ => ready.push_back((membership, None)),
+        }
+    }
+    let mut ordered = Vec::new();
+    loop {
+        while let Some((membership, by)) = ready.pop_front() {
+            ordered.push(Grant { membership, by });
+            let key = (membership.role.as_str(), membership.member.as_str());
+            if membership.admin && may.insert(key) {
+                ready.extend(waiting.remove(&key).into_iter().flatten().map(|next| (next, Some(key.1))));
+            }
+        }
+        // Older servers let two give the option to each other.
+        match waiting.pop_first() {
+            Some((_, cycle)) => ready.extend(cycle.into_iter().map(|membership| (membership, None))),
+            None => return ordered,
+        }
+    }
+}
+
 /// The statements that make the roles which are not among `existing`: their attributes, comments, settings,
-/// and every membership that touches one of them. `major`: of the server that they are for.
-pub fn missing(globals: &Globals, existing: &BTreeSet<String>, major: u32) -> Vec<Sql> {
+/// and every membership that touches one of them. `admins` may grant on that server, whose major this is. With
+/// them, a line for each membership that somebody else grants than at the source.
+pub fn missing(
+    globals: &Globals,
+    existing: &BTreeSet<String>,
+    admins: &BTreeSet<(String, String)>,
+    major: u32,
+) -> (Vec<Sql>, Vec<String>) {
     let made: Vec<&Role> = globals.roles.iter().filter(|role| !existing.contains(&role.name)).collect();
     let names: BTreeSet<&str> = made.iter().map(|role| role.name.as_str()).collect();
     let mut statements: Vec<Sql> = made.iter().map(|role| create(role)).collect();
@@ -62,8 +142,45 @@ pub fn missing(globals: &Globals, existing: &BTreeSet<String>, major: u32) -> Ve
     }
     let touches =
         |grant: &&Membership| names.contains(grant.role.as_str()) || names.contains(grant.member.as_str());
-    statements.extend(globals.memberships.iter().filter(touches).map(|membership| grant(membership, major)));
-    statements
+    let granted: BTreeSet<(&str, &str)> = globals
+        .memberships
+        .iter()
+        .filter(|grant| grant.admin)
+        .map(|grant| (grant.role.as_str(), grant.member.as_str()))
+        .collect();
+    let mut lines = Vec::new();
+    for grant in grants(globals.memberships.iter().filter(touches), admins, major) {
+        let Membership { role, member, granted_by, .. } = grant.membership;
+        if let (None, Some(by)) = (grant.by, granted_by)
+            && granted.contains(&(role.as_str(), by.as_str()))
+        {
+            lines.push(format!(
+                "{member:?} is made a member of {role:?} not by {by:?}, who may not do so here"
+            ));
+        }
+        if major < 16 && (grant.membership.set == Some(false) || grant.membership.inherit == Some(false)) {
+            lines.push(format!(
+                "{member:?} has more of {role:?} than in the set: PostgreSQL {major} has no membership without \
+                 INHERIT or SET"
+            ));
+        }
+        statements.push(grant.sql(major));
+    }
+    (statements, lines)
+}
+
+/// Gives a stub the attributes of its role, all of them and no password: code of the dump runs on its server.
+pub fn complete(role: &Role) -> Sql {
+    let mut sql = Sql::new("ALTER ROLE ").ident(&role.name).then(" WITH");
+    let attributes = &role.attributes;
+    for (flag, yes, no) in Flag::ALL {
+        sql = sql.then(" ").then(if attributes.flags.contains(&flag) { yes } else { no });
+    }
+    sql = sql.then(" CONNECTION LIMIT ").number(attributes.connection_limit.unwrap_or(-1));
+    match &attributes.valid_until {
+        Some(time) => sql.then(" VALID UNTIL ").literal(time),
+        None => sql,
+    }
 }
 
 /// Only what differs from the default is said: a role that is no superuser may make roles, but may not even
@@ -88,7 +205,7 @@ fn create(role: &Role) -> Sql {
     }
 }
 
-fn grant(membership: &Membership, major: u32) -> Sql {
+fn grant(membership: &Membership, by: Option<&str>, major: u32) -> Sql {
     let mut sql = Sql::new("GRANT ").ident(&membership.role).then(" TO ").ident(&membership.member);
     let mut options = Vec::new();
     if membership.admin {
@@ -104,7 +221,7 @@ fn grant(membership: &Membership, major: u32) -> Sql {
     if !options.is_empty() {
         sql = sql.then(" WITH ").join(options, ", ");
     }
-    match &membership.granted_by {
+    match by {
         Some(role) => sql.then(" GRANTED BY ").ident(role),
         None => sql,
     }
@@ -152,7 +269,10 @@ mod tests {
 
     fn said(existing: &[&str], major: u32) -> Vec<String> {
         let existing = existing.iter().map(|name| (*name).to_owned()).collect();
-        missing(&Globals::parse(GLOBALS).unwrap(), &existing, major).iter().map(Sql::to_string).collect()
+        let admins = BTreeSet::new();
+        let (statements, lines) = missing(&Globals::parse(GLOBALS).unwrap(), &existing, &admins, major);
+        assert!(major < 16 || lines.is_empty(), "{lines:?}");
+        statements.iter().map(Sql::to_string).collect()
     }
 
     #[test]
@@ -166,7 +286,7 @@ mod tests {
                 "COMMENT ON ROLE \"alice\" IS E'it''s \\\\'",
                 "ALTER ROLE \"alice\" SET \"search_path\" TO 'a', 'b'",
                 "ALTER ROLE \"alice\" SET \"application_name\" TO 'x SUPERUSER y'",
-                "GRANT \"alice\" TO \"b \"\"o;b\" WITH ADMIN OPTION, INHERIT TRUE, SET FALSE GRANTED BY \"postgres\"",
+                "GRANT \"alice\" TO \"b \"\"o;b\" WITH ADMIN OPTION, INHERIT TRUE, SET FALSE",
                 "GRANT \"pg_monitor\" TO \"alice\"",
             ]
         );
@@ -177,6 +297,56 @@ mod tests {
             stubs,
             ["CREATE ROLE \"alice\" NOLOGIN", "CREATE ROLE \"b \"\"o;b\" NOLOGIN SUPERUSER NOINHERIT"]
         );
+    }
+
+    #[test]
+    fn memberships_are_granted_in_an_order_in_which_they_may_be() {
+        let parse = |sql: &str| Globals::parse(sql).unwrap();
+        let said = |globals: &Globals, admins: &[(&str, &str)], major| -> Vec<String> {
+            let admins = admins.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
+            let grants = grants(globals.memberships.iter(), &admins, major);
+            grants.iter().map(|g| g.sql(major).to_string().replace('"', "")).collect()
+        };
+        let globals = parse(
+            "GRANT r TO c GRANTED BY b; GRANT r TO b WITH ADMIN OPTION GRANTED BY a;
+             GRANT r TO a WITH ADMIN OPTION GRANTED BY boss;",
+        );
+        assert_eq!(
+            said(&globals, &[], 16),
+            [
+                "GRANT r TO a WITH ADMIN OPTION",
+                "GRANT r TO b WITH ADMIN OPTION GRANTED BY a",
+                "GRANT r TO c GRANTED BY b"
+            ]
+        );
+        assert!(said(&globals, &[], 15)[2].ends_with("GRANTED BY boss"));
+        assert!(said(&globals, &[("r", "boss")], 16)[0].ends_with("GRANTED BY boss"));
+        // Two that gave it to each other, and one who gave it to himself.
+        let cycle = parse(
+            "GRANT r TO a WITH ADMIN OPTION GRANTED BY b; GRANT r TO b WITH ADMIN OPTION GRANTED BY a;
+             GRANT q TO a WITH ADMIN OPTION GRANTED BY a;",
+        );
+        assert_eq!(
+            said(&cycle, &[], 17),
+            [
+                "GRANT q TO a WITH ADMIN OPTION",
+                "GRANT r TO b WITH ADMIN OPTION",
+                "GRANT r TO a WITH ADMIN OPTION GRANTED BY b"
+            ]
+        );
+    }
+
+    /// A chain of a hundred thousand, each granted by the one that comes after it.
+    #[test]
+    fn memberships_are_ordered_in_work_in_proportion() {
+        let chain: String = (0..100_000)
+            .map(|n| format!("GRANT r TO m{n} WITH ADMIN OPTION GRANTED BY m{};\n", n + 1))
+            .collect();
+        let globals = Globals::parse(&chain).unwrap();
+        let ordered = grants(globals.memberships.iter(), &BTreeSet::new(), 16);
+        assert_eq!(ordered.len(), 100_000);
+        assert_eq!((ordered[0].membership.member.as_str(), ordered[0].by), ("m99999", None));
+        assert_eq!(ordered[1].by, Some("m99999"));
     }
 
     #[test]

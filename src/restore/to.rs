@@ -6,8 +6,6 @@
 //! it: then it is kept beside the old one, for a person to decide. An empty database that is there already
 //! is filled as it is; a failure there leaves what was loaded, and says so.
 
-use std::collections::BTreeSet;
-
 use chrono::Utc;
 use tokio_postgres::error::SqlState;
 
@@ -15,15 +13,15 @@ use super::complaints::{Complaint, masked_in};
 use super::databases::Waited;
 use super::pg_restore::fetch_schema;
 use super::{
-    Origin, Target, check_extensions, collations, databases, existing_roles, load, own_properties,
-    read_globals, read_proof, roles, swap,
+    Origin, Target, check_extensions, collations, databases, existing_roles, extensions, identity, load,
+    own_properties, read_globals, read_proof, roles, subscriptions, swap,
 };
 use crate::config::Connection;
 use crate::error::{Context, Error, Kind, Result};
 use crate::postgres::connect::{Session, connect, error, sqlstate};
 use crate::postgres::ident::Name;
 use crate::postgres::locale;
-use crate::postgres::properties::{self, Properties};
+use crate::postgres::properties::{self, Applied, Properties};
 use crate::postgres::sql::{Sql, quote_ident};
 use crate::postgres::tools::Tools;
 use crate::progress::Event;
@@ -93,7 +91,10 @@ pub async fn restore(
         report.warnings.extend(left_out(&globals));
     }
     if options.globals && !missing.is_empty() {
-        make_roles(&server, &globals, &existing, &missing).await?;
+        let admins = shutdown.guard(roles::admins(&admin)).await?;
+        let (statements, lines) = roles::missing(&globals, &existing, &admins, admin.major());
+        make_roles(&server, statements, &missing).await?;
+        report.warnings.extend(lines);
         report.roles_created = missing;
     } else if !missing.is_empty() {
         let own = matches!(place, Place::Free).then(|| proof.as_ref().map(own_properties)).flatten();
@@ -126,31 +127,59 @@ pub async fn restore(
         Place::Free | Place::Empty => (name.clone(), proof.as_ref().map(own_properties)),
     };
     let replaces = made != name;
+    if replaces {
+        let other = identity::other_locale(&options.connection, &database.locale);
+        report.warnings.extend(shutdown.guard(other).await?);
+    }
+    let (tablespace, missing) = shutdown.guard(identity::tablespace(&admin, properties.as_ref())).await?;
+    report.warnings.extend(missing);
     // What this did not make, it does not drop: until here somebody else's database is in the way.
-    server.create(&made, &database.locale).await.map_err(who_may_restore)?;
+    let created = server.create(&made, &database.locale, tablespace.as_deref()).await;
+    created.map_err(who_may_restore)?;
     let filled = shutdown.guard(fill(origin, database, options, &made, &mut report)).await;
     if let Err(failure) = filled {
-        return Err(match (replaces, server.drop(&made).await) {
+        return Err(match (replaces, drop_made(&server, &made).await) {
             (true, Ok(())) => failure.context(format!("database {name:?} is as it was")),
             (false, Ok(())) => failure,
             (_, Err(e)) => not_dropped(failure, &e, &made),
         });
     }
-    if let Some(properties) = properties {
-        let applied = async { Ok(properties::apply(&admin.client, &made, &properties).await) };
-        let applied = server.wait_or_leave(&format!("ALTER DATABASE {made:?}"), applied).await;
-        let refused = applied.map_err(|why| without_properties(why, &name, &made))?;
-        // In another's place it must be what that one was: privileges, for instance, keep people out.
-        if replaces { report.failed.extend(refused) } else { report.warnings.extend(refused) }
-    }
-    if replaces && report.failed.is_empty() {
+    let applied = async {
+        match &properties {
+            Some(_) if replaces => identity::take_over(&admin, &name, &made).await,
+            Some(properties) => Ok(properties::apply(&admin.client, &made, &made, properties).await),
+            None => Ok(Applied { refused: Vec::new(), opening: vec![properties::open(&made)] }),
+        }
+    };
+    let applied = server.wait_or_leave(&format!("ALTER DATABASE {made:?}"), applied).await;
+    let applied = applied.map_err(|why| without_properties(why, &name, &made))?;
+    if !replaces {
+        report.warnings.extend(applied.refused);
+        let opening = Sql::new("").join(applied.opening, "; ");
+        let opened = async { opening.run(&admin.client).await.map_err(error) };
+        let opened = server.wait_or_leave("GRANT CONNECT", opened).await;
+        opened.map_err(|why| without_properties(why, &name, &made))?;
+        report.database = made;
+    } else if report.failed.is_empty() && applied.refused.is_empty() {
         (origin.progress)(Event::Phase("swapping names".into()));
-        report.old_database = Some(swap::swap(&server, &name, &made).await?);
+        let (old, stayed) = identity::replace(&server, &name, &made, &applied).await?;
+        report.old_database = Some(old);
+        report.warnings.extend(stayed);
     } else {
+        // In another's place it must be what that one was: privileges, for instance, keep people out.
+        report.failed.extend(applied.refused);
         report.database = made;
     }
     admin.close().await;
     Ok(report)
+}
+
+/// Drops what was made here, with its subscriptions, which keep a database from being dropped.
+async fn drop_made(server: &databases::Server<'_>, made: &str) -> Result<()> {
+    if let Err(failure) = subscriptions::forget(server, made).await {
+        tracing::warn!("subscriptions of database {made:?} are in the way: {failure}");
+    }
+    server.drop(made).await
 }
 
 /// What is where the set is to go.
@@ -263,7 +292,10 @@ async fn fill(
         tablespaces: row.get(2),
     };
     collations::check(&session.client, database).await?;
+    extensions::install(&session, database).await?;
     let loaded = load::load(origin, database, &target).await?;
+    let other = extensions::other_versions(&session, database).await?;
+    report.warnings.extend(other.into_iter().map(|line| format!("extension {line}")));
     report.warnings.extend(loaded.warnings);
     report.failed.extend(loaded.failed.iter().map(Complaint::to_string));
     report.seconds.extend(loaded.seconds.iter().map(|(p, s)| ((*p).to_owned(), *s)));
@@ -421,14 +453,8 @@ fn left_out(globals: &Globals) -> Option<String> {
 }
 
 /// Makes the roles that the set knows and the server lacks.
-async fn make_roles(
-    server: &databases::Server<'_>,
-    globals: &Globals,
-    existing: &BTreeSet<String>,
-    missing: &[String],
-) -> Result<()> {
+async fn make_roles(server: &databases::Server<'_>, statements: Vec<Sql>, missing: &[String]) -> Result<()> {
     // All or none. A statement may hold a password hash; it is not repeated.
-    let statements = roles::missing(globals, existing, server.admin.major());
     let script = Sql::new("BEGIN; ").join(statements, "; ").then("; COMMIT");
     let made = async { script.run(&server.admin.client).await.map_err(error) };
     match server.wait("CREATE ROLE", made).await {

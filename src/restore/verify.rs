@@ -13,14 +13,14 @@ use tokio::time::timeout_at;
 
 use super::complaints::{self, Complaint, Fault};
 use super::{
-    Origin, Target, assertions, check_extensions, collations, definitions, identities, load, origin,
-    own_properties, prove, read_globals, read_proof, roles,
+    Origin, Target, assertions, check_extensions, collations, computed, coverage, definitions, extensions,
+    identities, load, origin, own_properties, prove, read_globals, read_proof, role_proof, roles,
 };
 use crate::config::{BackupJob, Config, Encryption};
 use crate::error::{Error, Kind, Result};
 use crate::postgres::connect::{Session, connect, error};
 use crate::postgres::locale::{self, Fallback};
-use crate::postgres::properties;
+use crate::postgres::properties::{self, Setting};
 use crate::postgres::scratch::{self, Scratch, ScratchOptions};
 use crate::postgres::sql::Sql;
 use crate::postgres::tools::{self, ServerBinaries, Tools};
@@ -31,6 +31,7 @@ use crate::set::catalog::{self, Loaded, Selector};
 use crate::set::globals::Globals;
 use crate::set::manifest::{Database, Manifest, ProofState};
 use crate::set::proof::Proof;
+use crate::set::scope::{Scope, What, named};
 use crate::set::seal::{changed, sha256_hex};
 use crate::set::signature::{self, Purpose};
 use crate::set::verification::{self, Phases, Verdict, Verification};
@@ -101,6 +102,8 @@ pub async fn verify(
         finished: Utc::now(),
         seconds: Phases::default(),
         databases: manifest.databases.iter().map(expected).collect(),
+        differences: Vec::new(),
+        scope: Vec::new(),
         warnings: Vec::new(),
         server_version: None,
         contained: None,
@@ -124,12 +127,13 @@ pub async fn verify(
     // Not a word about a set that somebody pruned meanwhile, nor a record where it was.
     let outcome = if is_gone(store.as_ref(), &origin.prefix).await {
         record.databases.iter_mut().for_each(|d| d.differences.clear());
+        record.differences.clear();
         Err(Error::new(format!("set {} was removed meanwhile", record.id)))
     } else {
         outcome
     };
     let (verdict, error) = match outcome {
-        Ok(complete) if record.databases.iter().all(|d| d.differences.is_empty()) => {
+        Ok(complete) if !record.differs() => {
             (if complete { Verdict::Proven } else { Verdict::Unproven }, None)
         }
         Ok(_) => (Verdict::Differs, None),
@@ -249,6 +253,11 @@ impl Run<'_> {
             self.record.databases[index].differences.extend(failed);
             self.lap("assert");
         }
+        self.phase("comparing roles");
+        let roles = role_proof::prove(&admin, globals).await?;
+        self.record.differences.extend(roles.differences);
+        self.record.scope.extend(roles.scope);
+        self.lap("roles");
         admin.close().await;
         Ok(complete)
     }
@@ -276,6 +285,7 @@ impl Run<'_> {
         };
         let session = connect(&target.connection, None, "opsd verify").await?;
         collations::check(&session.client, database).await?;
+        extensions::install(&session, database).await?;
         session.close().await;
         let loaded = load::load(self.origin, database, &target).await.map_err(complaints::blame)?;
         for (phase, seconds) in &loaded.seconds {
@@ -303,14 +313,44 @@ impl Run<'_> {
             self.changed_definitions(scratch, admin, &target, database, &loaded.schema).await?;
         let source_major = self.manifest.server.version_num / 10_000;
         let same_major = source_major == scratch.major && self.manifest.dump_major() == scratch.major;
-        if comparable && same_major && !lacking {
+        let can_judge = comparable && same_major && !lacking;
+        if can_judge || changed.is_empty() {
+            self.record.scope.extend(coverage::of_definitions(&database.name, &loaded.schema));
+        }
+        if can_judge {
             differences.extend(changed);
         } else if !changed.is_empty() {
             // Another major may split the same definitions into other entries.
             complete = false;
+            let entries = definitions::count(&loaded.schema);
+            let (of, why) = (Some(database.name.as_str()), "compared, and not judged: see the warnings");
+            self.record.scope.extend(Scope::uncovered(What::Definitions, of, entries, why));
             self.record.warnings.extend(changed.into_iter().map(|c| {
                 format!("{}: {c} (source {source_major}, scratch server {})", database.name, scratch.major)
             }));
+        }
+        let session = connect(&target.connection, None, "opsd verify").await?;
+        let other_versions = extensions::other_versions(&session, database).await?;
+        session.close().await;
+        self.record.scope.extend(coverage::of_content(
+            database,
+            proof.as_deref(),
+            found.tables_proven,
+            &loaded.schema,
+            &other_versions,
+        ));
+        if let Some(proof) = &proof {
+            let computed = computed::compare(&target.connection, &database.name, proof).await?;
+            self.record.scope.extend(computed.scope);
+            if !computed.other_values.is_empty() {
+                complete = false;
+                let tables = named(&computed.other_values);
+                self.record.warnings.push(format!(
+                    "{}: generated columns have other values than at the source: {tables}; their function was changed \
+                     since they were stored, or this host's locales are others",
+                    database.name
+                ));
+            }
         }
         let entry = &mut self.record.databases[index];
         entry.tables_total = database.tables + proof.as_ref().map_or(0, |p| p.excluded.len() as u64);
@@ -322,6 +362,22 @@ impl Run<'_> {
             // counted against the set.
             let settings = own_properties(proof).settings;
             let refused = properties::apply_settings(&admin.client, &name, &settings).await;
+            let found = properties::read(&admin.client, &name).await?.settings;
+            // Servers of different majors may write the same list in different ways.
+            let found: Vec<_> = found.iter().map(|s| (&s.role, properties::values(&s.setting))).collect();
+            let is_kept = |s: &&Setting| found.contains(&(&s.role, properties::values(&s.setting)));
+            let kept = settings.iter().filter(is_kept).count();
+            if kept + refused.len() < settings.len() {
+                self.record.databases[index].differences.push(format!(
+                    "{} of the database's settings have another value",
+                    settings.len() - kept - refused.len()
+                ));
+            }
+            let of = Some(database.name.as_str());
+            let (kept, lost) = (kept as u64, refused.len() as u64);
+            let scope = &mut self.record.scope;
+            scope.extend(Scope::covered(What::DatabaseSettings, of, kept));
+            scope.extend(Scope::uncovered(What::DatabaseSettings, of, lost, named(&refused)));
             self.record.warnings.extend(refused.into_iter().map(|w| format!("{}: {w}", database.name)));
             if !proof.excluded.is_empty() {
                 let excluded = proof.excluded.join(", ");
@@ -378,6 +434,9 @@ impl Run<'_> {
         let name = format!("opsd_reference_{index}");
         create(admin, &name, database).await?;
         let second = Target { connection: scratch.connection(&name), dbname: name.clone(), ..target.clone() };
+        let session = connect(&second.connection, None, "opsd verify").await?;
+        extensions::install(&session, database).await?;
+        session.close().await;
         // Without rows a materialized view may fail that was filled with them; what did not come into
         // being is then not judged.
         let mut comparable = true;
@@ -478,7 +537,9 @@ async fn start_scratch(
 }
 
 async fn create(admin: &Session, name: &str, database: &Database) -> Result<Vec<String>> {
-    let mut warnings = locale::create_database(admin, name, &database.locale, Fallback::Nearest).await?;
+    let options = Sql::new("");
+    let mut warnings =
+        locale::create_database(admin, name, &database.locale, &options, Fallback::Nearest).await?;
     let l = &database.locale;
     // Money is written and read by it.
     let sql = Sql::new("ALTER DATABASE ").ident(name).then(" SET lc_monetary TO ").literal(&l.monetary);

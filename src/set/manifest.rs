@@ -139,6 +139,9 @@ pub struct Extension {
     pub name: String,
     /// Installed version.
     pub version: String,
+    /// The schema that it was installed in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<String>,
 }
 
 /// How much of a database's content is fingerprinted.
@@ -405,7 +408,7 @@ pub(crate) mod tests {
             },
             snapshot_lsn: "0/1".into(),
             snapshot_time: time,
-            extensions: vec![Extension { name: "pgcrypto".into(), version: "1.3".into() }],
+            extensions: vec![Extension { name: "pgcrypto".into(), version: "1.3".into(), schema: None }],
             collations: vec![],
             excluded: vec![],
             streams: vec![

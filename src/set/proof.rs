@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::database::Setting;
+pub use crate::database::{Label, Setting};
 
 /// Everything that was fingerprinted in one database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,8 +35,45 @@ pub struct Proof {
     pub comment: Option<String>,
     /// Its connection limit, where there is one.
     pub connection_limit: Option<i32>,
+    /// The tablespace it was in, unless that was the server's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tablespace: Option<String>,
+    /// Its security labels.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<Label>,
     /// Tables whose rows were left out because the configuration says so.
     pub excluded: Vec<String>,
+    /// What a restore computes anew, as it was at the source.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub computed: Vec<Computed>,
+}
+
+/// Generated columns of a table, or a materialized view.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Computed {
+    /// How it is read.
+    pub kind: ComputedKind,
+    /// Schema.
+    pub schema: String,
+    /// Name.
+    pub name: String,
+    /// The columns that were read.
+    pub columns: Vec<String>,
+    /// What was in them; absent where they could not be read, or not in time.
+    pub fingerprint: Option<Fingerprint>,
+}
+
+/// How computed content is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ComputedKind {
+    /// A table alone.
+    Table,
+    /// A partitioned table with its partitions.
+    Root,
+    /// A materialized view.
+    View,
 }
 
 /// Rows written by one COPY statement.

@@ -9,6 +9,7 @@ use std::fmt;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use super::scope::Scope;
 use crate::error::{Error, Result};
 
 /// The format this opsd writes and reads.
@@ -42,6 +43,13 @@ pub struct Verification {
     pub seconds: Phases,
     /// One entry a database.
     pub databases: Vec<Database>,
+    /// What disagrees of roles, their memberships and settings, one line each; nothing in a record of before they
+    /// were compared.
+    #[serde(default)]
+    pub differences: Vec<String>,
+    /// What was compared, and what was not; the same.
+    #[serde(default)]
+    pub scope: Vec<Scope>,
     /// What the operator should know.
     pub warnings: Vec<String>,
     /// The scratch server's `server_version`; absent where none was started.
@@ -176,12 +184,15 @@ impl Verification {
         if !record.manifest_sha256.eq_ignore_ascii_case(manifest_sha256) {
             return Err(Error::differs("verification record is about another manifest than the one here"));
         }
-        if record.verdict == Verdict::Proven
-            && (record.databases.is_empty() || record.databases.iter().any(|d| !d.differences.is_empty()))
-        {
+        if record.verdict == Verdict::Proven && (record.databases.is_empty() || record.differs()) {
             return Err(Error::differs("verification record says proven, but its databases do not"));
         }
         Ok(record)
+    }
+
+    /// Whether anything disagrees.
+    pub fn differs(&self) -> bool {
+        !self.differences.is_empty() || self.databases.iter().any(|d| !d.differences.is_empty())
     }
 
     /// The record as stored: pretty JSON, so that a person can read it, with as many lines of what differs
@@ -209,7 +220,13 @@ impl Verification {
         };
         let mut record = self.clone();
         record.databases.iter_mut().for_each(|database| shorten(&mut database.differences));
+        shorten(&mut record.differences);
         shorten(&mut record.warnings);
+        if record.scope.len() > most {
+            // What is not covered is what somebody must know.
+            record.scope.sort_by_key(|scope| scope.covered);
+            record.scope.truncate(most);
+        }
         record
     }
 
@@ -258,6 +275,8 @@ pub(crate) mod tests {
                 rows: 12,
                 differences: vec![],
             }],
+            differences: vec![],
+            scope: vec![],
             warnings: vec![],
             server_version: Some("17.11".into()),
             contained: Some("full".into()),
@@ -298,12 +317,13 @@ pub(crate) mod tests {
     fn refuses_what_does_not_belong_here() {
         let good = record("aa");
         type Edit = fn(&mut Verification);
-        let edits: [(&str, Edit); 6] = [
+        let edits: [(&str, Edit); 7] = [
             ("example/other/", |r| r.job = "other".into()),
             ("found under example/db/", |r| r.site = "elsewhere".into()),
             ("20000101T000000Z-0000", |r| r.id = "20000101T000000Z-0000".into()),
             ("another manifest", |r| r.manifest_sha256 = "bb".into()),
             ("says proven", |r| r.databases.clear()),
+            ("says proven", |r| r.differences.push("role \"clerk\" is missing".into())),
             ("says proven", |r| r.databases[0].differences.push("public.t: 1 row missing".into())),
         ];
         for (expected, edit) in edits {

@@ -122,6 +122,8 @@ impl<'k> Repository<'k> {
                 rows: 100,
                 differences: differs.iter().map(ToString::to_string).collect(),
             }],
+            differences: vec![],
+            scope: vec![],
             warnings: vec![],
             server_version: Some("17.11".into()),
             contained: None,

@@ -104,10 +104,12 @@ fn documents_have_these_keys_and_values_that_others_count() {
         [
             "contained",
             "databases",
+            "differences",
             "error",
             "hints",
             "id",
             "job",
+            "scope",
             "seconds",
             "server_version",
             "total_seconds",
@@ -127,7 +129,7 @@ fn documents_have_these_keys_and_values_that_others_count() {
         "{run}"
     );
     let phases = &result["seconds"];
-    assert_eq!(keys(phases), ["assert", "check", "data", "post-data", "prove", "schema", "server"]);
+    assert_eq!(keys(phases), ["assert", "check", "data", "post-data", "prove", "roles", "schema", "server"]);
     let sum: f64 = phases.as_object().unwrap().values().map(number).sum();
     let total = number(&result["total_seconds"]);
     assert!(phases.as_object().unwrap().values().all(|s| number(s) > 0.0) && total > 0.0, "{run}");

@@ -165,7 +165,7 @@ async fn a_wait_for_somebody_is_bounded_and_names_them() {
         server.psql("postgres", "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'locker%'");
     let name =
         server.psql("postgres", &format!("SELECT application_name FROM pg_stat_activity WHERE pid = {pid}"));
-    let made = on.create("new", &locale).await.unwrap_err();
+    let made = on.create("new", &locale, None).await.unwrap_err();
     let in_the_way = format!("given up after 0.5 s; in the way: pid {pid} ({name:?})");
     for (error, statement) in [
         (made, "CREATE DATABASE \"new\" was "),
@@ -184,11 +184,11 @@ async fn a_wait_for_somebody_is_bounded_and_names_them() {
     // What was given up was cancelled where it would have made something, and goes on where it removes.
     until("it is dropped", || !server.databases().contains(&"kept".to_owned()));
     assert!(!server.databases().contains(&"new".to_owned()));
-    on.create("new", &locale).await.unwrap();
-    on.create("app", &locale).await.unwrap();
+    on.create("new", &locale, None).await.unwrap();
+    on.create("app", &locale, None).await.unwrap();
     let mut locker = Psql::new(&server, "postgres");
     locker.send_within("BEGIN; COMMENT ON DATABASE app IS 'held';");
-    let error = swap::swap(&on, "app", "new").await.unwrap_err();
+    let error = swap::swap(&on, "app", "new", &[]).await.unwrap_err();
     for said in ["\"new\"", "did not take the place of \"app\"", "given up after 0.5 s; in the way: pid "] {
         assert!(error.to_string().contains(said), "{error:?}");
     }
@@ -197,7 +197,7 @@ async fn a_wait_for_somebody_is_bounded_and_names_them() {
     server.psql("new", "CREATE TABLE mark ()");
     let admin = connect(&connection, Some("postgres"), "opsd test").await.unwrap();
     let on = databases::Server { admin: &admin, bound: databases::BOUND, ..on };
-    let old = swap::swap(&on, "app", "new").await.unwrap();
+    let old = swap::swap(&on, "app", "new", &[]).await.unwrap();
     assert_eq!(server.databases(), ["app", &old, "postgres"]);
     assert_eq!(server.psql("app", "SELECT count(*) FROM mark"), "0");
     on.drop("app").await.unwrap();

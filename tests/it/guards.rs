@@ -10,7 +10,7 @@ use crate::support::postgres::{bin_dir, default_major, default_server, identifie
 use crate::support::sets::{self, back_up, complete, manifest};
 
 /// A directory with PostgreSQL's programs, of which `name` is this shell script; `REAL` is the true one.
-fn programs(opsd: &mut Opsd, name: &str, script: &str) -> PathBuf {
+pub fn programs(opsd: &mut Opsd, name: &str, script: &str) -> PathBuf {
     use std::os::unix::fs::{PermissionsExt, symlink};
     let real = bin_dir(default_major());
     let directory = opsd.path("programs");

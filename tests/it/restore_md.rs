@@ -242,6 +242,42 @@ fn roles_that_cannot_be_made_stop_whoever_follows_the_document() {
     assert!(refused.code == Some(1) && refused.stdout.contains("is a member of role"), "{refused}");
 }
 
+/// The document says what to do where its block of roles is refused.
+#[test]
+fn memberships_go_to_a_server_whose_first_superuser_has_another_name() {
+    let (source, target) = (crate::globals::server_of_boss(17), Server::start(17, &Options::default()));
+    source.create_database("t");
+    source.psql("postgres", "CREATE ROLE \"the; \"\"first\"; CREATE ROLE member IN ROLE \"the; \"\"first\"");
+    let mut opsd = Opsd::new(&source, &["t"]);
+    opsd.env("PATH", format!("{}:/usr/bin:/bin", bin_dir(17).display()));
+    let id = back_up(&opsd);
+    let document = std::fs::read_to_string(directory(&opsd, &id).join("RESTORE.md")).unwrap();
+    let roles = code_blocks(&document).into_iter().find(|b| b.contains("roles.txt")).expect("a block");
+    let said = document.lines().find_map(|line| line.strip_prefix("`sed")?.strip_suffix('`'));
+    let remedy =
+        roles.replace("LC_ALL=C", &format!("sed{} LC_ALL=C", said.expect("what to put before psql")));
+    let work = opsd.path("work");
+    std::fs::create_dir(&work).unwrap();
+    std::fs::copy(directory(&opsd, &id).join("globals.sql.zst.age"), work.join("globals.sql.zst.age"))
+        .unwrap();
+    std::fs::copy(opsd.path("identity.txt"), work.join("identity.txt")).unwrap();
+    let path = tools(&opsd, 17);
+    let run = |script: &str| {
+        let mut bash = Command::new("/bin/bash");
+        bash.args(["-e", "-u", "-o", "pipefail", "-c", script]).current_dir(&work).env_clear();
+        bash.env("PATH", &path).env("PGHOST", target.socket_dir()).env("PGPORT", target.port.to_string());
+        bash.env("PGUSER", SUPERUSER);
+        bash.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        finish(bash)
+    };
+    let refused = run(&roles);
+    assert!(refused.stdout.contains("permission denied to grant privileges"), "{refused}");
+    run(&remedy).expect_code(0);
+    let members =
+        "SELECT roleid::regrole, member::regrole, grantor FROM pg_auth_members WHERE member >= 16384";
+    assert_eq!(target.psql("postgres", members), "\"the; \"\"first\"|member|10");
+}
+
 /// Where the lock table has no room for two processes that lock every table.
 #[test]
 fn a_set_with_a_single_stream() {

@@ -251,6 +251,12 @@ fn describe_record(out: &mut String, record: &Verification) {
             out.push_str(&wrapped("      differs: ", difference));
         }
     }
+    for difference in &record.differences {
+        out.push_str(&wrapped("    differs: ", difference));
+    }
+    for scope in record.scope.iter().filter(|scope| !scope.covered) {
+        out.push_str(&wrapped("    not covered: ", &scope.to_string()));
+    }
     for warning in &record.warnings {
         out.push_str(&wrapped("    ! ", warning));
     }

@@ -160,11 +160,12 @@ impl fmt::Display for Reliance {
 
 impl Difference {
     pub(super) fn new(record: &Verification, by: &Signature) -> Self {
-        let mut lines =
-            record.databases.iter().flat_map(|d| d.differences.iter().map(move |line| (&d.name, line)));
-        let headline = lines.next().map(|(database, line)| {
-            printable::bounded(&format!("{database}: {line}"), HEADLINE).into_owned()
-        });
+        let mut lines = record
+            .databases
+            .iter()
+            .flat_map(|d| d.differences.iter().map(move |line| format!("{}: {line}", d.name)))
+            .chain(record.differences.iter().cloned());
+        let headline = lines.next().map(|line| printable::bounded(&line, HEADLINE).into_owned());
         Self { found: record.finished, by: by.clone(), headline, more: lines.count() }
     }
 }

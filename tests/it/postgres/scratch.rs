@@ -303,7 +303,8 @@ async fn encodings_stay_and_locales_fall_back() {
             ..plain.clone()
         };
         let create = async |name: &str, locale: Locale| {
-            let lines = create_database(&session, name, &locale, Fallback::Nearest).await.unwrap();
+            let lines =
+                create_database(&session, name, &locale, &"".into(), Fallback::Nearest).await.unwrap();
             let row = session
                 .client
                 .query_one(
@@ -336,7 +337,8 @@ async fn encodings_stay_and_locales_fall_back() {
             let builtin = by("builtin", "C.UTF-8");
             assert_eq!(create("builtin", builtin).await.0, Vec::<String>::new());
         }
-        let again = create_database(&session, "exact", &plain, Fallback::Nearest).await.unwrap_err();
+        let again =
+            create_database(&session, "exact", &plain, &"".into(), Fallback::Nearest).await.unwrap_err();
         assert!(again.to_string().contains("42P04"), "{again}");
         scratch.stop().await.unwrap();
     }

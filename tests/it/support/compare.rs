@@ -286,7 +286,8 @@ fn settings(db: Db) -> BTreeSet<String> {
     let sql = "SELECT 'owner ' || pg_get_userbyid(datdba) FROM pg_database WHERE datname = current_database()
         UNION ALL SELECT 'encoding ' || pg_encoding_to_char(encoding) || ' ' || datcollate || ' ' || datctype
                     FROM pg_database WHERE datname = current_database()
-        UNION ALL SELECT 'privilege ' || a FROM pg_database, unnest(datacl) a WHERE datname = current_database()
+        UNION ALL SELECT 'privilege ' || a
+                    FROM pg_database, unnest(coalesce(datacl, acldefault('d', datdba))) a WHERE datname = current_database()
         UNION ALL SELECT 'connections ' || datconnlimit FROM pg_database WHERE datname = current_database()
         UNION ALL SELECT 'comment ' || shobj_description(oid, 'pg_database') FROM pg_database
                    WHERE datname = current_database() AND shobj_description(oid, 'pg_database') IS NOT NULL
