@@ -9,6 +9,7 @@ mod computed;
 pub mod coordinator;
 mod drain;
 pub mod evidence;
+mod failure;
 mod globals;
 pub mod heartbeat;
 pub mod inventory;
@@ -27,7 +28,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use chrono::Utc;
-use serde::Serialize;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use self::coordinator::Coordinator;
@@ -36,11 +36,10 @@ use self::plan::Plan;
 use self::source::Source;
 use self::streams::Destination;
 use crate::buffer_pool::BufferPool;
-use crate::config::{BackupJob, Config, Databases, keys};
+use crate::config::{BackupJob, Config, keys};
 use crate::error::{Context, Error, Kind, Result};
-use crate::postgres::connect::{Session, error as postgres_error};
+use crate::postgres::connect::Session;
 use crate::postgres::messages;
-use crate::printable;
 use crate::progress::{Event, Progress};
 use crate::set::archive::parser::Contents;
 use crate::set::fingerprint::RowSecret;
@@ -54,13 +53,6 @@ use crate::store::{self, Store, StoreError, object_lock};
 
 /// Parts in an object before the next begins: what the strictest known provider allows.
 const MAX_PARTS: u64 = 1_000;
-
-/// How long a run that failed may take to say so in the repository and to remove what it stored.
-const CLEAN_UP_BOUND: Duration = Duration::from_secs(15);
-/// Characters of an error that a manifest repeats.
-const WHY_MAX: usize = 1_000;
-const CLEAN_UP_ROUNDS: usize = 5;
-const CLEAN_UP_PAUSE: Duration = Duration::from_millis(50);
 
 /// What [`create`] made.
 #[derive(Debug)]
@@ -84,17 +76,6 @@ pub struct Preview {
     pub prefix: String,
     /// Public keys.
     pub recipients: Vec<String>,
-}
-
-/// What `failed.json` says.
-#[derive(Serialize)]
-struct Failed<'a> {
-    format: u32,
-    site: &'a str,
-    job: &'a str,
-    id: &'a str,
-    failed: chrono::DateTime<Utc>,
-    error: String,
 }
 
 /// Plans a backup: connects, looks, dumps nothing.
@@ -357,49 +338,6 @@ impl Run<'_> {
         Ok(Ready { manifest, bytes, is_signed: sign_key.is_some() })
     }
 
-    /// What becomes of a set of several databases when one cannot be dumped. The others are dumped all the same,
-    /// because one broken database must not leave all of them without a backup, night after night; the set is
-    /// recorded as one that lacks it, is relied on by nobody, and the command fails. Where all databases are
-    /// wanted, one that was dropped is none of them any more: nothing then.
-    ///
-    /// What cannot be removed from the repository tells that it is not the database that fails.
-    async fn left_out(&self, source: &Source<'_>, name: &str, error: Error) -> Result<Option<Lacking>> {
-        let is_the_jobs = matches!(error.kind(), Kind::Usage | Kind::InDoubt);
-        if source.databases.len() == 1 || is_the_jobs {
-            return Err(error);
-        }
-        let folder = format!("{}{}/", self.prefix, set::database_component(name));
-        if let Err(why) = self.remove_stored(&folder).await {
-            tracing::info!("what was stored of {name:?} cannot be removed: {why}");
-            return Err(error);
-        }
-        let client = &source.session.client;
-        let asked = client.query_opt("SELECT FROM pg_database WHERE datname = $1", &[&name]).await;
-        let is_there = asked.map_err(postgres_error).context("cannot look for the database")?.is_some();
-        if !is_there && self.job.databases == Databases::All {
-            return Ok(None);
-        }
-        let why = printable::bounded(&error.to_string(), WHY_MAX).into_owned();
-        Ok(Some(Lacking { name: name.to_owned(), why }))
-    }
-
-    /// Removes what lies under a prefix, as far as the credential may.
-    async fn remove_stored(&self, prefix: &str) -> Result<(), StoreError> {
-        let may_not =
-            |error: &StoreError| matches!(error, StoreError::Denied(_) | StoreError::Unsupported(_));
-        let stored = match self.store.list(prefix).await {
-            Err(error) if may_not(&error) => return Ok(()),
-            stored => stored?,
-        };
-        for object in stored {
-            match self.store.delete(&object.key).await {
-                Err(error) if may_not(&error) => return Ok(()),
-                deleted => deleted?,
-            }
-        }
-        Ok(())
-    }
-
     /// Whether everything that the manifest will name still lies there: somebody may have swept what he
     /// took for the rest of a killed run. A credential that may only write cannot look.
     async fn check_stored(&self, manifest: &Manifest) -> Result<()> {
@@ -613,60 +551,6 @@ impl Run<'_> {
             let context = store::writing(self.store.as_ref(), &key, &error);
             Error::from(error).context(context)
         })
-    }
-
-    /// Best effort, and bounded: whoever sent a signal waits for it.
-    async fn clean_up(&self, error: &Error) {
-        if self.is_published.load(Ordering::Relaxed) {
-            return;
-        }
-        let work = async {
-            self.record_failure(error).await;
-            self.remove_objects().await;
-        };
-        if tokio::time::timeout(CLEAN_UP_BOUND, work).await.is_err() {
-            tracing::debug!("the repository does not answer: what this run stored is left there");
-        }
-    }
-
-    /// Removes what this run has stored, which no set will ever name. An upload that was being finished
-    /// when the work was dropped may still appear, so one look is not enough.
-    async fn remove_objects(&self) {
-        let mut is_empty = false;
-        for _ in 0..CLEAN_UP_ROUNDS {
-            let left = match self.store.list(&self.prefix).await {
-                Ok(objects) => objects.into_iter().map(|o| o.key).filter(|k| !k.ends_with(set::FAILED)),
-                // A credential that may only write cannot tidy up either.
-                Err(error) => return tracing::debug!("cannot look for what this run stored: {error}"),
-            };
-            let left: Vec<String> = left.collect();
-            if left.is_empty() && std::mem::replace(&mut is_empty, true) {
-                return;
-            }
-            for key in left {
-                if let Err(error) = self.store.delete(&key).await {
-                    return tracing::debug!("cannot remove {key}: {error}");
-                }
-            }
-            tokio::time::sleep(CLEAN_UP_PAUSE).await;
-        }
-    }
-
-    /// Retention freezes while the newest id is no complete set.
-    async fn record_failure(&self, error: &Error) {
-        let failed = Failed {
-            format: FORMAT,
-            site: &self.config.site,
-            job: &self.job.name,
-            id: &self.id,
-            failed: Utc::now(),
-            error: error.to_string(),
-        };
-        let Ok(bytes) = serde_json::to_vec_pretty(&failed) else { return };
-        let key = format!("{}{}", self.prefix, set::FAILED);
-        if let Err(error) = store::put(self.plain_store.as_ref(), &key, bytes, false).await {
-            tracing::debug!("cannot record the failure: {error}");
-        }
     }
 }
 

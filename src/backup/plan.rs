@@ -175,6 +175,14 @@ pub fn plan(
              of the server's lock table ({} in all, {} free); raise max_locks_per_transaction",
             capacity.locks, capacity.free_locks
         ));
+    }
+    if single && has_room && !large.is_empty() {
+        warnings.push(format!(
+            "no table gets a stream of its own ({} free connections, by {})",
+            capacity.free_connections, capacity.bound
+        ));
+    }
+    if single {
         large.clear();
     }
     let extra = if single { 0 } else { second };

@@ -22,6 +22,7 @@
 
 pub mod header;
 mod parts;
+mod upload;
 
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,10 +34,11 @@ use tokio::sync::mpsc;
 
 pub use self::parts::PartBuffers;
 use self::parts::PartWriter;
+pub use self::upload::upload;
 use super::manifest::{Header, Object, Stream};
 use crate::buffer_pool::BufferPool;
 use crate::error::{Context, Error, Kind, Result};
-use crate::store::{self, Store, StoreError, Upload};
+use crate::store::{self, Store};
 
 /// Public keys a stream is encrypted to.
 pub type Recipients = Arc<Vec<Box<dyn age::Recipient + Send + Sync>>>;
@@ -232,51 +234,6 @@ impl Write for Segments {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-/// Drains pieces into objects `<prefix><key>`, `<prefix><key>.001`, …; returns them once the stream
-/// said that it is whole. `None` means that the writer gave up, and the object that was being written
-/// was aborted; the writer knows why.
-pub async fn upload(
-    store: &dyn Store,
-    prefix: &str,
-    key: &str,
-    mut pieces: mpsc::Receiver<Piece>,
-    progress: impl Fn(u64),
-) -> Result<Option<Vec<Object>>> {
-    let mut objects: Vec<Object> = Vec::new();
-    let mut current: Option<Box<dyn Upload>> = None;
-    while let Some(piece) = pieces.recv().await {
-        let key = if objects.is_empty() { key.to_owned() } else { format!("{key}.{:03}", objects.len()) };
-        let full = format!("{prefix}{key}");
-        match piece {
-            Piece::Part(part) => {
-                let upload = match &mut current {
-                    Some(upload) => upload,
-                    None => current
-                        .insert(store.begin(&full, false).await.map_err(|e| unwritten(store, &full, e))?),
-                };
-                let n = part.len() as u64;
-                upload.put_part(part).await.map_err(|e| unwritten(store, &full, e))?;
-                progress(n);
-            }
-            Piece::End { size, sha256, header } => {
-                let upload = current.take().ok_or_else(|| Error::new("empty object"))?;
-                upload.commit(size).await.map_err(|e| unwritten(store, &full, e))?;
-                objects.push(Object { key, size, sha256, header });
-            }
-            Piece::Finished => return Ok(Some(objects)),
-        }
-    }
-    if let Some(upload) = current {
-        upload.abort().await;
-    }
-    Ok(None)
-}
-
-fn unwritten(store: &dyn Store, key: &str, error: StoreError) -> Error {
-    let context = store::writing(store, key, &error);
-    Error::from(error).context(context)
 }
 
 /// Bytes in hexadecimal.
