@@ -9,7 +9,7 @@ use std::process::Command;
 use crate::data;
 use crate::measure::{Cost, run};
 use crate::support::opsd::Opsd;
-use crate::support::postgres::{Options, SUPERUSER, Server, bin_dir, default_major, unprivileged_user};
+use crate::support::postgres::{Options, SUPERUSER, Server, bin_dir, unprivileged_user};
 use crate::support::s3::SeaweedFs;
 
 /// A server that is set up as one of its size would be, and loses nothing worth keeping.
@@ -22,6 +22,11 @@ const SETTINGS: [(&str, &str); 6] = [
     ("max_locks_per_transaction", "512"),
     ("autovacuum", "off"),
 ];
+
+/// Large objects, each of which was one lock.
+const LARGE_OBJECTS: u64 = 100_000;
+/// Tables; what opsd restores and proves of them it does on a lock table of the usual size.
+const TABLES: u64 = 50_000;
 
 /// One database and everything that is done with it.
 pub struct Site<'a> {
@@ -42,13 +47,22 @@ pub struct Site<'a> {
 
 impl<'a> Site<'a> {
     /// A server with the data in it, and opsd configured with defaults.
-    pub fn new(name: &str, weed: &'a SeaweedFs) -> Site<'a> {
-        let server = Server::start(default_major(), &Options { settings: &SETTINGS, ..Options::default() });
+    pub fn new(name: &str, major: u32, weed: &'a SeaweedFs) -> Site<'a> {
+        // A server whose settings nobody changed; dumping 50,000 tables takes a lock for each, whoever does it.
+        let own: &[(&str, &str)] = match name {
+            "lobs" => &[],
+            "tables" => &[("max_locks_per_transaction", "1024")],
+            _ => &SETTINGS,
+        };
+        let server = Server::start(major, &Options { settings: own, ..Options::default() });
         server.create_database(name);
         match name {
             "web" => data::web(&server, name, 1),
             "many" => data::many(&server, name),
             "wide" => data::wide(&server, name),
+            "lobs" => data::large_objects(&server, name, LARGE_OBJECTS),
+            "tables" => data::tables(&server, name, TABLES),
+            "indexed" => data::indexed(&server, name),
             _ => data::web(&server, name, 8),
         }
         let mut opsd = Opsd::new(&server, &[name]);
@@ -175,6 +189,15 @@ impl<'a> Site<'a> {
         let report: serde_json::Value = serde_json::from_str(&json).expect("JSON");
         let analyze = report["seconds"]["analyze"].as_f64().expect("seconds of the ANALYZE");
         (cost, Cost { wall: cost.wall - analyze, ..cost })
+    }
+
+    /// That one back again, with the ANALYZE that opsd does by itself.
+    pub fn restore_directory_and_analyze(&mut self) -> Cost {
+        let name = self.fresh();
+        let script = "pg_restore -j2 -d \"$TARGET\" \"$WORK/fd\" && vacuumdb -q -Z -j2 -d \"$TARGET\"";
+        let cost = run(self.shell(script).env("TARGET", &name)).1;
+        self.server.drop_database(&name);
+        cost
     }
 
     /// `opsd restore --verify`: everything, scratch server and proof included.

@@ -275,6 +275,122 @@ pub fn many(server: &Server, database: &str) {
     server.psql(database, "VACUUM ANALYZE");
 }
 
+/// Large objects, each with a line of text; a thousand a transaction, because each takes a lock.
+pub fn large_objects(server: &Server, database: &str, count: u64) {
+    let batch = |n: u64| {
+        format!(
+            "SELECT count(lo_from_bytea(({n} * 1000 + i)::oid, convert_to('object ' || i, 'UTF8')))
+               FROM generate_series(100001, 101000) i;\n"
+        )
+    };
+    server.psql(database, &(0..count / 1_000).map(batch).collect::<String>());
+    server.psql(database, "VACUUM ANALYZE");
+}
+
+/// Small tables, a thousand a transaction.
+pub fn tables(server: &Server, database: &str, count: u64) {
+    let batch = |n: u64| {
+        format!(
+            "DO $$ BEGIN FOR t IN {0}..{1} LOOP
+                 EXECUTE format('CREATE TABLE t%s (id integer, name text)', t);
+                 EXECUTE format('INSERT INTO t%s VALUES (%s, ''row'')', t, t);
+             END LOOP; END $$;\n",
+            n * 1_000,
+            n * 1_000 + 999
+        )
+    };
+    server.psql(database, &(0..count / 1_000).map(batch).collect::<String>());
+}
+
+/// One table with two thirds of the bytes and five indexes beside its key, two others, foreign keys: about
+/// 1.05 GB of COPY text.
+pub fn indexed(server: &Server, database: &str) {
+    server.psql(
+        database,
+        "CREATE TABLE customers (id bigint NOT NULL, email text NOT NULL, name text NOT NULL, created_at timestamptz NOT NULL);
+         CREATE TABLE orders (id bigint NOT NULL, customer_id bigint NOT NULL, number text NOT NULL, state text NOT NULL,
+             total numeric(12,2) NOT NULL, note text NOT NULL, tags jsonb NOT NULL, paid_at timestamptz, created_at timestamptz NOT NULL);
+         CREATE TABLE items (id bigint NOT NULL, order_id bigint NOT NULL, sku text NOT NULL, quantity integer NOT NULL,
+             price numeric(12,2) NOT NULL, description text NOT NULL);",
+    );
+    let mut g = Generator { random: Random(99), words: vocabulary() };
+    let (customers, orders, items) = (400_000, 2_200_000, 2_200_000);
+    copy(
+        server,
+        database,
+        "customers",
+        |id, line| {
+            let _ = write!(line, "{id}\t{}{id}@node{}.example\t", g.words[id as usize % WORDS], id % 1_000);
+            g.prose(line, 2);
+            line.push('\t');
+            g.time(line);
+        },
+        customers,
+    );
+    copy(
+        server,
+        database,
+        "orders",
+        |id, line| {
+            let customer = 1 + (g.random.skewed() * customers as f64) as u64 % customers;
+            let _ = write!(line, "{id}\t{customer}\t");
+            g.hexadecimal(line, 8);
+            let state = ["open", "paid", "sent", "done", "done", "done", "done", "void"][g.random.below(8)];
+            let _ = write!(line, "{id}\t{state}\t{}.{:02}\t", g.random.below(5_000), g.random.below(100));
+            let words = 15 + g.random.below(25);
+            g.prose(line, words);
+            line.push_str("\t[\"");
+            g.prose(line, 1);
+            line.push_str("\", \"");
+            g.prose(line, 1);
+            line.push_str("\"]\t");
+            if state == "open" {
+                line.push_str("\\N")
+            } else {
+                g.time(line)
+            }
+            line.push('\t');
+            g.time(line);
+        },
+        orders,
+    );
+    copy(
+        server,
+        database,
+        "items",
+        |id, line| {
+            let _ = write!(line, "{id}\t{}\tsku-", 1 + g.random.next() % orders);
+            g.hexadecimal(line, 5);
+            let _ = write!(
+                line,
+                "\t{}\t{}.{:02}\t",
+                1 + g.random.below(9),
+                g.random.below(500),
+                g.random.below(100)
+            );
+            g.prose(line, 9);
+        },
+        items,
+    );
+    server.psql(
+        database,
+        "ALTER TABLE customers ADD PRIMARY KEY (id);
+         ALTER TABLE orders ADD PRIMARY KEY (id);
+         ALTER TABLE items ADD PRIMARY KEY (id);
+         CREATE UNIQUE INDEX ON customers (lower(email));
+         CREATE INDEX ON orders (customer_id, created_at DESC);
+         CREATE UNIQUE INDEX ON orders (number);
+         CREATE INDEX ON orders USING gin (tags);
+         CREATE INDEX ON orders (created_at) WHERE state = 'open';
+         CREATE INDEX ON orders (paid_at, total);
+         CREATE INDEX ON items (order_id);
+         CREATE INDEX ON items (sku);
+         ALTER TABLE orders ADD FOREIGN KEY (customer_id) REFERENCES customers;
+         ALTER TABLE items ADD FOREIGN KEY (order_id) REFERENCES orders;
+         VACUUM ANALYZE;",
+    );
+}
+
 /// JSON, bytea and text from one byte to 50 MB a value, hardly compressible, some 600 MB.
 pub fn wide(server: &Server, database: &str) {
     server.psql(

@@ -1,7 +1,7 @@
 //! `make bench`: opsd beside what people use today, on the same server, the same bucket, in one run.
 //!
-//! `cargo bench -- [web] [many] [wide] [list] [exporter] [big] [--skip-big] [--rounds N] [--json FILE]`; without
-//! names all of them. Contenders take turns within a round, so that what disturbs the machine disturbs
+//! `cargo bench -- [web] [indexed] [many] [wide] [lobs] [tables] [list] [exporter] [big] [--skip-big] [--rounds N]
+//! [--major N] [--json FILE]`; without names all of them. Contenders take turns within a round, so that what disturbs the machine disturbs
 //! them all; what is reported are medians and ratios. `README.md` beside this file says what is
 //! measured, and what came out. `--dump FILE` only writes the data as `pg_dump -Fc -Z0` does, for a
 //! profile of the data path alone.
@@ -43,10 +43,14 @@ use opsd::store::{Store, open_s3};
 use report::Report;
 use support::many_sets;
 use support::opsd::Opsd;
+use support::postgres::default_major;
 use support::s3::SeaweedFs;
 
 /// Sets that are listed.
 const SETS: usize = 1_000;
+
+/// What there is to measure.
+const NAMES: [&str; 9] = ["web", "indexed", "many", "wide", "lobs", "tables", "list", "exporter", "big"];
 
 /// Disk for `big`: the database, its set, and twice the database for the rehearsal.
 const BIG_NEEDS: u64 = 36 << 30;
@@ -55,6 +59,8 @@ const BIG_NEEDS: u64 = 36 << 30;
 struct Plan {
     names: Vec<String>,
     rounds: usize,
+    /// PostgreSQL's.
+    major: u32,
     json: PathBuf,
     dump: Option<PathBuf>,
 }
@@ -81,13 +87,15 @@ fn main() {
 
 /// Backups, restores, rehearsals of one database.
 fn data_path(name: &str, weed: &SeaweedFs, plan: &Plan, report: &mut Report) {
-    let mut site = Site::new(name, weed);
+    let mut site = Site::new(name, plan.major, weed);
     if let Some(file) = &plan.dump {
         site.dump_to(file);
         return;
     }
     match name {
         "web" => web(&mut site, plan.rounds, report),
+        "indexed" => indexed(&mut site, plan.rounds, report),
+        "lobs" | "tables" => objects(&mut site, plan.rounds, report),
         "many" | "wide" => backups(&mut site, plan.rounds, report),
         "big" => big(&mut site, report),
         _ => unreachable!("plan() lets nothing else through"),
@@ -98,6 +106,7 @@ fn plan() -> Plan {
     let mut plan = Plan {
         names: Vec::new(),
         rounds: 3,
+        major: default_major(),
         json: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("bench.json"),
         dump: None,
     };
@@ -107,17 +116,19 @@ fn plan() -> Plan {
         match argument.as_str() {
             "--bench" => {} // cargo says so
             "--rounds" => plan.rounds = arguments.next().and_then(|n| n.parse().ok()).expect("--rounds N"),
+            "--major" => plan.major = arguments.next().and_then(|n| n.parse().ok()).expect("--major N"),
             "--json" => plan.json = arguments.next().expect("--json FILE").into(),
             "--dump" => plan.dump = Some(arguments.next().expect("--dump FILE").into()),
             "--skip-big" => skip_big = true,
-            "web" | "many" | "wide" | "list" | "exporter" | "big" => plan.names.push(argument),
+            name if NAMES.contains(&name) => plan.names.push(argument),
             _ => panic!(
-                "unknown argument {argument}: [web] [many] [wide] [list] [exporter] [big] [--skip-big] [--rounds N] [--json FILE]"
+                "unknown argument {argument}: [{}] [--skip-big] [--rounds N] [--major N] [--json FILE]",
+                NAMES.join("] [")
             ),
         }
     }
     if plan.names.is_empty() {
-        plan.names = ["web", "many", "wide", "list", "exporter", "big"].map(str::to_owned).to_vec();
+        plan.names = NAMES.map(str::to_owned).to_vec();
     }
     plan.names.retain(|name| !(skip_big && name == "big"));
     let free = rustix::fs::statvfs(std::env::temp_dir()).map_or(u64::MAX, |fs| fs.f_bavail * fs.f_frsize);
@@ -162,6 +173,37 @@ fn web(site: &mut Site, rounds: usize, report: &mut Report) {
     report.peak("peak memory, backup", "web", "opsd backup", 96 << 20);
     report.peak("peak memory, restore", "web", "opsd restore", 96 << 20);
     report.peak("peak memory, rehearsal", "web", "opsd restore --verify", 96 << 20);
+}
+
+/// Restores of data on which the indexes are most of the work.
+fn indexed(site: &mut Site, rounds: usize, report: &mut Report) {
+    site.opsd_backup();
+    site.dump_directory();
+    for round in 1..=rounds {
+        eprintln!("indexed: round {round} of {rounds}");
+        report.add("indexed", "pg_restore -j2, with ANALYZE", site.restore_directory_and_analyze());
+        report.add("indexed", "opsd restore --to, with ANALYZE", site.opsd_restore().0);
+        report.add("indexed", "opsd restore --verify", site.opsd_verify());
+    }
+    report.plain("indexed", site.plain_bytes());
+    let (theirs, ours) = ("pg_restore -j2, with ANALYZE", "opsd restore --to, with ANALYZE");
+    report.ratio("restore ÷ pg_restore -j2", "indexed", ours, theirs, 0.85);
+    report.ratio("restore --verify ÷ restore", "indexed", "opsd restore --verify", ours, 1.30);
+    report.peak("peak memory, restore", "indexed", ours, 96 << 20);
+    report.peak("peak memory, rehearsal", "indexed", "opsd restore --verify", 96 << 20);
+}
+
+/// More objects than one transaction may lock: there and back, and proven.
+fn objects(site: &mut Site, rounds: usize, report: &mut Report) {
+    let name = site.name.clone();
+    for round in 1..=rounds {
+        eprintln!("{name}: round {round} of {rounds}");
+        report.add(&name, "opsd backup", site.opsd_backup());
+        report.add(&name, "opsd restore --to, with ANALYZE", site.opsd_restore().0);
+        report.add(&name, "opsd restore --verify", site.opsd_verify());
+    }
+    report.stored(&name, "opsd backup", site.stored_by_opsd());
+    report.plain(&name, site.plain_bytes());
 }
 
 /// Backups beside the floor.

@@ -20,13 +20,13 @@ use crate::config::Connection;
 use crate::error::{Context, Error, Kind, Result};
 use crate::postgres::connect::{Session, connect, error, sqlstate};
 use crate::postgres::ident::Name;
-use crate::postgres::locale;
 use crate::postgres::properties::{self, Applied, Properties};
 use crate::postgres::sql::{Sql, quote_ident};
 use crate::postgres::tools::Tools;
+use crate::postgres::{limits, locale};
 use crate::progress::Event;
 use crate::set::globals::Globals;
-use crate::set::manifest::{Database, Manifest};
+use crate::set::manifest::{Database, Manifest, Stream, TRANSACTION_SIZE};
 use crate::set::proof::Proof;
 use crate::shutdown::Shutdown;
 
@@ -84,6 +84,7 @@ pub async fn restore(
         shutdown,
         bound: databases::BOUND,
     };
+    shutdown.guard(room_for_locks(&admin, database, options.jobs)).await?;
     let existing = shutdown.guard(existing_roles(&admin)).await?;
     let missing: Vec<String> =
         globals.roles.iter().map(|role| role.name.clone()).filter(|n| !existing.contains(n)).collect();
@@ -408,6 +409,32 @@ async fn count_objects(connection: &Connection) -> Result<i64> {
         .context("cannot see what the database holds")?;
     session.close().await;
     Ok(row.get(0))
+}
+
+/// Whether the server's lock table, which its applications share, has room for the transactions that load the
+/// set. Else they would end after hours.
+async fn room_for_locks(admin: &Session, database: &Database, jobs: usize) -> Result<()> {
+    let needed = locks_of_load(&database.streams, jobs);
+    let capacity = limits::capacity(&admin.client, admin.major()).await?;
+    if needed <= capacity.free_locks {
+        return Ok(());
+    }
+    Err(Error::new(format!(
+        "loading takes up to {needed} locks at a time, and the server has room for {} ({} in all)",
+        capacity.free_locks, capacity.locks
+    ))
+    .with_hint("raise max_locks_per_transaction and restart PostgreSQL, or restore with --jobs 1"))
+}
+
+/// Locks of as many transactions as run at a time, at the most.
+fn locks_of_load(streams: &[Stream], jobs: usize) -> u64 {
+    let mut locks: Vec<u64> = streams
+        .iter()
+        .filter(|s| s.name != "schema" && s.name != "full")
+        .map(|s| s.locks.unwrap_or(TRANSACTION_SIZE).min(TRANSACTION_SIZE))
+        .collect();
+    locks.sort_unstable_by(|a, b| b.cmp(a));
+    locks.iter().take(jobs.max(1)).sum()
 }
 
 /// An error if the database names one of these roles, which the server lacks. Others of the cluster that

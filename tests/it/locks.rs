@@ -111,3 +111,31 @@ fn what_a_stream_of_several_transactions_has_restored_does_not_come_twice() {
         assert_eq!(result(&run)["verdict"], "proven", "{major}: {run}");
     }
 }
+
+/// A load that runs out of locks after hours is known to before the first.
+#[test]
+fn a_target_without_room_for_locks_is_refused_before_anything_is_made() {
+    let source = Server::start(17, &Options::default());
+    let database = source.fresh_database("objects");
+    large_objects(&source, &database, 2_000);
+    let opsd = site(&source, &database);
+    back_up(&opsd);
+    let settings = [("max_locks_per_transaction", "10"), ("max_connections", "40")];
+    let target = Server::start(17, &Options { settings: &settings, ..Options::default() });
+    let url = target.socket_url(SUPERUSER, "again");
+    let to = ["restore", "db", "--to", url.as_str(), "--create", "--globals"];
+    opsd.run(&to).expect_failure(
+        1,
+        &[
+            "loading takes up to 1",
+            "the server has room for",
+            "(400 in all)",
+            "max_locks_per_transaction",
+            "--jobs 1",
+        ],
+    );
+    assert!(!target.databases().contains(&"again".to_owned()));
+    let url = source.socket_url(SUPERUSER, "again");
+    opsd.ok(&["restore", "db", "--to", &url, "--create"]);
+    assert_eq!(source.psql("again", DIGEST), source.psql(&database, DIGEST));
+}
