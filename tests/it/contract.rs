@@ -52,6 +52,7 @@ fn documents_have_these_keys_and_values_that_others_count() {
             "duration_seconds",
             "id",
             "job",
+            "lacking",
             "plain_bytes",
             "proof",
             "signed",

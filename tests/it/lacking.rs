@@ -49,6 +49,11 @@ fn one_database_that_cannot_be_dumped_leaves_no_other_without_a_backup() {
     // Nobody counts on it, and it is there for who asks for it.
     let listed = opsd.ok(&["backups", "list", "--json"]);
     assert!(listed.stdout.contains("\"partial\""), "{listed}");
+    let listed = opsd.ok(&["backups", "list"]);
+    assert!(
+        listed.stdout.contains("a database lacking") && listed.stdout.contains("\"bananas\""),
+        "{listed}"
+    );
     let url = server.socket_url(SUPERUSER, "again");
     let to = ["restore", "db", "--database", "apples", "--to", &url, "--create"];
     opsd.run(&to).expect_failure(3, &["bananas", "--backup"]);

@@ -122,7 +122,7 @@ fn table(out: &mut String, job: &str, sets: &[Summary], now: DateTime<Utc>) {
         if let Some(error) = &set.error {
             out.push_str(&wrapped("  ! ", &format!("{} is refused: {error}", set.id)));
         }
-        if let ("differs" | "lacking" | "unknown", Some(doubt)) = (set.reliance, &set.doubt) {
+        if let ("differs" | "lacking" | "partial" | "unknown", Some(doubt)) = (set.reliance, &set.doubt) {
             out.push_str(&wrapped("  ! ", &format!("{} may not be relied on: {doubt}", set.id)));
         }
     }
@@ -160,6 +160,7 @@ fn state(set: &Summary, now: DateTime<Utc>) -> String {
     match &set.verified {
         _ if set.state != "complete" => set.state.to_owned(),
         _ if set.reliance == "lacking" => "objects lacking".to_owned(),
+        _ if set.reliance == "partial" => "a database lacking".to_owned(),
         None => "not verified".to_owned(),
         Some(v) => match v.verdict {
             "failed" => format!("tried {}", ago(v.time, now)),
@@ -258,7 +259,7 @@ mod tests {
         );
         // A run that failed and a clock that was ahead make no backup young.
         // A set of which an object is gone, or that differs, is not counted either.
-        for reliance in ["failed", "ahead", "lacking", "differs", "unknown"] {
+        for reliance in ["failed", "ahead", "partial", "lacking", "differs", "unknown"] {
             let mut other = summary(&[]);
             (other.reliance, other.started) = (reliance, now());
             assert!(says(&[summary(&[]), other], hours(8)).is_some(), "{reliance}");
