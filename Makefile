@@ -16,8 +16,9 @@ build: ## The binary, optimised: target/release/opsd
 	@scripts/setup --demo
 	$(CARGO) build --release
 
+# Tests wait for servers more than they compute: two at a time a core.
 test: setup ## Every test, against real servers
-	$(CARGO) test --no-fail-fast
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$$(($$(nproc) * 2))} $(CARGO) test --no-fail-fast
 
 torture: setup fuzz-tools ## Every integration test with more rounds and longer faults, then the fuzz targets
 	$(CARGO) build --example demo

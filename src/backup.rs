@@ -155,6 +155,7 @@ pub async fn create(
         config,
         job,
         heartbeat: Heartbeat::new(store.clone(), &prefix),
+        deadline,
         plain_store: store,
         store: sets,
         prefix,
@@ -240,6 +241,8 @@ struct Run<'a> {
     seal: SealOptions,
     progress: Progress,
     heartbeat: Heartbeat,
+    /// When the run is ended.
+    deadline: Instant,
     /// Whether the manifest was on its way.
     is_published: AtomicBool,
 }
@@ -454,22 +457,36 @@ impl Run<'_> {
             progress: self.progress.clone(),
         };
         let destination = drain::counted(destination, moved.clone());
-        let Snapshot { coordinator, large_objects, running } =
+        let Snapshot { coordinator, large_objects, mut running } =
             self.take_snapshot(source, name, looked, &destination).await?;
-        let plan = &coordinator.plan;
         let mut said = Vec::new();
         let dumped_roles = async {
             match roles {
-                None => Ok(()),
-                Some(roles) => globals::dump(source, &mut said).await.map(|sql| roles.push(sql)),
+                None => {}
+                // They are no part of this database: where nobody else dumps them, the run tries once more.
+                Some(roles) => match globals::dump(source, &mut said).await {
+                    Ok(sql) => roles.push(sql),
+                    Err(error) => tracing::info!("{error}; later once more"),
+                },
             }
         };
         let begun = Instant::now();
-        let (dumped, ()) =
-            tokio::try_join!(drain::drain_all(running, &moved, &coordinator, warnings), dumped_roles)?;
+        let drained = drain::drain_all(&mut running, &moved, &coordinator, warnings);
+        let (drained, ()) = tokio::join!(drained, dumped_roles);
+        let dumped = match drained {
+            Ok(dumped) => dumped,
+            Err(error) => {
+                // The next database needs their connections, and nothing of theirs may arrive later.
+                running.stop().await;
+                coordinator.close().await;
+                return Err(error);
+            }
+        };
         said.retain(|warning| !warnings.contains(warning));
         warnings.extend(said);
-        let computed = coordinator.computed(&destination.secret, begun.elapsed()).await;
+        // What was dumped is not given up for it.
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        let computed = coordinator.computed(&destination.secret, begun.elapsed(), left / 2).await;
 
         let mut streams: Vec<Stream> = Vec::new();
         let mut archives: Vec<(String, Contents)> = Vec::new();
@@ -479,7 +496,8 @@ impl Run<'_> {
         }
         let found =
             evidence::evidence(&coordinator, &destination.secret, large_objects, computed, &archives)?;
-        warnings.extend(plan.warnings.iter().chain(&found.warnings).map(|w| format!("{name}: {w}")));
+        warnings
+            .extend(coordinator.plan.warnings.iter().chain(&found.warnings).map(|w| format!("{name}: {w}")));
         let proof_object = match &found.proof {
             None => None,
             Some(proof) => {
@@ -495,7 +513,7 @@ impl Run<'_> {
             snapshot_time: coordinator.time,
             extensions: coordinator.properties.extensions.clone(),
             collations: coordinator.properties.collations.clone(),
-            excluded: plan.excluded.clone(),
+            excluded: coordinator.plan.excluded.clone(),
             streams,
             proof_object,
             proof: found.state,

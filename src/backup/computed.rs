@@ -29,8 +29,9 @@ pub(super) async fn read(
     without_data: &HashSet<u32>,
     secret: &RowSecret,
     took: Duration,
+    most: Duration,
 ) -> Vec<Computed> {
-    let until = Instant::now() + took.max(SHORTEST_BOUND);
+    let until = Instant::now() + took.max(SHORTEST_BOUND).min(most);
     let relations = match computed::list(client).await {
         Ok(relations) => relations,
         Err(failure) => {

@@ -246,8 +246,9 @@ impl Coordinator {
     }
 
     /// Fingerprints of what a restore computes anew, once the dumps are stored, which took so long.
-    pub async fn computed(&self, secret: &RowSecret, took: Duration) -> Vec<Computed> {
-        computed::read(&self.session.client, &self.inventory, &self.plan.without_data, secret, took).await
+    pub async fn computed(&self, secret: &RowSecret, took: Duration, most: Duration) -> Vec<Computed> {
+        let (client, without_data) = (&self.session.client, &self.plan.without_data);
+        computed::read(client, &self.inventory, without_data, secret, took, most).await
     }
 
     /// Lets go of the snapshot and the locks, and returns when the server has.
@@ -257,12 +258,17 @@ impl Coordinator {
 
     /// What the other sessions of this run did last. Best effort: it changes as long as one of them goes on.
     pub async fn activity(&self) -> String {
-        let asked = self.session.client.query_one(
+        let client = &self.session.client;
+        let asked = async {
+            // Within a transaction the server says what it said first.
+            client.batch_execute("SELECT pg_stat_clear_snapshot()").await?;
+            client.query_one(
             "SELECT coalesce(string_agg(format('%s %s %s', pid, query_start, state_change), ' ' ORDER BY pid), '')
                FROM pg_stat_activity
               WHERE application_name = current_setting('application_name') AND pid <> pg_backend_pid()",
             &[],
-        );
+            ).await
+        };
         match tokio::time::timeout(ACTIVITY_BOUND, asked).await {
             Ok(Ok(row)) => row.get(0),
             Ok(Err(_)) | Err(_) => String::new(),

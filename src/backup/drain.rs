@@ -21,7 +21,7 @@ const STALL: Duration = Duration::from_secs(600);
 /// Waits until every stream is stored, in the order that a set has them, while the coordinator's session is kept
 /// alive.
 pub(super) async fn drain_all(
-    mut running: Running,
+    running: &mut Running,
     moved: &AtomicU64,
     coordinator: &Coordinator,
     warnings: &mut Vec<String>,

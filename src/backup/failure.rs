@@ -9,7 +9,6 @@ use serde::Serialize;
 
 use super::Run;
 use super::source::Source;
-use crate::config::Databases;
 use crate::error::{Context, Error, Kind, Result};
 use crate::postgres::connect::error as postgres_error;
 use crate::printable;
@@ -35,6 +34,13 @@ struct Failed<'a> {
     error: String,
 }
 
+/// An error for a document that is stored in plain text: a server's own words about rows and statements stay out.
+fn without_details(error: &Error) -> String {
+    let text = error.to_string();
+    let words = text.split_once("pg_dump: detail: ").map_or(text.as_str(), |(words, _)| words);
+    printable::bounded(words.trim_end(), WHY_MAX).into_owned()
+}
+
 impl Run<'_> {
     /// What becomes of a set of several databases when one cannot be dumped. The others are dumped all the same,
     /// because one broken database must not leave all of them without a backup, night after night; the set is
@@ -57,13 +63,20 @@ impl Run<'_> {
             tracing::info!("what was stored of {name:?} cannot be removed: {why}");
             return Err(error);
         }
-        let client = &source.session.client;
-        let asked = client.query_opt("SELECT FROM pg_database WHERE datname = $1", &[&name]).await;
-        let is_there = asked.map_err(postgres_error).context("cannot look for the database")?.is_some();
-        if !is_there && self.job.databases == Databases::All {
-            return Ok(None);
+        let mut why = without_details(&error);
+        if let Some(oid) = source.all.as_ref().and_then(|all| all.get(name)) {
+            let client = &source.session.client;
+            let asked =
+                client.query_opt("SELECT datname::text FROM pg_database WHERE oid = $1", &[oid]).await;
+            let now = asked.map_err(postgres_error).context("cannot look for the database")?;
+            let now: Option<String> = now.map(|row| row.get(0));
+            match now {
+                None => return Ok(None),
+                Some(now) if now != name => why = format!("it was renamed to {now:?}: {why}"),
+                Some(_) => {}
+            }
         }
-        let why = printable::bounded(&error.to_string(), WHY_MAX).into_owned();
+        tracing::error!("{error}");
         Ok(Some(Lacking { name: name.to_owned(), why }))
     }
 

@@ -1,5 +1,7 @@
 //! The server that a job backs up: its session, its tools, its databases, and a first look at them.
 
+use std::collections::HashMap;
+
 use super::plan::Plan;
 use super::{coordinator, lock, streams};
 use crate::config::{BackupJob, Config, Connection, Databases, Postgres};
@@ -17,6 +19,8 @@ pub(super) struct Source<'a> {
     pub(super) encoding: String,
     pub(super) tools: Tools,
     pub(super) databases: Vec<String>,
+    /// Whether they are all that there are, with the OID of each.
+    pub(super) all: Option<HashMap<String, u32>>,
     pub(super) application_name: String,
     /// What is worth saying of the way to it.
     pub(super) warning: Option<String>,
@@ -56,19 +60,19 @@ pub(super) async fn open<'a>(config: &'a Config, job: &BackupJob) -> Result<Sour
     let encoding = row.get(2);
     let tools = tools::find(session.major(), postgres.bin_dir.as_deref(), &postgres.tool_prefix).await?;
     let warning = tools.password_warning(&postgres.connection).await?;
-    let databases = resolve_databases(&session, &postgres.connection, &job.databases).await?;
-    Ok(Source { postgres, session, server, encoding, tools, databases, application_name, warning })
+    let (databases, all) = resolve_databases(&session, &postgres.connection, &job.databases).await?;
+    Ok(Source { postgres, session, server, encoding, tools, databases, all, application_name, warning })
 }
 
 async fn resolve_databases(
     session: &Session,
     connection: &Connection,
     wanted: &Databases,
-) -> Result<Vec<String>> {
+) -> Result<(Vec<String>, Option<HashMap<String, u32>>)> {
     let rows = session
         .client
         .query(
-            "SELECT datname::text FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY datname",
+            "SELECT datname::text, oid FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY datname",
             &[],
         )
         .await
@@ -79,10 +83,13 @@ async fn resolve_databases(
         return Err(Error::new(format!("no database on {} lets anybody in", connection.describe())));
     }
     match wanted {
-        Databases::Url => Ok(vec![connection.dbname.clone()]),
-        Databases::All => Ok(existing),
+        Databases::Url => Ok((vec![connection.dbname.clone()], None)),
+        Databases::All => {
+            let oids = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+            Ok((existing, Some(oids)))
+        }
         Databases::Named(names) => match names.iter().find(|n| !existing.contains(n)) {
-            None => Ok(names.clone()),
+            None => Ok((names.clone(), None)),
             Some(missing) => {
                 Err(Error::new(format!("database {missing:?} does not exist on {}", connection.describe()))
                     .with_hint(format!("databases there: {}", existing.join(", "))))

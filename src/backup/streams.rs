@@ -136,7 +136,8 @@ async fn hold(
 ) -> Result<()> {
     let mut look = tokio::time::interval(LOOK);
     let mut movement = Movement::new(String::new(), Instant::now());
-    while !holding.is_empty() {
+    let mut left = holding.len();
+    while left > 0 {
         tokio::select! {
             ended = running.tasks.join_next() => match ended {
                 Some(Ok(Err(error))) => return Err(error),
@@ -144,9 +145,9 @@ async fn hold(
                 Some(Ok(Ok(_))) | None => return Err(Error::new("a pg_dump ended before the others began")),
             },
             // One that ends without a byte says why as its task ends.
-            held = holding.next() => if !matches!(held, Some(Ok(()))) { continue },
+            Some(held) = holding.next() => left -= usize::from(held.is_ok()),
             _ = look.tick() => {
-                let activity = format!("{} {}", holding.len(), coordinator.activity().await);
+                let activity = format!("{left} {}", coordinator.activity().await);
                 if movement.is_still(activity, Instant::now(), STILL) {
                     return Err(Error::new(format!(
                         "pg_dump of {:?} has made no progress for {} s", coordinator.plan.database, STILL.as_secs()
@@ -236,8 +237,9 @@ impl Reader {
         // A rest that waits for the end of a table holds a part.
         let more = usize::from(dump.rest.is_some() && !dump.tables.is_empty());
         let buffers = to.seal.buffers(more);
-        let (open, finished) = (Vec::new(), Vec::new());
-        let sinks = Sinks { dump, to: to.clone(), gate: gate.clone(), opened, buffers, open, finished };
+        let (open, ended, finished) = (Vec::new(), Vec::new(), Vec::new());
+        let sinks =
+            Sinks { dump, to: to.clone(), gate: gate.clone(), opened, buffers, open, ended, finished };
         let mut stopped = gate.clone();
         let work = async {
             let gate = gate.clone();
@@ -344,6 +346,8 @@ struct Sinks {
     buffers: PartBuffers,
     /// Its rest, and one table after another.
     open: Vec<(To, Sink)>,
+    /// Streams whose archive is whole while the gate is still shut: reading does not wait for it.
+    ended: Vec<Sink>,
     finished: Vec<Finished>,
 }
 
@@ -353,6 +357,7 @@ impl Sinks {
             Piece::Bytes(to, bytes) => (to, bytes),
             Piece::End(table) => return self.end(To::Table(table)),
         };
+        self.finish_ended()?;
         if !self.open.iter().any(|(of, _)| *of == to) {
             let planned = match to {
                 To::Rest => self.dump.rest.as_ref(),
@@ -375,14 +380,26 @@ impl Sinks {
         Ok(())
     }
 
-    /// Ends a stream, once that is allowed.
+    /// Ends a stream, now or once that is allowed.
     fn end(&mut self, to: To) -> Result<()> {
-        let gate = tokio::runtime::Handle::current().block_on(self.gate.wait_for(|gate| *gate != Gate::Shut));
-        if !gate.is_ok_and(|gate| *gate == Gate::Open) {
-            return Err(Error::new("stopped"));
+        if let Some(at) = self.open.iter().position(|(of, _)| *of == to) {
+            self.ended.push(self.open.swap_remove(at).1);
         }
-        let Some(at) = self.open.iter().position(|(of, _)| *of == to) else { return Ok(()) };
-        let (_, Sink { name, parser, writer, begun }) = self.open.swap_remove(at);
+        self.finish_ended()
+    }
+
+    /// Finishes what has ended, where that is allowed.
+    fn finish_ended(&mut self) -> Result<()> {
+        if *self.gate.borrow() == Gate::Open {
+            for sink in std::mem::take(&mut self.ended) {
+                self.finish_one(sink)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish_one(&mut self, sink: Sink) -> Result<()> {
+        let Sink { name, parser, writer, begun } = sink;
         let stream = || format!("stream {}{name}", self.to.folder);
         let contents = parser.finish().with_context(stream)?;
         let plain_size = writer.finish().with_context(stream)?;
@@ -437,6 +454,11 @@ fn next_size(gate: &mut watch::Receiver<Gate>, buffers: &PartBuffers) -> usize {
 fn finish(splitter: Splitter, mut sinks: Sinks) -> Result<Vec<Finished>> {
     splitter.finish(&mut |piece| sinks.take(piece))?;
     sinks.end(To::Rest)?;
+    let gate = tokio::runtime::Handle::current().block_on(sinks.gate.wait_for(|gate| *gate != Gate::Shut));
+    if !gate.is_ok_and(|gate| *gate == Gate::Open) {
+        return Err(Error::new("stopped"));
+    }
+    sinks.finish_ended()?;
     Ok(sinks.finished)
 }
 
@@ -484,8 +506,10 @@ impl Failures {
                 return false;
             }
         }
-        self.repeated = if said == self.last { self.repeated + 1 } else { 1 };
-        self.last = said;
+        // Whichever pg_dump says it first.
+        let words = said.find("pg_dump: error").map_or(said.as_str(), |at| &said[at..]);
+        self.repeated = if words == self.last { self.repeated + 1 } else { 1 };
+        self.last = words.to_owned();
         self.repeated < SAME_FAILURES
     }
 }

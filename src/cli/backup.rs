@@ -169,7 +169,7 @@ fn lacking(created: &Created) -> impl Iterator<Item = Error> {
     let id = &created.manifest.id;
     created.manifest.lacking.iter().map(move |l| {
         Error::new(l.why.clone()).context(format!("set {id} lacks database {:?}", l.name)).with_hint(format!(
-            "its other databases are whole: opsd restore --to … --backup {id}; nothing counts on the set"
+            "its other databases are whole: opsd restore --to … --backup {id} --database NAME; nothing counts on the set"
         ))
     })
 }

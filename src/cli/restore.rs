@@ -16,7 +16,7 @@ use crate::restore;
 use crate::restore::to::{self, Options, Report};
 use crate::restore::verify::{self, Rehearsal, Uncontained};
 use crate::set::catalog::{self, Selector, Use};
-use crate::set::manifest::Database;
+use crate::set::manifest::{Database, Manifest};
 use crate::set::scope::Scope;
 use crate::set::verification::{self, Phases, Verdict};
 use crate::shutdown::Shutdown;
@@ -311,7 +311,7 @@ async fn run_to(
     if let Some(doubt) = &doubt {
         output::note("WARNING: ", doubt);
     }
-    let database = choose_database(&set.manifest.databases, args.database.as_deref())?;
+    let database = choose_database(&set.manifest, args.database.as_deref())?;
     let (resolved, server) = target(args, config, database)?;
     let Resolved { connection, warnings, .. } = resolved;
     // A URL says nothing of programs: then those of the job's own server are at hand.
@@ -366,10 +366,21 @@ fn incomplete(wanted: &str, report: &Report) -> Option<Error> {
     Some(Error::new(what).context(format!("database {wanted:?} is as it was")).with_hint(hint))
 }
 
-fn choose_database<'m>(databases: &'m [Database], wanted: Option<&str>) -> Result<&'m Database> {
+/// The database that is meant. The only one that a set holds is meant only if nothing else belongs into it.
+fn choose_database<'m>(manifest: &'m Manifest, wanted: Option<&str>) -> Result<&'m Database> {
+    let databases = manifest.databases.as_slice();
     let names = || databases.iter().map(|d| d.name.as_str()).collect::<Vec<_>>().join(", ");
+    if let Some(lacking) = manifest.lacking.iter().find(|l| Some(l.name.as_str()) == wanted) {
+        return Err(Error::new(printable::line(&lacking.why).into_owned())
+            .context(format!("the set lacks database {:?}, which could not be dumped", lacking.name))
+            .with_hint("`opsd backups list` shows the sets before it"));
+    }
     match (wanted, databases) {
-        (None, [only]) => Ok(only),
+        (None, [only]) if manifest.lacking.is_empty() => Ok(only),
+        (None, [only]) => {
+            Err(Error::usage(format!("the set holds {} alone, of several databases", only.name))
+                .with_hint(format!("--database {}, if that is meant", only.name)))
+        }
         (None, _) => Err(Error::usage(format!("the set holds several databases: {}", names()))
             .with_hint("choose one with --database")),
         (Some(name), all) => all.iter().find(|d| d.name == name).ok_or_else(|| {

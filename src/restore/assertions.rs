@@ -11,12 +11,16 @@ use crate::set::manifest::Manifest;
 /// Bound on one assertion.
 const TIMEOUT: &str = "300s";
 
-/// Assertions run in one database: the URL's if the set has it, else the first.
+/// Assertions run in one database: the URL's if the set has it, else the first. They are not meant for any other
+/// where the set lacks the URL's because it could not be dumped.
 pub(super) fn database(config: &Config, job: &BackupJob, manifest: &Manifest) -> Option<usize> {
     if job.verify.assert.is_empty() {
         return None;
     }
     let of_url = config.postgres.get(&job.postgres).map(|p| p.connection.dbname.as_str());
+    if manifest.lacking.iter().any(|l| Some(l.name.as_str()) == of_url) {
+        return None;
+    }
     let index = manifest.databases.iter().position(|d| Some(d.name.as_str()) == of_url);
     index.or((!manifest.databases.is_empty()).then_some(0))
 }

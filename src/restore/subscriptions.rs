@@ -46,15 +46,17 @@ pub async fn pause(server: &Server<'_>, database: &str) -> Result<Paused> {
     let connection = Connection { dbname: database.to_owned(), ..server.connection.clone() };
     let session = connect(&connection, None, "opsd restore").await?;
     let within = Server { admin: &session, ..*server };
-    let disabling = alter(&session, &names, " DISABLE");
+    let cannot = || format!("cannot disable the subscriptions of database {database:?}");
+    let paused = Paused { database: database_oid(&session).await.with_context(cannot)?, names };
+    let disabling = alter(&session, &paused.names, " DISABLE");
     let disabled = within.wait_or_leave("ALTER SUBSCRIPTION DISABLE", disabling).await;
-    let oid = match disabled {
-        Ok(()) => database_oid(&session).await,
-        Err(failure) => Err(failure),
-    };
     session.close().await;
-    let oid = oid.with_context(|| format!("cannot disable the subscriptions of database {database:?}"))?;
-    Ok(Paused { database: oid, names })
+    let Err(failure) = disabled.with_context(cannot) else { return Ok(paused) };
+    // Some may be disabled by now.
+    Err(match resume(server.connection, database, &paused).await {
+        Ok(()) => failure,
+        Err(why) => failure.context(why.to_string()),
+    })
 }
 
 /// Enables them again, where their database still has its name; also after a signal.

@@ -5,7 +5,7 @@ use rustix::process::Signal;
 use crate::support::opsd::{Opsd, quoted};
 use crate::support::postgres::{self, Options, SUPERUSER, Server};
 use crate::support::sets;
-use crate::traps::{paused, site, slow_database};
+use crate::traps::{paused, site, slow_database, wait_for};
 
 /// All databases of a server.
 fn all(server: &Server) -> Opsd {
@@ -61,10 +61,41 @@ fn one_database_that_cannot_be_dumped_leaves_no_other_without_a_backup() {
     assert_eq!(server.psql("again", "SELECT count(*) FROM t"), "10");
     server.drop_database("again");
 
+    let named = ["restore", "db", "--database", "bananas", "--to", &url, "--create", "--backup", &id];
+    opsd.run(&named).expect_failure(1, &["lacks database \"bananas\"", "exited with status 1"]);
+    // What it has is no proof of what it lacks.
+    let run = opsd.run(&["restore", "--verify", "--json"]).expect_code(0);
+    assert_eq!(sets::result(&run)["verdict"], "unproven", "{run}");
+    assert!(sets::result(&run)["warnings"].to_string().contains("bananas"), "{run}");
+
     server.psql("bananas", "DROP TYPE colour CASCADE; DROP TABLE car");
     let run = opsd.ok(&["backup", "--json"]);
     assert_eq!(names(&run.json()["sets"][0]).len(), 4);
     assert_eq!(sets::result(&opsd.ok(&["restore", "--verify", "--json"]))["verdict"], "proven");
+}
+
+/// The only database that such a set holds is not taken for the one that is meant.
+#[test]
+fn the_one_that_is_left_does_not_take_the_place_of_the_one_that_is_lacking() {
+    let server = &Server::start(postgres::default_major(), &Options::default());
+    for name in ["app", "audit"] {
+        server.create_database(name);
+        server.psql(name, "CREATE TABLE t AS SELECT generate_series(1, 10) AS id");
+    }
+    let mut opsd = site(server, "app");
+    opsd.job.set("source", "{ postgres = \"main\", databases = [\"app\", \"audit\"] }");
+    server.psql("app", BROKEN);
+    let run = opsd.run(&["backup", "--json"]).expect_code(1);
+    let id = run.json()["sets"][0]["id"].as_str().unwrap().to_owned();
+    let manifest = sets::manifest(&opsd, &id);
+    assert!(
+        !manifest["lacking"].to_string().contains("enum"),
+        "no words of the server's about rows: {manifest}"
+    );
+    let url = server.socket_url(SUPERUSER, "app");
+    let to = ["restore", "db", "--to", &url, "--replace", "--backup", &id];
+    opsd.run(&to).expect_failure(2, &["the set holds audit alone", "--database audit"]);
+    assert_eq!(server.psql("app", "SELECT count(*) FROM car"), "1");
 }
 
 /// One that may not be read is found before anything is dumped.
@@ -91,12 +122,24 @@ fn a_database_that_is_dropped_meanwhile_is_a_warning() {
     server.create_database("zz");
     let mut opsd = all(server);
     let mut run = paused(server, &database, &mut opsd);
-    server.drop_database("zz");
-    run.signal(Signal::CONT);
+    // It waits for a session that waits for its client, which is stopped here (`served` shows that none does else).
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'ProcSignalBarrier'";
+    std::thread::scope(|scope| {
+        scope.spawn(|| server.drop_database("zz"));
+        wait_for("DROP DATABASE", || server.psql("postgres", waits) == "1");
+        run.signal(Signal::CONT);
+    });
     let run = run.finish().expect_code(0);
     let set = &run.json()["sets"][0];
     assert!(set["warnings"].to_string().contains("zz\\\" was dropped meanwhile"), "{run}");
     assert!(set["lacking"].as_array().unwrap().is_empty(), "{run}");
+    // One that has another name now is not gone.
+    server.create_database("zz");
+    let mut run = paused(server, &database, &mut opsd);
+    server.psql("postgres", "ALTER DATABASE zz RENAME TO zzz");
+    run.signal(Signal::CONT);
+    let run = run.finish().expect_code(1);
+    assert!(run.json()["sets"][0]["lacking"].to_string().contains("renamed to \\\"zzz"), "{run}");
     // By name it is a mistake.
     opsd.job.set("source", format!("{{ postgres = \"main\", databases = [{}, \"zz\"] }}", quoted(&database)));
     opsd.run(&["backup"]).expect_failure(1, &["database \"zz\" does not exist"]);

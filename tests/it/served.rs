@@ -29,7 +29,7 @@ const BOUND: Duration = Duration::from_secs(3);
 
 /// Backs up into a bucket whose every request takes this long.
 async fn slow_site(server: &Server, database: &str, weed: &SeaweedFs, streams: usize) -> (Opsd, Proxy) {
-    let delay = Duration::from_millis(1500);
+    let delay = Duration::from_millis(1000);
     let proxy = Proxy::start(&weed.endpoint, 1, delay, |_, _| Fate::Forward).await;
     let mut opsd = Opsd::new(server, &[database]);
     opsd.env("PATH", format!("{}:/usr/bin:/bin", bin_dir(server.major).display()));

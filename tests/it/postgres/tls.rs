@@ -112,7 +112,7 @@ async fn outcome_with(major: u32, connection: &Connection) -> Result<bool, Strin
         Ok(session) => Ok(session.client.query_one(sql, &[]).await.unwrap().get(0)),
         Err(error) => Err(format!("{error:?}")),
     };
-    let tools = tools::find(major, Some(&bin_dir(major)), &[]).await.unwrap();
+    let tools = tools::find(major, Some(&bin_dir(major)), &[]).await.unwrap().for_server(default_major());
     let mut psql = tools.command("psql", connection, "postgres", "opsd").unwrap();
     let output = psql.args(["-XAt", "-c", sql]).output().await.unwrap();
     let theirs = output.status.success().then(|| output.stdout == b"t\n");
