@@ -1,7 +1,7 @@
 //! zstd and age around a stream, and back.
 //!
 //! Writing: plaintext → zstd → age → parts of equal size → a bounded channel of [`Piece`]s that an
-//! upload task drains ([`upload`]). Reading is the mirror image ([`read_stream`]): ranges are fetched
+//! upload task drains ([`upload()`]). Reading is the mirror image ([`read_stream`]): ranges are fetched
 //! ahead, and no more plaintext comes out than the manifest states.
 //!
 //! **No plaintext comes out that the backup did not write.** The manifest pins the header of each object,
