@@ -33,6 +33,7 @@ mod support {
     pub mod redis;
     pub mod s3;
     pub mod sets;
+    pub mod torture;
 }
 
 use std::path::PathBuf;

@@ -8,6 +8,7 @@ use opsd::error::Result;
 use opsd::set::archive::copy;
 use opsd::set::archive::parser::{Contents, Parser};
 use opsd::set::archive::read_toc;
+use opsd::set::archive::split::{Piece, Splitter};
 use opsd::set::fingerprint::RowSecret;
 
 fn parse(secret: &RowSecret, bytes: &[u8], piece: usize) -> Result<Contents> {
@@ -34,6 +35,12 @@ fuzz_target!(|data: &[u8]| {
         (whole, pieces) => panic!("whole: {:?}, in pieces: {:?}", whole.is_ok(), pieces.is_ok()),
     }
     let _ = read_toc(bytes);
+    let mut splitter = Splitter::new(vec![("public".to_owned(), "t".to_owned())], true);
+    let mut out = |_: Piece<'_>| Ok(());
+    let fed = bytes.chunks(usize::from(*first).max(1)).try_for_each(|piece| splitter.feed(piece, &mut out));
+    if fed.is_ok() {
+        let _ = splitter.finish(&mut out);
+    }
     if let Ok(text) = std::str::from_utf8(bytes) {
         let _ = copy::parse_copy(text);
         let _ = copy::parse_setval(text);

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::support::opsd::Opsd;
 use crate::support::postgres::{
-    Options, SUPERUSER, Server, bin_dir, default_major, expect_success, for_each_major,
+    Options, SUPERUSER, Server, bin_dir, default_major, expect_success, for_some_majors,
 };
 use crate::support::sets::back_up;
 
@@ -55,7 +55,7 @@ const ROLES: &str =
 
 #[test]
 fn roles_go_to_a_server_whose_first_superuser_has_another_name() {
-    for_each_major(|shared| {
+    for_some_majors(|shared| {
         let (from, to) = (server_of_boss(shared.major), Server::start(shared.major, &Options::default()));
         from.create_database("app");
         from.psql("app", "CREATE TABLE t (id integer)");

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::support::opsd::{Opsd, finish_child};
 use crate::support::postgres::{
-    Options, SUPERUSER, Server, bin_dir, default_major, for_each_major, identifier, literal,
+    Options, SUPERUSER, Server, bin_dir, default_major, for_each_major, for_some_majors, identifier, literal,
 };
 use crate::support::processes::until;
 use crate::support::sets::back_up;
@@ -228,7 +228,7 @@ const SLOW: &str = "CREATE FUNCTION slow() RETURNS boolean LANGUAGE plpgsql AS '
 
 #[test]
 fn a_replaced_database_keeps_its_identity_and_what_cannot_be_kept_is_said() {
-    for_each_major(|shared| {
+    for_some_majors(|shared| {
         let server = &Server::start(shared.major, &Options::default());
         let place = server.subdirectory("space");
         server.psql(

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use opsd::backup::coordinator;
+use opsd::postgres::connect::connect;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rustix::process::{Pid, Signal, kill_process};
@@ -551,4 +553,29 @@ fn a_squatter_on_the_lock_does_not_pass_for_another_run() {
         child.wait().unwrap();
     }
     back_up(&opsd);
+}
+
+/// Whether pg_dumps still make progress is asked within the snapshot's own transaction, in which the server would
+/// repeat what it said first.
+#[tokio::test]
+async fn what_a_runs_sessions_do_is_seen_within_the_transaction_of_its_snapshot() {
+    let server = default_server();
+    let (site, database) = site(server);
+    // Writes the file.
+    site.command(&["config", "check"]);
+    let (config, _) = opsd::config::load(Some(&site.path("opsd.toml"))).unwrap();
+    let job = &config.backup["db"];
+    let connection = &config.postgres[&job.postgres].connection;
+    let name = unique("run");
+    let session = coordinator::open(connection, &database, &name).await.unwrap();
+    let coordinator = coordinator::start(session, &database, false, job).await.unwrap();
+    let nobody = coordinator.activity().await;
+    let other = connect(connection, Some(&database), &name).await.unwrap();
+    let arrived = coordinator.activity().await;
+    assert_ne!(arrived, nobody);
+    other.client.batch_execute("SELECT 1").await.unwrap();
+    assert_ne!(coordinator.activity().await, arrived);
+    other.close().await;
+    coordinator.close().await;
+    server.drop_database(&database);
 }

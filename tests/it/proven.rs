@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::support::opsd::{Opsd, quoted_list};
-use crate::support::postgres::{Options, SUPERUSER, Server, bin_dir, default_major, for_each_major};
+use crate::support::postgres::{Options, SUPERUSER, Server, bin_dir, default_major, for_some_majors};
 use crate::support::sets::back_up;
 
 fn site(server: &Server) -> Opsd {
@@ -42,7 +42,7 @@ const COMPUTED: &str = "CREATE TABLE computed (id integer, twice integer GENERAT
 
 #[test]
 fn what_was_compared_and_what_was_not_is_listed() {
-    for_each_major(|shared| {
+    for_some_majors(|shared| {
         let server = &Server::start(shared.major, &Options::default());
         server.create_database("app");
         server.psql(

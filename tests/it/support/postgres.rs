@@ -115,9 +115,19 @@ pub fn is_german() -> bool {
 /// Runs a test on every major there is, or on the one that `OPSD_TEST_PG` names. 13 may be absent
 /// (it can be had for x86_64 only); the others may not. Every major is tried before it fails.
 pub fn for_each_major(test: impl Fn(&'static Server)) {
+    for_majors(&MAJORS, test);
+}
+
+/// Runs a test that takes long on the oldest major in support, the newest, and one between; on every major under
+/// torture.
+pub fn for_some_majors(test: impl Fn(&'static Server)) {
+    for_majors(if super::torture::torture() { &MAJORS } else { &[14, 16, 18] }, test);
+}
+
+fn for_majors(majors: &[u32], test: impl Fn(&'static Server)) {
     let only = std::env::var_os("OPSD_TEST_PG").map(|_| default_major());
     let mut failed = Vec::new();
-    for major in MAJORS {
+    for &major in majors {
         if only.is_some_and(|only| only != major) || (major == 13 && !is_installed(13)) {
             continue;
         }
