@@ -1,10 +1,19 @@
 //! What a rehearsal says that it covered of a database, and what it did not.
 
 use super::definitions;
+use crate::printable;
 use crate::set::archive::Entry;
-use crate::set::manifest::Database;
+use crate::set::manifest::{Database, Manifest};
 use crate::set::proof::Proof;
 use crate::set::scope::{Scope, What, named};
+
+/// Databases that belong into a set and could not be dumped, a line each.
+pub fn lacking(manifest: &Manifest) -> impl Iterator<Item = String> {
+    manifest
+        .lacking
+        .iter()
+        .map(|l| format!("the set lacks database {:?}: {}", l.name, printable::line(&l.why)))
+}
 
 /// Definitions that agree.
 pub fn of_definitions(database: &str, schema: &[Entry]) -> impl Iterator<Item = Scope> {

@@ -24,7 +24,6 @@ use crate::postgres::properties::{self, Setting};
 use crate::postgres::scratch::{self, Scratch, ScratchOptions};
 use crate::postgres::sql::Sql;
 use crate::postgres::tools::{self, ServerBinaries, Tools};
-use crate::printable;
 use crate::progress::{Event, Progress};
 use crate::set;
 use crate::set::archive::Entry;
@@ -245,10 +244,7 @@ impl Run<'_> {
         self.lap("server");
         // What the set lacks is not proven by what it has.
         let mut complete = self.manifest.lacking.is_empty();
-        for lacking in &self.manifest.lacking {
-            let why = printable::line(&lacking.why);
-            self.record.warnings.push(format!("the set lacks database {:?}: {why}", lacking.name));
-        }
+        self.record.warnings.extend(coverage::lacking(self.manifest));
         for (index, database) in self.manifest.databases.iter().enumerate() {
             complete &= self.rehearse_database(scratch, tools, &admin, index, database).await?;
         }
