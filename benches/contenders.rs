@@ -199,7 +199,7 @@ impl<'a> Site<'a> {
         (cost, Cost { wall: cost.wall - analyze, ..cost })
     }
 
-    /// That one back again, with the ANALYZE that opsd does by itself.
+    /// `pg_restore -j2` of the directory, with the ANALYZE that opsd does by itself.
     pub fn restore_directory_and_analyze(&mut self) -> Cost {
         let name = self.fresh();
         let script = "pg_restore -j2 -d \"$TARGET\" \"$WORK/fd\" && vacuumdb -q -Z -j2 -d \"$TARGET\"";

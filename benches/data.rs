@@ -302,8 +302,8 @@ pub fn tables(server: &Server, database: &str, count: u64) {
     server.psql(database, &(0..count / 1_000).map(batch).collect::<String>());
 }
 
-/// One table with two thirds of the bytes and five indexes beside its key, two others, foreign keys: about
-/// 1.05 GB of COPY text.
+/// A shop's database of about 1.05 GB of COPY text: `orders` has most of it and five indexes beside its key; two
+/// other tables, and foreign keys.
 pub fn indexed(server: &Server, database: &str) {
     server.psql(
         database,

@@ -220,7 +220,7 @@ struct Ready {
     is_signed: bool,
 }
 
-/// One database's snapshot, and the pg_dumps that read under it.
+/// The snapshot of a database, and the pg_dumps that read under it.
 struct Snapshot {
     coordinator: Coordinator,
     large_objects: Option<Fingerprint>,
@@ -292,17 +292,12 @@ impl Run<'_> {
             roles.push(globals::dump(source, &mut warnings).await?);
         }
         (self.progress)(Event::Phase("finishing".into()));
-        let globals = match roles.len() {
-            0 => None,
-            _ => {
-                let later = roles.pop().unwrap_or_default();
-                let sql = match roles.pop() {
-                    Some(earlier) => globals::merged(&earlier, later)?,
-                    None => later,
-                };
-                Some(self.seal_globals(sql).await?)
-            }
+        let later = roles.pop().unwrap_or_default();
+        let sql = match roles.pop() {
+            Some(earlier) => globals::merged(&earlier, later)?,
+            None => later,
         };
+        let globals = Some(self.seal_globals(sql).await?);
         if let Some(previous) = &previous {
             warnings.extend(shrunk(previous, &databases, &lacking));
         }
@@ -415,7 +410,11 @@ impl Run<'_> {
                     tokio::time::sleep(coordinator::LOCK_PAUSE).await;
                     continue;
                 }
-                other => other?,
+                Err(error) => {
+                    coordinator.close().await;
+                    return Err(error);
+                }
+                Ok(running) => running,
             };
             match coordinator.changed_table().await? {
                 None => {
@@ -430,6 +429,8 @@ impl Run<'_> {
                     coordinator.close().await;
                 }
                 Some(table) => {
+                    running.stop().await;
+                    coordinator.close().await;
                     return Err(Error::new(format!("table {table} keeps changing while the dump starts"))
                         .with_hint("run the backup when no migration is running"));
                 }
@@ -463,7 +464,7 @@ impl Run<'_> {
         let dumped_roles = async {
             match roles {
                 None => {}
-                // They are no part of this database: where nobody else dumps them, the run tries once more.
+                // Roles are no part of this database: where nobody else dumps them, the run tries once more.
                 Some(roles) => match globals::dump(source, &mut said).await {
                     Ok(sql) => roles.push(sql),
                     Err(error) => tracing::info!("{error}; later once more"),

@@ -84,7 +84,7 @@ fn roots(inventory: &Inventory, without_data: &HashSet<u32>) -> HashSet<u32> {
     all
 }
 
-/// One relation. The savepoint keeps the snapshot when its statement fails.
+/// The fingerprint of a relation. The savepoint keeps the snapshot when its statement fails.
 async fn within(
     client: &Client,
     relation: &Relation,

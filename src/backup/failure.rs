@@ -47,7 +47,7 @@ impl Run<'_> {
     /// recorded as one that lacks it, is relied on by nobody, and the command fails. Where all databases are
     /// wanted, one that was dropped is none of them any more: nothing then.
     ///
-    /// What cannot be removed from the repository tells that it is not the database that fails.
+    /// A repository from which nothing can be removed fails itself, and so does the run.
     pub(super) async fn left_out(
         &self,
         source: &Source<'_>,
@@ -80,21 +80,24 @@ impl Run<'_> {
         Ok(Some(Lacking { name: name.to_owned(), why }))
     }
 
-    /// Removes what lies under a prefix, as far as the credential may.
-    async fn remove_stored(&self, prefix: &str) -> Result<(), StoreError> {
-        let may_not =
-            |error: &StoreError| matches!(error, StoreError::Denied(_) | StoreError::Unsupported(_));
-        let stored = match self.store.list(prefix).await {
-            Err(error) if may_not(&error) => return Ok(()),
-            stored => stored?,
+    /// Removes what lies under a prefix, `failed.json` aside, and says how much it was. A credential that may
+    /// only write cannot tidy up either; that is no error.
+    async fn remove_stored(&self, prefix: &str) -> Result<usize, StoreError> {
+        let allowed = |error: StoreError| match error {
+            StoreError::Denied(_) | StoreError::Unsupported(_) => Ok(()),
+            other => Err(other),
         };
-        for object in stored {
-            match self.store.delete(&object.key).await {
-                Err(error) if may_not(&error) => return Ok(()),
-                deleted => deleted?,
+        let stored = match self.store.list(prefix).await {
+            Ok(stored) => stored,
+            Err(error) => return allowed(error).map(|()| 0),
+        };
+        let left: Vec<_> = stored.into_iter().filter(|object| !object.key.ends_with(set::FAILED)).collect();
+        for object in &left {
+            if let Err(error) = self.store.delete(&object.key).await {
+                return allowed(error).map(|()| 0);
             }
         }
-        Ok(())
+        Ok(left.len())
     }
 
     /// Best effort, and bounded: whoever sent a signal waits for it.
@@ -116,19 +119,10 @@ impl Run<'_> {
     async fn remove_objects(&self) {
         let mut is_empty = false;
         for _ in 0..CLEAN_UP_ROUNDS {
-            let left = match self.store.list(&self.prefix).await {
-                Ok(objects) => objects.into_iter().map(|o| o.key).filter(|k| !k.ends_with(set::FAILED)),
-                // A credential that may only write cannot tidy up either.
-                Err(error) => return tracing::debug!("cannot look for what this run stored: {error}"),
-            };
-            let left: Vec<String> = left.collect();
-            if left.is_empty() && std::mem::replace(&mut is_empty, true) {
-                return;
-            }
-            for key in left {
-                if let Err(error) = self.store.delete(&key).await {
-                    return tracing::debug!("cannot remove {key}: {error}");
-                }
+            match self.remove_stored(&self.prefix).await {
+                Ok(0) if std::mem::replace(&mut is_empty, true) => return,
+                Ok(_) => {}
+                Err(error) => return tracing::debug!("what this run stored cannot be removed: {error}"),
             }
             tokio::time::sleep(CLEAN_UP_PAUSE).await;
         }

@@ -24,7 +24,7 @@ const MAX_LARGE_TABLES: usize = 64;
 const MANY_TABLES: usize = 2_000;
 /// The schema, the rest and the roles need a connection each, beside those that are open already.
 const SPLIT_CONNECTIONS: u64 = 3;
-/// The same for one archive and the roles.
+/// One archive and the roles need a connection each.
 const SINGLE_CONNECTIONS: u64 = 2;
 
 /// A stream of the set.
@@ -38,7 +38,7 @@ pub struct Stream {
     pub table: Option<(String, String)>,
 }
 
-/// One pg_dump to run.
+/// A pg_dump to run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dump {
     /// What pg_dump is told beyond the arguments all share.

@@ -144,7 +144,7 @@ async fn hold(
                 Some(Err(error)) => return Err(Error::new(format!("a stream stopped: {error}"))),
                 Some(Ok(Ok(_))) | None => return Err(Error::new("a pg_dump ended before the others began")),
             },
-            // One that ends without a byte says why as its task ends.
+            // The task of a pg_dump that ends without a byte says why.
             Some(held) = holding.next() => left -= usize::from(held.is_ok()),
             _ = look.tick() => {
                 let activity = format!("{left} {}", coordinator.activity().await);

@@ -48,7 +48,7 @@ pub const PINNED: &[Pin] = &[
     since(14, "idle_session_timeout", "0"),
     since(17, "transaction_timeout", "0"),
     since(14, "client_connection_check_interval", "0"),
-    // A pg_dump whose turn has not come does not read, and the kernel counts that as data which does not arrive.
+    // Where the repository is slow a pg_dump reads slowly, and the kernel may count that as data which does not arrive.
     pin("tcp_user_timeout", "0"),
     // The server's questions are ours: a host that died holds its job's lock no longer than two minutes.
     pin("tcp_keepalives_idle", "60"),
