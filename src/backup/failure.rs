@@ -35,9 +35,11 @@ struct Failed<'a> {
 }
 
 /// An error for a document that is stored in plain text: a server's own words about rows and statements stay out.
-fn without_details(error: &Error) -> String {
+/// What names the database again is left out, too.
+fn without_details(name: &str, error: &Error) -> String {
     let text = error.to_string();
-    let words = text.split_once("pg_dump: detail: ").map_or(text.as_str(), |(words, _)| words);
+    let text = text.strip_prefix(&format!("database {name:?}: ")).unwrap_or(&text);
+    let words = text.split_once("pg_dump: detail: ").map_or(text, |(words, _)| words);
     printable::bounded(words.trim_end(), WHY_MAX).into_owned()
 }
 
@@ -63,7 +65,7 @@ impl Run<'_> {
             tracing::info!("what was stored of {name:?} cannot be removed: {why}");
             return Err(error);
         }
-        let mut why = without_details(&error);
+        let mut why = without_details(name, &error);
         if let Some(oid) = source.all.as_ref().and_then(|all| all.get(name)) {
             let client = &source.session.client;
             let asked =
