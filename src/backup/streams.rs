@@ -417,7 +417,10 @@ fn copy(
     mut sinks: Sinks,
 ) -> (Result<(Splitter, Sinks)>, bool) {
     let names = sinks.dump.tables.iter().filter_map(|s| s.table.clone()).collect();
-    let mut splitter = Splitter::new(names, sinks.dump.rest.is_some());
+    let mut splitter = match &sinks.dump.rest {
+        Some(rest) if rest.name == "schema" => Splitter::of_schema(),
+        rest => Splitter::new(names, rest.is_some()),
+    };
     let mut holds = Some(holds);
     let mut buffer = vec![0; READ_SIZE];
     let mut size = READ_SIZE;

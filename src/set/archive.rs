@@ -8,10 +8,12 @@
 //! SQL beyond the few statements a proof needs.
 
 pub mod copy;
+pub mod cut;
 #[cfg(test)]
 mod made;
 pub mod parser;
 pub mod rows;
+pub mod select;
 pub mod split;
 
 use crate::error::{Error, Result};
@@ -265,6 +267,39 @@ pub(crate) fn read_entry(bytes: &[u8], header: &Header) -> Read<(Entry, usize)> 
         dependencies,
     };
     Ok((entry, c.position()))
+}
+
+/// Marks an entry, as it was written, as one that is restored after the rows.
+pub(crate) fn move_behind_rows(raw: &mut [u8], header: &Header) -> Read<()> {
+    let at = section_at(raw, header)?;
+    raw[at..at + 2].copy_from_slice(&[0, 4]);
+    raw[at + 2..at + 1 + usize::from(header.int_size)].fill(0);
+    Ok(())
+}
+
+/// An entry, as it was written, with other SQL that makes it.
+pub(crate) fn with_definition(raw: &[u8], header: &Header, defn: &str) -> Read<Vec<u8>> {
+    let mut c = Cursor::new(raw, header.int_size);
+    c.take(section_at(raw, header)?)?;
+    c.int()?;
+    let at = c.position();
+    c.string()?;
+    let length = i64::try_from(defn.len()).ok().and_then(|n| split::encode_int(n, header.int_size));
+    let length = length.ok_or_else(|| ReadError::Malformed("a definition is too long".into()))?;
+    Ok([&raw[..at], &length, defn.as_bytes(), &raw[c.position()..]].concat())
+}
+
+/// Where an entry's section stands.
+fn section_at(raw: &[u8], header: &Header) -> Read<usize> {
+    let mut c = Cursor::new(raw, header.int_size);
+    c.int()?; // dump id
+    c.int()?; // whether it has data
+    for _ in 0..4 {
+        c.string()?; // the catalog's oid, the object's, tag, desc
+    }
+    let at = c.position();
+    c.int()?;
+    Ok(at)
 }
 
 /// Header and table of contents of an archive held in memory.

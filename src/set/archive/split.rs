@@ -6,20 +6,25 @@
 //! archive, which pg_restore reads: the header, the entries that belong to it as pg_dump wrote them, and
 //! its data. What is not a chosen table stays in the archive it came in, called the rest here.
 //!
+//! An archive of definitions is not cut, but mended ([`Splitter::of_schema`]).
+//!
 //! An archive of a version that is not known cannot be cut; all of it is the rest, or the first table's.
 //! Deliberately absent: what rows mean (`parser`), and where pieces go.
 
-use super::{Entry, Header, ReadError, Start, decode_int, read_entry, read_start};
+use std::borrow::Cow;
+use std::collections::HashSet;
+
+use super::{Entry, Header, ReadError, Section, Start, decode_int, move_behind_rows, read_entry, read_start};
 use crate::error::{Error, Result};
 
 /// Most bytes of an entry or of the header; [`super::parser`] has the same bound.
-const MAX_ENTRY: usize = 256 << 20;
+pub(super) const MAX_ENTRY: usize = 256 << 20;
 
 const BLOCK_DATA: u8 = 1;
 const BLOCK_BLOBS: u8 = 3;
 
 /// Entries that every archive begins with, because the others are written under what they set.
-const EVERYWHERE: [&str; 3] = ["ENCODING", "STDSTRINGS", "SEARCHPATH"];
+pub(super) const EVERYWHERE: [&str; 3] = ["ENCODING", "STDSTRINGS", "SEARCHPATH"];
 
 /// Which piece of an archive bytes belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +92,8 @@ pub struct Splitter {
     retry_at: usize,
     /// Whose block it is.
     to: To,
+    /// In an archive of definitions: the entries so far that come after the rows.
+    behind_rows: Option<HashSet<i32>>,
 }
 
 impl Splitter {
@@ -109,7 +116,16 @@ impl Splitter {
             carry: Vec::new(),
             retry_at: 0,
             to: To::Rest,
+            behind_rows: None,
         }
+    }
+
+    /// Mends an archive of definitions, all of which is the rest. pg_dump moves a materialized view that groups by
+    /// a primary key behind the rows, where the key is made; what is made of that view, such as a function that
+    /// returns its rows, stays marked as being before them. Restored section by section it would not find the
+    /// view. So an entry that depends on one behind the rows is marked as being there, too.
+    pub fn of_schema() -> Self {
+        Self { state: State::Header, behind_rows: Some(HashSet::new()), ..Self::new(Vec::new(), true) }
     }
 
     /// The next bytes of the archive.
@@ -230,7 +246,7 @@ impl Splitter {
             return Ok(());
         }
         if self.has_rest {
-            out(Piece::Bytes(To::Rest, raw))?;
+            out(Piece::Bytes(To::Rest, &self.mended(entry, raw)?))?;
         }
         if !self.has_rest && entry.has_data {
             return Err(Error::new(format!(
@@ -245,6 +261,24 @@ impl Splitter {
             self.common.1 += 1;
         }
         Ok(())
+    }
+
+    /// An entry with the section that it belongs to. The ids that it depends on stand before it.
+    fn mended<'a>(&mut self, entry: &Entry, raw: &'a [u8]) -> Result<Cow<'a, [u8]>> {
+        let (Some(behind), Some(header)) = (&mut self.behind_rows, &self.header) else {
+            return Ok(Cow::Borrowed(raw));
+        };
+        let depends = || entry.dependencies.iter().any(|id| behind.contains(id));
+        let is_moved = entry.section == Section::PreData && depends();
+        if is_moved || entry.section == Section::PostData {
+            behind.insert(entry.dump_id);
+        }
+        if !is_moved {
+            return Ok(Cow::Borrowed(raw));
+        }
+        let mut raw = raw.to_vec();
+        move_behind_rows(&mut raw, header).map_err(|_| damaged(format!("entry {}", entry.dump_id)))?;
+        Ok(Cow::Owned(raw))
     }
 
     /// Data blocks.
@@ -381,7 +415,7 @@ fn pass(left: u64, length: usize, at: &mut usize) -> u64 {
 }
 
 /// A sign byte and a magnitude; `None` where that does not fit into 32 bits.
-fn encode_int(value: i64, int_size: u8) -> Option<Vec<u8>> {
+pub(super) fn encode_int(value: i64, int_size: u8) -> Option<Vec<u8>> {
     let magnitude = u32::try_from(value.unsigned_abs()).ok()?;
     let mut raw = vec![u8::from(value < 0)];
     raw.extend(magnitude.to_le_bytes());

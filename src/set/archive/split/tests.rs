@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use super::super::section_at;
 use super::*;
 use crate::set::archive::made::{Body, Item, archive, block, entry, header, item, rows};
 use crate::set::archive::parser::{Contents, Parser};
@@ -174,4 +175,48 @@ proptest! {
         }
         prop_assert_eq!(data, whole.data.into_iter().collect::<BTreeMap<_, _>>());
     }
+}
+
+#[test]
+fn an_entry_that_is_moved_behind_the_rows_stays_what_it_is() {
+    for minor in [14, 15, 16] {
+        let (start, _) = read_start(&header(minor, 1)).unwrap();
+        let Start::Known(header, _) = start else { panic!("a known version") };
+        let mut raw = entry(minor, &item(5, "FUNCTION", "f", Body::None));
+        let (before, _) = read_entry(&raw, &header).unwrap();
+        move_behind_rows(&mut raw, &header).unwrap();
+        let (after, used) = read_entry(&raw, &header).unwrap();
+        assert_eq!((after, used), (Entry { section: Section::PostData, ..before }, raw.len()));
+    }
+}
+
+/// Its dependencies, 7 and 9, are what the made entries have.
+#[test]
+fn what_depends_on_an_entry_behind_the_rows_is_moved_there() {
+    let (Start::Known(known, _), _) = read_start(&header(16, 1)).unwrap() else { panic!("a known version") };
+    let behind = |id| {
+        let mut raw = entry(16, &item(id, "CONSTRAINT", "behind", Body::None));
+        move_behind_rows(&mut raw, &known).unwrap();
+        raw
+    };
+    let mended = |archive: &[u8]| {
+        let mut splitter = Splitter::of_schema();
+        let mut found = Vec::new();
+        let mut out = |piece: Piece<'_>| {
+            if let Piece::Bytes(To::Rest, bytes) = piece {
+                found.extend_from_slice(bytes);
+            }
+            Ok(())
+        };
+        archive.chunks(7).for_each(|bytes| splitter.feed(bytes, &mut out).unwrap());
+        splitter.finish(&mut out).unwrap();
+        found
+    };
+    let mut before = entry(16, &item(3, "VIEW", "v", Body::None));
+    let at = section_at(&before, &known).unwrap();
+    before[at + 1] = 2; // before the rows
+    let archive = |id| [header(16, 2), behind(id), before.clone()].concat();
+    let sections = |bytes: &[u8]| parse(bytes).entries.iter().map(|e| e.section).collect::<Vec<_>>();
+    assert_eq!(sections(&mended(&archive(7))), [Section::PostData, Section::PostData]);
+    assert_eq!(mended(&archive(8)), archive(8), "it depends on another");
 }
