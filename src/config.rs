@@ -18,6 +18,7 @@ pub mod monitoring;
 pub mod path;
 pub mod raw;
 pub mod require_auth;
+mod restore;
 pub mod secret;
 pub mod units;
 mod walk;
@@ -28,6 +29,10 @@ pub use monitoring::{Exporter, Monitor, MonitorKind, Queue, QueueKind, Redis, Re
 
 use require_auth::{ChannelBinding, RequireAuth};
 use secret::Secret;
+
+/// What stands at the top of a configuration file.
+const SECTIONS: [&str; 9] =
+    ["site", "repository", "encryption", "postgres", "backup", "restore", "redis", "exporter", "monitor"];
 
 /// One site.
 #[derive(Debug, Clone)]
@@ -44,6 +49,8 @@ pub struct Config {
     pub postgres: BTreeMap<String, Postgres>,
     /// Backup jobs by name.
     pub backup: BTreeMap<String, BackupJob>,
+    /// What is set in each session of a restore into a server that is there.
+    pub restore_settings: BTreeMap<String, String>,
     /// Redis servers by name.
     pub redis: BTreeMap<String, Redis>,
     /// How figures are served.

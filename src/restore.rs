@@ -6,7 +6,9 @@
 //! role's privileges: a rehearsal's server therefore runs as a user with nothing worth stealing in
 //! reach.
 
+pub mod analyze;
 mod assertions;
+pub mod builds;
 pub mod collations;
 pub mod complaints;
 pub mod computed;
@@ -15,6 +17,7 @@ mod coverage;
 pub mod databases;
 pub mod definitions;
 pub mod extensions;
+pub mod foreign_keys;
 pub mod identity;
 pub mod large_objects;
 pub mod load;
@@ -28,14 +31,15 @@ pub mod swap;
 pub mod to;
 pub mod verify;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::config::{Config, Connection, keys};
 use crate::error::{Error, Result};
-use crate::postgres::connect::{Session, error};
+use crate::postgres::connect::{self, Session, error};
 use crate::postgres::properties::Properties;
+use crate::postgres::settings;
 use crate::postgres::tools::Tools;
 use crate::progress::Progress;
 use crate::set;
@@ -67,6 +71,77 @@ pub struct Target {
     pub tablespaces: Vec<String>,
     /// `lc_monetary` that the set's money is written in; absent where the server does not have it.
     pub monetary: Option<String>,
+    /// What the operator wants set in each session, such as `maintenance_work_mem`.
+    pub settings: BTreeMap<String, String>,
+    /// What is not restored.
+    pub left_out: LeftOut,
+}
+
+/// What of a set is not restored, in the words of pg_restore's options.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LeftOut {
+    /// Who owns what: all of it belongs to the restoring role.
+    pub owner: bool,
+    /// GRANT and REVOKE.
+    pub privileges: bool,
+    /// COMMENT.
+    pub comments: bool,
+}
+
+impl LeftOut {
+    /// As pg_restore is told it.
+    fn arguments(self) -> impl Iterator<Item = &'static str> {
+        let said = [
+            (self.owner, "--no-owner"),
+            (self.privileges, "--no-privileges"),
+            (self.comments, "--no-comments"),
+        ];
+        said.into_iter().filter(|(is_left_out, _)| *is_left_out).map(|(_, argument)| argument)
+    }
+}
+
+impl Target {
+    /// A database of a scratch server, whose settings are those of a rehearsal already.
+    fn of_scratch(tools: Tools, connection: Connection, jobs: usize) -> Self {
+        Self {
+            tools,
+            dbname: connection.dbname.clone(),
+            connection,
+            jobs,
+            is_superuser: true,
+            tablespaces: Vec::new(),
+            monetary: None, // a setting of the database
+            settings: BTreeMap::new(),
+            left_out: LeftOut::default(),
+        }
+    }
+
+    /// What is set in each session, beside what is pinned for all. What the operator wants comes first, and what
+    /// the restore depends on has the last word.
+    fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
+        let operators = self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        // What a server says decides what is done.
+        let superusers = self.is_superuser.then_some([NO_TRIGGERS, ("lc_messages", "C")]);
+        let monetary = self.monetary.iter().map(|value| ("lc_monetary", value.as_str()));
+        operators.chain(superusers.into_iter().flatten()).chain(monetary)
+    }
+
+    /// A session in the database, with these settings as well.
+    async fn connect(&self, more: &[(&str, &str)]) -> Result<Session> {
+        let settings: Vec<(&str, &str)> = self.settings().chain(more.iter().copied()).collect();
+        connect::connect_with(&self.connection, Some(&self.dbname), "opsd restore", &settings).await
+    }
+}
+
+/// An error where the operator wants something else than what a restore depends on.
+fn check_settings(wanted: &BTreeMap<String, String>) -> Result<()> {
+    const OURS: [&str; 4] = ["session_replication_role", "lc_messages", "lc_monetary", "search_path"];
+    let is_ours = |name: &&String| settings::value(name).is_some() || OURS.contains(&name.as_str());
+    match wanted.keys().find(is_ours) {
+        None => Ok(()),
+        Some(name) => Err(Error::usage(format!("restore.settings.{name}: a restore sets this itself"))
+            .with_hint("remove it from [restore]")),
+    }
 }
 
 /// Where a set's streams come from.

@@ -186,15 +186,10 @@ pub fn render(manifest: &Manifest) -> String {
             line(
                 "If the rows of a table are refused because a constraint looks into another table, run that",
             );
-            line("line once more after the others, before `--section=post-data`.");
-            if database.streams.iter().all(|data| data.name == "schema" || is_bundled(data)) {
-                line("Each is one transaction, so no row comes twice.");
-            } else {
-                line(
-                    "A line with `--single-transaction` is one transaction, so no row comes twice. Before you",
-                );
-                line("run another one once more, empty the tables that it has filled already.");
-            }
+            line("line again, before `--section=post-data`, without `--single-transaction` or");
+            line("`--transaction-size`: each table is then loaded by itself, and those that are refused are");
+            line("named. Then run it with `--table=NAME` for each of those, until none is refused. If some");
+            line("tables were loaded before, empty them first, or their rows come twice.");
         }
         line("");
         line(

@@ -12,9 +12,9 @@ use crate::config::{BackupJob, Config, Connection};
 use crate::error::{Error, Kind, Result};
 use crate::postgres::tools;
 use crate::printable;
-use crate::restore;
 use crate::restore::to::{self, Options, Report};
 use crate::restore::verify::{self, Rehearsal, Uncontained};
+use crate::restore::{self, LeftOut};
 use crate::set::catalog::{self, Selector, Use};
 use crate::set::manifest::{Database, Manifest};
 use crate::set::scope::Scope;
@@ -61,6 +61,15 @@ pub struct Args {
     /// Make roles of the set that the server lacks
     #[arg(long, conflicts_with = "verify")]
     globals: bool,
+    /// Leave out who owns what: all of it belongs to the restoring role
+    #[arg(long, conflicts_with = "verify")]
+    no_owner: bool,
+    /// Leave out privileges (GRANT and REVOKE)
+    #[arg(long, conflicts_with = "verify")]
+    no_privileges: bool,
+    /// Leave out comments
+    #[arg(long, conflicts_with = "verify")]
+    no_comments: bool,
     /// Streams and index builds at the same time [default: the job's streams]
     #[arg(long = "jobs", value_name = "N", conflicts_with = "verify")]
     jobs_at_once: Option<usize>,
@@ -130,6 +139,7 @@ struct RestoreReport {
     database: String,
     restored_as: String,
     old_database: Option<String>,
+    lost: Vec<String>,
     failed: Vec<String>,
     roles_created: Vec<String>,
     seconds: Phases,
@@ -330,6 +340,12 @@ async fn run_to(
             replace: args.replace,
             globals: args.globals,
             jobs: args.jobs_at_once.unwrap_or(job.streams).max(1),
+            settings: config.restore_settings.clone(),
+            left_out: LeftOut {
+                owner: args.no_owner,
+                privileges: args.no_privileges,
+                comments: args.no_comments,
+            },
         };
         let bars = progress::bars(global);
         let origin = restore::origin(store, &set.manifest, identities, bars.progress());
@@ -347,17 +363,25 @@ async fn run_to(
     global.with_warnings(warnings, work).await
 }
 
-/// The error that a restore ends with whose rows are all in, but not all of the rest.
+/// The error that a restore ends with where the server refused something of the set.
 fn incomplete(wanted: &str, report: &Report) -> Option<Error> {
-    if report.failed.is_empty() {
-        return None;
-    }
     let made = &report.database;
-    let what = format!(
-        "database {made:?} holds all rows of the set, but {} failed: {}",
-        output::counted(report.failed.len() as u64, "statement"),
-        report.failed.join("; ")
-    );
+    let failed = || {
+        let statements = output::counted(report.failed.len() as u64, "statement");
+        format!("{statements} failed: {}", report.failed.join("; "))
+    };
+    let what = match (report.lost.is_empty(), report.failed.is_empty()) {
+        (true, true) => return None,
+        (true, false) => format!("database {made:?} holds all rows of the set, but {}", failed()),
+        (false, true) => format!("database {made:?} lacks rows of the set: {}", report.lost.join("; ")),
+        (false, false) => {
+            format!(
+                "database {made:?} lacks rows of the set: {}; beside them {}",
+                report.lost.join("; "),
+                failed()
+            )
+        }
+    };
     if made == wanted {
         let hint = format!("set right by hand what failed, or drop it; {}", restore::complaints::HINT);
         return Some(Error::new(what).with_hint(hint));
@@ -439,6 +463,7 @@ fn print(
         database: database.to_owned(),
         restored_as: report.database,
         old_database: report.old_database,
+        lost: report.lost,
         failed: report.failed,
         roles_created: report.roles_created,
         seconds: Phases(report.seconds),

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use toml_edit::Document;
 
-use super::encryption;
 use super::finding::{Finding, Mistake, Warning};
 use super::libpq;
 use super::monitoring::{self, Known, named};
@@ -15,7 +14,7 @@ use super::units::{GIB, MIB};
 use super::walk::{self, Env, Place, Section, Text, Walk};
 use super::{
     BackupJob, Config, Databases, Encryption, Location, LockMode, ObjectLock, Postgres, Repository,
-    Retention, SslMode, Verify,
+    Retention, SECTIONS, SslMode, Verify, encryption, restore,
 };
 use crate::error::Error;
 use crate::regular_file;
@@ -99,10 +98,7 @@ pub fn parse(text: &str, path: &Path, env: Env<'_>) -> Parsed {
 
 fn site(walk: &mut Walk<'_>, table: &toml_edit::Table, path: &Path) -> Option<Config> {
     let root = walk.root(table);
-    walk.only(
-        &root,
-        &["site", "repository", "encryption", "postgres", "backup", "redis", "exporter", "monitor"],
-    );
+    walk.only(&root, &SECTIONS);
 
     let site = match walk.string(&root, "site") {
         Some(text) => name(walk, &text.place, &text.value).then_some(text.value),
@@ -157,6 +153,7 @@ fn site(walk: &mut Walk<'_>, table: &toml_edit::Table, path: &Path) -> Option<Co
         encryption: encryption?,
         postgres: servers,
         backup: jobs,
+        restore_settings: restore::settings(walk, &root),
         redis,
         exporter: exporter.unwrap_or_default(),
         monitor: monitors,

@@ -51,10 +51,10 @@ pub fn is_sql_error(error: &Error) -> bool {
 
 const LACKING: &str = "rows need what cannot be restored here";
 
-/// A failure of rows where something before them was forgiven: that may be why, so it says nothing of
-/// the set.
+/// A failure of rows where something before them is not there because this host cannot have it: that may be why, so
+/// it says nothing of the set.
 pub fn lacking(error: Error, forgiven: &[Complaint]) -> Error {
-    match forgiven.first() {
+    match forgiven.iter().find(|c| c.fault == Fault::Elsewhere) {
         Some(first) if is_sql_error(&error) => {
             Error::new(error).context(first).context(LACKING).with_hint(HINT)
         }
@@ -656,9 +656,12 @@ pg_restore: warning: errors ignored on restore: 3
 
     #[test]
     fn rows_that_need_what_was_forgiven_are_no_difference() {
-        let forgiven = complaints(FAILED, &[]);
+        let mut forgiven = complaints(FAILED, &[]);
         let refused = || Error::new(format!("{REFUSED}  relation \"public.docs\" does not exist"));
         assert_eq!(blame(lacking(refused(), &[])).kind(), Kind::Differs);
+        forgiven.iter_mut().for_each(|c| c.fault = Fault::Refused);
+        assert_eq!(blame(lacking(refused(), &forgiven)).kind(), Kind::Differs, "the set refuses both");
+        forgiven[0].fault = Fault::Elsewhere;
         let error = blame(lacking(refused(), &forgiven));
         assert_eq!(error.kind(), Kind::Failed);
         assert!(error.to_string().contains(&forgiven[0].to_string()), "{error}");

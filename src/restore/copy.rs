@@ -5,7 +5,7 @@
 //! visible to everybody. The transaction is committed only after the stream was read to its end and
 //! every object's hash agreed. Deliberately absent: anything but rows, which is pg_restore's.
 
-use std::io::BufReader;
+use std::io::{BufReader, Read};
 use std::pin::pin;
 
 use bytes::Bytes;
@@ -17,15 +17,16 @@ use tokio_postgres::error::SqlState;
 use super::complaints::{Fault, HINT, masked_in};
 use super::{Origin, Target};
 use crate::error::{Context, Error, Result};
-use crate::postgres::connect::{Session, connect_with};
+use crate::postgres::connect::Session;
 use crate::postgres::messages;
 use crate::postgres::sql::Sql;
 use crate::progress::Event;
 use crate::set::archive::Entry;
 use crate::set::archive::copy::CopyStatement;
+use crate::set::archive::cut::Cut;
 use crate::set::archive::rows;
 use crate::set::manifest::{Database, Stream};
-use crate::set::seal::{Unsealed, cause, read_stream};
+use crate::set::seal::{cause, read_stream};
 
 /// Bytes of rows in one message. The server holds a message whole; larger ones gain nothing.
 const MESSAGE: usize = 128 << 10;
@@ -39,12 +40,14 @@ struct Table {
     encoding: String,
 }
 
-/// Loads the table that a stream holds, and returns its entry. `None`: the stream is not one table's,
-/// or may not be truncated by this role; nothing was changed, and pg_restore can try.
+/// Loads the table that a stream holds, or one of several that it holds, and returns its entry. `None`: what is to be
+/// read is not one table's, or may not be truncated (by this role, or because others refer to it); nothing was
+/// changed, and pg_restore can try.
 pub async fn copy_table(
     origin: &Origin,
     database: &Database,
     stream: &Stream,
+    only: Option<(String, String)>,
     target: &Target,
 ) -> Result<Option<Entry>> {
     let name = format!("{}/{}", database.name, stream.name);
@@ -55,9 +58,11 @@ pub async fn copy_table(
     let (sender, messages) = mpsc::channel(1);
     let (progress, shown) = (origin.progress.clone(), name.clone());
     let reading = tokio::task::spawn_blocking(move || {
-        let read = read_rows(&mut source, opened, &sender, |bytes| {
-            progress(Event::StreamBytes { name: shown.clone(), bytes });
-        });
+        let progress = |bytes| progress(Event::StreamBytes { name: shown.clone(), bytes });
+        let read = match only {
+            None => read_rows(&mut source, opened, &sender, progress),
+            Some(table) => read_rows(Cut::new(&mut source, table), opened, &sender, progress),
+        };
         (read, source)
     });
     let table: Option<Table> = table.await.unwrap_or(None);
@@ -86,7 +91,7 @@ pub async fn copy_table(
 /// Says which table a stream holds, if it is a single one's, and then sends its rows until they end or
 /// nobody wants more.
 fn read_rows(
-    source: &mut Unsealed,
+    source: impl Read,
     opened: oneshot::Sender<Option<Table>>,
     sender: &mpsc::Sender<Bytes>,
     progress: impl Fn(u64),
@@ -111,26 +116,19 @@ fn read_rows(
     Ok(())
 }
 
-/// Everything up to the commit. `None`: the role may not truncate the table.
+/// Everything up to the commit. `None`: the table may not be truncated.
 async fn load(
     table: &Table,
     mut messages: mpsc::Receiver<Bytes>,
     target: &Target,
 ) -> Result<Option<Session>> {
-    let mut settings =
-        vec![("xmloption", "content"), ("lock_timeout", "0"), ("client_min_messages", "warning")];
-    if target.is_superuser {
-        settings.push(super::NO_TRIGGERS);
-        settings.push(("lc_messages", "C"));
-    }
-    if let Some(monetary) = &target.monetary {
-        settings.push(("lc_monetary", monetary));
-    }
-    let session = connect_with(&target.connection, Some(&target.dbname), "opsd restore", &settings).await?;
+    let settings = [("xmloption", "content"), ("lock_timeout", "0"), ("client_min_messages", "warning")];
+    let session = target.connect(&settings).await?;
     let CopyStatement { schema, table: name, columns } = &table.statement;
     let begin = Sql::new("BEGIN; TRUNCATE ONLY ").qualified(schema, name);
     if let Err(failure) = begin.run(&session.client).await {
-        if failure.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
+        let cannot = [SqlState::INSUFFICIENT_PRIVILEGE, SqlState::FEATURE_NOT_SUPPORTED];
+        if failure.code().is_some_and(|code| cannot.contains(code)) {
             return Ok(None);
         }
         return Err(refused(table, &failure));

@@ -1,31 +1,42 @@
 //! The order of a restore: definitions, then every stream (as many at once as there are jobs), then
 //! what is built on the rows.
 //!
-//! A large table has a stream of its own. Its indexes are built as soon as it is loaded, while others
-//! still load; everything else that comes after the rows waits for all of them. A stream is one transaction,
+//! A large table has a stream of its own. What is built on one table alone is built as soon as its rows are in,
+//! while others still load ([`super::builds`]); everything else that comes after the rows waits for all of them. A stream is one transaction,
 //! so that running it again cannot double its rows; but one that would lock more objects than servers have
-//! room for is several, and so is each where the server does not let pg_restore have one. Streams in which a
-//! statement failed are run again alone at the end, as long as one of them gets through: a CHECK whose function
-//! reads another table only holds once that table is loaded. Of a stream of several transactions what is not
-//! there yet is run again ([`rest`]).
+//! room for is several, and so is each where the server does not let pg_restore have one.
+//!
+//! What the server refuses costs as little as it can: whatever pg_restore by itself brings back comes back. A
+//! definition that fails is told, and the rows come all the same. Streams in which a statement failed are run
+//! again alone, table by table ([`rest`]), as long as that brings something: a CHECK whose function reads another
+//! table only holds once that table is loaded. Rows that still fail get a last turn when everything else is
+//! there, because a row may name an index. What failed after the rows gets another turn as well: a
+//! materialized view may read a later one through a function.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::builds::{Build, Builds, TableName};
 use super::complaints::{Complaint, Fault, HARMLESS_TIMEOUT, is_sql_error, lacking};
 use super::copy::copy_table;
 use super::pg_restore::{
     Part, Restored, after_rows, fetch_contents, fetch_schema, run_after_rows, run_before_rows, run_schema,
     run_stream,
 };
-use super::{Origin, Target, rest};
-use crate::error::{Error, Result};
+use super::rest::{self, Attempt};
+use super::{Origin, Target, foreign_keys};
+use crate::error::{Context, Error, Result};
+use crate::postgres::connect::error;
+use crate::postgres::ident::Name;
 use crate::progress::Event;
-use crate::set::archive::{Entry, Section};
+use crate::set::archive::Entry;
 use crate::set::manifest::{Database, Stream, TRANSACTION_SIZE};
 
+/// Tables and their sizes, with what is stored beside them.
+const SIZES: &str = "SELECT n.nspname, c.relname, pg_table_size(c.oid) FROM pg_class c
+       JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r'";
 /// Where one that the set needs is not there.
 const NO_TABLESPACES: &str = "--no-tablespaces";
 
@@ -38,8 +49,10 @@ pub struct Loaded {
     pub seconds: Vec<(&'static str, f64)>,
     /// What pg_restore complained of and is harmless.
     pub warnings: Vec<String>,
-    /// What could not be restored beside the rows; those are all in.
+    /// What could not be restored beside the rows.
     pub failed: Vec<Complaint>,
+    /// Rows that the server refused to the last, an error for each stream that they are in.
+    pub lost: Vec<Error>,
 }
 
 /// Restores one database of a set.
@@ -53,7 +66,7 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
         // None at all: an archive version that the parser does not know.
         let is_known = loaded.warnings.is_empty() && !entries.is_empty();
         let arguments: &[&str] = if is_known { &[] } else { &[NO_TABLESPACES] };
-        let restored = run_stream(origin, database, full, target, arguments, None, true).await?;
+        let restored = run_stream(origin, database, full, target, arguments, Vec::new(), true).await?;
         loaded.schema = restored.entries;
         loaded.warnings.extend(restored.warnings);
         loaded.failed = restored.failed;
@@ -69,6 +82,7 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
 
     (origin.progress)(Event::Phase(format!("{}: schema", database.name)));
     let (archive, entries) = fetch_schema(origin, schema).await?;
+    let entries = Arc::new(entries);
     loaded.warnings.extend(no_tablespaces(&entries, target));
     let schema_args: &'static [&'static str] =
         if loaded.warnings.is_empty() { &[] } else { &[NO_TABLESPACES] };
@@ -86,30 +100,70 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
         database,
         target,
         archive: Arc::new(archive),
+        entries: entries.clone(),
         schema_args,
         may_bundle,
-        // A list of entries is a file, which is not to be seen from a container.
-        early: if target.tools.run_here() { early(&entries) } else { HashMap::new() },
+        builds: Builds::new(&entries),
         built: HashSet::new(),
         again: Vec::new(),
     };
-    rows.load(&mut loaded).await.map_err(|error| lacking(error, &loaded.failed))?;
-    let (archive, built) = (rows.archive, rows.built);
+    rows.load(&mut loaded).await?;
     lap(&mut loaded, "data");
 
     (origin.progress)(Event::Phase(format!("{}: indexes and constraints", database.name)));
-    let rest: Vec<i32> =
-        after_rows(&entries).filter(|e| !built.contains(&e.dump_id)).map(|e| e.dump_id).collect();
-    if built.is_empty() {
-        let part = Part::Section("post-data");
-        loaded.finish(run_after_rows(target, &archive, &entries, part, schema_args).await?);
-    } else if !rest.is_empty() {
-        let part = Part::Entries(&rest);
-        loaded.finish(run_after_rows(target, &archive, &entries, part, schema_args).await?);
+    let mut left: HashSet<i32> =
+        after_rows(&entries).map(|e| e.dump_id).filter(|id| !rows.built.contains(id)).collect();
+    let (made, said) = foreign_keys::build(target, &rows.archive, &entries, &left, schema_args).await?;
+    loaded.add_warnings(said);
+    left.retain(|id| !made.contains(id));
+    if !left.is_empty() {
+        let part = Part::Entries(&left);
+        let done = run_after_rows(target, &rows.archive, &entries, part, target.jobs, schema_args).await?;
+        loaded.finish(done);
     }
-    loaded.schema = entries;
+    rows.run_again(&mut loaded).await?;
+    let lost = std::mem::take(&mut rows.again).into_iter().map(|(_, error)| error);
+    loaded.lost = lost.map(|error| lacking(error, &loaded.failed)).collect();
+    retry(target, &rows.archive, &entries, schema_args, &mut loaded).await?;
+    drop(rows);
+    loaded.schema = Arc::unwrap_or_clone(entries);
     lap(&mut loaded, "post-data");
     Ok(loaded)
+}
+
+/// Restores one database of a set, where rows that the server refuses are an error: there is nothing to prove then.
+pub async fn load_whole(origin: &Origin, database: &Database, target: &Target) -> Result<Loaded> {
+    let mut loaded = load(origin, database, target).await?;
+    match loaded.lost.pop() {
+        None => Ok(loaded),
+        Some(error) => Err(error),
+    }
+}
+
+/// Gives what failed after the rows another turn, in the archive's order, as long as that helps.
+async fn retry(
+    target: &Target,
+    archive: &File,
+    entries: &[Entry],
+    arguments: &[&str],
+    loaded: &mut Loaded,
+) -> Result<()> {
+    let later: HashSet<i32> = after_rows(entries).map(|e| e.dump_id).collect();
+    loop {
+        let ids = loaded.failed.iter().filter_map(|c| c.id).filter(|id| later.contains(id));
+        let ids: HashSet<i32> = ids.collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let part = Part::Entries(&ids);
+        let (said, failed) = run_after_rows(target, archive, entries, part, 1, arguments).await?;
+        let still: HashSet<i32> = failed.iter().filter_map(|c| c.id).collect();
+        if failed.iter().any(|c| c.id.is_none()) || ids.iter().all(|id| still.contains(id)) {
+            return Ok(());
+        }
+        loaded.add_warnings(said);
+        loaded.failed.retain(|c| c.id.is_none_or(|id| !ids.contains(&id) || still.contains(&id)));
+    }
 }
 
 /// What to say where the target lacks a tablespace: then none is used.
@@ -128,7 +182,7 @@ pub async fn load_schema(origin: &Origin, database: &Database, target: &Target) 
     let stream = |name: &str| database.streams.iter().find(|s| s.name == name);
     if let Some(full) = stream("full") {
         let sections = ["--section=pre-data", "--section=post-data", NO_TABLESPACES];
-        run_stream(origin, database, full, target, &sections, None, false).await?;
+        run_stream(origin, database, full, target, &sections, Vec::new(), false).await?;
         return Ok(());
     }
     let schema = stream("schema").ok_or_else(|| Error::differs("the set has no schema stream"))?;
@@ -143,7 +197,7 @@ impl Loaded {
     /// needs them fails with them.
     fn finish(&mut self, (said, mut failed): (Vec<String>, Vec<Complaint>)) {
         self.add_warnings(said);
-        if !self.failed.is_empty() {
+        if self.failed.iter().any(|c| c.fault == Fault::Elsewhere) {
             failed.iter_mut().filter(|c| c.fault == Fault::Refused).for_each(|c| c.fault = Fault::Elsewhere);
         }
         self.failed.extend(failed);
@@ -159,58 +213,19 @@ impl Loaded {
     }
 }
 
-/// What can be built on one table alone, by dump id.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-struct Early {
-    /// They lock readers out.
-    constraints: Vec<i32>,
-    indexes: Vec<i32>,
-}
-
-impl Early {
-    /// What can go on once nothing locks the table any more; until then nothing.
-    fn when_unlocked(&mut self) -> Vec<Work> {
-        if !self.constraints.is_empty() {
-            return Vec::new();
-        }
-        self.indexes.drain(..).map(|id| Work::Build(id, None)).collect()
-    }
-}
-
-/// Indexes and the constraints that are indexes, by schema and name of their table; those that need
-/// something else that comes after the rows are left out.
-fn early(entries: &[Entry]) -> HashMap<(String, String), Early> {
-    let tables: HashMap<i32, &Entry> =
-        entries.iter().filter(|e| e.desc == "TABLE").map(|e| (e.dump_id, e)).collect();
-    let later: HashSet<i32> = after_rows(entries).map(|e| e.dump_id).collect();
-    let mut found: HashMap<(String, String), Early> = HashMap::new();
-    for entry in entries.iter().filter(|e| e.section == Section::PostData) {
-        let is_index = entry.desc == "INDEX";
-        // pg_dump writes one dependency a column.
-        let of: HashSet<i32> =
-            entry.dependencies.iter().copied().filter(|id| tables.contains_key(id)).collect();
-        let mut of = of.iter().filter_map(|id| tables.get(id));
-        let (Some(table), None) = (of.next(), of.next()) else { continue };
-        if !(is_index || entry.desc == "CONSTRAINT") || entry.dependencies.iter().any(|id| later.contains(id))
-        {
-            continue;
-        }
-        let early = found.entry((table.namespace.clone(), table.tag.clone())).or_default();
-        if is_index { early.indexes.push(entry.dump_id) } else { early.constraints.push(entry.dump_id) }
-    }
-    found
-}
-
 /// The rows of one database on their way, and what is built on them meanwhile.
 struct Rows<'a> {
     origin: &'a Origin,
     database: &'a Database,
     target: &'a Target,
+    /// The schema's.
     archive: Arc<File>,
+    entries: Arc<Vec<Entry>>,
     schema_args: &'static [&'static str],
     /// Whether pg_restore may put several statements into a transaction.
     may_bundle: bool,
-    early: HashMap<(String, String), Early>,
+    /// What can be built before all rows are in.
+    builds: Builds,
     /// Entries after the rows that are restored already.
     built: HashSet<i32>,
     /// Streams in which a statement failed.
@@ -220,68 +235,65 @@ struct Rows<'a> {
 /// What occupies a job.
 enum Work {
     Stream(Stream),
-    /// What is not there yet of a stream that was interrupted.
-    Rest(Stream),
-    /// An entry of the schema archive that needs one table alone; the table, if it locks readers out.
-    Build(i32, Option<Entry>),
+    /// Entries of the schema archive that need one table each.
+    Build(Build),
 }
 
 /// What came of it.
 enum Done {
     /// The table, where the stream was a single one's.
     Stream(Stream, Result<(Option<Entry>, Vec<String>)>),
-    Build(i32, Option<Entry>, Result<Vec<String>>),
+    Build(Build, Result<(Vec<String>, Vec<Complaint>)>),
 }
 
 impl Rows<'_> {
     async fn load(&mut self, loaded: &mut Loaded) -> Result<()> {
         let mut streams: Vec<&Stream> = self.database.streams.iter().filter(|s| s.name != "schema").collect();
         streams.sort_by_key(|s| std::cmp::Reverse(s.plain_size));
-        let mut waiting: VecDeque<Work> = streams.into_iter().cloned().map(Work::Stream).collect();
+        let mut streams: VecDeque<Stream> = streams.into_iter().cloned().collect();
         let mut running = tokio::task::JoinSet::new();
-        // What is still to be built, by table. (Each archive has dump ids of its own.)
-        let mut loaded_tables: HashMap<(String, String), Early> = HashMap::new();
         loop {
-            while running.len() < self.target.jobs.max(1)
-                && let Some(work) = waiting.pop_front()
-            {
+            while running.len() < self.target.jobs.max(1) {
+                // Rows first: they are what everything else waits for.
+                let work = match streams.pop_front() {
+                    Some(stream) => Work::Stream(stream),
+                    None => match self.builds.next() {
+                        Some(build) => Work::Build(build),
+                        None => break,
+                    },
+                };
                 running.spawn(self.run(work));
             }
             let Some(done) = running.join_next().await else { break };
             match done.map_err(|e| Error::new(format!("a stream stopped: {e}")))? {
-                Done::Stream(_, Ok((None, said))) => loaded.add_warnings(said),
-                Done::Stream(_, Ok((Some(table), said))) => {
+                Done::Stream(stream, Ok((table, said))) => {
                     loaded.add_warnings(said);
-                    let name = (table.namespace.clone(), table.tag.clone());
-                    let mut early = self.early.remove(&name).unwrap_or_default();
-                    // Rows first: they are what everything else waits for. But what locks readers out
-                    // is in the way of all that follows on this table.
-                    for id in &early.constraints {
-                        waiting.push_front(Work::Build(*id, Some(table.clone())));
+                    match table {
+                        Some(table) => {
+                            let name = (table.namespace, table.tag);
+                            self.builds.loaded([(name, stream.plain_size)]);
+                        }
+                        None if self.builds.waits() => {
+                            let tables = self.tables_of(&stream).await?;
+                            self.builds.loaded(tables);
+                        }
+                        None => {}
                     }
-                    waiting.extend(early.when_unlocked());
-                    loaded_tables.insert(name, early);
                 }
                 // A statement that failed was certainly rolled back, and may succeed later.
-                Done::Stream(stream, Err(error)) if self.may_run_again(&stream, &error) => {
+                Done::Stream(stream, Err(error)) if is_sql_error(&error) => {
                     self.again.push((stream, error));
                 }
                 Done::Stream(_, Err(error)) => return Err(error),
-                Done::Build(id, table, result) => {
+                Done::Build(build, result) => {
+                    self.builds.ended(&build);
+                    self.built.extend(build.ids);
                     match result {
-                        Ok(said) => {
+                        Ok((said, failed)) => {
                             loaded.add_warnings(said);
-                            self.built.insert(id);
+                            self.forget(failed);
                         }
-                        // It may need rows of another table, and gets another turn with the rest.
-                        Err(error) => tracing::info!("{error}; trying once more, after all rows"),
-                    }
-                    if let Some(table) = table
-                        && let Some(early) =
-                            loaded_tables.get_mut(&(table.namespace.clone(), table.tag.clone()))
-                    {
-                        early.constraints.retain(|other| *other != id);
-                        waiting.extend(early.when_unlocked());
+                        Err(error) => return Err(error),
                     }
                 }
             }
@@ -289,59 +301,83 @@ impl Rows<'_> {
         self.run_again(loaded).await
     }
 
-    /// A list of what is left of a stream is a file, which is not to be seen from a container.
-    fn may_run_again(&self, stream: &Stream, error: &Error) -> bool {
-        is_sql_error(error) && (self.is_one_transaction(stream) || self.target.tools.run_here())
-    }
-
-    fn is_one_transaction(&self, stream: &Stream) -> bool {
-        self.may_bundle && stream.is_one_transaction()
-    }
-
-    /// One stream may wait for another of these: as long as one succeeds, the rest gets another turn.
-    async fn run_again(&mut self, loaded: &mut Loaded) -> Result<()> {
-        while !self.again.is_empty() {
-            let waiting = std::mem::take(&mut self.again);
-            let before = waiting.len();
-            for (stream, error) in waiting {
-                tracing::info!("{error}; trying once more, after the others");
-                let again = if self.is_one_transaction(&stream) { Work::Stream } else { Work::Rest };
-                match self.run(again(stream)).await {
-                    Done::Stream(_, Ok((_, said))) => loaded.add_warnings(said),
-                    Done::Stream(stream, Err(error)) if is_sql_error(&error) => {
-                        self.again.push((stream, error))
-                    }
-                    Done::Stream(_, Err(error)) => return Err(error),
-                    Done::Build(..) => {}
-                }
+    /// What was not built. It may need rows of another table, and gets another turn with the rest.
+    fn forget(&mut self, failed: Vec<Complaint>) {
+        for complaint in failed {
+            tracing::info!("{complaint}; trying once more, after all rows");
+            if let Some(id) = complaint.id {
+                self.built.remove(&id);
             }
-            if self.again.len() == before {
-                let first = self.again.drain(..).next();
-                return Err(first.map_or_else(|| Error::new("a stream failed"), |(_, error)| error));
+        }
+    }
+
+    /// The tables that a stream holds, and their sizes in the target.
+    async fn tables_of(&self, stream: &Stream) -> Result<Vec<(TableName, u64)>> {
+        let entries = fetch_contents(self.origin, stream).await?;
+        let is_data = |e: &&Entry| e.desc == "TABLE DATA";
+        let held: HashSet<(&str, &str)> =
+            entries.iter().filter(is_data).map(|e| (e.namespace.as_str(), e.tag.as_str())).collect();
+        let session = self.target.connect(&[]).await?;
+        let rows = session.client.query(SIZES, &[]).await.map_err(error);
+        session.close().await;
+        let rows = rows.context("cannot read the sizes of tables")?;
+        let sizes = rows.iter().map(|row| {
+            let (Name(schema), Name(name)) = (row.get(0), row.get(1));
+            ((schema, name), u64::try_from(row.get::<_, i64>(2)).unwrap_or(0))
+        });
+        Ok(sizes.filter(|((schema, name), _)| held.contains(&(schema, name))).collect())
+    }
+
+    /// One stream may wait for another of these: as long as one gets further, the rest gets another turn.
+    async fn run_again(&mut self, loaded: &mut Loaded) -> Result<()> {
+        // Tables that were missing before the last attempt, by stream.
+        let mut missing: HashMap<String, usize> = HashMap::new();
+        let mut gets_further = true;
+        while gets_further && !self.again.is_empty() {
+            gets_further = false;
+            for (stream, error) in std::mem::take(&mut self.again) {
+                tracing::info!("{error}; trying once more, after the others");
+                let Attempt { left, result } = self.try_again(&stream).await;
+                match result {
+                    Ok(said) => {
+                        loaded.add_warnings(said);
+                        gets_further = true;
+                    }
+                    Err(error) if is_sql_error(&error) => {
+                        gets_further |= missing.insert(stream.name.clone(), left).is_none_or(|n| left < n);
+                        self.again.push((stream, error));
+                    }
+                    Err(error) => return Err(error),
+                }
             }
         }
         Ok(())
     }
 
+    async fn try_again(&self, stream: &Stream) -> Attempt {
+        let (origin, database, target) = (self.origin, self.database, self.target);
+        if stream.name == "data-rest" {
+            return rest::load_rest(origin, database, stream, target).await;
+        }
+        let loaded = load_stream(origin, database, stream, target, self.may_bundle).await;
+        Attempt { left: 1, result: loaded.map(|(_, said)| said) }
+    }
+
     /// One job's work, on its own.
     fn run(&self, work: Work) -> impl Future<Output = Done> + Send + 'static {
         let (origin, database, target) = (self.origin.clone(), self.database.clone(), self.target.clone());
-        let (archive, schema_args, may_bundle) = (self.archive.clone(), self.schema_args, self.may_bundle);
+        let (archive, entries) = (self.archive.clone(), self.entries.clone());
+        let (schema_args, may_bundle) = (self.schema_args, self.may_bundle);
         async move {
             match work {
                 Work::Stream(stream) => {
                     let result = load_stream(&origin, &database, &stream, &target, may_bundle).await;
                     Done::Stream(stream, result)
                 }
-                Work::Rest(stream) => {
-                    let arguments = data_arguments(&stream, &target, may_bundle);
-                    let result = rest::load_rest(&origin, &database, &stream, &target, &arguments).await;
-                    Done::Stream(stream, result.map(|warnings| (None, warnings)))
-                }
-                Work::Build(id, table) => {
-                    let part = Part::Entries(std::slice::from_ref(&id));
-                    let result = run_schema(&target, &archive, part, 1, schema_args).await;
-                    Done::Build(id, table, result)
+                Work::Build(build) => {
+                    let part = Part::Entries(&build.ids);
+                    let result = run_after_rows(&target, &archive, &entries, part, 1, schema_args).await;
+                    Done::Build(build, result)
                 }
             }
         }
@@ -357,13 +393,13 @@ async fn load_stream(
     may_bundle: bool,
 ) -> Result<(Option<Entry>, Vec<String>)> {
     if stream.name != "data-rest"
-        && let Some(table) = copy_table(origin, database, stream, target).await?
+        && let Some(table) = copy_table(origin, database, stream, None, target).await?
     {
         return Ok((Some(table), Vec::new()));
     }
     let arguments = data_arguments(stream, target, may_bundle);
     let Restored { warnings, .. } =
-        run_stream(origin, database, stream, target, &arguments, None, false).await?;
+        run_stream(origin, database, stream, target, &arguments, Vec::new(), false).await?;
     Ok((None, warnings))
 }
 
@@ -377,41 +413,4 @@ fn data_arguments(stream: &Stream, target: &Target, may_bundle: bool) -> Vec<Str
         arguments.push(format!("--transaction-size={TRANSACTION_SIZE}"));
     }
     arguments
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn entry(dump_id: i32, section: Section, desc: &str, tag: &str, dependencies: &[i32]) -> Entry {
-        Entry {
-            dump_id,
-            section,
-            desc: desc.into(),
-            tag: tag.into(),
-            namespace: "public".into(),
-            dependencies: dependencies.to_vec(),
-            ..Entry::default()
-        }
-    }
-
-    #[test]
-    fn what_needs_one_table_alone_is_built_early() {
-        use Section::{PostData, PreData};
-        let entries = [
-            entry(1, PreData, "TABLE", "a", &[]),
-            entry(2, PreData, "TABLE", "b", &[]),
-            entry(3, PostData, "CONSTRAINT", "a_pkey", &[1]),
-            // One dependency a column.
-            entry(4, PostData, "INDEX", "a_x_y", &[1, 1]),
-            entry(5, PostData, "FK CONSTRAINT", "a_b", &[1, 2]),
-            entry(6, PostData, "INDEX", "odd", &[1, 2]),
-            entry(7, PostData, "INDEX", "after_a_constraint", &[1, 3]),
-            entry(8, PostData, "INDEX", "b_x", &[2]),
-        ];
-        let found = early(&entries);
-        let of = |name: &str| found[&("public".to_owned(), name.to_owned())].clone();
-        assert_eq!(of("a"), Early { constraints: vec![3], indexes: vec![4] });
-        assert_eq!(of("b"), Early { constraints: Vec::new(), indexes: vec![8] });
-    }
 }

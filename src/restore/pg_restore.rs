@@ -4,6 +4,7 @@
 //! seek in it and plaintext does not belong on a disk. Deliberately absent: any order of things, which is
 //! `load`'s, and what its complaints mean, which is `complaints`'.
 
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -19,6 +20,8 @@ use crate::postgres::settings;
 use crate::process::{self, Exit, Input, Output};
 use crate::progress::Event;
 use crate::set::archive::parser::Parser;
+use crate::set::archive::select::{rewrite, select};
+use crate::set::archive::split::{Piece, Splitter, To};
 use crate::set::archive::{Entry, Section};
 use crate::set::fingerprint::RowSecret;
 use crate::set::manifest::{Database, Stream};
@@ -38,15 +41,15 @@ pub struct Restored {
     pub failed: Vec<Complaint>,
 }
 
-/// Feeds one stream to a pg_restore's stdin: all of it, or the entries of a list, in the archive's order. Where
-/// its entries are asked for, what fails beside rows is no error.
+/// Feeds one stream to a pg_restore's stdin, but for the rows of the tables `without`. Where its entries are
+/// asked for, what fails beside rows is no error.
 pub async fn run_stream(
     origin: &Origin,
     database: &Database,
     stream: &Stream,
     target: &Target,
     arguments: &[impl AsRef<OsStr>],
-    only: Option<&[i32]>,
+    without: Vec<(String, String)>,
     keep_entries: bool,
 ) -> Result<Restored> {
     let name = format!("{}/{}", database.name, stream.name);
@@ -55,12 +58,12 @@ pub async fn run_stream(
         read_stream(origin.store.clone(), &origin.prefix, stream, origin.identities.clone(), |_| ())?;
     let mut command = target.command()?;
     command.args(arguments);
-    let stdout = only.map_or(Ok(Output::Null), |ids| use_list(&mut command, ids))?;
-    let mut child = process::spawn("pg_restore", command, Input::Pipe, stdout)?;
+    let mut child = process::spawn("pg_restore", command, Input::Pipe, Output::Null)?;
     let mut stdin = child.stdin.take().ok_or_else(|| Error::new("pg_restore has no stdin"))?;
     let (progress, shown) = (origin.progress.clone(), name.clone());
     let fed = tokio::task::spawn_blocking(move || {
         let mut parser = keep_entries.then(|| Parser::new(&RowSecret::generate(), true));
+        let mut splitter = Splitter::new(without, true);
         let mut buffer = vec![0; COPY_SIZE];
         let mut feed = || -> Result<bool> {
             loop {
@@ -71,8 +74,15 @@ pub async fn run_stream(
                 if let Some(parser) = &mut parser {
                     parser.feed(&buffer[..n])?;
                 }
+                let mut is_read = true;
+                splitter.feed(&buffer[..n], &mut |piece| {
+                    if let Piece::Bytes(To::Rest, bytes) = piece {
+                        is_read &= stdin.write_all(bytes).is_ok();
+                    }
+                    Ok(())
+                })?;
                 // A pg_restore that stopped reading says why by itself.
-                if stdin.write_all(&buffer[..n]).is_err() {
+                if !is_read {
                     return Ok(false);
                 }
                 progress(Event::StreamBytes { name: shown.clone(), bytes: n as u64 });
@@ -207,15 +217,17 @@ fn in_memory(source: &mut Unsealed) -> Result<(File, Vec<Entry>)> {
 pub enum Part<'a> {
     /// `pre-data` or `post-data`.
     Section(&'a str),
-    /// These, by dump id, in this order.
-    Entries(&'a [i32]),
+    /// These, by dump id, in the archive's order.
+    Entries(&'a HashSet<i32>),
+    /// These, made by other SQL than they were.
+    Rewritten(&'a HashMap<i32, String>),
 }
 
 impl<'a> Part<'a> {
     fn name(&self) -> &'a str {
         match self {
             Part::Section(section) => section,
-            Part::Entries(_) => "indexes and constraints",
+            Part::Entries(_) | Part::Rewritten(_) => "indexes and constraints",
         }
     }
 }
@@ -233,8 +245,8 @@ pub async fn run_schema(
     judge(&exit, &[]).context(what)
 }
 
-/// Restores what the rows need. What is not there because this host cannot have it (and what needs that
-/// in turn) is told, and no error: rows may do without.
+/// Restores what the rows need. What fails is told, and no error: rows may do without. Where something is not there
+/// because this host cannot have it, all else may have failed for the lack of that.
 pub async fn run_before_rows(
     target: &Target,
     archive: &File,
@@ -244,23 +256,24 @@ pub async fn run_before_rows(
     let part = Part::Section("pre-data");
     let what = part.name();
     let exit = restore_part(target, archive, part, 1, arguments).await?;
-    let (warnings, mut failed) = judge_all(&exit, entries, |failed| {
-        failed.iter().any(|c| c.fault == Fault::Elsewhere) && failed.iter().all(|c| c.fault != Fault::Trouble)
-    })
-    .context(what)?;
-    failed.iter_mut().for_each(|c| c.fault = Fault::Elsewhere);
+    let may_fail = |failed: &[Complaint]| failed.iter().all(|c| c.fault != Fault::Trouble);
+    let (warnings, mut failed) = judge_all(&exit, entries, may_fail).context(what)?;
+    if failed.iter().any(|c| c.fault == Fault::Elsewhere) {
+        failed.iter_mut().for_each(|c| c.fault = Fault::Elsewhere);
+    }
     Ok((warnings, failed))
 }
 
-/// Restores what comes after the rows, and tells what failed: the rows are in.
+/// Restores what comes after the rows, with this many connections, and tells what failed: the rows are in.
 pub async fn run_after_rows(
     target: &Target,
     archive: &File,
     entries: &[Entry],
     part: Part<'_>,
+    jobs: usize,
     arguments: &[&str],
 ) -> Result<(Vec<String>, Vec<Complaint>)> {
-    let exit = restore_part(target, archive, part, target.jobs, arguments).await?;
+    let exit = restore_part(target, archive, part, jobs, arguments).await?;
     Ok(judge_after_rows(&exit, entries))
 }
 
@@ -273,12 +286,13 @@ async fn restore_part(
 ) -> Result<Exit> {
     let mut command = target.command()?;
     command.args(arguments);
-    let stdout = match part {
+    let archive = match part {
         Part::Section(section) => {
             command.arg(format!("--section={section}"));
-            Output::Null
+            again(archive)?
         }
-        Part::Entries(ids) => use_list(&mut command, ids)?,
+        Part::Entries(ids) => in_file(&select(again(archive)?, ids)?)?,
+        Part::Rewritten(definitions) => in_file(&rewrite(again(archive)?, definitions)?)?,
     };
     // In a container a path means nothing, and from stdin there is one job.
     let jobs = if target.tools.run_here() { jobs } else { 1 };
@@ -290,23 +304,20 @@ async fn restore_part(
         // are loaded, nobody may look into this process, its children included.
         command.arg("/proc/self/fd/0");
     }
-    let stdin = Input::File(again(archive)?);
+    let stdin = Input::File(archive);
     let mut child = if jobs > 1 {
-        process::spawn_apart("pg_restore", command, stdin, stdout)?
+        process::spawn_apart("pg_restore", command, stdin, Output::Null)?
     } else {
-        process::spawn("pg_restore", command, stdin, stdout)?
+        process::spawn("pg_restore", command, stdin, Output::Null)?
     };
     let exit = child.wait().await?;
     Ok(exit)
 }
 
-/// Has pg_restore take these entries alone. It writes nothing to its stdout: the list is there for it to read.
-fn use_list(command: &mut Command, ids: &[i32]) -> Result<Output> {
-    let lines: String = ids.iter().map(|id| format!("{id};\n")).collect();
-    let mut list = anonymous_file("opsd-list")?;
-    list.write_all(lines.as_bytes()).context("cannot write a list of entries")?;
-    command.arg("--use-list=/proc/self/fd/1");
-    Ok(Output::File(list))
+fn in_file(archive: &[u8]) -> Result<File> {
+    let mut file = anonymous_file("opsd-entries")?;
+    file.write_all(archive).context("cannot hold a part of the schema")?;
+    again(&file)
 }
 
 /// A file in memory: plaintext does not belong on a disk.
@@ -324,19 +335,11 @@ impl Target {
     fn command(&self) -> Result<Command> {
         let mut connection = self.connection.clone();
         let mut options: Vec<String> = connection.options.take().into_iter().collect();
-        if self.is_superuser {
-            let (setting, value) = super::NO_TRIGGERS;
-            options.push(format!("-c {setting}={value}"));
-            // What it says decides what is done.
-            options.push("-c lc_messages=C".to_owned());
-        }
-        if let Some(monetary) = &self.monetary {
-            options.push(settings::option("lc_monetary", monetary));
-        }
+        options.extend(self.settings().map(|(name, value)| settings::option(name, value)));
         connection.options = (!options.is_empty()).then(|| options.join(" "));
         let mut command = self.tools.command("pg_restore", &connection, &self.dbname, "opsd restore")?;
         command.arg(format!("--dbname={}", dbname_argument(&self.dbname)));
-        command.args(["--no-password"]);
+        command.arg("--no-password").args(self.left_out.arguments());
         Ok(command)
     }
 }

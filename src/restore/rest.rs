@@ -1,14 +1,21 @@
-//! What is left of a stream that was interrupted, where it was not one transaction.
+//! Another attempt at a stream in which statements failed: what is not there yet, each table on its own.
 //!
 //! The target says by itself what is there: it was empty when the restore began, and the rows of a table come
 //! within one transaction, so a table that has any row has them all. Large objects that are made among the rows
 //! do not tell how far they came. They are removed, a bounded number in a transaction, and all of them are
 //! restored again. Whatever else is among the rows (values of sequences, statistics) may be restored twice.
+//!
+//! What pg_restore does not get in is copied by ourselves: with the usual search_path, where pg_restore has none, a
+//! CHECK finds the function's tables as it did at the source.
 
+use super::complaints::is_sql_error;
+use super::copy::copy_table;
 use super::pg_restore::{Restored, fetch_contents, run_stream};
 use super::{Origin, Target};
+use tokio_postgres::error::SqlState;
+
 use crate::error::{Context, Error, Result};
-use crate::postgres::connect::{self, Session, error};
+use crate::postgres::connect::{Session, error};
 use crate::postgres::sql::Sql;
 use crate::set::archive::Entry;
 use crate::set::archive::copy::parse_copy;
@@ -18,45 +25,104 @@ use crate::set::manifest::{Database, Stream};
 const REMOVE_LARGE_OBJECTS: &str =
     "SELECT count(lo_unlink(oid)) FROM (SELECT oid FROM pg_largeobject_metadata LIMIT 1000) AS bounded";
 
-/// Restores what is not there yet; pg_restore's warnings are returned.
-pub async fn load_rest(
+/// What an attempt came to.
+pub struct Attempt {
+    /// Tables that were not there before.
+    pub left: usize,
+    /// pg_restore's warnings, or why something is still not there.
+    pub result: Result<Vec<String>>,
+}
+
+/// Restores what is not there yet. A table whose rows are refused does not keep the others out.
+pub async fn load_rest(origin: &Origin, database: &Database, stream: &Stream, target: &Target) -> Attempt {
+    let prepared = async {
+        let entries = fetch_contents(origin, stream).await?;
+        if entries.is_empty() {
+            return Err(Error::new(format!("stream {} cannot be read by this opsd", stream.name)));
+        }
+        remove_large_objects(target, &entries).await?;
+        let found = look(target, &entries).await?;
+        Ok((entries, found))
+    };
+    let (entries, Found { there, left }) = match prepared.await {
+        Ok(prepared) => prepared,
+        Err(error) => return Attempt { left: usize::MAX, result: Err(error) },
+    };
+    let arguments = ["--section=data"];
+    let mut result = run_stream(origin, database, stream, target, &arguments, there, false)
+        .await
+        .map(|Restored { warnings, .. }| warnings);
+    if result.as_ref().is_err_and(is_sql_error)
+        && let Err(error) = copy_each(origin, database, stream, target, &entries).await
+    {
+        result = Err(error);
+    }
+    Attempt { left: left.len(), result }
+}
+
+/// Copies each table that still has no rows; whose rows are refused once more is left to the next attempt.
+async fn copy_each(
     origin: &Origin,
     database: &Database,
     stream: &Stream,
     target: &Target,
-    arguments: &[String],
-) -> Result<Vec<String>> {
-    let entries = fetch_contents(origin, stream).await?;
-    if entries.is_empty() {
-        return Err(Error::new(format!("stream {} cannot be read by this opsd", stream.name)));
+    entries: &[Entry],
+) -> Result<()> {
+    for table in look(target, entries).await?.left {
+        match copy_table(origin, database, stream, Some(table), target).await {
+            Err(error) if !is_sql_error(&error) => return Err(error),
+            Ok(_) | Err(_) => {}
+        }
     }
-    let session = connect::connect(&target.connection, Some(&target.dbname), "opsd restore").await?;
-    let left = what_is_left(&session, &entries).await;
+    Ok(())
+}
+
+/// Schema and name.
+type TableName = (String, String);
+
+/// A stream's tables.
+struct Found {
+    /// Those that have rows.
+    there: Vec<TableName>,
+    /// Those that have none.
+    left: Vec<TableName>,
+}
+
+/// Which of these tables have rows.
+async fn look(target: &Target, entries: &[Entry]) -> Result<Found> {
+    let session = target.connect(&[]).await?;
+    let found = what_is_there(&session, entries).await;
     session.close().await;
-    let left = left.context("cannot find out what was restored")?;
-    let Restored { warnings, .. } =
-        run_stream(origin, database, stream, target, arguments, Some(&left), false).await?;
-    Ok(warnings)
+    found.context("cannot find out what was restored")
 }
 
-/// Dump ids of the entries that are not there, in the archive's order. Large objects are not, afterwards.
-async fn what_is_left(session: &Session, entries: &[Entry]) -> Result<Vec<i32>> {
-    let mut left = Vec::new();
-    for entry in entries {
-        if entry.desc != "TABLE DATA" || !has_rows(session, entry).await? {
-            left.push(entry.dump_id);
+/// Removes all large objects, where the stream makes them. Up to pg_dump 16 they are made with the definitions, and
+/// their content may be written twice.
+async fn remove_large_objects(target: &Target, entries: &[Entry]) -> Result<()> {
+    if !entries.iter().any(|entry| entry.desc == "BLOB METADATA") {
+        return Ok(());
+    }
+    let session = target.connect(&[]).await?;
+    loop {
+        let removed = session.client.query_one(REMOVE_LARGE_OBJECTS, &[]).await.map_err(error);
+        if removed.context("cannot remove large objects")?.get::<_, i64>(0) == 0 {
+            session.close().await;
+            return Ok(());
         }
     }
-    // Up to pg_dump 16 they are made with the definitions, and their content may be written twice.
-    while entries.iter().any(|entry| entry.desc == "BLOB METADATA") {
-        let row = session.client.query_one(REMOVE_LARGE_OBJECTS, &[]).await.map_err(error)?;
-        if row.get::<_, i64>(0) == 0 {
-            break;
-        }
-    }
-    Ok(left)
 }
 
+async fn what_is_there(session: &Session, entries: &[Entry]) -> Result<Found> {
+    let mut found = Found { there: Vec::new(), left: Vec::new() };
+    for entry in entries.iter().filter(|e| e.desc == "TABLE DATA") {
+        let has_rows = has_rows(session, entry).await?;
+        let list = if has_rows { &mut found.there } else { &mut found.left };
+        list.push((entry.namespace.clone(), entry.tag.clone()));
+    }
+    Ok(found)
+}
+
+/// Whether the table has a row; one that could not be made has none.
 async fn has_rows(session: &Session, entry: &Entry) -> Result<bool> {
     let statement = parse_copy(&entry.copy)?;
     let any = Sql::new("SELECT EXISTS (SELECT FROM ONLY ")
@@ -64,6 +130,9 @@ async fn has_rows(session: &Session, entry: &Entry) -> Result<bool> {
         .then(".")
         .ident(&statement.table)
         .then(")");
-    let row = any.query_one(&session.client).await.map_err(error)?;
-    Ok(row.get(0))
+    match any.query_one(&session.client).await {
+        Ok(row) => Ok(row.get(0)),
+        Err(failure) if failure.code() == Some(&SqlState::UNDEFINED_TABLE) => Ok(false),
+        Err(failure) => Err(error(failure)),
+    }
 }

@@ -1,30 +1,33 @@
 //! Restoring into a server that is there.
 //!
 //! A database that holds tables is never touched unless replacing was asked for. Replacing restores
-//! into a new database beside the old one, and swaps their names only once everything is in; whatever
-//! fails before that leaves the old database as it was, and the new one is dropped, unless all rows are in
-//! it: then it is kept beside the old one, for a person to decide. An empty database that is there already
-//! is filled as it is; a failure there leaves what was loaded, and says so.
+//! into a new database beside the old one, and swaps their names only once everything is in. Whatever fails
+//! before that leaves the old database as it was, and the new one is dropped. Where the server merely refused
+//! some statements, the new one is kept beside the old one, with everything else, for a person to decide. An
+//! empty database that is there already is filled as it is; a failure there leaves what was loaded, and says so.
+
+use std::collections::BTreeMap;
 
 use chrono::Utc;
 use tokio_postgres::error::SqlState;
 
-use super::complaints::{Complaint, masked_in};
+use super::complaints::Complaint;
 use super::databases::Waited;
 use super::pg_restore::fetch_schema;
 use super::{
-    Origin, Target, check_extensions, collations, databases, existing_roles, extensions, identity, load,
-    own_properties, read_globals, read_proof, roles, subscriptions, swap,
+    LeftOut, Origin, Target, analyze, check_extensions, check_settings, collations, databases,
+    existing_roles, extensions, identity, load, own_properties, read_globals, read_proof, roles,
+    subscriptions, swap,
 };
 use crate::config::Connection;
 use crate::error::{Context, Error, Kind, Result};
 use crate::postgres::connect::{Session, connect, error, sqlstate};
-use crate::postgres::ident::Name;
 use crate::postgres::properties::{self, Applied, Properties};
 use crate::postgres::sql::{Sql, quote_ident};
 use crate::postgres::tools::Tools;
 use crate::postgres::{limits, locale};
 use crate::progress::Event;
+use crate::set::archive::Entry;
 use crate::set::globals::Globals;
 use crate::set::manifest::{Database, Manifest, Stream, TRANSACTION_SIZE};
 use crate::set::proof::Proof;
@@ -44,6 +47,10 @@ pub struct Options {
     pub globals: bool,
     /// Streams and index builds at the same time.
     pub jobs: usize,
+    /// What the operator wants set in each session.
+    pub settings: BTreeMap<String, String>,
+    /// What is not restored.
+    pub left_out: LeftOut,
 }
 
 /// What was done.
@@ -53,8 +60,10 @@ pub struct Report {
     pub database: String,
     /// What became of the one that was there, where there was one.
     pub old_database: Option<String>,
-    /// What could not be restored, or carried over, beside the rows. Not empty: it did not take the place
-    /// of the one that was to be replaced.
+    /// Rows that the server refused, by stream. Not empty: it did not take the place of the one that was to be
+    /// replaced.
+    pub lost: Vec<String>,
+    /// What could not be restored, or carried over, beside the rows; with the same consequence.
     pub failed: Vec<String>,
     /// Roles that were made.
     pub roles_created: Vec<String>,
@@ -64,8 +73,8 @@ pub struct Report {
     pub warnings: Vec<String>,
 }
 
-/// Restores one database of a set. A signal ends it as a failure does: what it made is dropped. What fails
-/// after the rows does not cost them: see [`Report::failed`].
+/// Restores one database of a set. A signal ends it as a failure does: what it made is dropped. What the server
+/// refuses does not cost the rest: see [`Report::lost`] and [`Report::failed`].
 pub async fn restore(
     origin: &Origin,
     manifest: &Manifest,
@@ -73,6 +82,7 @@ pub async fn restore(
     options: &Options,
     shutdown: &Shutdown,
 ) -> Result<Report> {
+    check_settings(&options.settings)?;
     let name = options.connection.dbname.clone();
     let mut report = Report { database: name.clone(), ..Report::default() };
     (origin.progress)(Event::Phase("checking the target".into()));
@@ -99,7 +109,7 @@ pub async fn restore(
         report.roles_created = missing;
     } else if !missing.is_empty() {
         let own = matches!(place, Place::Free).then(|| proof.as_ref().map(own_properties)).flatten();
-        shutdown.guard(do_without(origin, database, own.as_ref(), missing)).await?;
+        shutdown.guard(do_without(origin, database, own.as_ref(), missing, options.left_out)).await?;
     }
 
     if let Place::Empty = place {
@@ -125,7 +135,10 @@ pub async fn restore(
     // place takes them from that one.
     let (made, properties) = match place {
         Place::Taken(properties) => (other_name(&name, "restoring"), Some(properties)),
-        Place::Free | Place::Empty => (name.clone(), proof.as_ref().map(own_properties)),
+        Place::Free | Place::Empty => {
+            let own = proof.as_ref().map(own_properties);
+            (name.clone(), own.map(|own| without(own, options)))
+        }
     };
     let replaces = made != name;
     if replaces {
@@ -161,7 +174,7 @@ pub async fn restore(
         let opened = server.wait_or_leave("GRANT CONNECT", opened).await;
         opened.map_err(|why| without_properties(why, &name, &made))?;
         report.database = made;
-    } else if report.failed.is_empty() && applied.refused.is_empty() {
+    } else if report.lost.is_empty() && report.failed.is_empty() && applied.refused.is_empty() {
         (origin.progress)(Event::Phase("swapping names".into()));
         let (old, stayed) = identity::replace(&server, &name, &made, &applied).await?;
         report.old_database = Some(old);
@@ -291,6 +304,8 @@ async fn fill(
         jobs: options.jobs,
         is_superuser: row.get(0),
         tablespaces: row.get(2),
+        settings: options.settings.clone(),
+        left_out: options.left_out,
     };
     collations::check(&session.client, database).await?;
     extensions::install(&session, database).await?;
@@ -298,12 +313,13 @@ async fn fill(
     let other = extensions::other_versions(&session, database).await?;
     report.warnings.extend(other.into_iter().map(|line| format!("extension {line}")));
     report.warnings.extend(loaded.warnings);
+    report.lost.extend(loaded.lost.iter().map(Error::to_string));
     report.failed.extend(loaded.failed.iter().map(Complaint::to_string));
     report.seconds.extend(loaded.seconds.iter().map(|(p, s)| ((*p).to_owned(), *s)));
 
     (origin.progress)(Event::Phase("analyzing".into()));
     let begun = std::time::Instant::now();
-    let analyzed = analyze(&session).await;
+    let analyzed = analyze::analyze(&target).await;
     report.warnings.extend(analyzed.unwrap_or_else(|failure| vec![failure.to_string()]));
     report.seconds.push(("analyze".into(), begun.elapsed().as_secs_f64()));
     session.close().await;
@@ -341,43 +357,6 @@ async fn check_encoding(
         "database {name:?} is in {encoding}, the set in {wanted}, and the server does not convert one to the other"
     ))
     .with_hint(format!("name a database that is not there and say --create, or make an empty one in {wanted}")))
-}
-
-/// What an index' expression stumbled over may be a row.
-fn without_values(failure: &tokio_postgres::Error) -> String {
-    match failure.as_db_error() {
-        Some(db) => masked_in(db.message(), db.where_().unwrap_or_default()),
-        None => failure.to_string(),
-    }
-}
-
-/// Statistics for the planner. All at once stops at the first table that it cannot read, such as one
-/// on a foreign server; then each table by itself. Missing statistics lose nothing, so they are a
-/// warning.
-async fn analyze(session: &Session) -> Result<Vec<String>> {
-    let Err(failure) = session.client.batch_execute("ANALYZE").await else { return Ok(Vec::new()) };
-    if session.client.is_closed() {
-        return Err(error(failure).context("cannot analyze"));
-    }
-    let mut warnings = vec![format!("ANALYZE of the whole database failed: {}", without_values(&failure))];
-    let tables = session
-        .client
-        .query(
-            "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-              WHERE c.relkind IN ('r', 'm', 'p') AND c.relpersistence <> 't' AND n.nspname <> 'information_schema'",
-            &[],
-        )
-        .await
-        .map_err(error)
-        .context("cannot list the tables to analyze")?;
-    for row in tables {
-        let (Name(schema), Name(name)) = (row.get(0), row.get(1));
-        let table = Sql::new("").qualified(&schema, &name);
-        if let Err(failure) = Sql::new("ANALYZE ").sql(&table).run(&session.client).await {
-            warnings.push(format!("table {table} was not analyzed: {}", without_values(&failure)));
-        }
-    }
-    Ok(warnings)
 }
 
 /// A session in another database of the same server: a database cannot be renamed or made from
@@ -444,15 +423,21 @@ async fn do_without(
     database: &Database,
     own: Option<&Properties>,
     missing: Vec<String>,
+    left_out: LeftOut,
 ) -> Result<()> {
     let needed = match database.streams.iter().find(|s| s.name == "schema") {
         Some(schema) => {
             let (_, entries) = fetch_schema(origin, schema).await?;
             let is_named = |role: &String| {
-                entries.iter().any(|e| e.owner == *role || roles::names(&e.defn, role))
+                let is_privilege = |e: &Entry| e.desc == "ACL" || e.desc == "DEFAULT ACL";
+                entries
+                    .iter()
+                    .filter(|e| !(left_out.privileges && is_privilege(e)))
+                    .any(|e| (e.owner == *role && !left_out.owner) || roles::names(&e.defn, role))
                     || own.is_some_and(|own| {
-                        own.owner == *role
-                            || own.acl.as_ref().is_some_and(|acl| roles::names(acl, role))
+                        (own.owner == *role && !left_out.owner)
+                            || (own.acl.as_ref().is_some_and(|acl| roles::names(acl, role))
+                                && !left_out.privileges)
                             || own.settings.iter().any(|s| s.role.as_ref() == Some(role))
                     })
             };
@@ -494,6 +479,21 @@ async fn make_roles(server: &databases::Server<'_>, statements: Vec<Sql>, missin
             missing.join(", ")
         ))),
     }
+}
+
+/// A database's own properties without those that are not restored.
+fn without(mut own: Properties, options: &Options) -> Properties {
+    let LeftOut { owner, privileges, comments } = options.left_out;
+    if owner {
+        own.owner.clone_from(&options.connection.user);
+    }
+    if privileges {
+        own.acl = None;
+    }
+    if comments {
+        own.comment = None;
+    }
+    own
 }
 
 /// What a database is without the last thing that it gets.

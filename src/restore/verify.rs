@@ -276,26 +276,17 @@ impl Run<'_> {
         let name = scratch_name(&database.name);
         let substituted = create(admin, &name, database).await?;
         self.record.warnings.extend(substituted);
-        let target = Target {
-            tools: tools.clone(),
-            connection: scratch.connection(&name),
-            dbname: name.clone(),
-            jobs: jobs(self.job),
-            is_superuser: true,
-            tablespaces: Vec::new(),
-            monetary: None, // a setting of the database
-        };
+        let target = Target::of_scratch(tools.clone(), scratch.connection(&name), jobs(self.job));
         let session = connect(&target.connection, None, "opsd verify").await?;
         collations::check(&session.client, database).await?;
         extensions::install(&session, database).await?;
         session.close().await;
-        let loaded = load::load(self.origin, database, &target).await.map_err(complaints::blame)?;
+        let loaded = load::load_whole(self.origin, database, &target).await.map_err(complaints::blame)?;
         for (phase, seconds) in &loaded.seconds {
             add_seconds(self.record, phase, *seconds);
         }
         self.record.warnings.extend(loaded.warnings);
         let lacking = self.judge_failed(database, &loaded.failed)?;
-
         self.clock = Instant::now();
         self.phase(&format!("{}: proving", database.name));
         let proof = read_proof(self.origin, database).await?.map(Arc::new);

@@ -61,6 +61,7 @@ mod monitor_standbys;
 mod names;
 mod object_lock;
 mod ownership;
+mod plain;
 mod policies;
 mod postgres;
 mod postgres_faults;

@@ -65,6 +65,9 @@ fn sections(config: &Config) -> Vec<Section> {
             ],
         ));
     }
+    if !config.restore_settings.is_empty() {
+        sections.push(at(&["restore"], vec![("settings", json!(config.restore_settings))]));
+    }
     sections.extend(config.redis.iter().map(|(name, server)| at(&["redis", name], redis(server))));
     if !config.monitor.is_empty() {
         sections.push(at(&["exporter"], exporter(&config.exporter)));

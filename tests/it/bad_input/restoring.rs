@@ -331,7 +331,7 @@ fn a_foreign_table_that_cannot_be_read_does_not_fail_a_restore() {
     let target = unique("far_copy");
     let to = server.socket_url("postgres", &target);
     let run = opsd.ok(&["restore", "db", "--to", &to, "--create", "--json"]);
-    assert!(run.json()["warnings"].to_string().contains("ANALYZE"), "{run}");
+    assert!(run.json()["warnings"].to_string().contains("was not analyzed"), "{run}");
     assert_same_content(db(server, &database), db(server, &target));
     let analyzed = "SELECT reltuples FROM pg_class WHERE oid = 'near'::regclass";
     assert_eq!(server.psql(&target, analyzed), "100", "what can be analyzed is");
