@@ -18,9 +18,11 @@ pub mod plan;
 pub mod prune;
 pub mod restore_md;
 pub mod retention;
+mod shrunk;
 mod source;
 pub mod streams;
 pub mod sweep;
+mod undumped;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -299,7 +301,7 @@ impl Run<'_> {
         };
         let globals = Some(self.seal_globals(sql).await?);
         if let Some(previous) = &previous {
-            warnings.extend(shrunk(previous, &databases, &lacking));
+            warnings.extend(shrunk::told(previous, &databases, &lacking));
         }
         let mut manifest = Manifest {
             format: FORMAT,
@@ -487,7 +489,6 @@ impl Run<'_> {
         warnings.extend(said);
         // What was dumped is not given up for it.
         let left = self.deadline.saturating_duration_since(Instant::now());
-        let computed = coordinator.computed(&destination.secret, begun.elapsed(), left / 2).await;
 
         let mut streams: Vec<Stream> = Vec::new();
         let mut archives: Vec<(String, Contents)> = Vec::new();
@@ -495,6 +496,15 @@ impl Run<'_> {
             archives.push((dump.stream.name.clone(), dump.contents));
             streams.push(dump.stream);
         }
+        let (version, secret) = (&source.server.version, &destination.secret);
+        let along = undumped::along::dump(&coordinator, version, &destination, &archives).await?;
+        if let Some(dump) = along {
+            archives.push((dump.stream.name.clone(), dump.contents));
+            streams.push(dump.stream);
+        }
+        let told = coordinator.told().await?;
+        warnings.extend(told.iter().map(|line| format!("{name}: {line}")));
+        let computed = coordinator.computed(secret, begun.elapsed(), left / 2).await;
         let found =
             evidence::evidence(&coordinator, &destination.secret, large_objects, computed, &archives)?;
         warnings
@@ -571,28 +581,4 @@ impl Run<'_> {
             Error::from(error).context(context)
         })
     }
-}
-
-/// Databases that are gone, or that lost more than half of their rows or bytes since the set before: a truncated table,
-/// a wrong host, an empty restore. Retention freezes on it; here it is said.
-fn shrunk(previous: &Manifest, now: &[Database], lacking: &[Lacking]) -> Vec<String> {
-    let mut warnings = Vec::new();
-    let is_told = |name: &str| now.iter().any(|n| n.name == name) || lacking.iter().any(|l| l.name == name);
-    for gone in previous.databases.iter().filter(|d| !is_told(&d.name)) {
-        warnings
-            .push(format!("database {:?}, which set {} holds, is not in this one", gone.name, previous.id));
-    }
-    for database in now {
-        let Some(before) = previous.databases.iter().find(|d| d.name == database.name) else { continue };
-        for (unit, before, now) in
-            [("rows", before.rows, database.rows), ("bytes", before.bytes, database.bytes)]
-        {
-            if now < before / 2 {
-                let since = &previous.id;
-                warnings
-                    .push(format!("{}: {unit} fell from {before} to {now} since set {since}", database.name));
-            }
-        }
-    }
-    warnings
 }

@@ -14,11 +14,13 @@
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use super::computed;
 use super::inventory::{self, Inventory, Properties, Table, is_replaced};
 use super::plan::{Plan, plan};
+use super::undumped;
 use crate::config::{BackupJob, Connection};
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::{Session, connect_with, error};
@@ -84,7 +86,11 @@ pub async fn preview(session: &Session, database: &str, in_recovery: bool, job: 
     inventory::check_settings(&session.client).await?;
     let inventory = inventory::read(&session.client, None).await?;
     let capacity = limits::capacity(&session.client, session.major()).await?;
-    plan(database, &inventory, capacity, in_recovery, job)
+    let mut plan = plan(database, &inventory, capacity, in_recovery, job)?;
+    session.client.batch_execute("BEGIN READ ONLY").await.map_err(error)?;
+    plan.warnings.extend(undumped::told(&session.client, &plan.undumped).await?);
+    session.client.batch_execute("ROLLBACK").await.map_err(error)?;
+    Ok(plan)
 }
 
 /// Takes the snapshot, starting over while the schema changes underneath. A session that has looked at
@@ -247,8 +253,17 @@ impl Coordinator {
 
     /// Fingerprints of what a restore computes anew, once the dumps are stored, which took so long.
     pub async fn computed(&self, secret: &RowSecret, took: Duration, most: Duration) -> Vec<Computed> {
-        let (client, without_data) = (&self.session.client, &self.plan.without_data);
-        computed::read(client, &self.inventory, without_data, secret, took, most).await
+        computed::read(&self.session.client, &self.inventory, &self.plan, secret, took, most).await
+    }
+
+    /// Which tables hold rows that are not in the set, a sentence for each kind.
+    pub async fn told(&self) -> Result<Vec<String>> {
+        undumped::told(&self.session.client, &self.plan.undumped).await
+    }
+
+    /// The session of the snapshot.
+    pub fn client(&self) -> &Client {
+        &self.session.client
     }
 
     /// Lets go of the snapshot and the locks, and returns when the server has.

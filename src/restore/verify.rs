@@ -344,15 +344,9 @@ impl Run<'_> {
         if let Some(proof) = &proof {
             let computed = computed::compare(&target.connection, &database.name, proof).await?;
             self.record.scope.extend(computed.scope);
-            if !computed.other_values.is_empty() {
-                complete = false;
-                let tables = named(&computed.other_values);
-                self.record.warnings.push(format!(
-                    "{}: generated columns have other values than at the source: {tables}; their function was changed \
-                     since they were stored, or this host's locales are others",
-                    database.name
-                ));
-            }
+            complete &= computed.unproven.is_empty();
+            let unproven = computed.unproven.iter().map(|why| format!("{}: {why}", database.name));
+            self.record.warnings.extend(unproven);
         }
         let entry = &mut self.record.databases[index];
         entry.tables_total = database.tables + proof.as_ref().map_or(0, |p| p.excluded.len() as u64);

@@ -13,6 +13,7 @@ mod made;
 pub mod parser;
 pub mod rows;
 pub mod split;
+pub mod write;
 
 use crate::error::{Error, Result};
 

@@ -74,6 +74,8 @@ pub enum ComputedKind {
     Root,
     /// A materialized view.
     View,
+    /// A table that pg_dump leaves out, or some of its rows.
+    Undumped,
 }
 
 /// Rows written by one COPY statement.
@@ -90,6 +92,9 @@ pub struct Table {
     pub entries: u64,
     /// What was in it.
     pub fingerprint: Fingerprint,
+    /// Whether the rows that an extension brings itself are among them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_whole: bool,
 }
 
 /// An order-independent summary of rows (or large objects).

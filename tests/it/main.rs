@@ -90,4 +90,5 @@ mod talk;
 mod terminal;
 mod traps;
 mod trust;
+mod undumped;
 mod watching;
