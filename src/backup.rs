@@ -93,8 +93,8 @@ pub async fn preview(config: &Config, job: &BackupJob) -> Result<Preview> {
         session.close().await;
         plans.push(plan);
     }
-    if let (Some(warning), Some(first)) = (&source.warning, plans.first_mut()) {
-        first.warnings.push(warning.clone());
+    if let Some(first) = plans.first_mut() {
+        first.warnings.extend(source.warnings);
     }
     Ok(Preview {
         server: source.server,
@@ -173,7 +173,7 @@ pub async fn create(
         progress,
         is_published: AtomicBool::new(false),
     };
-    let warnings = source.warning.iter().cloned().chain(clock_warning).collect();
+    let warnings = source.warnings.iter().cloned().chain(clock_warning).collect();
     // Without the lock another run may be under way, so this one ends.
     let work = async {
         tokio::select! {

@@ -275,7 +275,7 @@ pub struct BackupJob {
 pub enum Databases {
     /// The one in the server's URL.
     Url,
-    /// Every connectable one that is no template (`["*"]`).
+    /// Every connectable one but template0, and template1 only where it holds anything (`["*"]`).
     All,
     /// These.
     Named(Vec<String>),

@@ -122,7 +122,7 @@ fn own_properties(proof: &Proof) -> Properties {
         comment: proof.comment.clone(),
         connection_limit: proof.connection_limit,
         settings: proof.settings.clone(),
-        is_template: false, // nobody backs up a template
+        is_template: proof.is_template,
         tablespace: proof.tablespace.clone(),
         labels: proof.labels.clone(),
     }

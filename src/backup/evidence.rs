@@ -134,6 +134,7 @@ pub fn evidence(
         acl: own.acl.clone(),
         comment: own.comment.clone(),
         connection_limit: own.connection_limit,
+        is_template: own.is_template,
         tablespace: own.tablespace.clone(),
         labels: own.labels.clone(),
         excluded: coordinator.plan.excluded.clone(),

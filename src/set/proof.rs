@@ -35,6 +35,9 @@ pub struct Proof {
     pub comment: Option<String>,
     /// Its connection limit, where there is one.
     pub connection_limit: Option<i32>,
+    /// Whether it is a template.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_template: bool,
     /// The tablespace it was in, unless that was the server's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tablespace: Option<String>,

@@ -82,6 +82,7 @@ mod sections;
 mod security;
 mod served;
 mod settings;
+mod skipped;
 mod standby;
 mod store;
 mod sweep;
