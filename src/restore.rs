@@ -20,6 +20,7 @@ pub mod large_objects;
 pub mod load;
 pub mod pg_restore;
 pub mod prove;
+mod rehearsal_server;
 pub mod rest;
 pub mod role_proof;
 pub mod roles;

@@ -7,6 +7,7 @@ use super::{coordinator, lock, streams};
 use crate::config::{BackupJob, Config, Connection, Databases, Postgres};
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::{Session, connect, error};
+use crate::postgres::libraries;
 use crate::postgres::tools::{self, Tools};
 use crate::set::manifest::Server;
 
@@ -58,7 +59,12 @@ pub(super) async fn open<'a>(config: &'a Config, job: &BackupJob) -> Result<Sour
         .await
         .map_err(error)?;
     let version_num = session.server_version_num;
-    let server = Server { version_num, version: row.get(0), in_recovery: row.get(1) };
+    let server = Server {
+        version_num,
+        version: row.get(0),
+        in_recovery: row.get(1),
+        preloaded: preloaded(&session).await?,
+    };
     let encoding = row.get(2);
     let tools = tools::find(session.major(), postgres.bin_dir.as_deref(), &postgres.tool_prefix).await?;
     let warning = tools.password_warning(&postgres.connection).await?;
@@ -78,6 +84,17 @@ pub(super) async fn open<'a>(config: &'a Config, job: &BackupJob) -> Result<Sour
         application_name,
         warnings,
     })
+}
+
+/// Libraries that the server loads when it starts, as far as our role may know.
+async fn preloaded(session: &Session) -> Result<Option<Vec<String>>> {
+    let row = session
+        .client
+        .query_opt("SELECT setting FROM pg_settings WHERE name = 'shared_preload_libraries'", &[])
+        .await
+        .map_err(error)
+        .context("cannot see which libraries the server loads")?;
+    Ok(row.map(|row| libraries::listed(&row.get::<_, String>(0))))
 }
 
 /// A database as pg_database has it.

@@ -85,6 +85,7 @@ mod settings;
 mod skipped;
 mod standby;
 mod store;
+mod surroundings;
 mod sweep;
 mod tablespaces;
 mod talk;
