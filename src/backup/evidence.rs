@@ -10,10 +10,11 @@ use super::coordinator::Coordinator;
 use super::inventory::{Inventory, is_replaced};
 use super::undumped::Undumped;
 use crate::error::{Error, Result};
+use crate::set::EXTENSION_TABLES;
 use crate::set::archive::copy::{parse_copy, parse_encoding, parse_setval};
 use crate::set::archive::parser::Contents;
 use crate::set::fingerprint::RowSecret;
-use crate::set::manifest::{EXTENSION_TABLES, ProofState};
+use crate::set::manifest::ProofState;
 use crate::set::proof::{Computed, Fingerprint, Proof, Sequence, Table};
 
 /// What all archives of a database held together.

@@ -45,8 +45,11 @@ pub async fn check_place(admin: &Session, database: &Database, name: &str, repla
     if !database.extensions.iter().any(|e| e.name == extension) {
         return Ok(());
     }
-    let sql = "SELECT setting FROM pg_settings WHERE name = $1";
-    let row = admin.client.query_opt(sql, &[&setting]).await.map_err(error)?;
+    let row = admin
+        .client
+        .query_opt("SELECT setting FROM pg_settings WHERE name = $1", &[&setting])
+        .await
+        .map_err(error)?;
     let Some(only) = row.map(|row| row.get::<_, String>(0)) else { return Ok(()) };
     if only == name && !replaces {
         return Ok(());

@@ -23,8 +23,9 @@ use super::pg_restore::{
 use super::{Origin, Target, rest};
 use crate::error::{Error, Result};
 use crate::progress::Event;
+use crate::set::EXTENSION_TABLES;
 use crate::set::archive::{Entry, Section};
-use crate::set::manifest::{Database, EXTENSION_TABLES, Stream, TRANSACTION_SIZE};
+use crate::set::manifest::{Database, Stream, TRANSACTION_SIZE};
 
 /// Where one that the set needs is not there.
 const NO_TABLESPACES: &str = "--no-tablespaces";

@@ -176,9 +176,6 @@ pub struct Stream {
     pub locks: Option<u64>,
 }
 
-/// The stream of tables that pg_dump leaves out: definitions and rows.
-pub const EXTENSION_TABLES: &str = "extension-tables";
-
 impl Stream {
     /// Whether a restore of it is one transaction. One that locked more than [`TRANSACTION_SIZE`] objects
     /// would need a larger lock table than servers have.

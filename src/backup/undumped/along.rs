@@ -24,13 +24,17 @@ use crate::postgres::connect::error;
 use crate::postgres::ident::Name;
 use crate::postgres::sql::Sql;
 use crate::progress::Event;
+use crate::set::EXTENSION_TABLES;
 use crate::set::archive::parser::{Contents, Parser};
 use crate::set::archive::{Entry, Section, write};
-use crate::set::manifest::{EXTENSION_TABLES, Stream};
+use crate::set::manifest::Stream;
 use crate::set::seal::{seal, upload};
 
 /// Bytes of rows in one chunk of the archive.
 const CHUNK: usize = 128 << 10;
+
+/// How long a table may be locked by others: most of them the coordinator holds already.
+const LOCK_PATIENCE: &str = "600s";
 
 /// What makes a table, or does nothing where it is there: SQL, owner, what follows the rows.
 const DEFINITION: &str = r"
@@ -111,6 +115,8 @@ pub async fn dump(
         return Ok(None);
     }
     let client = coordinator.client();
+    let patience = Sql::new("SET LOCAL lock_timeout = ").literal(LOCK_PATIENCE);
+    patience.run(client).await.map_err(error)?;
     let encoding = &coordinator.inventory.encoding;
     let taken: HashSet<(&str, &str)> = archives
         .iter()
