@@ -485,7 +485,8 @@ impl Run<'_> {
                 return Err(error);
             }
         };
-        said.retain(|warning| !warnings.contains(warning));
+        let is_said = |line: &String| warnings.iter().any(|known| known.ends_with(line.as_str()));
+        said.retain(|line| !is_said(line));
         warnings.extend(said);
         // What was dumped is not given up for it.
         let left = self.deadline.saturating_duration_since(Instant::now());
