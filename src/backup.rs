@@ -18,9 +18,11 @@ pub mod plan;
 pub mod prune;
 pub mod restore_md;
 pub mod retention;
+mod shrunk;
 mod source;
 pub mod streams;
 pub mod sweep;
+mod undumped;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -91,8 +93,8 @@ pub async fn preview(config: &Config, job: &BackupJob) -> Result<Preview> {
         session.close().await;
         plans.push(plan);
     }
-    if let (Some(warning), Some(first)) = (&source.warning, plans.first_mut()) {
-        first.warnings.push(warning.clone());
+    if let Some(first) = plans.first_mut() {
+        first.warnings.extend(source.warnings);
     }
     Ok(Preview {
         server: source.server,
@@ -171,7 +173,7 @@ pub async fn create(
         progress,
         is_published: AtomicBool::new(false),
     };
-    let warnings = source.warning.iter().cloned().chain(clock_warning).collect();
+    let warnings = source.warnings.iter().cloned().chain(clock_warning).collect();
     // Without the lock another run may be under way, so this one ends.
     let work = async {
         tokio::select! {
@@ -299,7 +301,7 @@ impl Run<'_> {
         };
         let globals = Some(self.seal_globals(sql).await?);
         if let Some(previous) = &previous {
-            warnings.extend(shrunk(previous, &databases, &lacking));
+            warnings.extend(shrunk::told(previous, &databases, &lacking));
         }
         let mut manifest = Manifest {
             format: FORMAT,
@@ -483,11 +485,11 @@ impl Run<'_> {
                 return Err(error);
             }
         };
-        said.retain(|warning| !warnings.contains(warning));
+        let is_said = |line: &String| warnings.iter().any(|known| known.ends_with(line.as_str()));
+        said.retain(|line| !is_said(line));
         warnings.extend(said);
         // What was dumped is not given up for it.
         let left = self.deadline.saturating_duration_since(Instant::now());
-        let computed = coordinator.computed(&destination.secret, begun.elapsed(), left / 2).await;
 
         let mut streams: Vec<Stream> = Vec::new();
         let mut archives: Vec<(String, Contents)> = Vec::new();
@@ -495,6 +497,15 @@ impl Run<'_> {
             archives.push((dump.stream.name.clone(), dump.contents));
             streams.push(dump.stream);
         }
+        let (version, secret) = (&source.server.version, &destination.secret);
+        let along = undumped::along::dump(&coordinator, version, &destination, &archives).await?;
+        if let Some(dump) = along {
+            archives.push((dump.stream.name.clone(), dump.contents));
+            streams.push(dump.stream);
+        }
+        let told = coordinator.told().await?;
+        warnings.extend(told.iter().map(|line| format!("{name}: {line}")));
+        let computed = coordinator.computed(secret, begun.elapsed(), left / 2).await;
         let found =
             evidence::evidence(&coordinator, &destination.secret, large_objects, computed, &archives)?;
         warnings
@@ -571,28 +582,4 @@ impl Run<'_> {
             Error::from(error).context(context)
         })
     }
-}
-
-/// Databases that are gone, or that lost more than half of their rows or bytes since the set before: a truncated table,
-/// a wrong host, an empty restore. Retention freezes on it; here it is said.
-fn shrunk(previous: &Manifest, now: &[Database], lacking: &[Lacking]) -> Vec<String> {
-    let mut warnings = Vec::new();
-    let is_told = |name: &str| now.iter().any(|n| n.name == name) || lacking.iter().any(|l| l.name == name);
-    for gone in previous.databases.iter().filter(|d| !is_told(&d.name)) {
-        warnings
-            .push(format!("database {:?}, which set {} holds, is not in this one", gone.name, previous.id));
-    }
-    for database in now {
-        let Some(before) = previous.databases.iter().find(|d| d.name == database.name) else { continue };
-        for (unit, before, now) in
-            [("rows", before.rows, database.rows), ("bytes", before.bytes, database.bytes)]
-        {
-            if now < before / 2 {
-                let since = &previous.id;
-                warnings
-                    .push(format!("{}: {unit} fell from {before} to {now} since set {since}", database.name));
-            }
-        }
-    }
-    warnings
 }

@@ -265,6 +265,8 @@ pub struct BackupJob {
     pub large_table: u64,
     /// `schema.table` patterns (`*` and `?`) whose rows are left out.
     pub exclude_table_data: Vec<String>,
+    /// The same of tables that pg_dump takes into no dump, which are taken along.
+    pub include_extension_tables: Vec<String>,
     /// How long a backup may take.
     pub timeout: Duration,
     /// Recovery point objective.
@@ -280,7 +282,7 @@ pub struct BackupJob {
 pub enum Databases {
     /// The one in the server's URL.
     Url,
-    /// Every connectable one that is no template (`["*"]`).
+    /// Every connectable one but template0, and template1 only where it holds anything (`["*"]`).
     All,
     /// These.
     Named(Vec<String>),

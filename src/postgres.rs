@@ -7,6 +7,7 @@ pub mod connect;
 mod dial;
 pub mod ident;
 pub mod large_objects;
+pub mod libraries;
 pub mod limits;
 pub mod locale;
 pub mod messages;

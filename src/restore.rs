@@ -23,6 +23,7 @@ pub mod large_objects;
 pub mod load;
 pub mod pg_restore;
 pub mod prove;
+mod rehearsal_server;
 pub mod rest;
 pub mod role_proof;
 pub mod roles;
@@ -197,7 +198,7 @@ fn own_properties(proof: &Proof) -> Properties {
         comment: proof.comment.clone(),
         connection_limit: proof.connection_limit,
         settings: proof.settings.clone(),
-        is_template: false, // nobody backs up a template
+        is_template: proof.is_template,
         tablespace: proof.tablespace.clone(),
         labels: proof.labels.clone(),
     }

@@ -29,6 +29,8 @@ pub const HEARTBEAT: &str = "heartbeat.json";
 pub const RESTORE_MD: &str = "RESTORE.md";
 /// Roles, memberships and settings of the cluster.
 pub const GLOBALS: &str = "globals.sql.zst.age";
+/// The stream of tables that pg_dump leaves out: definitions and rows.
+pub const EXTENSION_TABLES: &str = "extension-tables";
 
 const KEPT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
@@ -58,7 +60,7 @@ pub fn is_written_by_opsd(relative: &str) -> bool {
     let is_component = |c: char| c.is_ascii_alphanumeric() || "-_.~%".contains(c);
     let stream = name.strip_suffix(".pgdump.zst.age").unwrap_or_default();
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    let is_stream = ["schema", "data-rest", "full"].contains(&stream)
+    let is_stream = ["schema", "data-rest", "full", EXTENSION_TABLES].contains(&stream)
         || stream.strip_prefix("data-").is_some_and(is_number);
     !folder.is_empty() && folder.chars().all(is_component) && (is_stream || name == "proof.json.zst.age")
 }
@@ -195,6 +197,7 @@ mod tests {
             "..%2Fx%20%22y%22/data-rest.pgdump.zst.age.017",
             "%/full.pgdump.zst.age",
             "app/data-12.pgdump.zst.age.1000",
+            "app/extension-tables.pgdump.zst.age",
             "app/proof.json.zst.age",
         ] {
             assert!(is_written_by_opsd(ours), "{ours}");

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio_postgres::Client;
 
 use super::inventory::{Inventory, is_replaced};
+use super::plan::Plan;
 use crate::error::Result;
 use crate::postgres::computed::{self, Kind, Relation};
 use crate::postgres::connect::error;
@@ -26,24 +27,41 @@ const LOCK_TIMEOUT: &str = "500ms";
 pub(super) async fn read(
     client: &Client,
     inventory: &Inventory,
-    without_data: &HashSet<u32>,
+    plan: &Plan,
     secret: &RowSecret,
     took: Duration,
     most: Duration,
 ) -> Vec<Computed> {
     let until = Instant::now() + took.max(SHORTEST_BOUND).min(most);
-    let relations = match computed::list(client).await {
-        Ok(relations) => relations,
-        Err(failure) => {
-            tracing::warn!("generated columns and materialized views have no fingerprint: {failure}");
-            return Vec::new();
-        }
-    };
-    let excluded = roots(inventory, without_data);
+    let relations = computed::list(client).await.unwrap_or_else(|failure| {
+        tracing::warn!("generated columns and materialized views have no fingerprint: {failure}");
+        Vec::new()
+    });
+    let excluded = roots(inventory, &plan.without_data);
+    let relations = relations.into_iter().filter(|relation| !excluded.contains(&relation.oid)).map(|of| {
+        let kind = match of.kind {
+            Kind::Table => ComputedKind::Table,
+            Kind::Root => ComputedKind::Root,
+            Kind::View => ComputedKind::View,
+        };
+        (kind, of, true)
+    });
+    // What decides a verdict comes first.
+    let undumped = plan.undumped.iter().filter(|table| !table.is_partitioned).map(|table| {
+        let relation = Relation {
+            oid: table.oid,
+            kind: Kind::Table,
+            schema: table.schema.clone(),
+            name: table.name.clone(),
+            columns: table.columns.clone(),
+        };
+        (ComputedKind::Undumped, relation, table.is_readable && !table.has_active_row_security)
+    });
     let mut found = Vec::new();
-    for relation in relations.into_iter().filter(|relation| !excluded.contains(&relation.oid)) {
-        let names = relation.columns.iter().chain([&relation.schema, &relation.name]);
-        let fingerprint = match names.into_iter().any(|name| is_replaced(name)) {
+    for (kind, relation, is_readable) in undumped.chain(relations) {
+        let is_exact =
+            !relation.columns.iter().chain([&relation.schema, &relation.name]).any(|name| is_replaced(name));
+        let fingerprint = match !(is_readable && is_exact) {
             true => None,
             false => match within(client, &relation, secret, until).await {
                 Ok(fingerprint) => Some(fingerprint),
@@ -54,11 +72,7 @@ pub(super) async fn read(
             },
         };
         found.push(Computed {
-            kind: match relation.kind {
-                Kind::Table => ComputedKind::Table,
-                Kind::Root => ComputedKind::Root,
-                Kind::View => ComputedKind::View,
-            },
+            kind,
             schema: relation.schema,
             name: relation.name,
             columns: relation.columns,

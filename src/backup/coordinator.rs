@@ -14,14 +14,17 @@
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use super::computed;
 use super::inventory::{self, Inventory, Properties, Table, is_replaced};
 use super::plan::{Plan, plan};
+use super::undumped;
 use crate::config::{BackupJob, Connection};
 use crate::error::{Context, Error, Result};
-use crate::postgres::connect::{Session, connect_with, error};
+use crate::postgres::connect::{Session, connect_with, error, sqlstate};
+use crate::postgres::ident::Name;
 use crate::postgres::sql::Sql;
 use crate::postgres::{large_objects, limits};
 use crate::set::fingerprint::{RowHasher, RowSecret};
@@ -42,7 +45,8 @@ const OWN_LOCK_TIMEOUT: &str = "500ms";
 /// How long a table may stay locked, while we hold nothing, before the backup fails: a migration that
 /// rewrites a table takes minutes.
 const LOCK_PATIENCE: Duration = Duration::from_secs(600);
-const LOCK_PATIENCE_SETTING: &str = "600s";
+/// How long it is waited for without a word: most locks are held for less.
+const LOCK_SILENCE: Duration = Duration::from_secs(3);
 /// Between two attempts, so that whoever waits gets the turn.
 pub const LOCK_PAUSE: Duration = Duration::from_secs(1);
 /// What money is written in: every host has it, and nothing is lost. The manifest records what the
@@ -70,21 +74,71 @@ pub struct Coordinator {
     pub plan: Plan,
 }
 
-/// Connects to `database`, for a look at it or for its snapshot. No statement of the session may wait for
-/// a lock without end: even a table's size is behind one.
+/// Connects to `database`, for a look at it or for its snapshot. No statement of the session waits for a lock for
+/// long, so that whoever is in the way can be named: even a table's size is behind one.
 pub async fn open(connection: &Connection, database: &str, application_name: &str) -> Result<Session> {
     // A list of many tables looks expensive enough to be compiled, which takes longer than it.
-    let settings = [("lock_timeout", LOCK_PATIENCE_SETTING), ("lc_monetary", MONETARY), ("jit", "off")];
+    let settings = [("lock_timeout", OWN_LOCK_TIMEOUT), ("lc_monetary", MONETARY), ("jit", "off")];
     let session = connect_with(connection, Some(database), application_name, &settings).await?;
     session.without_conversion().await
 }
 
+/// Waiting for who holds a table, while we hold nothing.
+struct Patience {
+    begun: Instant,
+    has_spoken: bool,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Self { begun: Instant::now(), has_spoken: false }
+    }
+
+    /// Waits for a moment, and says for whom after the first few; an error once it has been long enough.
+    async fn wait(&mut self, session: &Session, database: &str) -> Result<()> {
+        let waited = self.begun.elapsed();
+        if waited > LOCK_PATIENCE {
+            let Locker { who, end } = locker(session).await;
+            let patience = LOCK_PATIENCE.as_secs();
+            return Err(Error::new(format!("a table was locked by others for {patience} s: {who}"))
+                .with_hint(format!("run the backup when no migration is running, or end that: {end}")));
+        }
+        if waited > LOCK_SILENCE && !self.has_spoken {
+            let Locker { who, end } = locker(session).await;
+            let patience = LOCK_PATIENCE.as_secs();
+            tracing::warn!("{database}: {who}; waiting for it, up to {patience} s ({end} ends it)");
+            self.has_spoken = true;
+        }
+        tokio::time::sleep(LOCK_PAUSE).await;
+        Ok(())
+    }
+}
+
+/// Whether a statement waited for a lock for too long.
+fn is_locked(error: &Error) -> bool {
+    sqlstate(error) == Some(SqlState::LOCK_NOT_AVAILABLE.code())
+}
+
 /// Plans without locking or exporting anything.
 pub async fn preview(session: &Session, database: &str, in_recovery: bool, job: &BackupJob) -> Result<Plan> {
+    let mut patience = Patience::new();
+    loop {
+        match look(session, database, in_recovery, job).await {
+            Err(error) if is_locked(&error) => patience.wait(session, database).await?,
+            looked => return looked,
+        }
+    }
+}
+
+async fn look(session: &Session, database: &str, in_recovery: bool, job: &BackupJob) -> Result<Plan> {
     inventory::check_settings(&session.client).await?;
     let inventory = inventory::read(&session.client, None).await?;
     let capacity = limits::capacity(&session.client, session.major()).await?;
-    plan(database, &inventory, capacity, in_recovery, job)
+    let mut plan = plan(database, &inventory, capacity, in_recovery, job)?;
+    session.client.batch_execute("BEGIN READ ONLY").await.map_err(error)?;
+    plan.warnings.extend(undumped::told(&session.client, &plan.undumped).await?);
+    session.client.batch_execute("ROLLBACK").await.map_err(error)?;
+    Ok(plan)
 }
 
 /// Takes the snapshot, starting over while the schema changes underneath. A session that has looked at
@@ -96,23 +150,19 @@ pub async fn start(
     job: &BackupJob,
 ) -> Result<Coordinator> {
     let version = session.server_version_num;
-    let begun = Instant::now();
+    let mut patience = Patience::new();
     let mut attempt = 1;
     let Taken { snapshot, position: (lsn, time), inventory, properties, plan } = loop {
-        match attempt_snapshot(&session, database, in_recovery, job, version).await? {
+        let attempted = match attempt_snapshot(&session, database, in_recovery, job, version).await {
+            Err(failure) if is_locked(&failure) => {
+                session.client.batch_execute("ROLLBACK").await.map_err(error)?;
+                Attempt::Locked
+            }
+            attempted => attempted?,
+        };
+        match attempted {
             Attempt::Taken(taken) => break *taken,
-            Attempt::Locked if begun.elapsed() < LOCK_PATIENCE => {
-                tracing::info!("{database}: {}; waiting for it", locker(&session).await);
-                tokio::time::sleep(LOCK_PAUSE).await;
-            }
-            Attempt::Locked => {
-                let patience = LOCK_PATIENCE.as_secs();
-                return Err(Error::new(format!(
-                    "a table was locked by others for {patience} s: {}",
-                    locker(&session).await
-                ))
-                .with_hint("run the backup when no migration is running, or end that session"));
-            }
+            Attempt::Locked => patience.wait(&session, database).await?,
             Attempt::Changed(what) if attempt < ATTEMPTS => {
                 tracing::info!(
                     "{database}: {what} while the snapshot was taken; starting over ({attempt}/{ATTEMPTS})"
@@ -210,22 +260,43 @@ async fn lock(session: &Session, tables: &[&Table]) -> Result<Option<Attempt>> {
     Ok(None)
 }
 
-/// Who holds a table of this database, or waits for it, in the way that keeps everybody else out.
-/// Best effort: the lock may be gone by now.
-async fn locker(session: &Session) -> String {
+/// Who is in the way, and what ends that.
+struct Locker {
+    who: String,
+    end: String,
+}
+
+/// Who holds a table of this database, or waits for it, in the way that keeps everybody else out. A prepared
+/// transaction holds it without a session, until somebody ends it. Best effort: the lock may be gone by now.
+async fn locker(session: &Session) -> Locker {
     let found = session
         .client
         .query_opt(
-            "SELECT format('table %s is locked by pid %s%s%s', l.relation::regclass, l.pid,
-                           ', role ' || a.usename, ', ' || nullif(a.application_name, ''))
+            "SELECT CASE WHEN p.gid IS NULL
+                         THEN format('table %s is locked by pid %s%s%s', l.relation::regclass, coalesce(l.pid::text, 'unknown'),
+                                     ', role ' || a.usename, ', ' || nullif(a.application_name, ''))
+                         ELSE format('table %s is locked by the prepared transaction %L of role %s, prepared %s',
+                                     l.relation::regclass, p.gid, p.owner, p.prepared) END,
+                    CASE WHEN p.gid IS NULL THEN format('SELECT pg_terminate_backend(%s)', l.pid)
+                         ELSE format('COMMIT PREPARED or ROLLBACK PREPARED %L', p.gid) END
                FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid)
+               LEFT JOIN pg_locks own ON l.pid IS NULL AND own.pid IS NULL AND own.locktype = 'transactionid'
+                                     AND own.virtualtransaction = l.virtualtransaction
+               LEFT JOIN pg_prepared_xacts p ON p.transaction = own.transactionid
               WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock' AND l.relation >= 16384
                 AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-              ORDER BY l.granted DESC LIMIT 1",
+              ORDER BY l.granted DESC, p.gid LIMIT 1",
             &[],
         )
         .await;
-    found.ok().flatten().map_or_else(|| "a table is locked by another session".to_owned(), |row| row.get(0))
+    let unknown = || Locker {
+        who: "a table is locked by another session".to_owned(),
+        end: "pg_locks names it; its end".to_owned(),
+    };
+    found
+        .ok()
+        .flatten()
+        .map_or_else(unknown, |row| Locker { who: row.get::<_, Name>(0).0, end: row.get::<_, Name>(1).0 })
 }
 
 impl Coordinator {
@@ -247,8 +318,17 @@ impl Coordinator {
 
     /// Fingerprints of what a restore computes anew, once the dumps are stored, which took so long.
     pub async fn computed(&self, secret: &RowSecret, took: Duration, most: Duration) -> Vec<Computed> {
-        let (client, without_data) = (&self.session.client, &self.plan.without_data);
-        computed::read(client, &self.inventory, without_data, secret, took, most).await
+        computed::read(&self.session.client, &self.inventory, &self.plan, secret, took, most).await
+    }
+
+    /// Which tables hold rows that are not in the set, a sentence for each kind.
+    pub async fn told(&self) -> Result<Vec<String>> {
+        undumped::told(&self.session.client, &self.plan.undumped).await
+    }
+
+    /// The session of the snapshot.
+    pub fn client(&self) -> &Client {
+        &self.session.client
     }
 
     /// Lets go of the snapshot and the locks, and returns when the server has.

@@ -38,7 +38,12 @@ pub(super) async fn drain_all(
                 Some(dumped) => {
                     moved.fetch_add(1, Ordering::Relaxed);
                     let (dumped, said) = dumped?;
-                    warnings.extend(said.iter().map(|w| format!("{database}: {w}")));
+                    // Each pg_dump may say the same of the database.
+                    for line in said.iter().map(|line| format!("{database}: {line}")) {
+                        if !warnings.contains(&line) {
+                            warnings.push(line);
+                        }
+                    }
                     done.extend(dumped);
                 }
             },

@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::coordinator::Coordinator;
 use super::inventory::{Inventory, is_replaced};
+use super::undumped::Undumped;
 use crate::error::{Error, Result};
+use crate::set::EXTENSION_TABLES;
 use crate::set::archive::copy::{parse_copy, parse_encoding, parse_setval};
 use crate::set::archive::parser::Contents;
 use crate::set::fingerprint::RowSecret;
@@ -53,6 +55,7 @@ pub fn evidence(
         });
     }
     check_once(&coordinator.inventory, &coordinator.plan.without_data, archives)?;
+    check_along(&coordinator.plan.along, archives)?;
 
     let mut warnings = Vec::new();
     let mut state = ProofState::Complete;
@@ -61,7 +64,7 @@ pub fn evidence(
     let mut large_objects = Fingerprint::default();
     let mut encoding = String::new();
     let mut table_entries = 0;
-    for (_, contents) in archives {
+    for (archive, contents) in archives {
         large_objects.add(contents.large_objects);
         for entry in &contents.entries {
             match entry.desc.as_str() {
@@ -93,6 +96,7 @@ pub fn evidence(
                                 name: statement.table,
                                 copy: copy.clone(),
                                 entries: 0,
+                                is_whole: archive == EXTENSION_TABLES,
                                 fingerprint: Fingerprint::default(),
                             };
                             let table = tables.entry(copy).or_insert(empty);
@@ -131,6 +135,7 @@ pub fn evidence(
         acl: own.acl.clone(),
         comment: own.comment.clone(),
         connection_limit: own.connection_limit,
+        is_template: own.is_template,
         tablespace: own.tablespace.clone(),
         labels: own.labels.clone(),
         excluded: coordinator.plan.excluded.clone(),
@@ -195,6 +200,20 @@ fn check_once(
         }
     }
     Ok(())
+}
+
+/// Every table that is taken along is in the archive that was made for it.
+fn check_along(along: &[Undumped], archives: &[(String, Contents)]) -> Result<()> {
+    let entries = archives.iter().filter(|(name, _)| name == EXTENSION_TABLES).flat_map(|(_, c)| &c.entries);
+    let rows: HashSet<(&str, &str)> = entries
+        .filter(|entry| entry.desc == "TABLE DATA")
+        .map(|entry| (entry.namespace.as_str(), entry.tag.as_str()))
+        .collect();
+    let is_lost = |t: &&Undumped| !t.is_partitioned && !rows.contains(&(t.schema.as_str(), t.name.as_str()));
+    match along.iter().find(is_lost) {
+        None => Ok(()),
+        Some(table) => Err(Error::new(format!("rows of {} are in no archive", table.display()))),
+    }
 }
 
 #[cfg(test)]

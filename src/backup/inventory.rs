@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use chrono::{DateTime, Utc};
 use tokio_postgres::Client;
 
+use super::undumped::{self, Undumped};
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::error;
 use crate::postgres::ident::Name;
@@ -63,7 +64,7 @@ pub struct Sequence {
     pub name: String,
     /// The table whose column owns it.
     pub owned_by: Option<u32>,
-    /// Belongs to an extension.
+    /// Belongs to an extension, or is an identity column's of a table that does.
     pub is_extension_member: bool,
     /// Its value vanishes in a crash, and is not on a standby.
     pub is_unlogged: bool,
@@ -113,6 +114,8 @@ pub struct Inventory {
     pub unusable_schemas: Vec<String>,
     /// Foreign keys: the table that has one, and the table it points to.
     pub foreign_keys: Vec<(u32, u32)>,
+    /// Tables that pg_dump leaves out.
+    pub undumped: Vec<Undumped>,
     /// What pg_dump leaves out because our role is no superuser, a sentence each.
     pub superusers_only: Vec<String>,
 }
@@ -178,7 +181,10 @@ pub async fn read(client: &Client, known: Option<&Inventory>) -> Result<Inventor
                     (SELECT d.refobjid FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
                         AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') LIMIT 1),
                     EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
-                            AND d.objid = c.oid AND d.deptype = 'e'),
+                            AND d.objid = c.oid AND d.deptype = 'e')
+                    OR EXISTS (SELECT FROM pg_depend d JOIN pg_depend m ON m.classid = d.refclassid AND m.objid = d.refobjid
+                               WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass
+                                 AND d.objid = c.oid AND d.deptype = 'i' AND m.deptype = 'e'),
                     c.relpersistence = 'u', has_sequence_privilege(c.oid, 'SELECT')
                FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
               WHERE c.relkind = 'S' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
@@ -239,6 +245,7 @@ pub async fn read(client: &Client, known: Option<&Inventory>) -> Result<Inventor
         .map_err(error)
         .context("cannot list foreign keys")?;
     Ok(Inventory {
+        undumped: undumped::read(client).await?,
         superusers_only: superusers_only(client).await?,
         foreign_keys: foreign_keys.iter().map(|row| (row.get(0), row.get(1))).collect(),
         encoding: encoding.get(0),

@@ -12,7 +12,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::inventory::{Inventory, Table};
+use super::inventory::{Inventory, Table, quoted};
+use super::undumped::{self, Undumped};
 use crate::config::BackupJob;
 use crate::error::{Error, Result};
 use crate::postgres::limits::Capacity;
@@ -71,6 +72,10 @@ pub struct Plan {
     /// Whether the coordinator locks tables before the snapshot; without room in the lock table it
     /// relies on noticing rewritten tables afterwards.
     pub lock_first: bool,
+    /// Tables that pg_dump leaves out and that are taken along.
+    pub along: Vec<Undumped>,
+    /// Those that are not.
+    pub undumped: Vec<Undumped>,
     /// Tables whose rows are left out, `schema.name`.
     pub excluded: Vec<String>,
     /// Their OIDs, and those of tables and sequences that have nothing to dump.
@@ -95,6 +100,9 @@ pub fn plan(
 ) -> Result<Plan> {
     let excluded = excluded_tables(inventory, &job.exclude_table_data)?;
     check_privileges(inventory, &excluded)?;
+    let is_whole = |t: &&Table| !inventory.undumped.iter().any(|u| u.oid == t.oid);
+    let whole = inventory.tables.iter().filter(is_whole).map(|t| (t.schema.clone(), t.name.clone()));
+    let (along, undumped) = undumped::divide(&inventory.undumped, whole, &excluded, job)?;
     check_references(inventory, &excluded)?;
     // pg_dump says nothing about a pattern that matches nothing.
     if let Some(table) =
@@ -166,7 +174,7 @@ pub fn plan(
     let plain = tables + sequences;
     let second = tables + large.len() as u64;
     let has_room = capacity.has_room(second, plain + second);
-    let single = (large.is_empty() && inventory.tables.len() >= MANY_TABLES)
+    let single = (large.is_empty() && along.is_empty() && inventory.tables.len() >= MANY_TABLES)
         || !has_room
         || capacity.free_connections < SPLIT_CONNECTIONS;
     if !has_room && !large.is_empty() {
@@ -197,11 +205,13 @@ pub fn plan(
     let lock_first = capacity.has_room(extra + tables, plain + extra + tables);
     let locks = plain + extra + if lock_first { tables } else { 0 };
 
-    let exclude_data: Vec<String> = inventory
-        .tables
-        .iter()
-        .filter(|t| excluded.contains(&t.oid) && !t.is_partitioned)
-        .map(|t| format!("--exclude-table-data={}", t.quoted()))
+    let without = inventory.tables.iter().filter(|t| excluded.contains(&t.oid) && !t.is_partitioned);
+    // Those that are taken along are whole.
+    let doubled = along.iter().filter(|t| t.condition.is_some());
+    let exclude_data: Vec<String> = without
+        .map(Table::quoted)
+        .chain(doubled.map(|t| quoted(&t.schema, &t.name)))
+        .map(|name| format!("--exclude-table-data={name}"))
         .collect();
     let rest_size = with_data().map(|t| t.size).sum::<u64>() - large.iter().map(|t| t.size).sum::<u64>();
     let stream = |name: &str, estimate| Stream { name: name.to_owned(), estimate, table: None };
@@ -222,8 +232,10 @@ pub fn plan(
         let others = alone(&large, &mut rest, processes, inventory);
         [schema, rest].into_iter().chain(others).collect()
     };
-    let excluded_names =
-        inventory.tables.iter().filter(|t| excluded.contains(&t.oid)).map(Table::display).collect();
+    let beside = inventory.undumped.iter().filter(|u| !inventory.tables.iter().any(|t| t.oid == u.oid));
+    let all =
+        inventory.tables.iter().map(|t| (t.oid, t.display())).chain(beside.map(|t| (t.oid, t.display())));
+    let excluded_names = all.filter(|(oid, _)| excluded.contains(oid)).map(|(_, name)| name).collect();
     let preflights = vec![
         format!("our role may read all {tables} tables and {sequences} sequences"),
         "row security hides no rows from it".to_owned(),
@@ -236,6 +248,8 @@ pub fn plan(
         database: database.into(),
         dumps,
         lock_first,
+        along,
+        undumped,
         excluded: excluded_names,
         tables: with_data().count(),
         without_data,
@@ -305,7 +319,7 @@ fn check_references(inventory: &Inventory, excluded: &HashSet<u32>) -> Result<()
 }
 
 /// The first ten names, and how many more there are.
-fn list(names: impl IntoIterator<Item = String>) -> String {
+pub(super) fn list(names: impl IntoIterator<Item = String>) -> String {
     let mut names = names.into_iter();
     let shown = names.by_ref().take(10).collect::<Vec<_>>().join(", ");
     match names.count() {
@@ -369,12 +383,18 @@ fn check_privileges(inventory: &Inventory, excluded: &HashSet<u32>) -> Result<()
 fn excluded_tables(inventory: &Inventory, patterns: &[String]) -> Result<HashSet<u32>> {
     let mut excluded = HashSet::new();
     for pattern in patterns {
-        let mut hits = inventory.tables.iter().filter(|t| matches_pattern(pattern, t)).peekable();
+        let tables = inventory.tables.iter().map(|t| (t.oid, &t.schema, &t.name));
+        let undumped = inventory.undumped.iter().map(|t| (t.oid, &t.schema, &t.name));
+        let mut hits = tables
+            .chain(undumped)
+            .filter(|(_, schema, name)| matches_pattern(pattern, schema, name))
+            .map(|(oid, ..)| oid)
+            .peekable();
         if hits.peek().is_none() {
             return Err(Error::usage(format!("exclude_table_data {pattern:?} matches no table"))
                 .with_hint("patterns are schema.table with * and ?"));
         }
-        excluded.extend(hits.map(|t| t.oid));
+        excluded.extend(hits);
     }
     let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
     for table in &inventory.tables {
@@ -394,12 +414,12 @@ fn excluded_tables(inventory: &Inventory, patterns: &[String]) -> Result<HashSet
 }
 
 /// `schema.table`, or `table` in whatever schema. Names may hold dots, so each may be the one between.
-fn matches_pattern(pattern: &str, table: &Table) -> bool {
+pub(super) fn matches_pattern(pattern: &str, schema: &str, name: &str) -> bool {
     let mut splits = pattern.match_indices('.').peekable();
     if splits.peek().is_none() {
-        return glob(pattern, &table.name);
+        return glob(pattern, name);
     }
-    splits.any(|(dot, _)| glob(&pattern[..dot], &table.schema) && glob(&pattern[dot + 1..], &table.name))
+    splits.any(|(dot, _)| glob(&pattern[..dot], schema) && glob(&pattern[dot + 1..], name))
 }
 
 /// `*` any run, `?` any character; everything else itself. When something does not fit, the last `*`
@@ -430,4 +450,4 @@ fn glob(pattern: &str, text: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -162,6 +162,9 @@ pub fn render(manifest: &Manifest) -> String {
         };
         if let Some(full) = stream("full") {
             line(&format!("{} | {to}", unseal(full)));
+            for extra in database.streams.iter().filter(|s| s.name != "full") {
+                line(&format!("{} | {to}{}", unseal(extra), bundle(extra)));
+            }
         }
         if let Some(schema) = stream("schema") {
             line(&format!("{} > schema.pgdump", unseal(schema)));

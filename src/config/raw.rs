@@ -417,6 +417,7 @@ fn job(
             "part_size",
             "large_table",
             "exclude_table_data",
+            "include_extension_tables",
             "timeout",
             "rpo",
             "retention",
@@ -458,19 +459,8 @@ fn job(
         part_size = size;
     }
     let large_table = walk.size(section, "large_table").map_or(64 * MIB, |(_, size)| size);
-    let mut exclude_table_data = Vec::new();
-    for pattern in walk.strings(section, "exclude_table_data").into_iter().flat_map(|(_, texts)| texts) {
-        match pattern.value.split_once('.') {
-            Some((schema, table)) if !schema.is_empty() && !table.is_empty() => {
-                exclude_table_data.push(pattern.value);
-            }
-            _ => walk.mistake(
-                &pattern.place,
-                "must name schema and table",
-                "as in \"public.sessions\"; * and ? match anything",
-            ),
-        }
-    }
+    let exclude_table_data = walk.table_patterns(section, "exclude_table_data");
+    let include_extension_tables = walk.table_patterns(section, "include_extension_tables");
     let timeout = timeout(walk, section, BACKUP_TIMEOUT, "a backup");
     let rpo = walk.duration(section, "rpo").and_then(|(place, duration)| {
         if duration.is_zero() {
@@ -490,6 +480,7 @@ fn job(
         part_size,
         large_table,
         exclude_table_data,
+        include_extension_tables,
         timeout,
         rpo,
         retention,

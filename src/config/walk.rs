@@ -244,6 +244,24 @@ impl<'a> Walk<'a> {
         Some((place, texts))
     }
 
+    /// Patterns of tables, each with a schema.
+    pub(super) fn table_patterns(&mut self, section: &Section<'_>, key: &str) -> Vec<String> {
+        let mut patterns = Vec::new();
+        for pattern in self.strings(section, key).into_iter().flat_map(|(_, texts)| texts) {
+            match pattern.value.split_once('.') {
+                Some((schema, table)) if !schema.is_empty() && !table.is_empty() => {
+                    patterns.push(pattern.value);
+                }
+                _ => self.mistake(
+                    &pattern.place,
+                    "must name schema and table",
+                    "as in \"public.sessions\"; * and ? match anything",
+                ),
+            }
+        }
+        patterns
+    }
+
     pub(super) fn integer(
         &mut self,
         section: &Section<'_>,

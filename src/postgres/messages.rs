@@ -224,9 +224,15 @@ fn is_trouble(said: &str) -> bool {
 /// What it says where something is missing that is not part of a database.
 fn is_elsewhere(said: &str) -> bool {
     const DICTIONARIES: [&str; 6] = ["affix", "dictionary", "stop-word", "synonym", "thesaurus", "unaccent"];
-    ["could not connect to server", "could not establish connection", "password is required"]
-        .iter()
-        .any(|needle| said.contains(needle))
+    // The last is a parameter that an extension names which must be loaded at the start.
+    [
+        "could not connect to server",
+        "could not establish connection",
+        "password is required",
+        "shared_preload_libraries",
+    ]
+    .iter()
+    .any(|needle| said.contains(needle))
         || unopened(said).is_some_and(|(kind, path)| {
             DICTIONARIES.contains(&kind)
                 || path.contains("/tsearch_data/")

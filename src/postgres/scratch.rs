@@ -73,6 +73,8 @@ pub struct ScratchOptions {
     pub objects: u64,
     /// Bytes of memory to plan with; absent means what is available.
     pub memory: Option<u64>,
+    /// Lines of postgresql.conf beside the usual ones.
+    pub settings: Vec<(&'static str, String)>,
     /// opsd again, with the arguments that make it a sandbox's keeper.
     pub keeper: Vec<String>,
     /// Whether the server may run where the machine contains it too little.
@@ -146,7 +148,7 @@ async fn start_server(options: ScratchOptions) -> Result<Scratch> {
         memory,
         cores: std::thread::available_parallelism().map_or(1, usize::from),
     };
-    let conf = settings::postgresql_conf(place.root(), sizing);
+    let conf = settings::postgresql_conf(place.root(), sizing, &options.settings);
     place.write("postgresql.conf", &conf, user.as_ref())?;
     place.write("pg_hba.conf", &settings::pg_hba_conf(), user.as_ref())?;
     place.write("pg_ident.conf", &settings::pg_ident_conf(&own.name), user.as_ref())?;

@@ -5,8 +5,9 @@
 //! Only in a schema that an empty database has: others are made with the definitions. What has another version in
 //! the end is named, and nothing is refused for it.
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::postgres::connect::{Session, error};
+use crate::postgres::libraries;
 use crate::postgres::sql::Sql;
 use crate::set::manifest::Database;
 
@@ -35,6 +36,35 @@ pub async fn install(session: &Session, database: &Database) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses a place where an extension of the set cannot be made: pg_cron is made in the database of one name alone, and
+/// what replaces that one is restored beside it. `replaces` says so.
+pub async fn check_place(admin: &Session, database: &Database, name: &str, replaces: bool) -> Result<()> {
+    let (extension, setting) = libraries::CRON;
+    if !database.extensions.iter().any(|e| e.name == extension) {
+        return Ok(());
+    }
+    let row = admin
+        .client
+        .query_opt("SELECT setting FROM pg_settings WHERE name = $1", &[&setting])
+        .await
+        .map_err(error)?;
+    let Some(only) = row.map(|row| row.get::<_, String>(0)) else { return Ok(()) };
+    if only == name && !replaces {
+        return Ok(());
+    }
+    let refused = Error::new(format!(
+        "extension {extension} can be made in database {only:?} alone, as {setting} says, and the set would be restored \
+         into {}",
+        if replaces { "another one beside it".to_owned() } else { format!("{name:?}") }
+    ));
+    Err(match only == name {
+        true => refused.with_hint(format!(
+            "ALTER DATABASE {only:?} RENAME TO another name, once its sessions have ended, and restore with --create"
+        )),
+        false => refused.with_hint(format!("restore into {only:?}, or change {setting} and restart that server")),
+    })
 }
 
 /// Extensions of a restored database that have another version than in the set, `name 2.0 instead of 1.0`.

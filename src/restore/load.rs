@@ -31,6 +31,7 @@ use crate::error::{Context, Error, Result};
 use crate::postgres::connect::error;
 use crate::postgres::ident::Name;
 use crate::progress::Event;
+use crate::set::EXTENSION_TABLES;
 use crate::set::archive::Entry;
 use crate::set::manifest::{Database, Stream, TRANSACTION_SIZE};
 
@@ -70,6 +71,10 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
         loaded.schema = restored.entries;
         loaded.warnings.extend(restored.warnings);
         loaded.failed = restored.failed;
+        if let Some(extra) = stream(EXTENSION_TABLES) {
+            let (_, said) = load_stream(origin, database, extra, target, true).await?;
+            loaded.add_warnings(said);
+        }
         loaded.seconds.push(("data", begun.elapsed().as_secs_f64()));
         return Ok(loaded);
     }
@@ -356,7 +361,7 @@ impl Rows<'_> {
 
     async fn try_again(&self, stream: &Stream) -> Attempt {
         let (origin, database, target) = (self.origin, self.database, self.target);
-        if stream.name == "data-rest" {
+        if ["data-rest", EXTENSION_TABLES].contains(&stream.name.as_str()) {
             return rest::load_rest(origin, database, stream, target).await;
         }
         let loaded = load_stream(origin, database, stream, target, self.may_bundle).await;
@@ -393,6 +398,7 @@ async fn load_stream(
     may_bundle: bool,
 ) -> Result<(Option<Entry>, Vec<String>)> {
     if stream.name != "data-rest"
+        && stream.name != EXTENSION_TABLES
         && let Some(table) = copy_table(origin, database, stream, None, target).await?
     {
         return Ok((Some(table), Vec::new()));
@@ -406,7 +412,9 @@ async fn load_stream(
 /// How pg_restore takes a stream's rows: as one transaction, as several of a bounded size (from its major 17 on),
 /// or each statement as its own.
 fn data_arguments(stream: &Stream, target: &Target, may_bundle: bool) -> Vec<String> {
-    let mut arguments = vec!["--section=data".to_owned()];
+    // Those tables come with their definitions.
+    let is_whole = stream.name == EXTENSION_TABLES;
+    let mut arguments = if is_whole { Vec::new() } else { vec!["--section=data".to_owned()] };
     if may_bundle && stream.is_one_transaction() {
         arguments.push("--single-transaction".to_owned());
     } else if may_bundle && target.tools.major >= 17 {

@@ -59,7 +59,8 @@ pub async fn prove(connection: &Connection, proof: Arc<Proof>, jobs: usize) -> R
         match relations.get(&key) {
             None => found.differences.push(format!("table {}.{} is missing", table.schema, table.name)),
             Some(relation) => {
-                let plan = plan_table(relation, filters.get(&key), is_divisible);
+                let filter = filters.get(&key).filter(|_| !table.is_whole);
+                let plan = plan_table(relation, filter, is_divisible);
                 pieces.extend(plan.into_iter().map(|piece| (index, piece)));
             }
         }

@@ -249,6 +249,7 @@ async fn look(
         },
     };
     check_extensions(&admin, std::slice::from_ref(database)).await?;
+    extensions::check_place(&admin, database, name, matches!(place, Place::Taken(_))).await?;
     let globals = read_globals(origin, manifest).await?;
     let proof = read_proof(origin, database).await?;
     Ok(Looked { admin, place, globals, proof })

@@ -14,14 +14,15 @@ use tokio::time::timeout_at;
 use super::complaints::{self, Complaint, Fault};
 use super::{
     Origin, Target, assertions, check_extensions, collations, computed, coverage, definitions, extensions,
-    identities, load, origin, own_properties, prove, read_globals, read_proof, role_proof, roles,
+    identities, load, origin, own_properties, prove, read_globals, read_proof, rehearsal_server, role_proof,
+    roles,
 };
 use crate::config::{BackupJob, Config, Encryption};
 use crate::error::{Error, Kind, Result};
 use crate::postgres::connect::{Session, connect, error};
 use crate::postgres::locale::{self, Fallback};
 use crate::postgres::properties::{self, Setting};
-use crate::postgres::scratch::{self, Scratch, ScratchOptions};
+use crate::postgres::scratch::{self, Scratch};
 use crate::postgres::sql::Sql;
 use crate::postgres::tools::{self, ServerBinaries, Tools};
 use crate::progress::{Event, Progress};
@@ -37,12 +38,8 @@ use crate::set::signature::{self, Purpose};
 use crate::set::verification::{self, Phases, Verdict, Verification};
 use crate::store::{self, Store, StoreError, object_lock};
 
-/// Bytes that a scratch server needs before it holds anything: its system catalogs and WAL.
-const SCRATCH_OVERHEAD: u64 = 256 << 20;
 /// Databases that every server has; sets of them are restored under another name.
 const RESERVED: [&str; 3] = ["postgres", "template0", "template1"];
-/// This program again, which makes and keeps the sandbox; `cli::keep_scratch` is the other side.
-const KEEPER: [&str; 2] = ["/proc/self/exe", "keep-scratch"];
 /// Most bytes of `RESTORE.md` that are held in memory: it has a few lines for each database and each large
 /// table, and tens of thousands of those fit.
 const MAX_RESTORE_MD: u64 = 16 << 20;
@@ -223,7 +220,9 @@ impl Run<'_> {
 
         self.phase("starting a scratch server");
         let binaries = binaries(self.config, self.job, self.manifest).await?;
-        let scratch = start_scratch(self.job, self.manifest, binaries.clone(), self.uncontained).await?;
+        let starting = rehearsal_server::start(self.job, self.manifest, &binaries, self.uncontained);
+        let (scratch, without_libraries) = starting.await?;
+        self.record.warnings.extend(without_libraries);
         self.record.server_version = Some(scratch.version.clone());
         self.record.contained = Some(scratch.containment.to_string());
         self.hints.extend(scratch.warnings.iter().cloned());
@@ -335,15 +334,9 @@ impl Run<'_> {
         if let Some(proof) = &proof {
             let computed = computed::compare(&target.connection, &database.name, proof).await?;
             self.record.scope.extend(computed.scope);
-            if !computed.other_values.is_empty() {
-                complete = false;
-                let tables = named(&computed.other_values);
-                self.record.warnings.push(format!(
-                    "{}: generated columns have other values than at the source: {tables}; their function was changed \
-                     since they were stored, or this host's locales are others",
-                    database.name
-                ));
-            }
+            complete &= computed.unproven.is_empty();
+            let unproven = computed.unproven.iter().map(|why| format!("{}: {why}", database.name));
+            self.record.warnings.extend(unproven);
         }
         let entry = &mut self.record.databases[index];
         entry.tables_total = database.tables + proof.as_ref().map_or(0, |p| p.excluded.len() as u64);
@@ -419,6 +412,7 @@ impl Run<'_> {
         let encoding = &database.locale.encoding;
         let fresh =
             definitions::dump_schema(&target.tools, &target.connection, &target.dbname, encoding).await?;
+        let fresh = definitions::without_own_privileges(archived, fresh);
         let changed = definitions::compare(archived, &fresh, None);
         if changed.is_empty() {
             return Ok((changed, true));
@@ -458,11 +452,11 @@ fn add_seconds(record: &mut Verification, phase: &str, seconds: f64) {
     }
 }
 
-fn jobs(job: &BackupJob) -> usize {
+pub(super) fn jobs(job: &BackupJob) -> usize {
     job.streams.max(std::thread::available_parallelism().map_or(1, usize::from))
 }
 
-fn scratch_name(name: &str) -> String {
+pub(super) fn scratch_name(name: &str) -> String {
     if RESERVED.contains(&name) { format!("opsd_{name}") } else { name.to_owned() }
 }
 
@@ -494,39 +488,6 @@ async fn binaries(config: &Config, job: &BackupJob, manifest: &Manifest) -> Resu
         return Ok(found);
     }
     tools::find_server(major, None).await
-}
-
-async fn start_scratch(
-    job: &BackupJob,
-    manifest: &Manifest,
-    binaries: ServerBinaries,
-    uncontained: Uncontained,
-) -> Result<Scratch> {
-    let dir = &job.verify.scratch_dir;
-    let needed = manifest.plain_bytes().saturating_mul(2).saturating_add(SCRATCH_OVERHEAD);
-    let free = scratch::free_space(dir)?;
-    if free < needed {
-        return Err(Error::new(format!(
-            "no space for a scratch server in {}: {} MiB free, about {} MiB needed",
-            dir.display(),
-            free >> 20,
-            needed >> 20
-        ))
-        .with_hint(format!("set backup.{}.verify.scratch_dir to a larger disk", job.name)));
-    }
-    let tables = manifest.databases.iter().fold(0, |sum: u64, d| sum.saturating_add(d.tables));
-    scratch::start(ScratchOptions {
-        scratch_dir: dir.clone(),
-        user: job.verify.scratch_user.clone(),
-        binaries,
-        jobs: jobs(job),
-        // A table comes with indexes, sequences and a TOAST table.
-        objects: tables.saturating_mul(5).saturating_add(1_000),
-        memory: None,
-        keeper: KEEPER.map(str::to_owned).to_vec(),
-        uncontained: uncontained == Uncontained::Allowed,
-    })
-    .await
 }
 
 async fn create(admin: &Session, name: &str, database: &Database) -> Result<Vec<String>> {

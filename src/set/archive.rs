@@ -15,6 +15,7 @@ pub mod parser;
 pub mod rows;
 pub mod select;
 pub mod split;
+pub mod write;
 
 use crate::error::{Error, Result};
 

@@ -80,6 +80,9 @@ pub struct Server {
     pub version: String,
     /// Whether it was a standby.
     pub in_recovery: bool,
+    /// Libraries that it loads when it starts; absent where our role may not know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preloaded: Option<Vec<String>>,
 }
 
 /// One database of a set.
@@ -437,7 +440,12 @@ pub(crate) mod tests {
             finished: time,
             previous: None,
             opsd_version: "0.1.0".into(),
-            server: Server { version_num: 170_011, version: "17.11".into(), in_recovery: false },
+            server: Server {
+                version_num: 170_011,
+                version: "17.11".into(),
+                in_recovery: false,
+                preloaded: None,
+            },
             pg_dump_version: "17.11".into(),
             recipients: vec!["age1example".into()],
             globals: Some(stream("globals", &[super::super::GLOBALS], 20)),

@@ -35,6 +35,9 @@ pub struct Proof {
     pub comment: Option<String>,
     /// Its connection limit, where there is one.
     pub connection_limit: Option<i32>,
+    /// Whether it is a template.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_template: bool,
     /// The tablespace it was in, unless that was the server's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tablespace: Option<String>,
@@ -74,6 +77,8 @@ pub enum ComputedKind {
     Root,
     /// A materialized view.
     View,
+    /// A table that pg_dump leaves out, or some of its rows.
+    Undumped,
 }
 
 /// Rows written by one COPY statement.
@@ -90,6 +95,9 @@ pub struct Table {
     pub entries: u64,
     /// What was in it.
     pub fingerprint: Fingerprint,
+    /// Whether the rows that an extension brings itself are among them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_whole: bool,
 }
 
 /// An order-independent summary of rows (or large objects).

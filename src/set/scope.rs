@@ -35,6 +35,8 @@ pub enum What {
     GeneratedColumns,
     /// Materialized views, with every row.
     MaterializedViewRows,
+    /// Rows of tables that pg_dump leaves out.
+    UndumpedRows,
     /// Foreign tables' rows, which no dump has.
     ForeignTableRows,
     /// `ALTER DATABASE … SET` and `ALTER ROLE … IN DATABASE … SET`.
@@ -57,7 +59,7 @@ pub enum What {
 
 impl What {
     /// All of them, in the order in which they are told: name, what is compared, and what never is or where it is not.
-    pub const ALL: [(What, &'static str, &'static str, &'static str); 18] = [
+    pub const ALL: [(What, &'static str, &'static str, &'static str); 19] = [
         (
             What::Rows,
             "rows",
@@ -101,6 +103,12 @@ impl What {
             "materialized-view-rows",
             "a view that came back with the rows it had",
             "a view whose rows differ: it was stale when it was dumped, or its query depends on the time or on chance. A dump holds no rows of it, but the order to fill it; nobody can tell a stale one from a lost row. It is named, and the verdict stays",
+        ),
+        (
+            What::UndumpedRows,
+            "undumped-rows",
+            "tables of an extension that came back with the rows that they had, because its script makes them",
+            "rows that pg_dump leaves out and no restore makes: of tables that are members of an extension, of rows that an extension brings itself and somebody changed, of tables in `information_schema` and `pg_catalog`. The tables are named, with a warning, and the verdict is `unproven`. `include_extension_tables` takes them along; they are then in the set, and among `rows`",
         ),
         (
             What::ForeignTableRows,

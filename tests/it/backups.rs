@@ -159,7 +159,12 @@ fn manifest(started: &str, id: &str) -> Manifest {
         finished: started + TimeDelta::seconds(60),
         previous: None,
         opsd_version: "0.1.0".into(),
-        server: manifest::Server { version_num: 170011, version: "17.11".into(), in_recovery: false },
+        server: manifest::Server {
+            version_num: 170011,
+            version: "17.11".into(),
+            in_recovery: false,
+            preloaded: None,
+        },
         pg_dump_version: "17.11".into(),
         recipients: vec!["age1example".into()],
         globals: Some(stream("globals", set::GLOBALS)),

@@ -48,7 +48,7 @@ fn tools(opsd: &Opsd, major: u32) -> PathBuf {
 }
 
 /// Downloads a set, follows its document on `server`, and tells what it said.
-fn follow(opsd: &Opsd, id: &str, server: &Server) -> Run {
+pub fn follow(opsd: &Opsd, id: &str, server: &Server) -> Run {
     follow_with(opsd, id, server, str::to_owned)
 }
 

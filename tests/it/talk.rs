@@ -1,12 +1,16 @@
 //! What is said, to whom, and when: to somebody at a terminal, to whoever asked for more, and to the mail
 //! that cron sends when something fails.
 
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::support::opsd::{Opsd, Run, quoted, write_private};
-use crate::support::postgres::{PASSWORD, SUPERUSER, Server, default_server};
+use crate::support::postgres::{Options, PASSWORD, SUPERUSER, Server, default_server, for_some_majors};
 use crate::support::sets::back_up;
 use crate::terminal::at_terminal;
+use crate::traps;
 
 const ONE_KEY: &str = "one recipient alone";
 
@@ -128,4 +132,82 @@ fn an_archive_is_not_written_to_a_terminal() {
     assert_eq!(run.stdout, "");
     assert!(std::fs::read(opsd.path("schema.pgdump")).unwrap().starts_with(b"PGDMP"));
     server.drop_database(&database);
+}
+
+/// Nobody sees a prepared transaction: it has no session, and holds its locks until somebody ends it.
+#[test]
+fn who_holds_a_table_is_named_after_seconds() {
+    for_some_majors(|shared| {
+        let settings = [("max_prepared_transactions", "5")];
+        let server = &Server::start(shared.major, &Options { settings: &settings, ..Options::default() });
+        server.create_database("app");
+        server.psql("app", "CREATE TABLE t AS SELECT generate_series(1, 10) AS id");
+        let opsd = traps::site(server, "app");
+        for args in [&["-v", "backup", "--dry-run"][..], &["-v", "backup"]] {
+            server.psql("app", "BEGIN; LOCK TABLE t; PREPARE TRANSACTION 'left behind'");
+            let mut child = opsd.command(args).spawn().unwrap();
+            let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+            let ended = AtomicBool::new(false);
+            let end = || {
+                if !ended.swap(true, Ordering::SeqCst) {
+                    server.psql("app", "ROLLBACK PREPARED 'left behind'");
+                }
+            };
+            let said = std::thread::scope(|scope| {
+                // One that says nothing waits for ten minutes.
+                scope.spawn(|| {
+                    let begun = Instant::now();
+                    while !ended.load(Ordering::SeqCst) && begun.elapsed() < Duration::from_secs(30) {
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                    end();
+                });
+                let said: Vec<String> =
+                    lines.by_ref().take_while(|line| !line.contains("left behind")).collect();
+                let named = !ended.load(Ordering::SeqCst);
+                end();
+                assert!(named, "nobody was named: {said:?}");
+                lines.collect::<Vec<_>>()
+            });
+            assert!(child.wait().unwrap().success(), "{args:?}: {said:?}");
+        }
+    });
+}
+
+/// The words are those of the line that names it.
+#[test]
+fn a_prepared_transaction_is_named_with_its_role_and_what_ends_it() {
+    let settings = [("max_prepared_transactions", "5")];
+    let server =
+        &Server::start(default_server().major, &Options { settings: &settings, ..Options::default() });
+    server.create_database("app");
+    server.psql("app", "CREATE TABLE t (id integer); BEGIN; LOCK TABLE t; PREPARE TRANSACTION 'left behind'");
+    let opsd = traps::site(server, "app");
+    let mut child = opsd.command(&["-v", "backup", "--dry-run"]).spawn().unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let line = lines.into_iter().find(|line| line.contains("left behind")).unwrap_or_default();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    for words in [
+        "table public.t is locked by",
+        "prepared transaction 'left behind' of role postgres",
+        "ROLLBACK PREPARED 'left behind'",
+    ] {
+        assert!(line.contains(words), "{words}: {line}");
+    }
+}
+
+/// Each of a backup's connections to such a database warns of it.
+#[test]
+fn what_every_pg_dump_warns_of_is_said_once() {
+    let server = &Server::start(16, &Options::default());
+    server.create_database("app");
+    server.psql("app", "CREATE TABLE t AS SELECT i, repeat('x', 100) FROM generate_series(1, 5000) i");
+    server
+        .psql("postgres", "UPDATE pg_database SET datcollversion = '0' WHERE datname IN ('app', 'postgres')");
+    let mut opsd = traps::site(server, "app");
+    opsd.job.set("large_table", quoted("64KiB"));
+    let run = opsd.ok(&["backup", "--json"]);
+    let warnings = run.json()["sets"][0]["warnings"].to_string();
+    assert_eq!(warnings.matches("no actual collation version").count(), 1, "{run}");
 }

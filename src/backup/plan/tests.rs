@@ -14,7 +14,7 @@ const MB: u64 = 1 << 20;
 const ROOMY: Capacity =
     Capacity { locks: 1_000_000, free_locks: 1_000_000, free_connections: 90, bound: Bound::Server };
 
-fn job(exclude: &[&str]) -> BackupJob {
+pub(in crate::backup) fn job(exclude: &[&str]) -> BackupJob {
     BackupJob {
         name: "main".into(),
         postgres: "main".into(),
@@ -25,6 +25,7 @@ fn job(exclude: &[&str]) -> BackupJob {
         timeout: std::time::Duration::from_secs(60),
         large_table: 100 * MB,
         exclude_table_data: exclude.iter().map(|s| (*s).to_owned()).collect(),
+        include_extension_tables: Vec::new(),
         rpo: None,
         retention: None,
         verify: Verify {

@@ -158,6 +158,7 @@ fn backup(job: &BackupJob) -> Vec<(&'static str, Value)> {
         ("part_size", json!(exact_size(job.part_size))),
         ("large_table", json!(exact_size(job.large_table))),
         ("exclude_table_data", json!(job.exclude_table_data)),
+        ("include_extension_tables", json!(job.include_extension_tables)),
         ("timeout", json!(exact_duration(job.timeout.as_secs()))),
         ("rpo", json!(job.rpo.map(|d| exact_duration(d.as_secs())))),
         ("retention", json!(retention)),

@@ -104,6 +104,7 @@ compression = 1
 part_size = "16MiB"
 large_table = "1GiB"
 exclude_table_data = ["public.sessions", "log*.?"]
+include_extension_tables = ["mq.q_*"]
 rpo = "1d12h"
 retention = { last = 3, daily = 30, weekly = 8, monthly = 12, yearly = 2 }
 [backup.db.verify]
@@ -131,6 +132,7 @@ source.databases = ["*"]
     assert_eq!(job.rpo, Some(Duration::from_secs(36 * 3600)));
     assert_eq!(job.retention, Some(Retention { last: 3, daily: 30, weekly: 8, monthly: 12, yearly: 2 }));
     assert_eq!(job.exclude_table_data, ["public.sessions", "log*.?"]);
+    assert_eq!(job.include_extension_tables, ["mq.q_*"]);
     assert_eq!(job.verify.assert, ["select count(*) > 0 from accounts where price = '$5'"]);
     assert_eq!(config.backup["all.of-it"].databases, Databases::All);
     assert_eq!(

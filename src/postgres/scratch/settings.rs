@@ -22,7 +22,7 @@ pub(super) struct Sizing {
 }
 
 /// `postgresql.conf`; complete, the one that initdb wrote is not read.
-pub(super) fn postgresql_conf(root: &Path, sizing: Sizing) -> String {
+pub(super) fn postgresql_conf(root: &Path, sizing: Sizing, more: &[(&'static str, String)]) -> String {
     let connections = limits::scratch_connections(sizing.jobs);
     let locks = limits::scratch_locks(sizing.objects, connections);
     let shared = (sizing.memory / 8).clamp(64 * MIB, 2048 * MIB) / MIB;
@@ -72,6 +72,7 @@ pub(super) fn postgresql_conf(root: &Path, sizing: Sizing) -> String {
         // They would fire, and write, while they are being restored.
         settings.push(("event_triggers", "off".into()));
     }
+    settings.extend(more.iter().cloned());
     let mut conf = String::new();
     for (name, value) in settings {
         // Writing to a String cannot fail.
@@ -108,7 +109,7 @@ mod tests {
     use super::*;
 
     fn conf(sizing: Sizing) -> String {
-        postgresql_conf(Path::new("/x's"), sizing)
+        postgresql_conf(Path::new("/x's"), sizing, &[])
     }
 
     #[test]

@@ -34,6 +34,7 @@ impl Ground {
 
     async fn options(&self, major: u32) -> ScratchOptions {
         ScratchOptions {
+            settings: Vec::new(),
             scratch_dir: self.0.clone(),
             user: None,
             binaries: tools::find_server(major, Some(&bin_dir(major))).await.unwrap(),
