@@ -14,6 +14,7 @@ pub mod copy;
 mod coverage;
 pub mod databases;
 pub mod definitions;
+pub mod event_triggers;
 pub mod extensions;
 pub mod identity;
 pub mod large_objects;

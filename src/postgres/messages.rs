@@ -107,6 +107,32 @@ pub fn explain_conflict(error: Error) -> Error {
     error
 }
 
+/// What may be said of a message that is of somebody's own choosing.
+pub const RAISED: &str = "raised by a function of the database";
+
+/// What a server's context begins with where none but its own words are in the message: any other line
+/// (`PL/pgSQL function …`, a traceback, another language's word for the same) tells of code of the
+/// database's.
+const PLAIN: [&str; 8] = [
+    "COPY ",
+    "JSON data, line ",
+    "SQL function \"",
+    "SQL statement \"",
+    "line ",
+    "parallel worker",
+    "portal \"",
+    "while ",
+];
+
+/// Whether a message whose context this is may have been raised by code of the database's: then it is of its
+/// author's choosing, and usually has values in it.
+pub fn is_raised(context: &str) -> bool {
+    context.lines().map(str::trim_end).any(|line| {
+        let is_plain = line.is_empty() || PLAIN.iter().any(|begin| line.starts_with(begin));
+        !is_plain
+    })
+}
+
 /// Whether libpq says that nobody is at the other end any more.
 fn is_lost(said: &str) -> bool {
     const LOST: [&str; 6] = [

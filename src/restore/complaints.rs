@@ -9,7 +9,7 @@
 //! not tell.
 
 use crate::error::{Error, Kind, Result};
-use crate::postgres::messages::{self, HARMLESS};
+use crate::postgres::messages::{self, HARMLESS, RAISED};
 pub use crate::postgres::messages::{Fault, HARMLESS_TIMEOUT};
 use crate::process::Exit;
 use crate::set::archive::Entry;
@@ -138,35 +138,23 @@ pub fn masked(message: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// What may be said of a message that is of somebody's own choosing.
-const RAISED: &str = "raised by a function of the database";
-
-/// What a server's context begins with where none but its own words are in the message: any other line
-/// (`PL/pgSQL function …`, a traceback, another language's word for the same) tells of code of the
-/// database's.
-const PLAIN: [&str; 8] = [
-    "COPY ",
-    "JSON data, line ",
-    "SQL function \"",
-    "SQL statement \"",
-    "line ",
-    "parallel worker",
-    "portal \"",
-    "while ",
-];
-
 /// The same for a message whose context is known: what a function raises is of its author's choosing,
 /// and usually has values in it.
 pub fn masked_in(message: &str, context: &str) -> String {
-    let is_plain = |line: &str| line.is_empty() || PLAIN.iter().any(|begin| line.starts_with(begin));
-    if context.lines().all(|line| is_plain(line.trim_end())) { masked(message) } else { RAISED.to_owned() }
+    if messages::is_raised(context) { RAISED.to_owned() } else { masked(message) }
 }
+
+/// What libpq and pg_restore write before what a server said of a connection or of a query.
+const FAILED: &str = "failed: ";
 
 /// The same for what pg_restore quotes, with the lines that follow. A server that does not speak English
 /// is not understood, and not repeated.
 fn masked_text(text: &str, details: &str) -> String {
-    let said = messages::servers_words(text)
-        .or_else(|| text.split_once("ERROR:  ").map(|(before, _)| (before.len(), &text[before.len()..])));
+    // Of a statement, of a connection (`connection to server … failed: `), or of a query of pg_restore's own.
+    let said = messages::servers_words(text).or_else(|| {
+        let at = text.find(FAILED).map(|at| at + FAILED.len()).or_else(|| text.find("ERROR:  "))?;
+        Some((at, &text[at..]))
+    });
     let Some((at, said)) = said else { return masked(text) };
     let before = masked(&text[..at]);
     match messages::severity(said) {
@@ -594,6 +582,18 @@ pg_restore: warning: errors ignored on restore: 3
                 assert!(!said.to_lowercase().contains("c4nary"), "{said}: {stderr}");
                 assert_eq!(said.starts_with("CREATE INDEX"), before == query, "{said}");
             }
+        }
+        // A trigger on logins, of a server in English and in German.
+        for said in ["FATAL:  c4nary", "FEHLER:  c4nary"] {
+            let stderr = format!(
+                "pg_restore: error: connection to server on socket \"/s/.s.PGSQL.1\" failed: {said}\n\
+                 CONTEXT:  PL/pgSQL function public.f() line 1 at RAISE\n"
+            );
+            let told = complaints(&stderr, &[])[0].to_string();
+            assert!(
+                !told.contains("c4nary") && told.contains("on socket \"/s/.s.PGSQL.1\" failed: "),
+                "{told}"
+            );
         }
         let plain = "CONTEXT:  COPY t, line 1, column a: \"c4nary\"\nSQL function \"f\" during startup";
         let stderr =

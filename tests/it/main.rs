@@ -89,5 +89,6 @@ mod tablespaces;
 mod talk;
 mod terminal;
 mod traps;
+mod triggers;
 mod trust;
 mod watching;
