@@ -84,6 +84,7 @@ mod served;
 mod settings;
 mod standby;
 mod store;
+mod store_habits;
 mod sweep;
 mod tablespaces;
 mod talk;
