@@ -14,7 +14,6 @@ pub mod copy;
 mod coverage;
 pub mod databases;
 pub mod definitions;
-pub mod event_triggers;
 pub mod extensions;
 pub mod identity;
 pub mod large_objects;
@@ -26,6 +25,7 @@ pub mod role_proof;
 pub mod roles;
 pub mod subscriptions;
 pub mod swap;
+pub mod target;
 pub mod to;
 pub mod verify;
 

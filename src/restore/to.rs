@@ -13,8 +13,8 @@ use super::complaints::{Complaint, masked_in};
 use super::databases::Waited;
 use super::pg_restore::fetch_schema;
 use super::{
-    Origin, Target, check_extensions, collations, databases, event_triggers, existing_roles, extensions,
-    identity, load, own_properties, read_globals, read_proof, roles, subscriptions, swap,
+    Origin, Target, check_extensions, collations, databases, existing_roles, extensions, identity, load,
+    own_properties, read_globals, read_proof, roles, subscriptions, swap, target,
 };
 use crate::config::Connection;
 use crate::error::{Context, Error, Kind, Result};
@@ -77,7 +77,9 @@ pub async fn restore(
     let name = options.connection.dbname.clone();
     let mut report = Report { database: name.clone(), ..Report::default() };
     (origin.progress)(Event::Phase("checking the target".into()));
-    let options = &shutdown.guard(event_triggers::off(options)).await?;
+    let (options, newer) = shutdown.guard(target::look(options, manifest)).await?;
+    let options = &options;
+    report.warnings.extend(newer);
     let looked = shutdown.guard(look(origin, manifest, database, options)).await?;
     let Looked { admin, place, globals, proof } = looked;
     let server = databases::Server {
