@@ -99,6 +99,12 @@ pub async fn restore(
         let admins = shutdown.guard(roles::admins(&admin)).await?;
         let (statements, lines) = roles::missing(&globals, &existing, &admins, admin.major());
         make_roles(&server, statements, &missing).await?;
+        let of_made: Vec<_> =
+            globals.parameters.iter().filter(|grant| missing.contains(&grant.role)).collect();
+        let (_, refused) = roles::grant_parameters(&admin, &of_made).await;
+        report
+            .warnings
+            .extend(refused.into_iter().map(|what| format!("not granted: privileges on parameter {what}")));
         report.warnings.extend(lines);
         report.roles_created = missing;
     } else if !missing.is_empty() {

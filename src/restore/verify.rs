@@ -358,7 +358,7 @@ impl Run<'_> {
                 let tables = named(&computed.other_values);
                 self.record.warnings.push(format!(
                     "{}: generated columns have other values than at the source: {tables}; their function was changed \
-                     since they were stored, or this host's locales are others",
+                     since they were stored, or depends on a time zone, or this host's locales are others",
                     database.name
                 ));
             }
