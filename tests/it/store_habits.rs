@@ -80,14 +80,19 @@ async fn a_bucket_that_demands_a_checksum_is_probed_and_written_to() {
     put(&store, "a", "x", false).await.unwrap();
 }
 
-/// A store that takes no checksum, as Backblaze B2 said it; counts how often it said so.
-async fn without_checksums(server: &S3sFs) -> (Proxy, Arc<AtomicUsize>) {
+/// A store that takes no checksum, as Backblaze B2 said it, or as S3 says it of what it does not know; counts how often
+/// it said so.
+async fn without_checksums(server: &S3sFs, names_the_header: bool) -> (Proxy, Arc<AtomicUsize>) {
     let refused = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&refused);
     let plan = move |request: &Request<'_>, _: &mut _| {
         for header in ["x-amz-checksum-crc32", "x-amz-checksum-algorithm", "x-amz-sdk-checksum-algorithm"] {
             if request.head.contains(header) {
                 count.fetch_add(1, Ordering::SeqCst);
+                if !names_the_header {
+                    let message = "A header you provided implies functionality that is not implemented.";
+                    return refusal(501, "NotImplemented", message);
+                }
                 let message = format!("Unsupported header '{header}' received for this API call.");
                 return refusal(400, "InvalidArgument", &message);
             }
@@ -104,23 +109,25 @@ fn use_store(opsd: &mut Opsd, server: &S3sFs, endpoint: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_backup_finds_out_by_itself_that_a_store_takes_no_checksums() {
-    let server = s3s_fs().await;
-    let (proxy, refused) = without_checksums(&server).await;
-    let mut opsd = small_site();
-    use_store(&mut opsd, &server, &proxy.endpoint);
-    // What only looks writes nothing.
-    opsd.ok(&["backup", "--dry-run"]);
-    opsd.ok(&["backups", "list"]);
-    let report = server.directory.join("p").join(REPORT_KEY);
-    assert!(!report.exists());
-    opsd.ok(&["backup"]);
-    assert!(report.exists() && refused.load(Ordering::SeqCst) > 0);
-    let run = opsd.ok(&["restore", "--verify", "--json"]);
-    assert_eq!(result(&run)["verdict"], "proven", "{run}");
-    // It is remembered, and not found out again.
-    let before = std::fs::read(&report).unwrap();
-    opsd.ok(&["backup"]);
-    assert!(std::fs::read(&report).unwrap() == before);
+    for names_the_header in [true, false] {
+        let server = s3s_fs().await;
+        let (proxy, refused) = without_checksums(&server, names_the_header).await;
+        let mut opsd = small_site();
+        use_store(&mut opsd, &server, &proxy.endpoint);
+        // What only looks writes nothing.
+        opsd.ok(&["backup", "--dry-run"]);
+        opsd.ok(&["backups", "list"]);
+        let report = server.directory.join("p").join(REPORT_KEY);
+        assert!(!report.exists());
+        opsd.ok(&["backup"]);
+        assert!(report.exists() && refused.load(Ordering::SeqCst) > 0);
+        let run = opsd.ok(&["restore", "--verify", "--json"]);
+        assert_eq!(result(&run)["verdict"], "proven", "{run}");
+        // It is remembered, and not found out again.
+        let before = std::fs::read(&report).unwrap();
+        opsd.ok(&["backup"]);
+        assert!(std::fs::read(&report).unwrap() == before);
+    }
 }
 
 /// A credential that may only write cannot learn what a probe found.

@@ -209,9 +209,12 @@ impl Failure {
         }
     }
 
-    /// Whether the store refuses a checksum, or the lack of one.
+    /// Whether the store refuses a checksum, or the lack of one. Some call it a header that they do not know; what
+    /// they do not know of conditions has been left out by then.
     fn is_about_checksums(&self) -> bool {
-        matches!(self.status, Some(400 | 501)) && self.message.to_lowercase().contains("checksum")
+        let said = self.message.to_lowercase();
+        matches!(self.status, Some(400 | 501))
+            && (said.contains("checksum") || said.contains("header you provided implies functionality"))
     }
 
     pub(super) fn is_about_certificates(&self) -> bool {
