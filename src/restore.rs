@@ -29,6 +29,7 @@ pub mod role_proof;
 pub mod roles;
 pub mod subscriptions;
 pub mod swap;
+pub mod target;
 pub mod to;
 pub mod verify;
 

@@ -182,6 +182,22 @@ pub async fn open(repository: &Repository) -> Result<Arc<dyn Store>> {
     }
 }
 
+/// After a run that failed because a bucket refuses checksums, or the lack of one: finds out what it takes, remembers
+/// it, and opens the repository anew. `None` where the failure was another one, or the answer is known already.
+pub async fn open_as_found_out(repository: &Repository, failure: &Error) -> Result<Option<Arc<dyn Store>>> {
+    if !failure.to_string().contains(s3::ABOUT_CHECKSUMS) {
+        return Ok(None);
+    }
+    let store = open(repository).await?;
+    // A credential that may not read the report would not learn anything.
+    if !matches!(store.read(probe::REPORT_KEY, 0..1).await, Err(StoreError::NotFound(_))) {
+        return Ok(None);
+    }
+    tracing::info!("{} refuses what it was sent: {failure}; finding out what it takes", store.describe());
+    probe::probe(repository).await.context("cannot find out what the repository can do")?;
+    Ok(Some(open(repository).await?))
+}
+
 /// What is said where a command needs a repository and the configuration names none.
 fn nowhere() -> Error {
     Error::usage("the configuration has no [repository]").with_hint(ADD_REPOSITORY)

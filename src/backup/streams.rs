@@ -505,7 +505,12 @@ impl Failures {
         match of_dump(&said) {
             Failed::Locked | Failed::Snapshot => return true,
             Failed::Query => {}
-            Failed::LockTable | Failed::Lost | Failed::Rows | Failed::Authentication | Failed::Other => {
+            Failed::Denied
+            | Failed::LockTable
+            | Failed::Lost
+            | Failed::Rows
+            | Failed::Authentication
+            | Failed::Other => {
                 return false;
             }
         }

@@ -100,14 +100,26 @@ pub async fn run(args: Args, config: &Config, global: &Global, shutdown: &Shutdo
     if args.dry_run {
         return shutdown.guard(dry_run(config, &jobs, args.json)).await;
     }
-    let store = shutdown.guard(store::open(&config.repository)).await?;
+    let mut store = shutdown.guard(store::open(&config.repository)).await?;
     let mut report = Report { sets: Vec::new() };
     let mut failures: Vec<(&str, Error)> = Vec::new();
     for job in jobs {
         let begun = Instant::now();
         let bars = progress::bars(global);
         let every = backup::heartbeat::EVERY;
-        let result = backup::create(config, job, store.clone(), bars.progress(), every, shutdown).await;
+        let mut result = backup::create(config, job, store.clone(), bars.progress(), every, shutdown).await;
+        if let Err(failure) = &result {
+            let found_out = store::open_as_found_out(&config.repository, failure);
+            match shutdown.guard(found_out).await {
+                Ok(Some(anew)) => {
+                    store = anew;
+                    result =
+                        backup::create(config, job, store.clone(), bars.progress(), every, shutdown).await;
+                }
+                Ok(None) => {}
+                Err(error) => tracing::warn!("{error}"),
+            }
+        }
         drop(bars);
         match result {
             Ok(created) => {

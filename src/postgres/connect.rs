@@ -19,7 +19,7 @@ use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 use self::hints::{client_hint, server_hint, socket_hint};
 use super::bounded::Bounded;
 use super::require_auth::{Inspected, InspectedTls, Rule};
-use super::{dial, settings as pinned, tls};
+use super::{dial, messages, settings as pinned, tls};
 use crate::config::require_auth::ChannelBinding;
 use crate::config::{Connection, SslMode};
 use crate::error::{Error, Result};
@@ -421,6 +421,7 @@ fn explain(e: tokio_postgres::Error, target: &Target<'_>) -> Error {
         return refused.clone();
     }
     let hint = match e.as_db_error() {
+        Some(db) if is_raised(db) => None,
         Some(db) => server_hint(db, target),
         None => client_hint(&e, target),
     };
@@ -431,17 +432,25 @@ fn explain(e: tokio_postgres::Error, target: &Target<'_>) -> Error {
 }
 
 /// A client's or server's error in this crate's form: message, SQLSTATE, the server's hint, and the
-/// detail where it cannot hold a row. Statements and their parameters are never part of it.
+/// detail where it cannot hold a row; nothing of what a function of the database raised. Statements and their parameters are never part of it.
 pub fn error(e: tokio_postgres::Error) -> Error {
     let error = Error::new(message(&e));
-    match e.as_db_error().and_then(DbError::hint) {
+    match e.as_db_error().filter(|db| !is_raised(db)).and_then(DbError::hint) {
         Some(hint) => error.with_hint(hint),
         None => error,
     }
 }
 
+/// Whether a function of a database chose the words.
+fn is_raised(db: &DbError) -> bool {
+    db.where_().is_some_and(messages::is_raised)
+}
+
 fn message(e: &tokio_postgres::Error) -> String {
     if let Some(db) = e.as_db_error() {
+        if is_raised(db) {
+            return format!("{} (SQLSTATE {})", messages::RAISED, db.code().code());
+        }
         let mut message = format!("{} (SQLSTATE {})", db.message(), db.code().code());
         if let Some(detail) = db.detail().filter(|_| !detail_quotes_rows(db.code())) {
             message.push_str("; detail: ");

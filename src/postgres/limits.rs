@@ -66,8 +66,11 @@ impl Capacity {
 /// Room in the lock table, and connections.
 ///
 /// A superuser is held to the server's own number alone. Others find some of it reserved, and may have a number
-/// of their own, or of the database's. Whose sessions there are is all that a role without further privileges
-/// sees of others.
+/// of their own, or of the database's; what counts is the role that logs in, whatever role its sessions go on as.
+///
+/// A role sees others' sessions as rows that tell whose they are and no more, and on some hosts not at all. But
+/// everybody may see how many there are (`numbackends`), workers of the server's own among them, which take nobody's
+/// connection: those that are seen to be such are not counted.
 pub async fn capacity(client: &Client, major: u32) -> Result<Capacity> {
     let reserved = match major {
         ..16 => "0",
@@ -77,16 +80,21 @@ pub async fn capacity(client: &Client, major: u32) -> Result<Capacity> {
         }
     };
     let sql = Sql::template(
-        "WITH me AS (SELECT oid, rolsuper, rolconnlimit::int8 FROM pg_roles WHERE rolname = current_user),
+        "WITH me AS (SELECT oid, rolsuper, rolconnlimit::int8 FROM pg_roles WHERE rolname = session_user),
               here AS (SELECT oid, datconnlimit::int8 FROM pg_database WHERE datname = current_database()),
               size AS (SELECT current_setting('max_locks_per_transaction')::int8
                               * (current_setting('max_connections')::int8
                                  + current_setting('max_prepared_transactions')::int8) AS locks),
-              sessions AS (SELECT count(*) AS all, count(*) FILTER (WHERE usesysid = (SELECT oid FROM me)) AS mine,
-                                  count(*) FILTER (WHERE datid = (SELECT oid FROM here)) AS here
-                             FROM pg_stat_activity
-                            WHERE datid IS NOT NULL AND usesysid IS NOT NULL
-                              AND coalesce(backend_type, 'client backend') = 'client backend')
+              seen AS (SELECT datid, usesysid,
+                              usesysid IS NULL OR coalesce(backend_type, 'client backend') <> 'client backend' AS is_worker
+                         FROM pg_stat_activity WHERE datid IS NOT NULL),
+              counted AS (SELECT d.datid, greatest(d.numbackends - (SELECT count(*) FROM seen s WHERE s.datid = d.datid AND is_worker),
+                                                   (SELECT count(*) FROM seen s WHERE s.datid = d.datid AND NOT is_worker)) AS sessions
+                            FROM pg_stat_database d WHERE d.datid <> 0),
+              sessions AS (SELECT coalesce(sum(sessions), 0)::int8 AS all,
+                                  (SELECT count(*) FROM seen WHERE usesysid = (SELECT oid FROM me) AND NOT is_worker) AS mine,
+                                  coalesce(sum(sessions) FILTER (WHERE datid = (SELECT oid FROM here)), 0)::int8 AS here
+                             FROM counted)
          SELECT size.locks,
                 size.locks - (SELECT count(*) FROM pg_locks WHERE NOT fastpath AND mode <> 'SIReadLock'),
                 current_setting('max_connections')::int8 - sessions.all - CASE WHEN me.rolsuper THEN 0

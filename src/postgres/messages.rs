@@ -30,6 +30,8 @@ const LOCK_TABLE: &str = "max_locks_per_transaction";
 pub enum Dump {
     /// A table was not to be locked: somebody else has it, wants it, or dropped it.
     Locked,
+    /// The role may not read a table.
+    Denied,
     /// The server had no room for a lock.
     LockTable,
     /// The session that held the snapshot is gone.
@@ -46,6 +48,9 @@ pub enum Dump {
     Other,
 }
 
+/// As a server says it in English; in another language the plan, which is made anew, finds out what may not be read.
+const DENIED: &str = "query failed: ERROR:  permission denied for ";
+
 /// Why a pg_dump or pg_dumpall that wrote this to stderr ended.
 pub fn of_dump(said: &str) -> Dump {
     // Up to 14 it writes "query was".
@@ -61,6 +66,8 @@ pub fn of_dump(said: &str) -> Dump {
         Dump::Snapshot
     } else if is_lost(said) {
         Dump::Lost
+    } else if has_failed && said.contains(DENIED) && (asked("LOCK TABLE ") || asked("COPY ")) {
+        Dump::Denied
     } else if has_failed && asked("LOCK TABLE ") {
         Dump::Locked
     } else if has_failed {
@@ -79,6 +86,11 @@ pub fn explain_dump(error: Error) -> Error {
         Dump::Locked => {
             "another session held or wanted ACCESS EXCLUSIVE on a table for longer than pg_dump waits, \
                          or dropped it"
+                .to_owned()
+        }
+        Dump::Denied => {
+            "grant SELECT on that table and USAGE on its schema to the role, or pg_read_all_data (PostgreSQL 14 or \
+             newer): pg_dump reads also what an extension calls its configuration"
                 .to_owned()
         }
         Dump::LockTable => LOCK_TABLE_HINT.to_owned(),
@@ -105,6 +117,39 @@ pub fn explain_conflict(error: Error) -> Error {
         return error.with_hint(format!("the source is a standby: {STANDBY_HINT}"));
     }
     error
+}
+
+/// What may be said of a message that is of somebody's own choosing.
+pub const RAISED: &str = "raised by a function of the database";
+
+/// What a server's context begins with where none but its own words are in the message: any other line
+/// (`PL/pgSQL function …`, a traceback, another language's word for the same) tells of code of the
+/// database's.
+const PLAIN: [&str; 8] = [
+    "COPY ",
+    "JSON data, line ",
+    "SQL function \"",
+    "SQL statement \"",
+    "line ",
+    "parallel worker",
+    "portal \"",
+    "while ",
+];
+
+/// Whether a message whose context this is may have been raised by code of the database's: then it is of its
+/// author's choosing, and usually has values in it.
+pub fn is_raised(context: &str) -> bool {
+    context.lines().map(str::trim_end).any(|line| {
+        let is_plain = line.is_empty() || PLAIN.iter().any(|begin| line.starts_with(begin));
+        !is_plain
+    })
+}
+
+/// Whether a server, in English, says that it does not know what is named.
+pub fn is_unknown_name(said: &str) -> bool {
+    let line = said.lines().next().unwrap_or_default();
+    let kinds = ["relation ", "function ", "type ", "operator ", "text search ", "collation "];
+    kinds.iter().any(|kind| line.starts_with(kind)) && line.ends_with(" does not exist")
 }
 
 /// Whether libpq says that nobody is at the other end any more.
@@ -324,6 +369,16 @@ mod tests {
             Dump::Locked,
             "pg_dump: error: query failed: ERROR:  canceling statement due to statement timeout\n\
              pg_dump: detail: Query was: LOCK TABLE public.max_locks_per_transaction IN ACCESS SHARE MODE",
+        ),
+        (
+            Dump::Denied,
+            "pg_dump: error: query failed: ERROR:  permission denied for table theirs\n\
+             pg_dump: detail: Query was: LOCK TABLE public.theirs IN ACCESS SHARE MODE",
+        ),
+        (
+            Dump::Denied,
+            "pg_dump: error: query failed: ERROR:  permission denied for table theirs\n\
+             pg_dump: error: query was: COPY public.theirs (i) TO stdout;",
         ),
         (
             Dump::Snapshot,

@@ -335,6 +335,11 @@ impl Scratch {
         ended(&mut self.keeper, &self.said).await.context("the scratch server ended")
     }
 
+    /// What it logged, as far as that is kept. Rows may be quoted there.
+    pub fn log(&self) -> String {
+        self.keeper.stderr()
+    }
+
     /// Why something failed on this server: the sandbox's own reason for ending it, where there is one.
     pub fn cause(&self, error: Error) -> Error {
         let said = self.said.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -352,7 +357,11 @@ impl Scratch {
     pub async fn stop(mut self) -> Result<()> {
         self.keeper.stdin = None;
         let ended = match tokio::time::timeout(STOP_BOUND, self.keeper.wait()).await {
-            Ok(exit) => exit.and_then(|exit| exit.check()),
+            // Its stderr is the server's log, which may quote rows.
+            Ok(Ok(exit)) if !exit.status.success() => {
+                Err(Error::new(format!("its keeper {}", exit.describe())))
+            }
+            Ok(exit) => exit.map(|_| ()),
             Err(_) => Err(Error::new(format!("its keeper does not end within {} s", STOP_BOUND.as_secs()))),
         };
         if let Err(error) = ended {

@@ -9,13 +9,26 @@
 //! not tell.
 
 use crate::error::{Error, Kind, Result};
-use crate::postgres::messages::{self, HARMLESS};
+use crate::postgres::messages::{self, HARMLESS, RAISED};
 pub use crate::postgres::messages::{Fault, HARMLESS_TIMEOUT};
 use crate::process::Exit;
 use crate::set::archive::Entry;
 
 /// Where the rest of it is.
 pub const HINT: &str = "rows and statements are left out here; the server's log has them";
+
+/// The same for a rehearsal, whose server's log goes with it.
+const HINT_OF_REHEARSAL: &str =
+    "rows and statements are left out here; the log of a server that `restore --to` goes to has them";
+
+/// An error of a rehearsal, which points to no log that is gone.
+pub fn of_rehearsal(error: Error) -> Error {
+    if error.hint() != Some(HINT) {
+        return error;
+    }
+    let kind = error.kind();
+    Error::new(error).with_kind(kind).with_hint(HINT_OF_REHEARSAL)
+}
 
 /// One error that pg_restore told of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,7 +86,7 @@ pub fn differs(what: impl std::fmt::Display) -> Error {
 }
 
 /// Nouns that a name follows in quotes; what else is quoted may be of a row.
-const NOUNS: [&str; 30] = [
+const NOUNS: [&str; 41] = [
     "access method",
     "aggregate",
     "attribute",
@@ -86,22 +99,33 @@ const NOUNS: [&str; 30] = [
     "dictionary",
     "domain",
     "encoding",
+    "event trigger",
     "extension",
+    "family",
     "file",
+    "foreign-data wrapper",
+    "function",
     "index",
     "language",
     "library",
+    "object",
+    "operator class",
     "parameter",
+    "parser",
     "partition",
     "policy",
     "publication",
     "relation",
     "role",
+    "rule",
     "schema",
     "sequence",
     "server",
     "table",
     "tablespace",
+    "template",
+    "trigger",
+    "type",
     "user",
     "view",
 ];
@@ -138,35 +162,39 @@ pub fn masked(message: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// What may be said of a message that is of somebody's own choosing.
-const RAISED: &str = "raised by a function of the database";
-
-/// What a server's context begins with where none but its own words are in the message: any other line
-/// (`PL/pgSQL function …`, a traceback, another language's word for the same) tells of code of the
-/// database's.
-const PLAIN: [&str; 8] = [
-    "COPY ",
-    "JSON data, line ",
-    "SQL function \"",
-    "SQL statement \"",
-    "line ",
-    "parallel worker",
-    "portal \"",
-    "while ",
-];
+/// The same where names of objects are known: a message that begins with one in quotes shows it. Further on it may be
+/// a value's beginning.
+fn masked_but(message: &str, entries: &[Entry]) -> String {
+    let name = message.strip_prefix('"').and_then(|rest| rest.split_once('"'));
+    match name {
+        Some((name, rest)) if rest.starts_with(" is ") && entries.iter().any(|entry| entry.tag == name) => {
+            format!("\"{name}\"{}", masked(rest))
+        }
+        Some(_) | None => masked(message),
+    }
+}
 
 /// The same for a message whose context is known: what a function raises is of its author's choosing,
 /// and usually has values in it.
 pub fn masked_in(message: &str, context: &str) -> String {
-    let is_plain = |line: &str| line.is_empty() || PLAIN.iter().any(|begin| line.starts_with(begin));
-    if context.lines().all(|line| is_plain(line.trim_end())) { masked(message) } else { RAISED.to_owned() }
+    if messages::is_raised(context) { RAISED.to_owned() } else { masked(message) }
 }
+
+/// Added where code of the database's did not find what it names: usually that, and the text of the error is its own.
+const UNKNOWN_NAME: &str = "; search_path is empty in a restore: the function may name something without its schema \
+     (ALTER FUNCTION … SET search_path helps at the source)";
+
+/// What libpq and pg_restore write before what a server said of a connection or of a query.
+const FAILED: &str = "failed: ";
 
 /// The same for what pg_restore quotes, with the lines that follow. A server that does not speak English
 /// is not understood, and not repeated.
-fn masked_text(text: &str, details: &str) -> String {
-    let said = messages::servers_words(text)
-        .or_else(|| text.split_once("ERROR:  ").map(|(before, _)| (before.len(), &text[before.len()..])));
+fn masked_text(text: &str, details: &str, entries: &[Entry]) -> String {
+    // Of a statement, of a connection (`connection to server … failed: `), or of a query of pg_restore's own.
+    let said = messages::servers_words(text).or_else(|| {
+        let at = text.find(FAILED).map(|at| at + FAILED.len()).or_else(|| text.find("ERROR:  "))?;
+        Some((at, &text[at..]))
+    });
     let Some((at, said)) = said else { return masked(text) };
     let before = masked(&text[..at]);
     match messages::severity(said) {
@@ -179,8 +207,11 @@ fn masked_text(text: &str, details: &str) -> String {
                 lines.collect::<Vec<_>>().join("\n")
             });
             let is_cut = details.lines().any(|l| l.starts_with("… ") && l.ends_with(" bytes left out …"));
-            let said = if is_cut { RAISED.to_owned() } else { masked_in(said, &context) };
-            format!("{before}{severity}:  {said}")
+            let is_raised = is_cut || messages::is_raised(&context);
+            let shown = if is_raised { RAISED.to_owned() } else { masked_but(said, entries) };
+            let is_of_code = is_raised || context.lines().any(|line| line.starts_with("SQL function \""));
+            let hint = if is_of_code && messages::is_unknown_name(said) { UNKNOWN_NAME } else { "" };
+            format!("{before}{severity}:  {shown}{hint}")
         }
         Some(_) if messages::of_restore(text, details) == Fault::Trouble => {
             format!("{before}{}", messages::FOREIGN_END)
@@ -226,7 +257,7 @@ fn taken_apart(stderr: &str, entries: &[Entry]) -> (Vec<String>, Vec<Complaint>)
         };
         let (details, command) = rest.split_at(at.unwrap_or(rest.len()));
         let command = command.strip_prefix(COMMAND).unwrap_or_default();
-        let message = masked_text(text, details);
+        let message = masked_text(text, details, entries);
         let fault = messages::of_restore(text, details);
         let (id, object) = object_of(command, entries);
         found.push(Complaint { id, object, message, fault });
@@ -283,6 +314,37 @@ fn failure(exit: &Exit, entries: &[Entry]) -> Error {
         Some(_) if messages::is_lock_table_full(&exit.stderr) => error.with_hint(messages::LOCK_TABLE_HINT),
         Some(_) => error.with_hint(HINT),
     }
+}
+
+/// What failed beside the rows of a rehearsal: what a sound server refuses, which are differences, and what this host
+/// cannot have. An error where the server was in trouble: nobody knows then.
+pub fn told_apart(failed: &[Complaint]) -> Result<(Vec<String>, Vec<String>)> {
+    if let Some(trouble) = failed.iter().find(|c| c.fault == Fault::Trouble) {
+        return Err(Error::new(trouble).with_hint(HINT));
+    }
+    let (refused, elsewhere): (Vec<_>, Vec<_>) = failed.iter().partition(|c| c.fault == Fault::Refused);
+    let refused = refused.into_iter().map(|c| format!("does not restore: {c}")).collect();
+    Ok((refused, elsewhere.into_iter().map(|c| format!("cannot be restored here: {c}")).collect()))
+}
+
+/// Lines of a server's log that are kept.
+const LOG_LINES: usize = 10;
+
+/// The last lines of a scratch server's log that tell of an end: of a session, a process or the server. What its
+/// statements logged is not among them, and nothing quoted is.
+pub fn log_lines(log: &str) -> Vec<String> {
+    let mut found: Vec<String> = log
+        .lines()
+        .filter_map(|line| {
+            let said = line.split_once("] ").map_or(line, |(_, said)| said);
+            let is_end = ["FATAL:  ", "PANIC:  ", "LOG:  server process (PID "]
+                .iter()
+                .any(|begin| said.starts_with(begin));
+            (is_end && !said.ends_with("is starting up")).then(|| masked(said))
+        })
+        .collect();
+    found.drain(..found.len().saturating_sub(LOG_LINES));
+    found
 }
 
 /// What stands before the statement that failed.
@@ -556,6 +618,9 @@ pg_restore: warning: errors ignored on restore: 3
                 "character with byte sequence 0x… 0x… in encoding \"UTF8\"",
             ),
             ("index row \"s3\" of relation \"s3\" is odd", "index row \"…\" is odd"),
+            ("type \"mood\" does not exist", "type \"mood\" does not exist"),
+            ("trigger \"t\" for table \"u\" does not exist", "trigger \"t\" for table \"u\" does not exist"),
+            ("operator class \"o\" does not exist", "operator class \"o\" does not exist"),
             (
                 "connection to server at \"db\", port 1 failed",
                 "connection to server at \"db\", port 1 failed",
@@ -563,6 +628,37 @@ pg_restore: warning: errors ignored on restore: 3
         ] {
             assert_eq!(masked(message), expected);
         }
+    }
+
+    #[test]
+    fn a_message_that_begins_with_a_name_of_the_set_shows_it() {
+        let entries = [Entry { desc: "INDEX".into(), tag: "orders_pkey".into(), ..Entry::default() }];
+        let said = |message: &str| {
+            let stderr = format!("pg_restore: error: could not execute query: ERROR:  {message}\n");
+            complaints(&stderr, &entries)[0].message.replace("could not execute query: ERROR:  ", "")
+        };
+        assert_eq!(said("\"orders_pkey\" is an index"), "\"orders_pkey\" is an index");
+        assert_eq!(said("\"c4nary\" is an index"), "\"…\" is an index");
+        assert_eq!(said("\"orders_pkey\" is no \"c4nary\""), "\"orders_pkey\" is no \"…\"");
+        assert_eq!(said("bad value: \"orders_pkey\" is c4nary\""), "bad value: \"…\"");
+    }
+
+    #[test]
+    fn a_log_tells_of_ends_and_of_nothing_that_a_statement_logged() {
+        let log = "2026-11-30 18:08:48.670 UTC [19] FATAL:  the database system is starting up\n\
+            2026-11-30 18:08:49.559 UTC [27] LOG:  there is c4nary 1\n\
+            2026-11-30 18:08:49.559 UTC [27] CONTEXT:  PL/pgSQL function public.f() line 1 at RAISE\n\
+            2026-11-30 18:08:49.560 UTC [27] FATAL:  password of \"c4nary\" is odd\n\
+            2026-11-30 18:08:49.561 UTC [15] LOG:  server process (PID 27) was terminated by signal 9: Killed\n\
+            2026-11-30 18:08:49.561 UTC [15] DETAIL:  Failed process was running: SELECT 'c4nary'\n";
+        assert_eq!(
+            log_lines(log),
+            [
+                "FATAL:  password of \"…\" is odd",
+                "LOG:  server process (PID 27) was terminated by signal 9: Killed"
+            ]
+        );
+        assert_eq!(log_lines(&"[1] PANIC:  x\n".repeat(30)).len(), LOG_LINES);
     }
 
     /// As PostgreSQL 15 says it of functions in each language, of a server in German, and cut.
@@ -594,6 +690,18 @@ pg_restore: warning: errors ignored on restore: 3
                 assert!(!said.to_lowercase().contains("c4nary"), "{said}: {stderr}");
                 assert_eq!(said.starts_with("CREATE INDEX"), before == query, "{said}");
             }
+        }
+        // A trigger on logins, of a server in English and in German.
+        for said in ["FATAL:  c4nary", "FEHLER:  c4nary"] {
+            let stderr = format!(
+                "pg_restore: error: connection to server on socket \"/s/.s.PGSQL.1\" failed: {said}\n\
+                 CONTEXT:  PL/pgSQL function public.f() line 1 at RAISE\n"
+            );
+            let told = complaints(&stderr, &[])[0].to_string();
+            assert!(
+                !told.contains("c4nary") && told.contains("on socket \"/s/.s.PGSQL.1\" failed: "),
+                "{told}"
+            );
         }
         let plain = "CONTEXT:  COPY t, line 1, column a: \"c4nary\"\nSQL function \"f\" during startup";
         let stderr =

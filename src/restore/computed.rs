@@ -79,7 +79,7 @@ pub async fn compare(connection: &Connection, database: &str, proof: &Proof) -> 
     if !other_values.is_empty() {
         found.unproven.push(format!(
             "generated columns have other values than at the source: {}; their function was changed since they were \
-             stored, or this host's locales are others",
+             stored, or depends on a time zone, or this host's locales are others",
             named(&other_values)
         ));
     }

@@ -51,6 +51,16 @@ pub async fn prove(admin: &Session, globals: &Globals) -> Result<Found> {
     compare_memberships(admin, globals, &mut found).await?;
     let with_password = roles.iter().filter(|role| role.attributes.password.is_some()).count();
     let other: Vec<String> = globals.left_out.iter().map(|(kind, n)| format!("{kind} ({n})")).collect();
+    let parameters: Vec<_> = globals.parameters.iter().collect();
+    let (may_set, refused_parameters) = roles::grant_parameters(admin, &parameters).await;
+    found.scope.extend(Scope::covered(What::OtherGlobals, None, may_set));
+    let of = "privileges on a parameter";
+    found.scope.extend(Scope::uncovered(
+        What::OtherGlobals,
+        None,
+        refused_parameters.len() as u64,
+        format!("{of}: {}", named(&refused_parameters)),
+    ));
     let settings = roles.iter().map(|role| settings(role).len()).sum::<usize>() - refused.len();
     let refused: Vec<String> = refused.iter().map(|(role, name)| format!("{name} of {role}")).collect();
     found.scope.extend(

@@ -10,7 +10,7 @@ use crate::error::{Context, Result};
 use crate::postgres::connect::{Session, error};
 use crate::postgres::properties::assignment;
 use crate::postgres::sql::{Sql, quote_ident};
-use crate::set::globals::{Flag, Globals, Membership, Role};
+use crate::set::globals::{Flag, Globals, Membership, ParameterGrant, Role};
 
 /// Every role of the set, unable to log in, so that owners and privileges can be restored.
 pub async fn create_stubs(admin: &Session, globals: &Globals) -> Result<()> {
@@ -167,6 +167,45 @@ pub fn missing(
         statements.push(grant.sql(major));
     }
     (statements, lines)
+}
+
+/// Lets roles set the parameters that they may set in the set, each by itself: how many were granted and are there, and
+/// which the server refuses, by role and parameter.
+pub async fn grant_parameters(admin: &Session, grants: &[&ParameterGrant]) -> (u64, Vec<String>) {
+    let (mut granted, mut refused) = (0, Vec::new());
+    for grant in grants {
+        let ParameterGrant { parameter, privileges, role, grantable } = grant;
+        let option = if *grantable { " WITH GRANT OPTION" } else { "" };
+        let privileges = privileges.iter().map(|privilege| Sql::new(privilege));
+        let sql = Sql::new("GRANT ").join(privileges.clone(), ", ").then(" ON PARAMETER ").ident(parameter);
+        let sql = sql.then(" TO ").ident(role).then(option);
+        let asked = privileges.map(|p| Sql::new("").sql(&p).then(option).to_string()).collect::<Vec<_>>();
+        let is_there = match sql.run(&admin.client).await {
+            Ok(()) => has_privileges(admin, role, parameter, &asked).await,
+            Err(failure) => Err(error(failure)),
+        };
+        match is_there {
+            Ok(true) => granted += 1,
+            Ok(false) => refused.push(format!("{parameter} to {role}")),
+            Err(failure) => {
+                tracing::debug!("a privilege on parameter {parameter:?} is refused: {failure}");
+                refused.push(format!("{parameter} to {role}"));
+            }
+        }
+    }
+    (granted, refused)
+}
+
+async fn has_privileges(admin: &Session, role: &str, parameter: &str, asked: &[String]) -> Result<bool> {
+    let row = admin
+        .client
+        .query_one(
+            "SELECT bool_and(has_parameter_privilege($1::text::name, $2, privilege)) FROM unnest($3::text[]) privilege",
+            &[&role, &parameter, &asked],
+        )
+        .await
+        .map_err(error)?;
+    Ok(row.get(0))
 }
 
 /// Gives a stub the attributes of its role, all of them and no password: code of the dump runs on its server.

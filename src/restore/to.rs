@@ -17,7 +17,7 @@ use super::pg_restore::fetch_schema;
 use super::{
     LeftOut, Origin, Target, analyze, check_extensions, check_settings, collations, databases,
     existing_roles, extensions, identity, load, own_properties, read_globals, read_proof, roles,
-    subscriptions, swap,
+    subscriptions, swap, target,
 };
 use crate::config::Connection;
 use crate::error::{Context, Error, Kind, Result};
@@ -34,6 +34,7 @@ use crate::set::proof::Proof;
 use crate::shutdown::Shutdown;
 
 /// What was asked for.
+#[derive(Clone)]
 pub struct Options {
     /// The server, and the database to restore into.
     pub connection: Connection,
@@ -86,6 +87,9 @@ pub async fn restore(
     let name = options.connection.dbname.clone();
     let mut report = Report { database: name.clone(), ..Report::default() };
     (origin.progress)(Event::Phase("checking the target".into()));
+    let (options, newer) = shutdown.guard(target::look(options, manifest)).await?;
+    let options = &options;
+    report.warnings.extend(newer);
     let looked = shutdown.guard(look(origin, manifest, database, options)).await?;
     let Looked { admin, place, globals, proof } = looked;
     let server = databases::Server {
@@ -105,6 +109,12 @@ pub async fn restore(
         let admins = shutdown.guard(roles::admins(&admin)).await?;
         let (statements, lines) = roles::missing(&globals, &existing, &admins, admin.major());
         make_roles(&server, statements, &missing).await?;
+        let of_made: Vec<_> =
+            globals.parameters.iter().filter(|grant| missing.contains(&grant.role)).collect();
+        let (_, refused) = roles::grant_parameters(&admin, &of_made).await;
+        report
+            .warnings
+            .extend(refused.into_iter().map(|what| format!("not granted: privileges on parameter {what}")));
         report.warnings.extend(lines);
         report.roles_created = missing;
     } else if !missing.is_empty() {

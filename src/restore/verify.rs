@@ -11,7 +11,7 @@ use std::time::Instant;
 use chrono::Utc;
 use tokio::time::timeout_at;
 
-use super::complaints::{self, Complaint, Fault};
+use super::complaints;
 use super::{
     Origin, Target, assertions, check_extensions, collations, computed, coverage, definitions, extensions,
     identities, load, origin, own_properties, prove, read_globals, read_proof, rehearsal_server, role_proof,
@@ -227,7 +227,13 @@ impl Run<'_> {
         self.record.contained = Some(scratch.containment.to_string());
         self.hints.extend(scratch.warnings.iter().cloned());
         let result = self.rehearse_on(&scratch, &binaries.tools(), &globals).await;
-        let result = result.map_err(|error| scratch.cause(error));
+        let result = result.map_err(|error| complaints::of_rehearsal(scratch.cause(error)));
+        if result.is_err() {
+            let log = complaints::log_lines(&scratch.log());
+            self.record
+                .warnings
+                .extend(log.into_iter().map(|line| format!("the scratch server's log: {line}")));
+        }
         self.phase("removing the scratch server");
         let stopped = scratch.stop().await;
         if let Err(error) = stopped {
@@ -285,7 +291,10 @@ impl Run<'_> {
             add_seconds(self.record, phase, *seconds);
         }
         self.record.warnings.extend(loaded.warnings);
-        let lacking = self.judge_failed(database, &loaded.failed)?;
+        let (refused, elsewhere) = complaints::told_apart(&loaded.failed)?;
+        let lacking = !elsewhere.is_empty();
+        self.record.warnings.extend(elsewhere.into_iter().map(|c| format!("{}: {c}", database.name)));
+
         self.clock = Instant::now();
         self.phase(&format!("{}: proving", database.name));
         let proof = read_proof(self.origin, database).await?.map(Arc::new);
@@ -294,7 +303,8 @@ impl Run<'_> {
             Some(proof) => prove::prove(&target.connection, proof.clone(), target.jobs).await?,
         };
         let mut complete = !lacking;
-        let mut differences = found.differences;
+        let mut differences = refused;
+        differences.extend(found.differences);
         if database.proof == ProofState::Complete {
             check_counts(database, proof.as_deref())?;
         }
@@ -378,24 +388,6 @@ impl Run<'_> {
         }
         self.lap("prove");
         Ok(complete)
-    }
-
-    /// What failed beside the rows: an error where that is the set's fault or nobody knows, and else
-    /// whether something is lacking that this host cannot have.
-    fn judge_failed(&mut self, database: &Database, failed: &[Complaint]) -> Result<bool> {
-        if let Some(trouble) = failed.iter().find(|c| c.fault == Fault::Trouble) {
-            return Err(Error::new(trouble).with_hint(complaints::HINT));
-        }
-        let refused: Vec<&Complaint> = failed.iter().filter(|c| c.fault == Fault::Refused).collect();
-        match refused.as_slice() {
-            [] => {}
-            [first, more @ ..] => {
-                return Err(complaints::differs(complaints::and_more(first, more.len())));
-            }
-        }
-        let lacking = failed.iter().map(|c| format!("{}: cannot be restored here: {c}", database.name));
-        self.record.warnings.extend(lacking);
-        Ok(!failed.is_empty())
     }
 
     /// Definitions that differ from the archive's, and whether they could be judged. Where the text

@@ -16,6 +16,8 @@ pub struct Globals {
     pub roles: Vec<Role>,
     /// Who is a member of which role.
     pub memberships: Vec<Membership>,
+    /// Who may set which parameter.
+    pub parameters: Vec<ParameterGrant>,
     /// How many statements of which kind are not about roles, or not understood. The settings of the
     /// script's own session are not counted.
     pub left_out: BTreeMap<&'static str, usize>,
@@ -96,6 +98,22 @@ pub struct Membership {
     pub granted_by: Option<String>,
 }
 
+/// `GRANT SET, ALTER SYSTEM ON PARAMETER parameter TO role`, of PostgreSQL 15 and newer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParameterGrant {
+    /// The parameter.
+    pub parameter: String,
+    /// What may be done with it: one of [`PARAMETER_PRIVILEGES`], or several.
+    pub privileges: Vec<&'static str>,
+    /// Who may.
+    pub role: String,
+    /// Whether the role may let others.
+    pub grantable: bool,
+}
+
+/// Privileges on a parameter.
+pub const PARAMETER_PRIVILEGES: [&str; 2] = ["SET", "ALTER SYSTEM"];
+
 impl Globals {
     /// Takes a script apart. An error: a quote, a comment or a statement does not end.
     pub fn parse(sql: &str) -> Result<Self> {
@@ -144,7 +162,10 @@ impl Globals {
                 rest.end()?;
                 self.roles.get_mut(*known.get(&name)?)?.comment = Some(comment);
             }
-            "GRANT" => self.memberships.push(membership(rest)?),
+            "GRANT" => match membership(Rest(rest.0)) {
+                Some(membership) => self.memberships.push(membership),
+                None => self.parameters.push(parameter_grant(rest)?),
+            },
             _ => return None,
         }
         Some(())
@@ -244,6 +265,41 @@ fn setting(mut rest: Rest<'_, '_>) -> Option<(String, Vec<String>)> {
     Some((name, values))
 }
 
+/// `SET, ALTER SYSTEM ON PARAMETER name TO role WITH GRANT OPTION`.
+fn parameter_grant(mut rest: Rest<'_, '_>) -> Option<ParameterGrant> {
+    let mut privileges = Vec::new();
+    loop {
+        match rest.word()? {
+            "ALL" => privileges.extend(PARAMETER_PRIVILEGES),
+            "SET" => privileges.push(PARAMETER_PRIVILEGES[0]),
+            "ALTER" => {
+                rest.keyword("SYSTEM")?;
+                privileges.push(PARAMETER_PRIVILEGES[1]);
+            }
+            _ => return None,
+        }
+        if !rest.passes(',') {
+            break;
+        }
+    }
+    rest.keyword("ON")?;
+    rest.keyword("PARAMETER")?;
+    let mut parameter = rest.name()?;
+    while rest.passes('.') {
+        parameter = format!("{parameter}.{}", rest.name()?);
+    }
+    rest.keyword("TO")?;
+    let role = rest.name()?;
+    let grantable = rest.end().is_none();
+    if grantable {
+        for keyword in ["WITH", "GRANT", "OPTION"] {
+            rest.keyword(keyword)?;
+        }
+        rest.end()?;
+    }
+    Some(ParameterGrant { parameter, privileges, role, grantable })
+}
+
 /// `role TO member WITH ADMIN OPTION, INHERIT TRUE, SET FALSE GRANTED BY grantor`. Privileges on tablespaces
 /// and parameters are something else.
 fn membership(mut rest: Rest<'_, '_>) -> Option<Membership> {
@@ -313,7 +369,8 @@ mod tests {
         ALTER ROLE alice SET search_path TO 'a', 'b';\nALTER ROLE alice SET \"my.x\" TO E'\\\\';\n\
         COMMENT ON ROLE alice IS E'it''s \\'; x';\n\
         CREATE TABLESPACE ts OWNER alice LOCATION '/x';\nGRANT ALL ON TABLESPACE ts TO alice;\n\
-        GRANT SET ON PARAMETER work_mem TO alice;\n\
+        GRANT SET ON PARAMETER work_mem TO alice;\nGRANT ALL ON PARAMETER \"my.x\" TO alice WITH GRANT OPTION;\n\
+        GRANT SET,ALTER SYSTEM ON PARAMETER log_statement TO alice;\nGRANT SET ON PARAMETER work_mem TO PUBLIC;\n\
         GRANT alice TO \"b \"\"o;b\" WITH ADMIN OPTION, INHERIT TRUE, SET FALSE GRANTED BY postgres;\n\
         GRANT pg_monitor TO alice WITH INHERIT TRUE;\n\
         DROP DATABASE x;\n\\unrestrict x\n";
@@ -347,6 +404,20 @@ mod tests {
             ..membership("alice", "b \"o;b")
         };
         assert_eq!(found.memberships, [full, membership("pg_monitor", "alice")]);
+        let parameter = |parameter: &str, privileges: &[&'static str], grantable| ParameterGrant {
+            parameter: parameter.into(),
+            privileges: privileges.to_vec(),
+            role: "alice".into(),
+            grantable,
+        };
+        assert_eq!(
+            found.parameters,
+            [
+                parameter("work_mem", &["SET"], false),
+                parameter("my.x", &["SET", "ALTER SYSTEM"], true),
+                parameter("log_statement", &["SET", "ALTER SYSTEM"], false),
+            ]
+        );
         let left: Vec<_> = found.left_out.into_iter().collect();
         assert_eq!(
             left,
@@ -397,6 +468,9 @@ mod tests {
             "GRANT a TO b WITH ADMIN;",
             "GRANT a TO b GRANTED BY c CASCADE;",
             "GRANT SELECT ON TABLE t TO x;",
+            "GRANT SELECT ON PARAMETER t TO x;",
+            "GRANT SET ON PARAMETER t TO x WITH GRANT;",
+            "GRANT SET ON PARAMETER t TO x, y;",
             "COPY t TO PROGRAM 'x';",
             "U&\"x\" 1;",
         ] {

@@ -96,7 +96,7 @@ impl What {
             What::GeneratedColumns,
             "generated-columns",
             "values of `GENERATED ALWAYS AS … STORED` columns, which a restore computes anew",
-            "columns whose values differ from the source's: their function was changed since they were stored, or this host's locales are others. The tables are named, with a warning, and the verdict is `unproven`. Tables that were not read when the set was taken (not in time, locked, a foreign partition) are named",
+            "columns whose values differ from the source's: their function was changed since they were stored, or depends on a time zone, or this host's locales are others. The tables are named, with a warning, and the verdict is `unproven`. Tables that were not read when the set was taken (not in time, locked, a foreign partition) are named",
         ),
         (
             What::MaterializedViewRows,
@@ -156,8 +156,8 @@ impl What {
         (
             What::OtherGlobals,
             "other-globals",
-            "",
-            "tablespaces, privileges on parameters and security labels in the globals: they are counted by their kind",
+            "privileges of roles on parameters",
+            "tablespaces and security labels in the globals, which are counted by their kind, and privileges on parameters that the scratch server refuses, which are named",
         ),
     ];
 

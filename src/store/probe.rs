@@ -112,6 +112,8 @@ const PLAIN: &[u8] = b"opsd was here: 0123456789";
 /// What has been found so far, and what must be cleaned up.
 struct Trials {
     prefix: String,
+    /// What is sent where a checksum is not what is tried: none, unless the bucket demands one.
+    usual: TrialChecksum,
     found: Vec<Capability>,
     uploads: Vec<TrialUpload>,
 }
@@ -119,7 +121,7 @@ struct Trials {
 impl Trials {
     fn new() -> Self {
         let prefix = format!("{PREFIX}{:016x}", rand::random::<u64>());
-        Self { prefix, found: Vec::new(), uploads: Vec::new() }
+        Self { prefix, usual: TrialChecksum::None, found: Vec::new(), uploads: Vec::new() }
     }
 
     fn key(&self, name: &str) -> String {
@@ -174,8 +176,8 @@ impl Trials {
     }
 }
 
-/// The first write to a bucket. Where it fails, the other way of addressing the bucket may work;
-/// where writing is denied, reading may still be allowed.
+/// The first write to a bucket. Where it fails, the bucket may demand a checksum (one that locks what is written by
+/// itself does), or the other way of addressing it may work; where writing is denied, reading may still be allowed.
 async fn first_contact(
     repository: &Repository,
     access: &Access,
@@ -184,7 +186,14 @@ async fn first_contact(
 ) -> Result<()> {
     let key = trials.key("plain");
     let style = |path_style| if path_style { "path style" } else { "virtual-host style" };
-    match store.trial_put(&key, PLAIN, TrialChecksum::None, false).await {
+    let mut written = store.trial_put(&key, PLAIN, trials.usual, false).await;
+    if matches!(written, Err(StoreError::Other(_)))
+        && store.trial_put(&key, PLAIN, TrialChecksum::Right, false).await.is_ok()
+    {
+        trials.usual = TrialChecksum::Right;
+        written = Ok(());
+    }
+    match written {
         Ok(()) => {
             trials.note(Name::Write, State::Yes, "");
             trials.note(Name::Addressing, State::Yes, style(repository.path_style));
@@ -252,8 +261,8 @@ async fn try_s3(store: &S3Store, trials: &mut Trials) {
     }
     try_multipart(store, trials, accepted).await;
     let key = trials.key("conditional");
-    let first = store.trial_put(&key, PLAIN, TrialChecksum::None, true).await;
-    let second = store.trial_put(&key, b"another", TrialChecksum::None, true).await;
+    let first = store.trial_put(&key, PLAIN, trials.usual, true).await;
+    let second = store.trial_put(&key, b"another", trials.usual, true).await;
     trials.conditional(Name::ConditionalPut, first, second);
 }
 

@@ -15,10 +15,12 @@ mod coordinate;
 mod credentials;
 mod failure;
 mod lock;
+mod proxy;
 mod retry;
 mod trial;
 mod upload;
 
+pub use failure::ABOUT_CHECKSUMS;
 pub use trial::{TrialChecksum, TrialUpload};
 
 use std::fmt;
@@ -126,12 +128,18 @@ pub async fn open_with(
     let Location::S3 { bucket, prefix } = &repository.location else {
         return Err(StoreError::Other("the repository is not in a bucket".to_owned()));
     };
-    let client::Built { client, region, credentials_expire } = client::build(repository, access).await?;
+    let proxy = proxy::of_environment(repository.endpoint.as_deref())?;
+    let client::Built { client, region, credentials_expire } =
+        client::build(repository, access, proxy.as_ref()).await?;
+    let mut endpoint = display_endpoint(repository.endpoint.as_deref(), &region);
+    if let Some(proxy) = proxy {
+        endpoint = format!("{endpoint} (through the proxy {})", proxy.shown);
+    }
     Ok(S3Store {
         client,
         bucket: bucket.clone(),
         prefix: prefix.trim_matches('/').to_owned(),
-        endpoint: display_endpoint(repository.endpoint.as_deref(), &region),
+        endpoint,
         region,
         checksums: options.checksums,
         lock: None,

@@ -176,3 +176,60 @@ fn connections_are_counted_as_our_role_finds_them() {
         assert!(said.contains(&format!("connections needed, {} free", 30 - 2 - 5)), "{said}");
     }
 }
+
+/// Some hosts show a role its own sessions alone: `numbackends` still counts everybody's.
+#[test]
+fn sessions_that_our_role_does_not_see_are_counted() {
+    for major in [14, 18] {
+        let settings = [("max_connections", "30"), ("superuser_reserved_connections", "3")];
+        let server = Server::start(major, &Options { settings: &settings, ..Options::default() });
+        let database = three_large(&server);
+        let (role, other) = (reader(&server, ""), reader(&server, ""));
+        server.psql(
+            &database,
+            "SET allow_system_table_mods = on; ALTER VIEW pg_catalog.pg_stat_activity RENAME TO all_activity;
+             CREATE VIEW pg_catalog.pg_stat_activity AS SELECT * FROM pg_catalog.all_activity WHERE usename = current_user;
+             GRANT SELECT ON pg_catalog.pg_stat_activity TO PUBLIC",
+        );
+        let mut holders: Vec<_> = (0..10)
+            .map(|_| {
+                let mut command = server.client("psql");
+                command.args(["-X", "-q", "-c", "SELECT pg_sleep(600)"]);
+                command.env("PGUSER", &other).env("PGDATABASE", &database).env("PGAPPNAME", "holds");
+                command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+            })
+            .collect();
+        let held =
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'holds' AND state = 'active'";
+        until("the others to be there", || server.psql("postgres", held) == "10");
+        let opsd = site(&server, &role, &database);
+        let said = opsd.ok(&["backup", "--dry-run"]).stdout;
+        // 30, of which 3 are a superuser's, 10 the others', 2 our own and 5 left for others.
+        assert!(said.contains("connections needed, 10 free"), "PostgreSQL {major}: {said}");
+        // The database's limit counts everybody, too.
+        server.psql("postgres", &format!("ALTER DATABASE {database} CONNECTION LIMIT 18"));
+        let said = opsd.ok(&["backup", "--dry-run"]).stdout;
+        assert!(said.contains("connections needed, 6 free"), "PostgreSQL {major}: {said}");
+        server.psql(
+            "postgres",
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'holds'",
+        );
+        for holder in &mut holders {
+            holder.wait().unwrap();
+        }
+    }
+}
+
+/// A connection counts for the role that logs in, whatever role its sessions go on as.
+#[test]
+fn the_limit_of_the_role_that_logs_in_is_kept() {
+    let server = Server::start(default_major(), &Options::default());
+    let database = three_large(&server);
+    let (login, other) = (reader(&server, "CONNECTION LIMIT 5"), reader(&server, ""));
+    server.psql("postgres", &format!("GRANT {other} TO {login}; ALTER ROLE {login} SET role = {other}"));
+    let mut opsd = site(&server, &login, &database);
+    opsd.job.set("streams", "4");
+    let said = opsd.ok(&["backup", "--dry-run"]).stdout;
+    assert!(said.contains("connections needed, 3 free"), "{said}");
+    back_up(&opsd);
+}

@@ -67,7 +67,8 @@ fn what_functions_raise_after_the_rows_costs_no_row_and_is_not_repeated() {
     let opsd = site(server, &database);
     let id = back_up(&opsd);
     let run = opsd.run(&["restore", "--verify", "--json"]);
-    let run = run.expect_failure(3, &["does not restore", "raised by a function", "; 2 more errors"]);
+    let run =
+        run.expect_failure(3, &["does not restore", "raised by a function", "INDEX asserting", "refusing"]);
     no_canary(&opsd, &run);
     assert_eq!(result(&run)["verdict"], "differs", "{run}");
     let target = unique("kept");
@@ -89,7 +90,8 @@ fn an_archive_of_everything_keeps_its_rows_and_repeats_nothing() {
     let id = back_up(&opsd);
     assert!(directory(&opsd, &id).join("app/full.pgdump.zst.age").exists());
     let run = opsd.run(&["restore", "--verify", "--json"]);
-    let run = run.expect_failure(3, &["does not restore", "raised by a function", "; 2 more errors"]);
+    let run =
+        run.expect_failure(3, &["does not restore", "raised by a function", "INDEX asserting", "refusing"]);
     no_canary(&opsd, &run);
     assert_eq!(result(&run)["verdict"], "differs", "{run}");
     let to = server.socket_url(SUPERUSER, "again");
@@ -125,7 +127,15 @@ fn sets_of_newer_servers_restore_into_an_older_one_without_complaint() {
         let to = older.socket_url(SUPERUSER, &target);
         let run = opsd.ok(&["restore", "db", "--to", &to, "--create", "--json"]);
         assert_eq!(run.json()["failed"], json!([]), "{run}");
-        for warning in run.json()["warnings"].as_array().unwrap() {
+        let warnings = run.json()["warnings"].clone();
+        let (newer, others): (Vec<_>, Vec<_>) = warnings
+            .as_array()
+            .unwrap()
+            .iter()
+            .partition(|w| w.to_string().contains("the set is of PostgreSQL"));
+        assert_eq!(newer.len(), 1, "{run}");
+        assert!(newer[0].to_string().contains(&format!("PostgreSQL {major}, and the server is 15")), "{run}");
+        for warning in others {
             let warning = warning.as_str().unwrap();
             assert!(
                 warning.ends_with("unrecognized configuration parameter \"transaction_timeout\""),
@@ -258,4 +268,95 @@ fn a_server_in_another_language_is_not_understood_and_not_repeated() {
     let to = server.socket_url(SUPERUSER, "more");
     let run = opsd.run(&["restore", "db", "--to", &to, "--create", "--json"]);
     assert_kept(&opsd, run, &server, "more", "ERROR:  raised by a function of the database");
+}
+
+/// What is made of functions that name objects without their schema, as they do where nobody restores them.
+const UNQUALIFIED: &str = "CREATE TABLE users (id integer); INSERT INTO users VALUES (1), (2);
+    CREATE TYPE mood AS ENUM ('c4nary');
+    CREATE FUNCTION counted() RETURNS bigint LANGUAGE plpgsql AS 'BEGIN RETURN (SELECT count(*) FROM users); END';
+    CREATE FUNCTION felt() RETURNS text LANGUAGE sql SET check_function_bodies = off AS $$ SELECT 'c4nary'::mood::text $$;
+    CREATE MATERIALIZED VIEW numbers AS SELECT public.counted();
+    CREATE MATERIALIZED VIEW moods AS SELECT public.felt();";
+
+#[test]
+fn a_name_that_search_path_hides_is_shown_with_what_to_do() {
+    let server = default_server();
+    let database = server.fresh_database("hidden");
+    server.psql(&database, UNQUALIFIED);
+    let opsd = site(server, &database);
+    let id = back_up(&opsd);
+    let target = unique("hidden");
+    let to = server.socket_url(SUPERUSER, &target);
+    let run = opsd.run(&["restore", "db", "--to", &to, "--create", "--backup", &id, "--json"]);
+    let run = run.expect_failure(1, &["2 statements failed"]);
+    no_canary(&opsd, &run);
+    let failed = run.json()["failed"].to_string();
+    assert!(failed.contains("type \\\"mood\\\" does not exist"), "{run}");
+    assert_eq!(failed.matches("search_path is empty").count(), 2, "{run}");
+    for name in [&database, &target] {
+        server.drop_database(name);
+    }
+}
+
+/// An index that cannot be built is one difference; what the rows are is another question, and answered.
+#[test]
+fn an_index_that_fails_leaves_the_tables_proven() {
+    let server = default_server();
+    let database = server.fresh_database("failing");
+    server.psql(
+        &database,
+        "CREATE TABLE words AS SELECT i AS id, 'c4nary ' || i AS note FROM generate_series(1, 20) i;
+         CREATE TABLE other AS SELECT generate_series(1, 30) AS id;
+         CREATE FUNCTION f(integer) RETURNS integer IMMUTABLE LANGUAGE sql AS 'SELECT $1';
+         CREATE INDEX odd ON words (f(id));
+         CREATE OR REPLACE FUNCTION f(integer) RETURNS integer IMMUTABLE LANGUAGE sql AS 'SELECT $1 / 0'",
+    );
+    let opsd = site(server, &database);
+    back_up(&opsd);
+    let run = opsd.run(&["restore", "--verify", "--json"]);
+    let run = run.expect_failure(3, &["INDEX odd: ", "division by zero"]);
+    no_canary(&opsd, &run);
+    let result = result(&run);
+    assert_eq!(result["verdict"], "differs", "{run}");
+    assert_eq!(result["databases"][0]["tables_proven"], 2, "{run}");
+    assert_eq!(result["databases"][0]["rows"], 50, "{run}");
+    server.drop_database(&database);
+}
+
+/// The log goes with its server, so what it says of an end is told.
+#[test]
+fn what_the_scratch_server_logged_is_told_with_a_failure() {
+    let server = default_server();
+    let database = server.fresh_database("ended");
+    server.psql(
+        &database,
+        "CREATE TABLE words AS SELECT i AS id, 'c4nary ' || i AS note FROM generate_series(1, 20) i;
+         CREATE FUNCTION f() RETURNS boolean LANGUAGE plpgsql AS 'BEGIN RETURN true; END';
+         CREATE MATERIALIZED VIEW ending AS SELECT public.f() AS f;
+         CREATE OR REPLACE FUNCTION f() RETURNS boolean LANGUAGE plpgsql AS
+           $$ BEGIN RAISE LOG 'there is %', (SELECT min(note) FROM public.words);
+                    RETURN pg_terminate_backend(pg_backend_pid()); END $$",
+    );
+    let opsd = site(server, &database);
+    back_up(&opsd);
+    let run = opsd.run(&["restore", "--verify", "--json"]).expect_code(1);
+    no_canary(&opsd, &run);
+    let line = "the scratch server's log: FATAL:  terminating connection due to administrator command";
+    assert_eq!(result(&run)["warnings"], json!([line]), "{run}");
+    assert!(!run.stderr.contains("; the server's log has them"), "{run}");
+    server.drop_database(&database);
+}
+
+/// A standby takes no restore, and says so before anything else does.
+#[test]
+fn a_target_that_is_a_standby_is_refused_by_name() {
+    let primary = Server::start(default_major(), &Options::default());
+    primary.create_database("app");
+    primary.psql("app", "CREATE TABLE t (i integer)");
+    let opsd = site(&primary, "app");
+    back_up(&opsd);
+    let standby = primary.standby(&[]);
+    let to = standby.socket_url(SUPERUSER, "again");
+    let run = opsd.run(&["restore", "db", "--to", &to, "--create"]);
+    run.expect_failure(1, &["is a standby", "read-only", "primary"]);
 }

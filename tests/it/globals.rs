@@ -209,3 +209,34 @@ fn a_rehearsal_says_what_it_compared_of_roles_and_what_it_did_not() {
         serde_json::from_slice(&std::fs::read(opsd.path("repository").join(&records[0])).unwrap()).unwrap();
     assert_eq!(record["scope"], result["scope"]);
 }
+
+/// PostgreSQL 15 lets roles set what only superusers may: a role comes with what it may set.
+#[test]
+fn privileges_on_parameters_come_with_the_roles_that_have_them() {
+    for major in [15, 18] {
+        let (from, to) =
+            (Server::start(major, &Options::default()), Server::start(major, &Options::default()));
+        from.create_database("app");
+        from.psql(
+            "postgres",
+            "CREATE ROLE clerk; CREATE ROLE chief; GRANT SET ON PARAMETER log_statement TO clerk;
+             GRANT SET, ALTER SYSTEM ON PARAMETER work_mem TO chief WITH GRANT OPTION; GRANT ALL ON PARAMETER my.own TO chief",
+        );
+        let opsd = site(&from);
+        back_up(&opsd);
+        let result = rehearse(&opsd);
+        assert_eq!(result["verdict"], "proven", "{result}");
+        let rows: Vec<&Value> =
+            result["scope"].as_array().unwrap().iter().filter(|s| s["what"] == "other-globals").collect();
+        assert_eq!(
+            rows.iter().map(|r| (&r["covered"], &r["count"])).collect::<Vec<_>>(),
+            [(&json!(true), &json!(3))]
+        );
+        let url = to.socket_url(SUPERUSER, "app");
+        let run = opsd.ok(&["restore", "db", "--to", &url, "--create", "--globals", "--json"]);
+        assert!(!run.json()["warnings"].to_string().contains("parameter"), "{run}");
+        let acl = "SELECT parname, paracl FROM pg_parameter_acl ORDER BY parname";
+        assert_eq!(to.psql("postgres", acl), from.psql("postgres", acl), "PostgreSQL {major}");
+        assert_eq!(to.psql("postgres", "SELECT count(*) FROM pg_parameter_acl"), "3");
+    }
+}

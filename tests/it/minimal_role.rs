@@ -192,3 +192,30 @@ fn roles_are_saved_without_their_passwords_where_these_cannot_be_read() {
     let globals = opsd.ok(&["backups", "cat", &id, &database, "globals"]).stdout;
     assert!(globals.contains(&other) && !globals.contains("SCRAM-SHA-256"), "{globals}");
 }
+
+/// pg_dump reads what an extension calls its configuration: who may not read that is told so at once, and what to do.
+#[test]
+fn a_table_of_an_extension_that_the_role_may_not_read_is_named_at_once() {
+    let server = postgres::default_server();
+    let database = server.fresh_database("members");
+    let role = unique("grants");
+    server.psql(
+        &database,
+        &format!(
+            "CREATE TABLE mine (i integer); CREATE EXTENSION hstore; CREATE TABLE theirs (i integer);
+             ALTER EXTENSION hstore ADD TABLE theirs; CREATE ROLE {role} LOGIN; GRANT SELECT ON mine TO {role};
+             SET allow_system_table_mods = on;
+             UPDATE pg_extension SET extconfig = ARRAY['theirs'::regclass::oid], extcondition = ARRAY['']
+              WHERE extname = 'hstore'"
+        ),
+    );
+    let mut opsd = as_role(server, &database, &role);
+    opsd.env("OPSD_LOG", "info");
+    let run = opsd.run(&["backup"]);
+    assert_eq!(run.stderr.matches("starting over").count(), 0, "{run}");
+    run.expect_failure(1, &["theirs", "SELECT", "pg_read_all_data"]);
+    server.psql(&database, &format!("GRANT SELECT ON theirs TO {role}"));
+    back_up(&opsd);
+    server.drop_database(&database);
+    server.psql("postgres", &format!("DROP ROLE {role}"));
+}

@@ -102,6 +102,26 @@ fn generated_values_that_a_restore_computes_otherwise_are_not_proven() {
     assert_eq!(result["databases"][0]["differences"], json!([]), "{result}");
 }
 
+/// A function that calls itself immutable and depends on the time zone of who computes.
+#[test]
+fn generated_values_that_depend_on_a_time_zone_are_not_proven() {
+    let server = &Server::start(default_major(), &Options::default());
+    server.create_database("app");
+    server.psql(
+        "app",
+        "SET timezone = 'Pacific/Auckland';
+         CREATE FUNCTION day(timestamptz) RETURNS text IMMUTABLE LANGUAGE sql AS $$ SELECT to_char($1, 'YYYY-MM-DD HH24') $$;
+         CREATE TABLE visits (at timestamptz, day text GENERATED ALWAYS AS (public.day(at)) STORED);
+         INSERT INTO visits SELECT timestamptz '2026-01-01' + i * interval '7 hours' FROM generate_series(1, 50) i",
+    );
+    let opsd = site(server);
+    let result = rehearsed(&opsd);
+    assert_eq!(result["verdict"], "unproven", "{result}");
+    let (count, note) = said(&result, "generated-columns", false);
+    assert!(count == 1 && note.contains("public.visits"), "{note}");
+    assert!(result["warnings"].to_string().contains("time zone"), "{result}");
+}
+
 #[test]
 fn an_extension_comes_back_at_the_sets_version_where_that_can_be_had() {
     let server = &Server::start(default_major(), &Options::default());

@@ -1,7 +1,7 @@
 //! The AWS SDK's client as opsd wants it: TLS, credentials, region, connections.
 //!
 //! Its retries, and its bounds on requests, are off: `super::retry` and `super::attempt` have them.
-//! Deliberately absent: proxies, dual-stack and FIPS end points, and anything that the SDK's own
+//! Deliberately absent: dual-stack and FIPS end points, and anything that the SDK's own
 //! environment variables already decide.
 
 use std::sync::Arc;
@@ -21,12 +21,15 @@ use aws_sdk_s3::config::{
     Credentials, ProvideCredentials, RequestChecksumCalculation, ResponseChecksumValidation,
     SharedCredentialsProvider, SharedHttpClient, StalledStreamProtectionConfig,
 };
-use aws_smithy_http_client::tls;
+use aws_smithy_http_client::proxy::ProxyConfig;
+use aws_smithy_http_client::{Connector, tls};
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use super::Access;
 use super::bounded::bounded;
+use super::proxy::Proxy;
 use crate::config::Repository;
 use crate::store::StoreError;
 
@@ -79,8 +82,12 @@ pub(super) struct Built {
 }
 
 /// A client for the repository's store.
-pub(super) async fn build(repository: &Repository, access: &Access) -> Result<Built, StoreError> {
-    let http = bounded(http_client()?);
+pub(super) async fn build(
+    repository: &Repository,
+    access: &Access,
+    proxy: Option<&Proxy>,
+) -> Result<Built, StoreError> {
+    let http = bounded(http_client(proxy)?);
     let identities =
         IdentityCache::lazy().load_timeout(CREDENTIALS_TIMEOUT).buffer_time(REFRESH_BEFORE).build();
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
@@ -121,7 +128,8 @@ pub(super) async fn build(repository: &Repository, access: &Access) -> Result<Bu
     };
     let mut config = aws_sdk_s3::config::Builder::from(&shared).force_path_style(repository.path_style);
     if let Some(endpoint) = &repository.endpoint {
-        config = config.endpoint_url(endpoint);
+        // The SDK puts the bucket's name right behind it.
+        config = config.endpoint_url(format!("{}/", endpoint.trim_end_matches('/')));
     }
     let credentials_expire = Arc::new(AtomicBool::new(false));
     if let Some(inner) = shared.credentials_provider() {
@@ -132,7 +140,7 @@ pub(super) async fn build(repository: &Repository, access: &Access) -> Result<Bu
 
 /// HTTP over rustls with the certificate authorities of `AWS_CA_BUNDLE` if it is set (and only
 /// those, as the other AWS tools do), else those of the system.
-fn http_client() -> Result<SharedHttpClient, StoreError> {
+fn http_client(proxy: Option<&Proxy>) -> Result<SharedHttpClient, StoreError> {
     let bundle = crate::config::environment("AWS_CA_BUNDLE").filter(|path| !path.is_empty());
     let trust = match bundle {
         Some(path) => {
@@ -151,11 +159,18 @@ fn http_client() -> Result<SharedHttpClient, StoreError> {
         .with_trust_store(trust)
         .build()
         .map_err(|e| StoreError::Other(format!("cannot set up TLS: {e}")))?;
-    Ok(aws_smithy_http_client::Builder::new()
-        .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
-        .tls_context(context)
-        .pool_idle_timeout(IDLE_TIMEOUT)
-        .build_https())
+    let proxy = proxy.map_or_else(ProxyConfig::disabled, |proxy| proxy.config.clone());
+    // A builder of clients takes no proxy, one of connectors does.
+    Ok(aws_smithy_http_client::Builder::new().build_with_connector_fn(move |settings, components| {
+        let mut connector = Connector::builder()
+            .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
+            .tls_context(context.clone())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .proxy_config(proxy.clone());
+        connector.set_connector_settings(settings.cloned());
+        connector.set_sleep_impl(components.and_then(RuntimeComponents::sleep_impl));
+        connector.build()
+    }))
 }
 
 /// The SDK panics on certificates that it cannot read, so they are read here first.

@@ -11,6 +11,10 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use super::{S3Store, credentials};
 use crate::store::StoreError;
 
+/// What to do where a store refuses a checksum, or the lack of one.
+pub const ABOUT_CHECKSUMS: &str =
+    "`opsd repository probe`, with a credential that may read, finds out which checksums it takes";
+
 /// The longest message of a store that is passed on.
 const MESSAGE_LIMIT: usize = 300;
 
@@ -205,6 +209,14 @@ impl Failure {
         }
     }
 
+    /// Whether the store refuses a checksum, or the lack of one. Some call it a header that they do not know; what
+    /// they do not know of conditions has been left out by then.
+    fn is_about_checksums(&self) -> bool {
+        let said = self.message.to_lowercase();
+        matches!(self.status, Some(400 | 501))
+            && (said.contains("checksum") || said.contains("header you provided implies functionality"))
+    }
+
     pub(super) fn is_about_certificates(&self) -> bool {
         self.transport_says(&["certificate", "unknownissuer"])
     }
@@ -280,6 +292,10 @@ impl Failure {
             }
             "EntityTooSmall" => StoreError::Other(format!(
                 "cannot {doing}: {endpoint} wants larger parts{said}: raise part_size"
+            )),
+            _ if self.is_about_checksums() => StoreError::Other(format!(
+                "cannot {doing}: {endpoint} answered {}{said}: {ABOUT_CHECKSUMS}",
+                self.code
             )),
             "NotImplemented" => {
                 StoreError::Unsupported(format!("cannot {doing}: {endpoint} cannot do this{said}"))
