@@ -29,15 +29,17 @@ use super::rest::{self, Attempt};
 use super::{Origin, Target, foreign_keys};
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::error;
-use crate::postgres::ident::Name;
 use crate::progress::Event;
 use crate::set::EXTENSION_TABLES;
 use crate::set::archive::Entry;
 use crate::set::manifest::{Database, Stream, TRANSACTION_SIZE};
 
-/// Tables and their sizes, with what is stored beside them.
-const SIZES: &str = "SELECT n.nspname, c.relname, pg_table_size(c.oid) FROM pg_class c
-       JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r'";
+/// The sizes of these tables, with what is stored beside them. Of no others: a table that is being loaded is locked,
+/// and asking for its size would wait for its rows.
+const SIZES: &str = "SELECT held.schema, held.name, pg_table_size(c.oid)
+       FROM unnest($1::text[], $2::text[]) AS held (schema, name)
+       JOIN pg_namespace n ON n.nspname = held.schema
+       JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = held.name AND c.relkind = 'r'";
 /// Where one that the set needs is not there.
 const NO_TABLESPACES: &str = "--no-tablespaces";
 
@@ -121,6 +123,10 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
     let (made, said) = foreign_keys::build(target, &rows.archive, &entries, &left, schema_args).await?;
     loaded.add_warnings(said);
     left.retain(|id| !made.contains(id));
+    // A guard against changes must not meet the restore that brings it: up to 16 nothing turns it off.
+    let is_guard = |e: &&Entry| e.desc == "EVENT TRIGGER" || e.tag.starts_with("EVENT TRIGGER ");
+    let guards: HashSet<i32> =
+        entries.iter().filter(is_guard).map(|e| e.dump_id).filter(|id| left.remove(id)).collect();
     if !left.is_empty() {
         let part = Part::Entries(&left);
         let done = run_after_rows(target, &rows.archive, &entries, part, target.jobs, schema_args).await?;
@@ -130,6 +136,10 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
     let lost = std::mem::take(&mut rows.again).into_iter().map(|(_, error)| error);
     loaded.lost = lost.map(|error| lacking(error, &loaded.failed)).collect();
     retry(target, &rows.archive, &entries, schema_args, &mut loaded).await?;
+    if !guards.is_empty() {
+        let part = Part::Entries(&guards);
+        loaded.finish(run_after_rows(target, &rows.archive, &entries, part, 1, schema_args).await?);
+    }
     drop(rows);
     loaded.schema = Arc::unwrap_or_clone(entries);
     lap(&mut loaded, "post-data");
@@ -319,18 +329,17 @@ impl Rows<'_> {
     /// The tables that a stream holds, and their sizes in the target.
     async fn tables_of(&self, stream: &Stream) -> Result<Vec<(TableName, u64)>> {
         let entries = fetch_contents(self.origin, stream).await?;
-        let is_data = |e: &&Entry| e.desc == "TABLE DATA";
-        let held: HashSet<(&str, &str)> =
-            entries.iter().filter(is_data).map(|e| (e.namespace.as_str(), e.tag.as_str())).collect();
+        let held = entries.iter().filter(|e| e.desc == "TABLE DATA");
+        let (schemas, names): (Vec<&str>, Vec<&str>) =
+            held.map(|e| (e.namespace.as_str(), e.tag.as_str())).unzip();
         let session = self.target.connect(&[]).await?;
-        let rows = session.client.query(SIZES, &[]).await.map_err(error);
+        let rows = session.client.query(SIZES, &[&schemas, &names]).await.map_err(error);
         session.close().await;
         let rows = rows.context("cannot read the sizes of tables")?;
-        let sizes = rows.iter().map(|row| {
-            let (Name(schema), Name(name)) = (row.get(0), row.get(1));
-            ((schema, name), u64::try_from(row.get::<_, i64>(2)).unwrap_or(0))
-        });
-        Ok(sizes.filter(|((schema, name), _)| held.contains(&(schema, name))).collect())
+        let size = |row: &tokio_postgres::Row| {
+            ((row.get(0), row.get(1)), u64::try_from(row.get::<_, i64>(2)).unwrap_or(0))
+        };
+        Ok(rows.iter().map(size).collect())
     }
 
     /// One stream may wait for another of these: as long as one gets further, the rest gets another turn.
