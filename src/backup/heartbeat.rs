@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
+use tokio::sync::Mutex;
 
 use crate::set::HEARTBEAT;
 use crate::store::{self, Store};
@@ -43,12 +44,15 @@ pub struct Heartbeat {
     store: Arc<dyn Store>,
     key: String,
     is_written: AtomicBool,
+    /// Held while it is written: a write that was begun is not left behind by the end of a run.
+    writing: Arc<Mutex<()>>,
 }
 
 impl Heartbeat {
     /// For the set below `prefix`; nothing is written yet. The store is to be one that does not lock.
     pub fn new(store: Arc<dyn Store>, prefix: &str) -> Self {
-        Self { store, key: format!("{prefix}{HEARTBEAT}"), is_written: AtomicBool::new(false) }
+        let key = format!("{prefix}{HEARTBEAT}");
+        Self { store, key, is_written: AtomicBool::new(false), writing: Arc::default() }
     }
 
     /// Renews it for as long as it is polled. One that cannot be written is said and costs the run nothing: a
@@ -60,11 +64,19 @@ impl Heartbeat {
             tokio::time::sleep(every).await;
             let Ok(bytes) = serde_json::to_vec_pretty(&document) else { continue };
             self.is_written.store(true, Ordering::Relaxed);
-            match store::put(self.store.as_ref(), &self.key, bytes, false).await {
-                Ok(()) => document.renewed += 1,
-                Err(error) => tracing::warn!(
+            let (store, key, writing) =
+                (self.store.clone(), self.key.clone(), self.writing.clone().lock_owned().await);
+            let written = tokio::spawn(async move {
+                let written = store::put(store.as_ref(), &key, bytes, false).await;
+                drop(writing);
+                written
+            });
+            match written.await {
+                Ok(Ok(())) => document.renewed += 1,
+                Ok(Err(error)) => tracing::warn!(
                     "this run cannot show that it is alive, so `opsd backups sweep` may take it for a killed one: {error}"
                 ),
+                Err(error) => tracing::warn!("the heartbeat was not written: {error}"),
             }
         }
     }
@@ -74,7 +86,11 @@ impl Heartbeat {
         if !self.is_written.load(Ordering::Relaxed) {
             return;
         }
-        match tokio::time::timeout(END_BOUND, self.store.delete(&self.key)).await {
+        let removed = async {
+            let _writing = self.writing.lock().await;
+            self.store.delete(&self.key).await
+        };
+        match tokio::time::timeout(END_BOUND, removed).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!("{} stays: {error}", self.key),
             Err(_) => tracing::debug!("{} stays: the store does not answer", self.key),

@@ -383,7 +383,12 @@ fn incomplete(wanted: &str, report: &Report) -> Option<Error> {
         }
     };
     if made == wanted {
-        let hint = format!("set right by hand what failed, or drop it; {}", restore::complaints::HINT);
+        let closed = match report.is_closed {
+            true => " (it is closed to all but its owner and superusers: GRANT CONNECT opens it)",
+            false => "",
+        };
+        let hint =
+            format!("set right by hand what failed, or drop it{closed}; {}", restore::complaints::HINT);
         return Some(Error::new(what).with_hint(hint));
     }
     let hint = format!("{}; {}", restore::swap::by_hand(wanted, made), restore::complaints::HINT);

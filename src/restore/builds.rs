@@ -53,6 +53,8 @@ impl Builds {
         let tables: HashMap<i32, &Entry> =
             entries.iter().filter(|e| e.desc == "TABLE").map(|e| (e.dump_id, e)).collect();
         let later: HashSet<i32> = after_rows(entries).map(|e| e.dump_id).collect();
+        let functions: HashSet<i32> =
+            entries.iter().filter(|e| e.desc == "FUNCTION").map(|e| e.dump_id).collect();
         let mut found: HashMap<TableName, OnTable> = HashMap::new();
         for entry in entries.iter().filter(|e| e.section == Section::PostData) {
             let is_index = entry.desc == "INDEX";
@@ -61,9 +63,9 @@ impl Builds {
                 entry.dependencies.iter().copied().filter(|id| tables.contains_key(id)).collect();
             let mut of = of.iter().filter_map(|id| tables.get(id));
             let (Some(table), None) = (of.next(), of.next()) else { continue };
-            if !(is_index || entry.desc == "CONSTRAINT")
-                || entry.dependencies.iter().any(|id| later.contains(id))
-            {
+            // A function may read another table, whatever it says of itself.
+            let needs_more = |id: &i32| later.contains(id) || functions.contains(id);
+            if !(is_index || entry.desc == "CONSTRAINT") || entry.dependencies.iter().any(needs_more) {
                 continue;
             }
             let on_table = found.entry((table.namespace.clone(), table.tag.clone())).or_default();
@@ -187,6 +189,8 @@ mod tests {
             entry(8, PostData, "INDEX", "b_x", &[2], "ON b USING btree (x) WHERE x > 1"),
             entry(9, PostData, "INDEX", "a_words", &[1], "ON a USING gin (words)"),
             entry(10, PostData, "CONSTRAINT", "a_unique", &[1], "UNIQUE"),
+            entry(11, PreData, "FUNCTION", "f", &[], ""),
+            entry(12, PostData, "INDEX", "a_f", &[1, 11], "ON a USING btree (f(x))"),
         ]
     }
 

@@ -335,6 +335,8 @@ const LOG_LINES: usize = 10;
 pub fn log_lines(log: &str) -> Vec<String> {
     let mut found: Vec<String> = log
         .lines()
+        // A message's further lines begin with a tab, and are of whoever raised it.
+        .filter(|line| !line.starts_with('\t'))
         .filter_map(|line| {
             let said = line.split_once("] ").map_or(line, |(_, said)| said);
             let is_end = ["FATAL:  ", "PANIC:  ", "LOG:  server process (PID "]

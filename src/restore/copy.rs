@@ -30,6 +30,8 @@ use crate::set::seal::{cause, read_stream};
 
 /// Bytes of rows in one message. The server holds a message whole; larger ones gain nothing.
 const MESSAGE: usize = 128 << 10;
+/// PostgreSQL's own.
+const USUAL_SEARCH_PATH: &str = "\"$user\", public";
 /// Bytes decompressed at a time.
 const READ_SIZE: usize = 128 << 10;
 
@@ -40,7 +42,8 @@ struct Table {
     encoding: String,
 }
 
-/// Loads the table that a stream holds, or one of several that it holds, and returns its entry. `None`: what is to be
+/// Loads the table that a stream holds, or one of several that it holds, and returns its entry. One of several is
+/// loaded by itself because pg_restore could not, and so with the search_path that pg_restore does without. `None`: what is to be
 /// read is not one table's, or may not be truncated (by this role, or because others refer to it); nothing was
 /// changed, and pg_restore can try.
 pub async fn copy_table(
@@ -53,6 +56,7 @@ pub async fn copy_table(
     let name = format!("{}/{}", database.name, stream.name);
     let mut source =
         read_stream(origin.store.clone(), &origin.prefix, stream, origin.identities.clone(), |_| ())?;
+    let is_one_of_several = only.is_some();
     let (opened, table) = oneshot::channel();
     // One message waits while one is being sent and one is being filled.
     let (sender, messages) = mpsc::channel(1);
@@ -70,7 +74,7 @@ pub async fn copy_table(
         None => Ok(None),
         Some(table) => {
             (origin.progress)(Event::StreamStarted { name: name.clone(), estimate: stream.plain_size });
-            let loaded = load(table, messages, target).await;
+            let loaded = load(table, messages, target, is_one_of_several).await;
             (origin.progress)(Event::StreamFinished { name: name.clone() });
             loaded
         }
@@ -121,8 +125,12 @@ async fn load(
     table: &Table,
     mut messages: mpsc::Receiver<Bytes>,
     target: &Target,
+    with_search_path: bool,
 ) -> Result<Option<Session>> {
-    let settings = [("xmloption", "content"), ("lock_timeout", "0"), ("client_min_messages", "warning")];
+    let mut settings =
+        vec![("xmloption", "content"), ("lock_timeout", "0"), ("client_min_messages", "warning")];
+    // The statements below find nothing by it; what they call may.
+    settings.extend(with_search_path.then_some(("search_path", USUAL_SEARCH_PATH)));
     let session = target.connect(&settings).await?;
     let CopyStatement { schema, table: name, columns } = &table.statement;
     let begin = Sql::new("BEGIN; TRUNCATE ONLY ").qualified(schema, name);

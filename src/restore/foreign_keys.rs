@@ -40,10 +40,8 @@ pub async fn build(
     }
     let part = Part::Rewritten(&unchecked);
     let (warnings, failed) = run_after_rows(target, archive, entries, part, 1, arguments).await?;
-    if failed.iter().any(|c| c.id.is_none()) {
-        tracing::info!("foreign keys are made one after the other: {}", failed[0]);
-    }
     for complaint in &failed {
+        tracing::info!("{complaint}; made as it is defined, after the others");
         unchecked.retain(|id, _| Some(*id) != complaint.id);
     }
     // A tag is the table's name and the key's.
@@ -65,23 +63,43 @@ fn not_valid(entry: &Entry) -> Option<String> {
     is_plain.then(|| format!("{statement} NOT VALID;\n"))
 }
 
-/// Keys that are there and not validated, those of the largest tables last.
+/// Keys that are there and to be validated, those of the largest tables last.
 async fn made(target: &Target, is_ours: impl Fn(&str, &str) -> bool) -> Result<Vec<Key>> {
     let session = target.connect(&[]).await?;
     let rows = session
         .client
         .query(
-            "SELECT n.nspname::text, r.relname::text, k.conname::text FROM pg_constraint k
+            // A key to a partitioned table has one beneath it for each partition, which VALIDATE does not reach up to 17.
+            "SELECT n.nspname::text, r.relname::text, k.conname::text, f.relkind = 'p' FROM pg_constraint k
                JOIN pg_class r ON r.oid = k.conrelid JOIN pg_namespace n ON n.oid = r.relnamespace
-              WHERE k.contype = 'f' AND NOT k.convalidated ORDER BY pg_relation_size(r.oid)",
+               JOIN pg_class f ON f.oid = k.confrelid
+              WHERE k.contype = 'f' AND NOT k.convalidated AND k.conparentid = 0 ORDER BY pg_relation_size(r.oid)",
             &[],
         )
         .await
         .map_err(error);
-    session.close().await;
     let name = |row: &tokio_postgres::Row, column| row.get::<_, Name>(column).0;
-    let keys = rows?.iter().map(|row| (name(row, 0), name(row, 1), name(row, 2))).collect::<Vec<_>>();
-    Ok(keys.into_iter().filter(|(schema, table, key)| is_ours(schema, &format!("{table} {key}"))).collect())
+    let mut keys = Vec::new();
+    for row in rows? {
+        let key = (name(&row, 0), name(&row, 1), name(&row, 2));
+        if !is_ours(&key.0, &format!("{} {}", key.1, key.2)) {
+            continue;
+        }
+        match row.get(3) {
+            true => drop_key(&session, &key).await,
+            false => keys.push(key),
+        }
+    }
+    session.close().await;
+    Ok(keys)
+}
+
+/// Takes a key away again, which is made as it is defined after all others. Where that fails, making it will.
+async fn drop_key(session: &Session, (schema, table, key): &Key) {
+    let drop = Sql::new("ALTER TABLE ONLY ").qualified(schema, table).then(" DROP CONSTRAINT ").ident(key);
+    if let Err(failure) = drop.run(&session.client).await {
+        tracing::info!("foreign key {key:?} cannot be dropped: {}", error(failure));
+    }
 }
 
 /// Validates keys, as many at a time as there are jobs, and returns those that are valid.
@@ -110,12 +128,11 @@ async fn validate_some(session: &Session, keys: &Mutex<Vec<Key>>) -> Result<Vec<
     loop {
         let next = keys.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let Some(key) = next else { return Ok(valid) };
-        let of_table = || Sql::new("ALTER TABLE ONLY ").qualified(&key.0, &key.1);
-        match of_table().then(" VALIDATE CONSTRAINT ").ident(&key.2).run(&session.client).await {
+        let table = Sql::new("ALTER TABLE ONLY ").qualified(&key.0, &key.1);
+        match table.then(" VALIDATE CONSTRAINT ").ident(&key.2).run(&session.client).await {
             Ok(()) => valid.push(key),
             Err(failure) if failure.as_db_error().is_some() && !session.client.is_closed() => {
-                let drop = of_table().then(" DROP CONSTRAINT ").ident(&key.2);
-                drop.run(&session.client).await.map_err(error)?;
+                drop_key(session, &key).await;
             }
             Err(failure) => return Err(error(failure)),
         }

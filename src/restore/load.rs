@@ -31,7 +31,7 @@ use crate::error::{Context, Error, Result};
 use crate::postgres::connect::error;
 use crate::progress::Event;
 use crate::set::EXTENSION_TABLES;
-use crate::set::archive::Entry;
+use crate::set::archive::{Entry, Section};
 use crate::set::manifest::{Database, Stream, TRANSACTION_SIZE};
 
 /// The sizes of these tables, with what is stored beside them. Of no others: a table that is being loaded is locked,
@@ -72,9 +72,16 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
         let restored = run_stream(origin, database, full, target, arguments, Vec::new(), true).await?;
         loaded.schema = restored.entries;
         loaded.warnings.extend(restored.warnings);
-        loaded.failed = restored.failed;
+        let is_of_rows = |c: &Complaint| {
+            let entry = loaded.schema.iter().find(|e| Some(e.dump_id) == c.id);
+            entry.map_or(["", "COPY"].contains(&c.object.as_str()), |e| e.section == Section::Data)
+        };
+        let (lost, failed): (Vec<_>, Vec<_>) = restored.failed.into_iter().partition(is_of_rows);
+        loaded.lost = lost.iter().map(|c| lacking(Error::new(c), &failed)).collect();
+        loaded.failed = failed;
         if let Some(extra) = stream(EXTENSION_TABLES) {
-            let (_, said) = load_stream(origin, database, extra, target, true).await?;
+            let may_bundle = !loaded.warnings.iter().any(|warning| warning == HARMLESS_TIMEOUT);
+            let (_, said) = load_stream(origin, database, extra, target, may_bundle).await?;
             loaded.add_warnings(said);
         }
         loaded.seconds.push(("data", begun.elapsed().as_secs_f64()));
@@ -120,21 +127,32 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
     (origin.progress)(Event::Phase(format!("{}: indexes and constraints", database.name)));
     let mut left: HashSet<i32> =
         after_rows(&entries).map(|e| e.dump_id).filter(|id| !rows.built.contains(id)).collect();
+    let take = |left: &mut HashSet<i32>, is_wanted: &dyn Fn(&Entry) -> bool| -> HashSet<i32> {
+        entries.iter().filter(|e| is_wanted(e)).map(|e| e.dump_id).filter(|id| left.remove(id)).collect()
+    };
+    // A guard against changes must not meet the restore that brings it: up to 16 nothing turns it off.
+    let guards = take(&mut left, &|e| e.desc == "EVENT TRIGGER" || e.tag.starts_with("EVENT TRIGGER "));
+    if !rows.again.is_empty() {
+        // A row may name an index. But keys, triggers and materialized views want all rows before them.
+        let ready = take(&mut left, &|e| !wants_all_rows(e));
+        let part = Part::Entries(&ready);
+        let (said, failed) =
+            run_after_rows(target, &rows.archive, &entries, part, target.jobs, schema_args).await?;
+        loaded.add_warnings(said);
+        let done = built(ready.clone(), &failed);
+        left.extend(ready.into_iter().filter(|id| !done.contains(id)));
+        rows.run_again(&mut loaded).await?;
+    }
+    let lost = std::mem::take(&mut rows.again).into_iter().map(|(_, error)| error);
+    loaded.lost = lost.map(|error| lacking(error, &loaded.failed)).collect();
     let (made, said) = foreign_keys::build(target, &rows.archive, &entries, &left, schema_args).await?;
     loaded.add_warnings(said);
     left.retain(|id| !made.contains(id));
-    // A guard against changes must not meet the restore that brings it: up to 16 nothing turns it off.
-    let is_guard = |e: &&Entry| e.desc == "EVENT TRIGGER" || e.tag.starts_with("EVENT TRIGGER ");
-    let guards: HashSet<i32> =
-        entries.iter().filter(is_guard).map(|e| e.dump_id).filter(|id| left.remove(id)).collect();
     if !left.is_empty() {
         let part = Part::Entries(&left);
         let done = run_after_rows(target, &rows.archive, &entries, part, target.jobs, schema_args).await?;
         loaded.finish(done);
     }
-    rows.run_again(&mut loaded).await?;
-    let lost = std::mem::take(&mut rows.again).into_iter().map(|(_, error)| error);
-    loaded.lost = lost.map(|error| lacking(error, &loaded.failed)).collect();
     retry(target, &rows.archive, &entries, schema_args, &mut loaded).await?;
     if !guards.is_empty() {
         let part = Part::Entries(&guards);
@@ -144,6 +162,12 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
     loaded.schema = Arc::unwrap_or_clone(entries);
     lap(&mut loaded, "post-data");
     Ok(loaded)
+}
+
+/// Whether an entry, or what it is about, wants the rows of all tables before it.
+fn wants_all_rows(entry: &Entry) -> bool {
+    ["FK CONSTRAINT", "TRIGGER", "MATERIALIZED VIEW DATA"].contains(&entry.desc.as_str())
+        || ["TRIGGER ", "CONSTRAINT "].iter().any(|kind| entry.tag.starts_with(kind))
 }
 
 /// Restores one database of a set, where rows that the server refuses are an error: there is nothing to prove then.
@@ -165,19 +189,19 @@ async fn retry(
 ) -> Result<()> {
     let later: HashSet<i32> = after_rows(entries).map(|e| e.dump_id).collect();
     loop {
-        let ids = loaded.failed.iter().filter_map(|c| c.id).filter(|id| later.contains(id));
-        let ids: HashSet<i32> = ids.collect();
+        let refused = loaded.failed.iter().filter(|c| c.fault != Fault::Trouble);
+        let ids: HashSet<i32> = refused.filter_map(|c| c.id).filter(|id| later.contains(id)).collect();
         if ids.is_empty() {
             return Ok(());
         }
         let part = Part::Entries(&ids);
         let (said, failed) = run_after_rows(target, archive, entries, part, 1, arguments).await?;
-        let still: HashSet<i32> = failed.iter().filter_map(|c| c.id).collect();
-        if failed.iter().any(|c| c.id.is_none()) || ids.iter().all(|id| still.contains(id)) {
+        let done = built(ids, &failed);
+        if done.is_empty() {
             return Ok(());
         }
         loaded.add_warnings(said);
-        loaded.failed.retain(|c| c.id.is_none_or(|id| !ids.contains(&id) || still.contains(&id)));
+        loaded.failed.retain(|c| c.id.is_none_or(|id| !done.contains(&id)));
     }
 }
 
@@ -288,10 +312,10 @@ impl Rows<'_> {
                             let name = (table.namespace, table.tag);
                             self.builds.loaded([(name, stream.plain_size)]);
                         }
-                        None if self.builds.waits() => {
-                            let tables = self.tables_of(&stream).await?;
-                            self.builds.loaded(tables);
-                        }
+                        None if self.builds.waits() => match self.tables_of(&stream).await {
+                            Ok(tables) => self.builds.loaded(tables),
+                            Err(error) => tracing::info!("{error}; they are built after all rows"),
+                        },
                         None => {}
                     }
                 }
@@ -302,28 +326,15 @@ impl Rows<'_> {
                 Done::Stream(_, Err(error)) => return Err(error),
                 Done::Build(build, result) => {
                     self.builds.ended(&build);
-                    self.built.extend(build.ids);
-                    match result {
-                        Ok((said, failed)) => {
-                            loaded.add_warnings(said);
-                            self.forget(failed);
-                        }
-                        Err(error) => return Err(error),
-                    }
+                    let (said, failed) = result?;
+                    loaded.add_warnings(said);
+                    self.built.extend(built(build.ids, &failed));
+                    // Who is in trouble is told whatever comes of the next turn, which may meet what is there.
+                    loaded.failed.extend(failed.into_iter().filter(|c| c.fault == Fault::Trouble));
                 }
             }
         }
         self.run_again(loaded).await
-    }
-
-    /// What was not built. It may need rows of another table, and gets another turn with the rest.
-    fn forget(&mut self, failed: Vec<Complaint>) {
-        for complaint in failed {
-            tracing::info!("{complaint}; trying once more, after all rows");
-            if let Some(id) = complaint.id {
-                self.built.remove(&id);
-            }
-        }
     }
 
     /// The tables that a stream holds, and their sizes in the target.
@@ -351,7 +362,7 @@ impl Rows<'_> {
             gets_further = false;
             for (stream, error) in std::mem::take(&mut self.again) {
                 tracing::info!("{error}; trying once more, after the others");
-                let Attempt { left, result } = self.try_again(&stream).await;
+                let Attempt { left, result } = self.try_again(&stream, error).await;
                 match result {
                     Ok(said) => {
                         loaded.add_warnings(said);
@@ -368,10 +379,21 @@ impl Rows<'_> {
         Ok(())
     }
 
-    async fn try_again(&self, stream: &Stream) -> Attempt {
+    async fn try_again(&self, stream: &Stream, error: Error) -> Attempt {
         let (origin, database, target) = (self.origin, self.database, self.target);
-        if ["data-rest", EXTENSION_TABLES].contains(&stream.name.as_str()) {
-            return rest::load_rest(origin, database, stream, target).await;
+        if stream.name == "data-rest" {
+            match rest::entries(origin, stream, target).await {
+                Ok(Some(entries)) => {
+                    return rest::load_rest(origin, database, stream, &entries, target, error).await;
+                }
+                Ok(None) if self.may_bundle && stream.is_one_transaction() => {}
+                // Some of its transactions may have been committed.
+                Ok(None) => return Attempt { left: 1, result: Err(error) },
+                Err(why) => {
+                    tracing::info!("{why}; not tried once more");
+                    return Attempt { left: 1, result: Err(error) };
+                }
+            }
         }
         let loaded = load_stream(origin, database, stream, target, self.may_bundle).await;
         Attempt { left: 1, result: loaded.map(|(_, said)| said) }
@@ -396,6 +418,20 @@ impl Rows<'_> {
             }
         }
     }
+}
+
+/// What of these entries is there, after pg_restore complained of some. What is not may need rows of another table, and
+/// gets another turn with the rest. Where a complaint does not tell what it is about, or something else ended
+/// pg_restore, nobody knows how far it came: then all of them get that turn.
+fn built(mut ids: HashSet<i32>, failed: &[Complaint]) -> HashSet<i32> {
+    for complaint in failed {
+        tracing::info!("{complaint}; trying once more, after all rows");
+        match complaint.id {
+            Some(id) if complaint.fault != Fault::Trouble => drop(ids.remove(&id)),
+            _ => return HashSet::new(),
+        }
+    }
+    ids
 }
 
 /// One stream: a large table by ourselves, everything else with pg_restore.
@@ -430,4 +466,19 @@ fn data_arguments(stream: &Stream, target: &Target, may_bundle: bool) -> Vec<Str
         arguments.push(format!("--transaction-size={TRANSACTION_SIZE}"));
     }
     arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_knows_to_be_built_gets_another_turn() {
+        let complaint = |id, fault| Complaint { id, object: String::new(), message: "x".into(), fault };
+        let ids = || HashSet::from([1, 2, 3]);
+        assert_eq!(built(ids(), &[]), ids());
+        assert_eq!(built(ids(), &[complaint(Some(2), Fault::Refused)]), HashSet::from([1, 3]));
+        assert_eq!(built(ids(), &[complaint(Some(2), Fault::Trouble)]), HashSet::new());
+        assert_eq!(built(ids(), &[complaint(None, Fault::Refused)]), HashSet::new());
+    }
 }

@@ -37,12 +37,12 @@ pub struct Restored {
     pub entries: Vec<Entry>,
     /// What may be said of a success.
     pub warnings: Vec<String>,
-    /// What could not be restored beside its rows.
+    /// What the server refused.
     pub failed: Vec<Complaint>,
 }
 
 /// Feeds one stream to a pg_restore's stdin, but for the rows of the tables `without`. Where its entries are
-/// asked for, what fails beside rows is no error.
+/// asked for, what the server refuses is no error, and told.
 pub async fn run_stream(
     origin: &Origin,
     database: &Database,
@@ -117,7 +117,7 @@ fn restored(is_whole: bool, parser: Option<Parser>, exit: &Exit) -> Result<Resto
         Some(parser) if is_whole => parser.finish()?.entries,
         _ => Vec::new(),
     };
-    let (warnings, mut failed) = judge_all(exit, &entries, |failed| beside_rows(&entries, failed))?;
+    let (warnings, mut failed) = judge_all(exit, &entries, |failed| goes_on(&entries, failed))?;
     if !is_whole {
         return Err(Error::new("pg_restore stopped reading, and called it a success"));
     }
@@ -127,14 +127,9 @@ fn restored(is_whole: bool, parser: Option<Parser>, exit: &Exit) -> Result<Resto
     Ok(Restored { entries, warnings, failed })
 }
 
-/// Whether no failure is about rows, or about what they need.
-fn beside_rows(entries: &[Entry], failed: &[Complaint]) -> bool {
-    let section = |c: &Complaint| entries.iter().find(|e| Some(e.dump_id) == c.id).map(|e| e.section);
-    let is_lacking = failed.iter().any(|c| c.fault == Fault::Elsewhere);
-    failed.iter().all(|c| {
-        is_after_rows(entries, c)
-            || (is_lacking && c.fault != Fault::Trouble && section(c).is_some_and(|s| s != Section::Data))
-    })
+/// Whether the rest is there all the same. Where the entries are not known, nobody could tell what failed.
+fn goes_on(entries: &[Entry], failed: &[Complaint]) -> bool {
+    !entries.is_empty() && failed.iter().all(|c| c.fault != Fault::Trouble || is_after_rows(entries, c))
 }
 
 fn is_after_rows(entries: &[Entry], complaint: &Complaint) -> bool {

@@ -5,17 +5,24 @@
 //! do not tell how far they came. They are removed, a bounded number in a transaction, and all of them are
 //! restored again. Whatever else is among the rows (values of sequences, statistics) may be restored twice.
 //!
+//! Some partitions are loaded by way of the table above them, whose rows tell nobody which entry they came with, and
+//! some tables have rows that an extension's script put there. A stream with such entries is not taken apart: rows
+//! could come twice, or not at all.
+//!
 //! What pg_restore does not get in is copied by ourselves: with the usual search_path, where pg_restore has none, a
 //! CHECK finds the function's tables as it did at the source.
+
+use std::collections::HashSet;
+
+use tokio_postgres::error::SqlState;
 
 use super::complaints::is_sql_error;
 use super::copy::copy_table;
 use super::pg_restore::{Restored, fetch_contents, run_stream};
 use super::{Origin, Target};
-use tokio_postgres::error::SqlState;
-
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::{Session, error};
+use crate::postgres::ident::Name;
 use crate::postgres::sql::Sql;
 use crate::set::archive::Entry;
 use crate::set::archive::copy::parse_copy;
@@ -25,6 +32,9 @@ use crate::set::manifest::{Database, Stream};
 const REMOVE_LARGE_OBJECTS: &str =
     "SELECT count(lo_unlink(oid)) FROM (SELECT oid FROM pg_largeobject_metadata LIMIT 1000) AS bounded";
 
+/// Most bytes of a stream that are read again for the sake of single tables: each takes the whole stream.
+const MAX_READ_AGAIN: u64 = 16 << 30;
+
 /// What an attempt came to.
 pub struct Attempt {
     /// Tables that were not there before.
@@ -33,27 +43,59 @@ pub struct Attempt {
     pub result: Result<Vec<String>>,
 }
 
-/// Restores what is not there yet. A table whose rows are refused does not keep the others out.
-pub async fn load_rest(origin: &Origin, database: &Database, stream: &Stream, target: &Target) -> Attempt {
-    let prepared = async {
-        let entries = fetch_contents(origin, stream).await?;
-        if entries.is_empty() {
-            return Err(Error::new(format!("stream {} cannot be read by this opsd", stream.name)));
+/// Tables that an extension made, and may have filled.
+const OF_EXTENSIONS: &str = "SELECT n.nspname, c.relname FROM pg_depend d
+       JOIN pg_class c ON c.oid = d.objid JOIN pg_namespace n ON n.oid = c.relnamespace
+      WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
+        AND c.relkind IN ('r', 'p')";
+
+/// The stream's entries, if it can be taken apart.
+pub async fn entries(origin: &Origin, stream: &Stream, target: &Target) -> Result<Option<Vec<Entry>>> {
+    let entries = fetch_contents(origin, stream).await?;
+    let session = target.connect(&[]).await?;
+    let of_extensions = session.client.query(OF_EXTENSIONS, &[]).await.map_err(error);
+    session.close().await;
+    let of_extensions: HashSet<TableName> =
+        of_extensions?.iter().map(|row| (row.get::<_, Name>(0).0, row.get::<_, Name>(1).0)).collect();
+    for entry in entries.iter().filter(|e| e.desc == "TABLE DATA") {
+        let copied = parse_copy(&entry.copy)?;
+        let name = (entry.namespace.clone(), entry.tag.clone());
+        if (&copied.schema, &copied.table) != (&name.0, &name.1) || of_extensions.contains(&name) {
+            return Ok(None);
         }
-        remove_large_objects(target, &entries).await?;
-        let found = look(target, &entries).await?;
-        Ok((entries, found))
+    }
+    // None at all: an archive version that the parser does not know.
+    Ok((!entries.is_empty()).then_some(entries))
+}
+
+/// Restores what is not there yet of these entries, after this error. A table whose rows are refused does not keep the
+/// others out.
+pub async fn load_rest(
+    origin: &Origin,
+    database: &Database,
+    stream: &Stream,
+    entries: &[Entry],
+    target: &Target,
+    before: Error,
+) -> Attempt {
+    let prepared = async {
+        remove_large_objects(target, entries).await?;
+        look(target, entries).await
     };
-    let (entries, Found { there, left }) = match prepared.await {
+    let Found { there, left } = match prepared.await {
         Ok(prepared) => prepared,
-        Err(error) => return Attempt { left: usize::MAX, result: Err(error) },
+        Err(error) => {
+            tracing::info!("{error}; not tried once more");
+            return Attempt { left: usize::MAX, result: Err(before) };
+        }
     };
     let arguments = ["--section=data"];
     let mut result = run_stream(origin, database, stream, target, &arguments, there, false)
         .await
         .map(|Restored { warnings, .. }| warnings);
     if result.as_ref().is_err_and(is_sql_error)
-        && let Err(error) = copy_each(origin, database, stream, target, &entries).await
+        && stream.plain_size.saturating_mul(left.len() as u64) <= MAX_READ_AGAIN
+        && let Err(error) = copy_each(origin, database, stream, target, entries).await
     {
         result = Err(error);
     }

@@ -66,6 +66,8 @@ pub struct Report {
     pub lost: Vec<String>,
     /// What could not be restored, or carried over, beside the rows; with the same consequence.
     pub failed: Vec<String>,
+    /// Whether a new database stays closed to all but its owner and superusers, because it lacks rows.
+    pub is_closed: bool,
     /// Roles that were made.
     pub roles_created: Vec<String>,
     /// Seconds by phase.
@@ -177,7 +179,12 @@ pub async fn restore(
     };
     let applied = server.wait_or_leave(&format!("ALTER DATABASE {made:?}"), applied).await;
     let applied = applied.map_err(|why| without_properties(why, &name, &made))?;
-    if !replaces {
+    if !replaces && !report.lost.is_empty() {
+        // Whoever looks for all rows should not find some.
+        report.is_closed = true;
+        report.warnings.extend(applied.refused);
+        report.database = made;
+    } else if !replaces {
         report.warnings.extend(applied.refused);
         let opening = Sql::new("").join(applied.opening, "; ");
         let opened = async { opening.run(&admin.client).await.map_err(error) };
@@ -377,7 +384,9 @@ pub(super) async fn connect_admin(connection: &Connection) -> Result<Session> {
     for database in ["postgres", "template1"].into_iter().filter(|name| *name != connection.dbname) {
         match connect(connection, Some(database), "opsd restore").await {
             Ok(session) => return Ok(session),
-            Err(error) => failure = failure.or(Some(error)),
+            // A server that refuses one database may let us into the other; one that answers nonsense would again.
+            Err(error) if sqlstate(&error).is_some() => failure = failure.or(Some(error)),
+            Err(error) => return Err(error),
         }
     }
     Err(failure.unwrap_or_else(|| Error::new("no database to connect to")))

@@ -64,7 +64,8 @@ fn rows_that_are_refused_once_are_tried_again() {
         let id = back_up(&opsd);
         let target = unique("again");
         let to = server.socket_url(&role, &target);
-        let args = ["-v", "restore", "db", "--to", &to, "--create", "--backup", &id];
+        // The sequence's value is in the rest, which comes after the larger stream.
+        let args = ["-v", "restore", "db", "--to", &to, "--create", "--backup", &id, "--jobs", "1"];
         let run = opsd.ok(&args);
         assert!(run.stderr.contains("trying once more, after the others"), "{run}");
         // Trying takes numbers of the sequence.

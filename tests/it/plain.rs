@@ -109,6 +109,8 @@ fn rows_that_are_refused_to_the_last_cost_no_others() {
     let lost = report["lost"].as_array().unwrap();
     assert!(lost.len() == 1 && lost[0].as_str().unwrap().contains("a_refused"), "{run}");
     assert_eq!(report["failed"], serde_json::json!([]), "{run}");
+    let may_connect = format!("SELECT has_database_privilege('pg_monitor', '{target}', 'CONNECT')");
+    assert_eq!(server.psql("postgres", &may_connect), "f", "nobody takes it for the whole");
     let counts = "SELECT (SELECT count(*) FROM a_refused), (SELECT count(*) FROM sound)";
     assert_eq!(server.psql(&target, counts), "0|20");
     assert_eq!(server.psql(&target, "SELECT count(*) FROM pg_index WHERE indrelid = 'sound'::regclass"), "1");
@@ -192,4 +194,36 @@ fn owners_privileges_and_comments_are_left_out_where_that_is_asked_for() {
                    FROM pg_class c, pg_database d WHERE c.relname = 't' AND d.datname = current_database()";
     assert_eq!(server.psql(&target, found), format!("{SUPERUSER}|t|||1|"));
     server.drop_database(&target);
+}
+
+/// Rows that get in only when everything else is there, by a role whose sessions fire triggers.
+#[test]
+fn rows_that_come_last_meet_no_trigger_and_are_in_the_views() {
+    let server = default_server();
+    let role = unique("maker");
+    server.psql("postgres", &format!("CREATE ROLE {role} LOGIN CREATEDB"));
+    let (opsd, database) = site(
+        server,
+        &format!(
+            "GRANT ALL ON SCHEMA public TO {role}; SET ROLE {role};
+             CREATE TABLE zones (id integer); CREATE INDEX zones_id ON zones (id);
+             CREATE TABLE watched (what regclass); INSERT INTO watched VALUES ('zones_id');
+             CREATE TABLE audit (n integer);
+             CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
+                 'BEGIN INSERT INTO public.audit VALUES (1); RETURN NEW; END';
+             CREATE TRIGGER note AFTER INSERT ON watched FOR EACH ROW EXECUTE FUNCTION note();
+             CREATE MATERIALIZED VIEW seen AS SELECT count(*) AS n FROM watched"
+        ),
+    );
+    back_up(&opsd);
+    let target = unique("last");
+    server.psql("postgres", &format!("CREATE DATABASE {target} OWNER {role}"));
+    let url = server.socket_url(&role, &target);
+    let run = opsd.run(&["restore", "db", "--to", &url, "--json", "--no-owner", "--no-privileges"]);
+    assert_eq!(run.json()["lost"], serde_json::json!([]), "{run}");
+    let found = "SELECT (SELECT count(*) FROM watched), (SELECT count(*) FROM audit), (SELECT n FROM seen)";
+    assert_eq!(server.psql(&target, found), "1|0|1", "{run}");
+    server.drop_database(&target);
+    server.drop_database(&database);
+    server.psql("postgres", &format!("DROP ROLE {role}"));
 }

@@ -152,7 +152,7 @@ fn a_set_whose_rows_are_refused_until_others_are_there() {
     follow_with(&opsd, &id, &target, |script| {
         let line = script.lines().find(|line| line.ends_with(" --single-transaction")).expect("the rows");
         let alone = line.replace(" --single-transaction", "");
-        script.replace(line, &format!("! {line}\n! {alone}\n{alone} --table=areas"))
+        script.replace(line, &format!("! {line}\n! {alone}\n{alone} --schema=public --table=areas"))
     });
     assert_same(db(&source, "waiting"), db(&target, "waiting"));
 }
