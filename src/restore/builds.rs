@@ -122,7 +122,7 @@ impl Builds {
     }
 
     /// What to build next.
-    pub fn next(&mut self) -> Option<Build> {
+    pub fn take(&mut self) -> Option<Build> {
         let (at, _) = self.ready.iter().enumerate().max_by_key(|(_, build)| build.cost)?;
         Some(self.ready.swap_remove(at))
     }
@@ -203,26 +203,26 @@ mod tests {
     #[test]
     fn a_large_tables_constraints_come_first_and_then_what_takes_longest() {
         let mut builds = Builds::new(&entries());
-        assert!(builds.waits() && builds.next().is_none(), "no table has its rows");
+        assert!(builds.waits() && builds.take().is_none(), "no table has its rows");
         builds.loaded([(name("b"), LARGE)]);
         builds.loaded([(name("a"), LARGE), (name("unknown"), LARGE)]);
         assert!(!builds.waits());
-        let constraints = builds.next().unwrap();
+        let constraints = builds.take().unwrap();
         assert_eq!(ids(&constraints), [3, 10]);
-        assert_eq!(ids(&builds.next().unwrap()), [8], "the other indexes wait for the table's constraints");
-        assert!(builds.next().is_none());
+        assert_eq!(ids(&builds.take().unwrap()), [8], "the other indexes wait for the table's constraints");
+        assert!(builds.take().is_none());
         builds.ended(&constraints);
-        assert_eq!(ids(&builds.next().unwrap()), [9]);
-        assert_eq!(ids(&builds.next().unwrap()), [4]);
-        assert!(builds.next().is_none());
+        assert_eq!(ids(&builds.take().unwrap()), [9]);
+        assert_eq!(ids(&builds.take().unwrap()), [4]);
+        assert!(builds.take().is_none());
     }
 
     #[test]
     fn small_tables_are_built_together() {
         let mut builds = Builds::new(&entries());
         builds.loaded([(name("a"), 10), (name("b"), LARGE - 1)]);
-        assert_eq!(ids(&builds.next().unwrap()), [3, 4, 8, 9, 10]);
-        assert!(builds.next().is_none());
+        assert_eq!(ids(&builds.take().unwrap()), [3, 4, 8, 9, 10]);
+        assert!(builds.take().is_none());
 
         let many: Vec<Entry> = (1..=1_000)
             .flat_map(|i| {
@@ -232,7 +232,7 @@ mod tests {
             .collect();
         let mut builds = Builds::new(&many);
         builds.loaded((1..=1_000).map(|i| (name(&format!("t{i}")), 1)));
-        let batches = std::iter::from_fn(|| builds.next()).map(|b| b.ids.len()).collect::<Vec<_>>();
+        let batches = std::iter::from_fn(|| builds.take()).map(|b| b.ids.len()).collect::<Vec<_>>();
         assert_eq!(batches, [BATCH, BATCH]);
     }
 }

@@ -296,7 +296,7 @@ impl Rows<'_> {
                 // Rows first: they are what everything else waits for.
                 let work = match streams.pop_front() {
                     Some(stream) => Work::Stream(stream),
-                    None => match self.builds.next() {
+                    None => match self.builds.take() {
                         Some(build) => Work::Build(build),
                         None => break,
                     },
