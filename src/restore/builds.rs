@@ -22,11 +22,11 @@ pub type TableName = (String, String);
 /// Entries that one pg_restore builds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Build {
-    /// Their dump ids.
+    /// The entries' dump ids.
     pub ids: HashSet<i32>,
-    /// About how long they take, in no unit.
+    /// About how long the build takes, in no unit.
     pub cost: u64,
-    /// The table that they lock, where its indexes wait for them.
+    /// The table that the build locks, where the table's indexes wait for that.
     locks: Option<TableName>,
 }
 
@@ -80,7 +80,7 @@ impl Builds {
         !self.tables.is_empty()
     }
 
-    /// These tables have their rows, of about so many bytes each.
+    /// Says that tables have their rows, of about so many bytes each.
     pub fn loaded(&mut self, tables: impl IntoIterator<Item = (TableName, u64)>) {
         let mut batch = Build { ids: HashSet::new(), cost: 0, locks: None };
         for (name, bytes) in tables {
@@ -106,7 +106,7 @@ impl Builds {
                 self.ready.extend(indexes);
                 continue;
             }
-            // All that waits for them is work that cannot begin.
+            // All that waits for the constraints is work that cannot begin.
             let all = constraints.iter().map(|(_, weight)| weight).sum::<u64>();
             let waiting = indexes.iter().map(|b| b.cost).fold(0, u64::saturating_add);
             self.ready.push(Build {
@@ -127,7 +127,7 @@ impl Builds {
         Some(self.ready.swap_remove(at))
     }
 
-    /// This was built, or failed: what waited for it does not any more.
+    /// A build succeeded or failed: what waited for it does not any more.
     pub fn ended(&mut self, build: &Build) {
         let waiting = build.locks.as_ref().and_then(|table| self.locked.remove(table));
         self.ready.extend(waiting.unwrap_or_default());

@@ -40,10 +40,10 @@ const SIZES: &str = "SELECT held.schema, held.name, pg_table_size(c.oid)
        FROM unnest($1::text[], $2::text[]) AS held (schema, name)
        JOIN pg_namespace n ON n.nspname = held.schema
        JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = held.name AND c.relkind = 'r'";
-/// Where one that the set needs is not there.
+/// For pg_restore, where the target lacks a tablespace of the set.
 const NO_TABLESPACES: &str = "--no-tablespaces";
 
-/// What came of it.
+/// What a load came to.
 #[derive(Debug, Default)]
 pub struct Loaded {
     /// The schema's table of contents, with definitions.
@@ -278,7 +278,7 @@ enum Work {
     Build(Build),
 }
 
-/// What came of it.
+/// What came of a job's work.
 enum Done {
     /// The table, where the stream was a single one's.
     Stream(Stream, Result<(Option<Entry>, Vec<String>)>),
