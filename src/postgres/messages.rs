@@ -235,6 +235,7 @@ pub fn is_refused(said: &str) -> bool {
     let is_query = said.contains(&format!("{QUERY}ERROR:")) || said.contains(&format!("{QUERY}{FOREIGN}"));
     (is_query || said.contains(ROWS))
         && !said.contains(FOREIGN_END)
+        && !is_lost(said)
         && !is_elsewhere(said)
         && !is_trouble(said)
 }
@@ -470,6 +471,7 @@ mod tests {
         }
         assert!(is_refused(&format!("stream app/data-1: {QUERY}{FOREIGN}")));
         assert!(!is_refused(&format!("{QUERY}{FOREIGN_END}")) && !is_refused("connection closed"));
+        assert!(!is_refused(&format!("{ROWS} \"t\": server closed the connection unexpectedly")));
         assert_eq!(of_rows(&SqlState::DISK_FULL), Fault::Trouble);
         assert_eq!(of_rows(&SqlState::QUERY_CANCELED), Fault::Trouble);
         assert_eq!(of_rows(&SqlState::CHECK_VIOLATION), Fault::Refused);

@@ -389,10 +389,7 @@ impl Rows<'_> {
                 Ok(None) if self.may_bundle && stream.is_one_transaction() => {}
                 // Some of its transactions may have been committed.
                 Ok(None) => return Attempt { left: 1, result: Err(error) },
-                Err(why) => {
-                    tracing::info!("{why}; not tried once more");
-                    return Attempt { left: 1, result: Err(error) };
-                }
+                Err(why) => return Attempt { left: 1, result: Err(rest::unless_refused(why, error)) },
             }
         }
         let loaded = load_stream(origin, database, stream, target, self.may_bundle).await;

@@ -21,7 +21,7 @@ use super::copy::copy_table;
 use super::pg_restore::{Restored, fetch_contents, run_stream};
 use super::{Origin, Target};
 use crate::error::{Context, Error, Result};
-use crate::postgres::connect::{Session, error};
+use crate::postgres::connect::{Session, error, sqlstate};
 use crate::postgres::ident::Name;
 use crate::postgres::sql::Sql;
 use crate::set::archive::Entry;
@@ -84,10 +84,7 @@ pub async fn load_rest(
     };
     let Found { there, left } = match prepared.await {
         Ok(prepared) => prepared,
-        Err(error) => {
-            tracing::info!("{error}; not tried once more");
-            return Attempt { left: usize::MAX, result: Err(before) };
-        }
+        Err(why) => return Attempt { left: usize::MAX, result: Err(unless_refused(why, before)) },
     };
     let arguments = ["--section=data"];
     let mut result = run_stream(origin, database, stream, target, &arguments, there, false)
@@ -100,6 +97,15 @@ pub async fn load_rest(
         result = Err(error);
     }
     Attempt { left: left.len(), result }
+}
+
+/// Why a look failed; where the server merely refused that, why the stream did.
+pub fn unless_refused(why: Error, before: Error) -> Error {
+    if sqlstate(&why).is_none() {
+        return why;
+    }
+    tracing::info!("{why}; not tried once more");
+    before
 }
 
 /// Copies each table that still has no rows; whose rows are refused once more is left to the next attempt.
