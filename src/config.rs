@@ -265,7 +265,7 @@ pub struct BackupJob {
     pub large_table: u64,
     /// `schema.table` patterns (`*` and `?`) whose rows are left out.
     pub exclude_table_data: Vec<String>,
-    /// The same of tables that pg_dump takes into no dump, which are taken along.
+    /// `schema.table` patterns of tables that pg_dump takes into no dump, and that are taken along.
     pub include_extension_tables: Vec<String>,
     /// How long a backup may take.
     pub timeout: Duration,

@@ -25,7 +25,7 @@ const MAX_LARGE_TABLES: usize = 64;
 const MANY_TABLES: usize = 2_000;
 /// The schema, the rest and the roles need a connection each, beside those that are open already.
 const SPLIT_CONNECTIONS: u64 = 3;
-/// One archive and the roles need a connection each.
+/// A single archive and the roles need a connection each.
 const SINGLE_CONNECTIONS: u64 = 2;
 
 /// A stream of the set.

@@ -191,10 +191,8 @@ pub fn render(manifest: &Manifest) -> String {
             );
             line("line again, before `--section=post-data`, without `--single-transaction` or");
             line("`--transaction-size`: each table is then loaded by itself, and those that are refused are");
-            line(
-                "named. Then run it with `--schema=SCHEMA --table=NAME` for each of those, until none is refused. If some",
-            );
-            line("tables were loaded before, empty them first, or their rows come twice.");
+            line("named. Then run it with `--schema=SCHEMA --table=NAME` for each of those, until none is");
+            line("refused. If some tables were loaded before, empty them first, or their rows come twice.");
         }
         line("");
         line(

@@ -8,6 +8,7 @@
 pub mod along;
 
 use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 
@@ -21,6 +22,8 @@ use crate::postgres::sql::Sql;
 /// How long such a table may be locked by others, or be searched for rows that nobody makes again.
 const LOCK_TIMEOUT: &str = "500ms";
 const SEARCH_TIMEOUT: &str = "30s";
+/// How long all such tables may be searched together: the coordinator's locks are held meanwhile.
+const SEARCH_BOUND: Duration = Duration::from_secs(120);
 
 /// A table that pg_dump leaves out, or some of its rows.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -118,7 +121,7 @@ pub fn divide(
         let hits = all.iter().filter(|t| matches_pattern(pattern, &t.schema, &t.name));
         let before = taken.len();
         taken.extend(hits.map(|t| t.oid));
-        // One of many databases need not have it; what is left out by mistake is told.
+        // Of many databases, not each needs to have such a table; what is left out by mistake is told.
         let is_only = !matches!(&job.databases, Databases::All)
             && !matches!(&job.databases, Databases::Named(names) if names.len() > 1);
         let is_dumped = dumped.iter().any(|(schema, name)| matches_pattern(pattern, schema, name));
@@ -169,9 +172,11 @@ pub fn divide(
 /// Which of these hold rows that no restore makes, a sentence for each kind. Within a transaction.
 pub async fn told(client: &Client, tables: &[Undumped]) -> Result<Vec<String>> {
     let (mut members, mut changed, mut system, mut unread) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let until = Instant::now() + SEARCH_BOUND;
     for table in tables.iter().filter(|t| !t.is_partitioned) {
         let name = table.display();
-        let found = match table.is_readable && !table.has_active_row_security {
+        let may_look = table.is_readable && !table.has_active_row_security && Instant::now() < until;
+        let found = match may_look {
             false => None,
             true => holds_others(client, table).await?,
         };

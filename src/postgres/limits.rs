@@ -11,7 +11,7 @@ use super::connect::error;
 use super::sql::Sql;
 use crate::error::{Context, Result};
 
-/// One lock in so many of a server's lock table may be taken beyond those of one plain pg_dump.
+/// The part of a server's lock table (one lock in so many) that may be taken beyond what a plain pg_dump takes.
 const EXTRA_LOCKS: u64 = 4;
 /// So many tenths of what is free may be taken together.
 const FREE_TENTHS: u64 = 8;

@@ -181,7 +181,7 @@ mod tests {
             entry(1, PreData, "TABLE", "a", &[], ""),
             entry(2, PreData, "TABLE", "b", &[], ""),
             entry(3, PostData, "CONSTRAINT", "a_pkey", &[1], "PRIMARY KEY"),
-            // One dependency a column.
+            // As pg_dump writes it: a dependency for each column.
             entry(4, PostData, "INDEX", "a_x_y", &[1, 1], "ON a USING btree (x, y)"),
             entry(5, PostData, "FK CONSTRAINT", "a_b", &[1, 2], ""),
             entry(6, PostData, "INDEX", "odd", &[1, 2], ""),

@@ -17,7 +17,7 @@ use crate::set::archive::Entry;
 /// Where the rest of it is.
 pub const HINT: &str = "rows and statements are left out here; the server's log has them";
 
-/// The same for a rehearsal, whose server's log goes with it.
+/// [`HINT`] for a rehearsal, whose server's log goes with the server.
 const HINT_OF_REHEARSAL: &str =
     "rows and statements are left out here; the log of a server that `restore --to` goes to has them";
 
@@ -162,7 +162,7 @@ pub fn masked(message: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// The same where names of objects are known: a message that begins with one in quotes shows it. Further on it may be
+/// [`masked`], where names of objects are known: a message that begins with such a name in quotes shows it. Further on it may be
 /// a value's beginning.
 fn masked_but(message: &str, entries: &[Entry]) -> String {
     let name = message.strip_prefix('"').and_then(|rest| rest.split_once('"'));

@@ -30,7 +30,7 @@ use crate::set::seal::{cause, read_stream};
 
 /// Bytes of rows in one message. The server holds a message whole; larger ones gain nothing.
 const MESSAGE: usize = 128 << 10;
-/// PostgreSQL's own.
+/// The `search_path` of a server whose settings nobody changed.
 const USUAL_SEARCH_PATH: &str = "\"$user\", public";
 /// Bytes decompressed at a time.
 const READ_SIZE: usize = 128 << 10;
@@ -43,9 +43,9 @@ struct Table {
 }
 
 /// Loads the table that a stream holds, or one of several that it holds, and returns its entry. One of several is
-/// loaded by itself because pg_restore could not, and so with the search_path that pg_restore does without. `None`: what is to be
-/// read is not one table's, or may not be truncated (by this role, or because others refer to it); nothing was
-/// changed, and pg_restore can try.
+/// loaded by itself because pg_restore could not, and so with the search_path that pg_restore does without.
+/// `None`: what is to be read is not one table's, or may not be truncated (by this role, or because others refer
+/// to it); nothing was changed, and pg_restore can try.
 pub async fn copy_table(
     origin: &Origin,
     database: &Database,

@@ -353,7 +353,8 @@ impl Rows<'_> {
         Ok(rows.iter().map(size).collect())
     }
 
-    /// One stream may wait for another of these: as long as one gets further, the rest gets another turn.
+    /// Runs streams again in which a statement failed. A stream may wait for another one's rows, so all get another
+    /// turn as long as any gets further.
     async fn run_again(&mut self, loaded: &mut Loaded) -> Result<()> {
         // Tables that were missing before the last attempt, by stream.
         let mut missing: HashMap<String, usize> = HashMap::new();

@@ -16,6 +16,7 @@ use std::collections::HashSet;
 
 use tokio_postgres::error::SqlState;
 
+use super::builds::TableName;
 use super::complaints::is_sql_error;
 use super::copy::copy_table;
 use super::pg_restore::{Restored, fetch_contents, run_stream};
@@ -124,9 +125,6 @@ async fn copy_each(
     }
     Ok(())
 }
-
-/// Schema and name.
-type TableName = (String, String);
 
 /// A stream's tables.
 struct Found {
