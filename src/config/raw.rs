@@ -141,6 +141,7 @@ fn site(walk: &mut Walk<'_>, table: &toml_edit::Table, path: &Path) -> Option<Co
     let s3 = matches!(&repository, Some(Repository { location: Location::S3 { .. }, .. }));
     let (_, jobs) =
         named(walk, &root, "backup", |walk, section, key| job(walk, section, key, &server_names, s3));
+    let restore_settings = restore::settings(walk, &root);
     let (redis_names, redis) = named(walk, &root, "redis", monitoring::redis);
     let exporter = walk.section(&root, "exporter").map(|section| monitoring::exporter(walk, &section));
     let known = Known { postgres: &server_names, redis: &redis_names, repository: has_repository };
@@ -153,7 +154,7 @@ fn site(walk: &mut Walk<'_>, table: &toml_edit::Table, path: &Path) -> Option<Co
         encryption: encryption?,
         postgres: servers,
         backup: jobs,
-        restore_settings: restore::settings(walk, &root),
+        restore_settings,
         redis,
         exporter: exporter.unwrap_or_default(),
         monitor: monitors,
