@@ -1,9 +1,11 @@
 //! Verdicts on standbys that are out of the ordinary: one that reads the archive, and two that nobody gave a
 //! name.
 
+use std::process::Stdio;
+
 use rustix::process::Signal;
 
-use crate::support::exporter::{Exporter, Scrape, postgres_monitor, site};
+use crate::support::exporter::{Exporter, Scrape, collected, postgres_monitor, site};
 use crate::support::postgres::{self, Options, SUPERUSER, Server, literal};
 use crate::support::processes::until;
 
@@ -96,4 +98,27 @@ fn two_standbys_of_one_name_are_judged_apart() {
     standbys[1].psql("postgres", "SELECT pg_wal_replay_resume()");
     standbys[1].catch_up(&primary);
     exporter.scrape_until("all is well again", |scrape| all(scrape) == [idle; 4]);
+}
+
+/// A standby that connects again has, for a moment, a connection without its slot beside a slot without a
+/// reader: the pair had two verdicts, and a standby appeared that never was.
+#[test]
+fn a_connection_that_has_not_asked_for_wal_yet_is_no_standby() {
+    let primary = postgres::default_server();
+    let conninfo = format!(
+        "host={} port={} user={SUPERUSER} dbname=postgres replication=1 application_name=visitor",
+        primary.socket_dir().display(),
+        primary.port
+    );
+    let mut visitor = primary.client("psql");
+    visitor.arg(conninfo).stdin(Stdio::piped()).stdout(Stdio::null());
+    let mut visitor = visitor.spawn().expect("start psql");
+    let there =
+        "SELECT count(*) FROM pg_stat_replication WHERE application_name = 'visitor' AND state = 'startup'";
+    until("it is connected", || primary.psql("postgres", there) == "1");
+    let scrape = collected(&site(primary));
+    assert_eq!(scrape.up("main"), Some(1.0));
+    assert!(!scrape.text.contains("visitor"), "{}", scrape.text);
+    drop(visitor.stdin.take());
+    assert!(visitor.wait().expect("wait").success());
 }

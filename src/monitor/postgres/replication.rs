@@ -22,7 +22,9 @@ pub(super) fn written(facts: &Facts) -> &'static str {
 
 /// A standby is called by its slot, and where it has none by its application name: two that share
 /// one (`walreceiver`) are told apart by their address. A physical slot without a reader is a standby
-/// that is away; a temporary one is that of a base backup, which comes and goes.
+/// that is away; a temporary one is that of a base backup, which comes and goes. A connection that has
+/// not asked for WAL yet (`startup`) is nobody: a standby that connects again would be two, itself by the
+/// name of its application and its slot without a reader.
 fn sql(facts: &Facts) -> Option<Sql> {
     let sql = Sql::template(
         "SELECT coalesce(s.slot_name::text, r.application_name) AS standby,
@@ -40,7 +42,9 @@ fn sql(facts: &Facts) -> Option<Sql> {
                 extract(epoch FROM r.replay_lag)::float8 AS replay_seconds
            FROM pg_stat_replication r
            FULL JOIN pg_replication_slots s ON s.active_pid = r.pid
-          WHERE NOT coalesce(s.temporary, false) AND (r.pid IS NOT NULL OR (s.slot_type = 'physical' AND NOT s.active))
+          WHERE NOT coalesce(s.temporary, false)
+            AND (r.pid IS NOT NULL OR (s.slot_type = 'physical' AND NOT s.active))
+            AND NOT (r.state IS NOT DISTINCT FROM 'startup' AND s.slot_name IS NULL)
           ORDER BY 1, 2",
         &[("now", written(facts).into())],
     );
