@@ -89,8 +89,15 @@ pub async fn preview(config: &Config, job: &BackupJob) -> Result<Preview> {
     let source = source::open(config, job).await?;
     let mut plans = Vec::new();
     for database in &source.databases {
-        let (plan, session) = source::preview(&source, database, job).await?;
+        let (mut plan, session) = source::preview(&source, database, job).await?;
         session.close().await;
+        // opsd's own session may get through where pg_dump does not.
+        source
+            .tools
+            .try_dump(&source.postgres.connection, database)
+            .await
+            .context(format!("database {database:?}"))?;
+        plan.preflights.push("pg_dump gets through".into());
         plans.push(plan);
     }
     if let Some(first) = plans.first_mut() {

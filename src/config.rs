@@ -195,6 +195,8 @@ pub struct Connection {
     pub passfile: Option<PathBuf>,
     /// Database.
     pub dbname: String,
+    /// Whether somebody wrote the database, so that it is no default.
+    pub names_dbname: bool,
     /// How TLS is negotiated.
     pub sslmode: SslMode,
     /// Whether somebody wrote the mode, so that it is no default.
@@ -275,6 +277,35 @@ pub struct BackupJob {
     pub retention: Option<Retention>,
     /// How rehearsals run.
     pub verify: Verify,
+}
+
+impl BackupJob {
+    /// A job that nothing is said of beside its name, as on a host that only restores.
+    pub fn named(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            postgres: String::new(),
+            databases: Databases::Url,
+            streams: 2,
+            // What level 1 saves in CPU time, and stores more than level 3, is in `benches/README.md`.
+            compression: 1,
+            part_size: 8 << 20,
+            large_table: 64 << 20,
+            exclude_table_data: Vec::new(),
+            include_extension_tables: Vec::new(),
+            // A backup of terabytes over a slow line takes days. One that takes a week does not end, and holds locks.
+            timeout: Duration::from_hours(7 * 24),
+            rpo: None,
+            retention: None,
+            verify: Verify {
+                scratch_dir: PathBuf::from("/var/tmp/opsd"),
+                scratch_user: None,
+                assert: Vec::new(),
+                // A database of terabytes comes back within a day; code in a dump that never ends would run for ever.
+                timeout: Duration::from_hours(24),
+            },
+        }
+    }
 }
 
 /// Which databases a job dumps.

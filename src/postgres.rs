@@ -11,6 +11,7 @@ pub mod libraries;
 pub mod limits;
 pub mod locale;
 pub mod messages;
+pub mod pattern;
 pub mod properties;
 mod require_auth;
 pub mod scratch;

@@ -27,6 +27,7 @@ mod rehearsal_server;
 pub mod rest;
 pub mod role_proof;
 pub mod roles;
+pub mod selection;
 pub mod subscriptions;
 pub mod swap;
 pub mod target;
@@ -37,6 +38,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use self::selection::Wanted;
 use crate::config::{Config, Connection, keys};
 use crate::error::{Error, Result};
 use crate::postgres::connect::{self, Session, error};
@@ -77,6 +79,8 @@ pub struct Target {
     pub settings: BTreeMap<String, String>,
     /// What is not restored.
     pub left_out: LeftOut,
+    /// The part of the set that is; absent where all of it is.
+    pub wanted: Option<Arc<Wanted>>,
 }
 
 /// What of a set is not restored, in the words of pg_restore's options.
@@ -115,6 +119,7 @@ impl Target {
             monetary: None, // a setting of the database
             settings: BTreeMap::new(),
             left_out: LeftOut::default(),
+            wanted: None,
         }
     }
 

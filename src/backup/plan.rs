@@ -17,6 +17,7 @@ use super::undumped::{self, Undumped};
 use crate::config::BackupJob;
 use crate::error::{Error, Result};
 use crate::postgres::limits::Capacity;
+use crate::postgres::pattern::matches_pattern;
 
 /// Large tables that get a stream of their own at the most: each is an argument of its pg_dump, and a command
 /// of `RESTORE.md`.
@@ -411,42 +412,6 @@ fn excluded_tables(inventory: &Inventory, patterns: &[String]) -> Result<HashSet
         }
     }
     Ok(excluded)
-}
-
-/// `schema.table`, or `table` in whatever schema. Names may hold dots, so each may be the one between.
-pub(super) fn matches_pattern(pattern: &str, schema: &str, name: &str) -> bool {
-    let mut splits = pattern.match_indices('.').peekable();
-    if splits.peek().is_none() {
-        return glob(pattern, name);
-    }
-    splits.any(|(dot, _)| glob(&pattern[..dot], schema) && glob(&pattern[dot + 1..], name))
-}
-
-/// `*` any run, `?` any character; everything else itself. When something does not fit, the last `*`
-/// takes one more character, so it is never worse than pattern times text.
-fn glob(pattern: &str, text: &str) -> bool {
-    let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
-    let (mut p, mut t) = (0, 0);
-    // Behind the last `*`, and how far it reaches.
-    let mut star = None;
-    while t < text.len() {
-        match pattern.get(p) {
-            Some('*') => {
-                p += 1;
-                star = Some((p, t));
-            }
-            Some(c) if *c == '?' || *c == text[t] => {
-                p += 1;
-                t += 1;
-            }
-            _ => {
-                let Some((behind, reach)) = star else { return false };
-                (p, t) = (behind, reach + 1);
-                star = Some((behind, reach + 1));
-            }
-        }
-    }
-    pattern[p..].iter().all(|c| *c == '*')
 }
 
 #[cfg(test)]

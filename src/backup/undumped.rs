@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 
-use super::plan::{list, matches_pattern};
+use super::plan::list;
 use crate::config::{BackupJob, Databases};
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::error;
 use crate::postgres::ident::Name;
+use crate::postgres::pattern::matches_pattern;
 use crate::postgres::sql::Sql;
 
 /// How long such a table may be locked by others, or be searched for rows that nobody makes again.

@@ -113,6 +113,26 @@ pub fn is_stdout_terminal() -> bool {
     io::stdout().is_terminal()
 }
 
+/// Whether there is a person who can be asked: one who sees the question and can type.
+pub fn can_ask() -> bool {
+    is_terminal() && io::stdin().is_terminal()
+}
+
+/// Asks, and waits for a line. Nobody waits for the thread that reads it: a signal ends the process without an answer.
+pub async fn ask(question: &str) -> io::Result<String> {
+    let mut stderr = io::stderr().lock();
+    write!(stderr, "{}", printable::line(question))?;
+    stderr.flush()?;
+    drop(stderr);
+    let (answered, answer) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        let read = io::stdin().read_line(&mut line);
+        let _ = answered.send(read.map(|_| line));
+    });
+    answer.await.unwrap_or_else(|_| Err(io::ErrorKind::UnexpectedEof.into()))
+}
+
 /// `1.2 GiB`.
 pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];

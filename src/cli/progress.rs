@@ -47,6 +47,21 @@ impl Bars {
             }
         })
     }
+
+    /// Clears the screen of them while somebody is asked something, or draws them again.
+    pub fn hide(&self, is_hidden: bool) {
+        let Some(lines) = &self.0 else { return };
+        let lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_hidden {
+            lines.phase.disable_steady_tick();
+            // A terminal that is gone shows nothing anyway.
+            let _ = lines.all.clear();
+            lines.all.set_draw_target(ProgressDrawTarget::hidden());
+        } else {
+            lines.all.set_draw_target(ProgressDrawTarget::stderr());
+            lines.phase.enable_steady_tick(TICK);
+        }
+    }
 }
 
 impl Drop for Bars {

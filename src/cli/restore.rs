@@ -1,22 +1,27 @@
 //! `opsd restore`: into a server that is there, or (`--verify`) into a scratch server, to prove it.
 
+mod contents;
+mod place;
+mod plan;
+
 use std::sync::Arc;
 
 use chrono::Utc;
 use serde::Serialize;
 
+use self::place::{approve, choose_database, target};
 use super::backup::select;
 use super::{Global, output, progress};
 use crate::config::libpq::Resolved;
-use crate::config::{BackupJob, Config, Connection};
+use crate::config::{BackupJob, Config};
 use crate::error::{Error, Kind, Result};
 use crate::postgres::tools;
-use crate::printable;
+use crate::restore::selection::Selection;
 use crate::restore::to::{self, Options, Report};
 use crate::restore::verify::{self, Rehearsal, Uncontained};
 use crate::restore::{self, LeftOut};
+use crate::set::archive::Section;
 use crate::set::catalog::{self, Selector, Use};
-use crate::set::manifest::{Database, Manifest};
 use crate::set::scope::Scope;
 use crate::set::verification::{self, Phases, Verdict};
 use crate::shutdown::Shutdown;
@@ -28,8 +33,10 @@ use crate::store::{self, Store};
     after_help = "Examples:\n  opsd restore --verify                rehearse the latest set of each job\n  \
     opsd restore db --to admin --replace put the latest set in the place of main's\n                                       \
     database, which is kept under another name\n  \
-    opsd restore db --to postgres://admin@host/app_test --create",
-    group = clap::ArgGroup::new("where").args(["to", "verify"]).required(true)
+    opsd restore db --to postgres://admin@host/app_test --create\n  \
+    opsd restore db --to admin --as rescue --table public.accounts\n                                       \
+    one table into a database beside the live one",
+    group = clap::ArgGroup::new("where").args(["to", "verify"])
 )]
 pub struct Args {
     /// Job whose set is restored; with --verify any number [default: all]
@@ -45,19 +52,42 @@ pub struct Args {
     /// The newest set whose data is not younger than this
     #[arg(long, value_name = "TIME", conflicts_with = "backup")]
     at: Option<String>,
-    /// Server from the configuration, or a URL without password
+    /// Server from the configuration, or a URL without password [default with
+    /// --as: the one that the job backs up]
     #[arg(long, value_name = "NAME|URL")]
     to: Option<String>,
-    /// Database of the set, where it holds several; also its name at the
-    /// target, unless the URL there names another
+    /// Database of the set, where it holds several
     #[arg(long, value_name = "NAME", conflicts_with = "verify")]
     database: Option<String>,
+    /// Database at the target, made if it is missing [default: the one that
+    /// the URL names, else called as in the set]
+    #[arg(long = "as", value_name = "NAME", conflicts_with = "verify")]
+    as_name: Option<String>,
     /// Make the database if it is missing
     #[arg(long, conflicts_with = "verify")]
     create: bool,
-    /// Put the restored database in the place of one that holds tables
+    /// Put the restored database in the place of one that holds tables; asks
+    /// for its name first
     #[arg(long, conflicts_with = "verify")]
     replace: bool,
+    /// Agree beforehand to what --replace would ask
+    #[arg(long, requires = "replace")]
+    yes: bool,
+    /// Restore this table, view or sequence with what belongs to it: NAME or
+    /// SCHEMA.NAME, where * and ? match anything. May be given several times
+    #[arg(long, value_name = "TABLE", conflicts_with_all = ["verify", "replace"])]
+    table: Vec<String>,
+    /// Restore what is in this schema. May be given several times
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["verify", "replace"])]
+    schema: Vec<String>,
+    /// Leave out this table, view or sequence and what needs it. May be given
+    /// several times
+    #[arg(long, value_name = "TABLE", conflicts_with_all = ["verify", "replace"])]
+    exclude: Vec<String>,
+    /// Restore this section: pre-data (definitions), data (rows) or post-data
+    /// (indexes, constraints). May be given several times
+    #[arg(long, value_name = "NAME", value_parser = section, conflicts_with_all = ["verify", "replace"])]
+    section: Vec<Section>,
     /// Make roles of the set that the server lacks
     #[arg(long, conflicts_with = "verify")]
     globals: bool,
@@ -70,6 +100,9 @@ pub struct Args {
     /// Leave out comments
     #[arg(long, conflicts_with = "verify")]
     no_comments: bool,
+    /// Look at everything that a restore needs, and change nothing
+    #[arg(long, conflicts_with = "verify")]
+    dry_run: bool,
     /// Streams and index builds at the same time [default: the job's streams]
     #[arg(long = "jobs", value_name = "N", conflicts_with = "verify")]
     jobs_at_once: Option<usize>,
@@ -79,6 +112,16 @@ pub struct Args {
     /// Print the result as one JSON document
     #[arg(long)]
     json: bool,
+}
+
+/// A section by pg_restore's name of it.
+fn section(name: &str) -> std::result::Result<Section, String> {
+    match name {
+        "pre-data" => Ok(Section::PreData),
+        "data" => Ok(Section::Data),
+        "post-data" => Ok(Section::PostData),
+        _ => Err("pre-data, data or post-data".into()),
+    }
 }
 
 #[derive(Serialize)]
@@ -152,13 +195,37 @@ pub async fn run(args: Args, config: &Config, global: &Global, shutdown: &Shutdo
     if args.verify {
         return run_verify(&args, config, &selector, global, shutdown).await;
     }
-    let job = match args.jobs.as_slice() {
-        [name] => select(config, std::slice::from_ref(name))?[0],
-        [] if config.backup.len() == 1 => select(config, &[])?[0],
-        _ => return Err(Error::usage("name one job to restore").with_hint("opsd restore JOB --to NAME|URL")),
-    };
+    if args.to.is_none() && args.as_name.is_none() {
+        return contents::show(&args, config, shutdown).await;
+    }
     let store = shutdown.guard(store::open(&config.repository)).await?;
+    let jobs = shutdown.guard(jobs(config, store.as_ref(), &args.jobs)).await?;
+    let [job] = jobs.as_slice() else {
+        return Err(Error::usage("name one job to restore").with_hint("opsd restore JOB --to NAME|URL"));
+    };
     run_to(&args, config, job, &selector, store, global, shutdown).await
+}
+
+/// The jobs of these names; all where none is named. A host that only restores has none in its configuration: there
+/// they are those that the repository holds sets of.
+async fn jobs(config: &Config, store: &dyn Store, names: &[String]) -> Result<Vec<BackupJob>> {
+    let all_known = names.iter().all(|name| config.backup.contains_key(name));
+    if all_known && !config.backup.is_empty() {
+        return Ok(select(config, names)?.into_iter().cloned().collect());
+    }
+    let held = catalog::jobs(store, &config.site).await?;
+    match names {
+        [] if held.is_empty() => {
+            Err(Error::new(format!("no set of site {:?} in {}", config.site, store.describe()))
+                .with_hint("`opsd restore` alone lists the sites and jobs that the repository holds"))
+        }
+        [] => Ok(held.keys().map(|name| BackupJob::named(name)).collect()),
+        // A name that the repository does not hold either is told when its sets are looked for.
+        names => Ok(names
+            .iter()
+            .map(|name| config.backup.get(name).cloned().unwrap_or_else(|| BackupJob::named(name)))
+            .collect()),
+    }
 }
 
 async fn run_verify(
@@ -168,11 +235,11 @@ async fn run_verify(
     global: &Global,
     shutdown: &Shutdown,
 ) -> Result<()> {
-    let jobs = select(config, &args.jobs)?;
     let store = shutdown.guard(store::open(&config.repository)).await?;
+    let jobs = shutdown.guard(jobs(config, store.as_ref(), &args.jobs)).await?;
     let mut results = Results { results: Vec::new() };
     let mut failures: Vec<(&str, Error)> = Vec::new();
-    for job in jobs {
+    for job in &jobs {
         let bars = progress::bars(global);
         let uncontained = if args.uncontained { Uncontained::Allowed } else { Uncontained::Refused };
         let work = verify::verify(config, job, selector, store.clone(), uncontained, bars.progress());
@@ -322,7 +389,7 @@ async fn run_to(
         output::note("WARNING: ", doubt);
     }
     let database = choose_database(&set.manifest, args.database.as_deref())?;
-    let (resolved, server) = target(args, config, database)?;
+    let (resolved, server) = target(args, config, job, database)?;
     let Resolved { connection, warnings, .. } = resolved;
     // A URL says nothing of programs: then those of the job's own server are at hand.
     let bin_dir = server.or(config.postgres.get(&job.postgres)).and_then(|s| s.bin_dir.as_deref());
@@ -336,7 +403,7 @@ async fn run_to(
         let options = Options {
             connection,
             tools,
-            create: args.create,
+            create: args.create || args.as_name.is_some(),
             replace: args.replace,
             globals: args.globals,
             jobs: args.jobs_at_once.unwrap_or(job.streams).max(1),
@@ -346,10 +413,24 @@ async fn run_to(
                 privileges: args.no_privileges,
                 comments: args.no_comments,
             },
+            selection: Selection {
+                sections: args.section.clone(),
+                schemas: args.schema.clone(),
+                tables: args.table.clone(),
+                excluded: args.exclude.clone(),
+            },
         };
         let bars = progress::bars(global);
         let origin = restore::origin(store, &set.manifest, identities, bars.progress());
-        let mut report = to::restore(&origin, &set.manifest, database, &options, shutdown).await?;
+        if args.dry_run {
+            let preview = shutdown.guard(to::preview(&origin, &set.manifest, database, &options)).await?;
+            drop(bars);
+            return plan::print(args, &job.name, &set.manifest.id, &options.connection, preview);
+        }
+        let agreed =
+            async |replaced: &_| approve(args, global, &bars, (&set.manifest.id, database), replaced).await;
+        let restored = to::restore(&origin, &set.manifest, database, &options, agreed, shutdown);
+        let mut report = restored.await?;
         drop(bars);
         let failure = incomplete(&options.connection.dbname, &report);
         if args.json {
@@ -393,63 +474,6 @@ fn incomplete(wanted: &str, report: &Report) -> Option<Error> {
     }
     let hint = format!("{}; {}", restore::swap::by_hand(wanted, made), restore::complaints::HINT);
     Some(Error::new(what).context(format!("database {wanted:?} is as it was")).with_hint(hint))
-}
-
-/// The database that is meant. The only one that a set holds is meant only if nothing else belongs into it.
-fn choose_database<'m>(manifest: &'m Manifest, wanted: Option<&str>) -> Result<&'m Database> {
-    let databases = manifest.databases.as_slice();
-    let names = || databases.iter().map(|d| d.name.as_str()).collect::<Vec<_>>().join(", ");
-    if let Some(lacking) = manifest.lacking.iter().find(|l| Some(l.name.as_str()) == wanted) {
-        return Err(Error::new(printable::line(&lacking.why).into_owned())
-            .context(format!("the set lacks database {:?}, which could not be dumped", lacking.name))
-            .with_hint("`opsd backups list` shows the sets before it"));
-    }
-    match (wanted, databases) {
-        (None, [only]) if manifest.lacking.is_empty() => Ok(only),
-        (None, [only]) => {
-            Err(Error::usage(format!("the set holds {} alone, of several databases", only.name))
-                .with_hint(format!("--database {}, if that is meant", only.name)))
-        }
-        (None, _) => Err(Error::usage(format!("the set holds several databases: {}", names()))
-            .with_hint("choose one with --database")),
-        (Some(name), all) => all.iter().find(|d| d.name == name).ok_or_else(|| {
-            Error::usage(format!("the set holds no database {}", printable::word(name))).with_hint(format!(
-                "it holds {}; the name that it is restored under stands in the URL: --to postgres://…/NAME",
-                names()
-            ))
-        }),
-    }
-}
-
-/// The server that is meant, and the database there: the one that a URL names, else one called as in
-/// the set. libpq's own default, the role's name, would be a surprise.
-fn target<'c>(
-    args: &Args,
-    config: &'c Config,
-    database: &Database,
-) -> Result<(Resolved, Option<&'c crate::config::Postgres>)> {
-    let to = args.to.as_deref().unwrap_or_default();
-    if let Some(server) = config.postgres.get(to) {
-        let connection = Connection { dbname: database.name.clone(), ..server.connection.clone() };
-        // Its warnings are those of the configuration.
-        let resolved = Resolved { connection, warnings: Vec::new(), password_in_dsn: false };
-        return Ok((resolved, Some(server)));
-    }
-    if Connection::looks_like_dsn(to) {
-        let mut resolved = Connection::from_arg(to)?;
-        if !Connection::names_database(to) {
-            resolved.connection.dbname.clone_from(&database.name);
-        }
-        return Ok((resolved, None));
-    }
-    let known: Vec<&str> = config.postgres.keys().map(String::as_str).collect();
-    let hint = match known.as_slice() {
-        [] => format!("{} has no [postgres.NAME]: give a URL, as in postgres://…", config.path.display()),
-        known => format!("servers in {}: {}", config.path.display(), known.join(", ")),
-    };
-    let shown = printable::word(to);
-    Err(Error::usage(format!("--to {shown} is neither a postgres:// URL nor a [postgres.NAME]"))
-        .with_hint(hint))
 }
 
 fn print(

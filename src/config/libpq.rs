@@ -151,11 +151,6 @@ impl Connection {
         dsn::is_url(text) || text.contains('=')
     }
 
-    /// Whether a connection string says which database; libpq would otherwise take the role's name.
-    pub fn names_database(text: &str) -> bool {
-        dsn::parse(text, &mut Vec::new()).get("dbname").is_some_and(|name| !name.is_empty())
-    }
-
     /// The connection as a URL without anything secret, `postgres://user@host:5432/db`.
     pub fn describe(&self) -> String {
         const KEPT: &AsciiSet =
@@ -371,6 +366,7 @@ fn build(
         passfile,
         dbname,
         sslmode,
+        names_dbname: get("dbname").is_some(),
         names_sslmode: get("sslmode").is_some(),
         require_auth,
         channel_binding: channel_binding.unwrap_or(ChannelBinding::Prefer),

@@ -19,9 +19,6 @@ use super::{
 use crate::error::Error;
 use crate::regular_file;
 
-/// zstd level. What level 1 saves in CPU time, and stores more than level 3, is in `benches/README.md`.
-const COMPRESSION: i64 = 1;
-
 /// S3's bounds on the parts of a multipart upload (the last one may be smaller).
 const S3_PART_MIN: u64 = 5 * MIB;
 /// The largest part S3 takes.
@@ -437,9 +434,10 @@ fn job(
             None
         }
     };
-    let streams = walk.integer(section, "streams", 1..=STREAMS_MAX).unwrap_or(2);
-    let compression = walk.integer(section, "compression", 1..=22).unwrap_or(COMPRESSION);
-    let mut part_size = 8 * MIB;
+    let default = BackupJob::named(name);
+    let streams = walk.integer(section, "streams", 1..=STREAMS_MAX).unwrap_or(default.streams as i64);
+    let compression = walk.integer(section, "compression", 1..=22);
+    let mut part_size = default.part_size;
     if let Some((place, size)) = walk.size(section, "part_size") {
         if size == 0 {
             walk.mistake(&place, "must be more than nothing", "as in \"8MiB\"");
@@ -459,10 +457,10 @@ fn job(
         }
         part_size = size;
     }
-    let large_table = walk.size(section, "large_table").map_or(64 * MIB, |(_, size)| size);
+    let large_table = walk.size(section, "large_table").map_or(default.large_table, |(_, size)| size);
     let exclude_table_data = walk.table_patterns(section, "exclude_table_data");
     let include_extension_tables = walk.table_patterns(section, "include_extension_tables");
-    let timeout = timeout(walk, section, BACKUP_TIMEOUT, "a backup");
+    let timeout = timeout(walk, section, default.timeout, "a backup");
     let rpo = walk.duration(section, "rpo").and_then(|(place, duration)| {
         if duration.is_zero() {
             walk.mistake(&place, "must be more than nothing", "as in \"24h\"");
@@ -470,14 +468,14 @@ fn job(
         Some(duration).filter(|d| !d.is_zero())
     });
     let retention = walk.section(section, "retention").map(|s| retention(walk, &s));
-    let verify = verify(walk, section);
+    let verify = verify(walk, section, default.verify);
     let (postgres, databases) = source?;
     Some(BackupJob {
         name: name.into(),
         postgres,
         databases,
         streams: usize::try_from(streams).unwrap_or(1),
-        compression: i32::try_from(compression).unwrap_or(1),
+        compression: compression.and_then(|n| i32::try_from(n).ok()).unwrap_or(default.compression),
         part_size,
         large_table,
         exclude_table_data,
@@ -550,21 +548,10 @@ fn retention(walk: &mut Walk<'_>, section: &Section<'_>) -> Retention {
     retention
 }
 
-/// A backup of terabytes over a slow line takes days. One that takes a week does not end, and holds locks.
-const BACKUP_TIMEOUT: Duration = Duration::from_hours(7 * 24);
-/// A database of terabytes comes back within a day; code in a dump that never ends would run for ever.
-const REHEARSAL_TIMEOUT: Duration = Duration::from_hours(24);
-
-fn verify(walk: &mut Walk<'_>, job: &Section<'_>) -> Verify {
-    let mut verify = Verify {
-        scratch_dir: PathBuf::from("/var/tmp/opsd"),
-        scratch_user: None,
-        assert: Vec::new(),
-        timeout: REHEARSAL_TIMEOUT,
-    };
+fn verify(walk: &mut Walk<'_>, job: &Section<'_>, mut verify: Verify) -> Verify {
     let Some(section) = walk.section(job, "verify") else { return verify };
     walk.only(&section, &["scratch_dir", "scratch_user", "assert", "timeout"]);
-    verify.timeout = timeout(walk, &section, REHEARSAL_TIMEOUT, "a rehearsal");
+    verify.timeout = timeout(walk, &section, verify.timeout, "a rehearsal");
     if let Some((_, dir)) = walk.path(&section, "scratch_dir") {
         verify.scratch_dir = dir;
     }

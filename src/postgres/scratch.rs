@@ -314,6 +314,7 @@ impl Scratch {
             passfile: None,
             dbname: dbname.to_owned(),
             sslmode: SslMode::Disable,
+            names_dbname: true,
             names_sslmode: false,
             require_auth: None,
             channel_binding: ChannelBinding::Prefer,

@@ -14,13 +14,16 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
+use super::messages::explain_dump;
 use super::settings;
 use crate::config::{Connection, SslMode, path};
 use crate::error::{Context, Error, Result};
-use crate::{process, regular_file};
+use crate::{printable, process, regular_file};
 
 /// A tool says its version at once, unless it is behind a container client that hangs.
 const VERSION_BOUND: Duration = Duration::from_secs(30);
+/// How long pg_dump may take to connect and to read the catalogue. With a million tables that is minutes.
+const TRY_BOUND: Duration = Duration::from_secs(600);
 
 /// Where packages put the tools besides PATH; `*` stands for one directory.
 const USUAL_PLACES: &[&str] = &["/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/usr/local/pgsql*/bin"];
@@ -212,6 +215,26 @@ impl Tools {
         application_name: &str,
     ) -> Result<Command> {
         self.bare(tool, &child_env(connection, self.server_major, dbname, application_name))
+    }
+
+    /// Whether pg_dump gets through to a database, in the way that a backup will ask it to. Nothing is dumped.
+    pub async fn try_dump(&self, connection: &Connection, dbname: &str) -> Result<()> {
+        let mut command = self.command("pg_dump", connection, dbname, "opsd backup")?;
+        command.args(["--no-password", "--schema-only", "--exclude-schema=*"]);
+        let (exit, _) = process::run("pg_dump", command, TRY_BOUND).await?;
+        exit.check().map_err(|error| self.explain_prefix(explain_dump(error), connection))
+    }
+
+    /// Adds to an error of a tool that is started behind a prefix what is often wrong there.
+    pub fn explain_prefix(&self, error: Error, connection: &Connection) -> Error {
+        let Some(program) = self.prefix.first() else { return error };
+        let hosts: Vec<&str> = connection.hosts.iter().map(|(host, _)| host.as_str()).collect();
+        error.with_hint(format!(
+            "opsd connects from here, and this program from where tool_prefix ({} …) starts it: host {} must mean the \
+             same server there, on the same port",
+            printable::word(program),
+            hosts.join(", ")
+        ))
     }
 
     /// What an operator should know before a password is given to tools whose libpq sends it in whatever way it
@@ -470,6 +493,7 @@ mod tests {
             passfile: None,
             dbname: "db".into(),
             sslmode: SslMode::Prefer,
+            names_dbname: true,
             names_sslmode: false,
             require_auth: None,
             channel_binding: ChannelBinding::Prefer,

@@ -69,7 +69,8 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
         // None at all: an archive version that the parser does not know.
         let is_known = loaded.warnings.is_empty() && !entries.is_empty();
         let arguments: &[&str] = if is_known { &[] } else { &[NO_TABLESPACES] };
-        let restored = run_stream(origin, database, full, target, arguments, Vec::new(), true).await?;
+        let without = target.wanted.as_ref().map(|wanted| wanted.without(&entries)).unwrap_or_default();
+        let restored = run_stream(origin, database, full, target, arguments, without, true).await?;
         loaded.schema = restored.entries;
         loaded.warnings.extend(restored.warnings);
         let is_of_rows = |c: &Complaint| {
@@ -81,8 +82,10 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
         loaded.failed = failed;
         if let Some(extra) = stream(EXTENSION_TABLES) {
             let may_bundle = !loaded.warnings.iter().any(|warning| warning == HARMLESS_TIMEOUT);
-            let (_, said) = load_stream(origin, database, extra, target, may_bundle).await?;
-            loaded.add_warnings(said);
+            if let Some(without) = unwanted(origin, extra, target).await? {
+                let (_, said) = load_stream(origin, database, extra, target, may_bundle, without).await?;
+                loaded.add_warnings(said);
+            }
         }
         loaded.seconds.push(("data", begun.elapsed().as_secs_f64()));
         return Ok(loaded);
@@ -95,20 +98,36 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
     };
 
     (origin.progress)(Event::Phase(format!("{}: schema", database.name)));
-    let (archive, entries) = fetch_schema(origin, schema).await?;
+    let (archive, mut entries) = fetch_schema(origin, schema).await?;
+    if let Some(wanted) = &target.wanted {
+        entries.clone_from(&wanted.entries);
+    }
     let entries = Arc::new(entries);
     loaded.warnings.extend(no_tablespaces(&entries, target));
     let schema_args: &'static [&'static str] =
         if loaded.warnings.is_empty() { &[] } else { &[NO_TABLESPACES] };
-    let (said, failed) = run_before_rows(target, &archive, &entries, schema_args).await?;
-    loaded.add_warnings(said);
-    loaded.failed = failed;
+    let later: HashSet<i32> = after_rows(&entries).map(|e| e.dump_id).collect();
+    let before: HashSet<i32> = entries.iter().map(|e| e.dump_id).filter(|id| !later.contains(id)).collect();
+    let part = match &target.wanted {
+        None => Part::Section("pre-data"),
+        Some(_) => Part::Entries(&before),
+    };
+    if !before.is_empty() {
+        let (said, failed) = run_before_rows(target, &archive, &entries, part, schema_args).await?;
+        loaded.add_warnings(said);
+        loaded.failed = failed;
+    }
     lap(&mut loaded, "schema");
 
     (origin.progress)(Event::Phase(format!("{}: rows", database.name)));
     // --single-transaction and --transaction-size also end at the first error, and on an older server
     // pg_restore 17 begins with one.
     let may_bundle = !loaded.warnings.iter().any(|warning| warning == HARMLESS_TIMEOUT);
+    let mut without = HashMap::new();
+    for stream in database.streams.iter().filter(|s| s.name != "schema") {
+        let unwanted = unwanted(origin, stream, target).await?;
+        without.extend(unwanted.map(|entries| (stream.name.clone(), entries)));
+    }
     let mut rows = Rows {
         origin,
         database,
@@ -117,6 +136,7 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
         entries: entries.clone(),
         schema_args,
         may_bundle,
+        without,
         builds: Builds::new(&entries),
         built: HashSet::new(),
         again: Vec::new(),
@@ -125,8 +145,7 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
     lap(&mut loaded, "data");
 
     (origin.progress)(Event::Phase(format!("{}: indexes and constraints", database.name)));
-    let mut left: HashSet<i32> =
-        after_rows(&entries).map(|e| e.dump_id).filter(|id| !rows.built.contains(id)).collect();
+    let mut left: HashSet<i32> = later.into_iter().filter(|id| !rows.built.contains(id)).collect();
     let take = |left: &mut HashSet<i32>, is_wanted: &dyn Fn(&Entry) -> bool| -> HashSet<i32> {
         entries.iter().filter(|e| is_wanted(e)).map(|e| e.dump_id).filter(|id| left.remove(id)).collect()
     };
@@ -221,7 +240,7 @@ pub async fn load_schema(origin: &Origin, database: &Database, target: &Target) 
     let stream = |name: &str| database.streams.iter().find(|s| s.name == name);
     if let Some(full) = stream("full") {
         let sections = ["--section=pre-data", "--section=post-data", NO_TABLESPACES];
-        run_stream(origin, database, full, target, &sections, Vec::new(), false).await?;
+        run_stream(origin, database, full, target, &sections, HashSet::new(), false).await?;
         return Ok(());
     }
     let schema = stream("schema").ok_or_else(|| Error::differs("the set has no schema stream"))?;
@@ -263,6 +282,8 @@ struct Rows<'a> {
     schema_args: &'static [&'static str],
     /// Whether pg_restore may put several statements into a transaction.
     may_bundle: bool,
+    /// The streams that are loaded, by name, and which entries of their archives are not.
+    without: HashMap<String, HashSet<i32>>,
     /// What can be built before all rows are in.
     builds: Builds,
     /// Entries after the rows that are restored already.
@@ -287,7 +308,8 @@ enum Done {
 
 impl Rows<'_> {
     async fn load(&mut self, loaded: &mut Loaded) -> Result<()> {
-        let mut streams: Vec<&Stream> = self.database.streams.iter().filter(|s| s.name != "schema").collect();
+        let is_wanted = |s: &&Stream| self.without.contains_key(&s.name);
+        let mut streams: Vec<&Stream> = self.database.streams.iter().filter(is_wanted).collect();
         streams.sort_by_key(|s| std::cmp::Reverse(s.plain_size));
         let mut streams: VecDeque<Stream> = streams.into_iter().cloned().collect();
         let mut running = tokio::task::JoinSet::new();
@@ -382,10 +404,12 @@ impl Rows<'_> {
 
     async fn try_again(&self, stream: &Stream, error: Error) -> Attempt {
         let (origin, database, target) = (self.origin, self.database, self.target);
+        let without = self.without.get(&stream.name).cloned().unwrap_or_default();
         if stream.name == "data-rest" {
             match rest::entries(origin, stream, target).await {
                 Ok(Some(entries)) => {
-                    return rest::load_rest(origin, database, stream, &entries, target, error).await;
+                    return rest::load_rest(origin, database, stream, (entries, without), target, error)
+                        .await;
                 }
                 Ok(None) if self.may_bundle && stream.is_one_transaction() => {}
                 // Some of its transactions may have been committed.
@@ -393,7 +417,7 @@ impl Rows<'_> {
                 Err(why) => return Attempt { left: 1, result: Err(rest::unless_refused(why, error)) },
             }
         }
-        let loaded = load_stream(origin, database, stream, target, self.may_bundle).await;
+        let loaded = load_stream(origin, database, stream, target, self.may_bundle, without).await;
         Attempt { left: 1, result: loaded.map(|(_, said)| said) }
     }
 
@@ -402,10 +426,14 @@ impl Rows<'_> {
         let (origin, database, target) = (self.origin.clone(), self.database.clone(), self.target.clone());
         let (archive, entries) = (self.archive.clone(), self.entries.clone());
         let (schema_args, may_bundle) = (self.schema_args, self.may_bundle);
+        let without = match &work {
+            Work::Stream(stream) => self.without.get(&stream.name).cloned().unwrap_or_default(),
+            Work::Build(_) => HashSet::new(),
+        };
         async move {
             match work {
                 Work::Stream(stream) => {
-                    let result = load_stream(&origin, &database, &stream, &target, may_bundle).await;
+                    let result = load_stream(&origin, &database, &stream, &target, may_bundle, without).await;
                     Done::Stream(stream, result)
                 }
                 Work::Build(build) => {
@@ -432,13 +460,29 @@ fn built(mut ids: HashSet<i32>, failed: &[Complaint]) -> HashSet<i32> {
     ids
 }
 
-/// One stream: a large table by ourselves, everything else with pg_restore.
+/// Which entries of a stream are not restored; `None` where none of its rows is.
+async fn unwanted(origin: &Origin, stream: &Stream, target: &Target) -> Result<Option<HashSet<i32>>> {
+    match &target.wanted {
+        None => Ok(Some(HashSet::new())),
+        Some(wanted) if !wanted.with_rows => Ok(None),
+        Some(wanted) => {
+            let entries = fetch_contents(origin, stream).await?;
+            let unwanted = wanted.unwanted_rows(&entries);
+            let holds_any =
+                entries.iter().any(|e| e.section == Section::Data && !unwanted.contains(&e.dump_id));
+            Ok(holds_any.then_some(unwanted))
+        }
+    }
+}
+
+/// One stream, but for the entries `without`: a large table by ourselves, everything else with pg_restore.
 async fn load_stream(
     origin: &Origin,
     database: &Database,
     stream: &Stream,
     target: &Target,
     may_bundle: bool,
+    without: HashSet<i32>,
 ) -> Result<(Option<Entry>, Vec<String>)> {
     if stream.name != "data-rest"
         && stream.name != EXTENSION_TABLES
@@ -448,7 +492,7 @@ async fn load_stream(
     }
     let arguments = data_arguments(stream, target, may_bundle);
     let Restored { warnings, .. } =
-        run_stream(origin, database, stream, target, &arguments, Vec::new(), false).await?;
+        run_stream(origin, database, stream, target, &arguments, without, false).await?;
     Ok((None, warnings))
 }
 

@@ -9,26 +9,33 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
+use chrono::Utc;
 use tokio::process::Command;
 
 use super::complaints::{Complaint, Fault, judge, judge_after_rows, judge_all};
 use super::{Origin, Target};
+use crate::config::Connection;
 use crate::config::libpq::dbname_argument;
 use crate::error::{Context, Error, Result};
 use crate::postgres::settings;
+use crate::postgres::tools::Tools;
 use crate::process::{self, Exit, Input, Output};
 use crate::progress::Event;
 use crate::set::archive::parser::Parser;
 use crate::set::archive::select::{rewrite, select};
 use crate::set::archive::split::{Piece, Splitter, To};
-use crate::set::archive::{Entry, Section};
+use crate::set::archive::{Entry, Section, write};
 use crate::set::fingerprint::RowSecret;
 use crate::set::manifest::{Database, Stream};
 use crate::set::seal::{Unsealed, cause, read_stream};
 
 /// Bytes moved at a time towards pg_restore.
 const COPY_SIZE: usize = 256 << 10;
+
+/// How long pg_restore may take to connect, and to do nothing.
+const TRY_BOUND: Duration = Duration::from_secs(60);
 
 /// What pg_restore made of a stream.
 #[derive(Debug, Default)]
@@ -41,7 +48,7 @@ pub struct Restored {
     pub failed: Vec<Complaint>,
 }
 
-/// Feeds one stream to a pg_restore's stdin, but for the rows of the tables `without`. Where its entries are
+/// Feeds one stream to a pg_restore's stdin, but for the entries `without`, by dump id. Where its entries are
 /// asked for, what the server refuses is no error, and told.
 pub async fn run_stream(
     origin: &Origin,
@@ -49,7 +56,7 @@ pub async fn run_stream(
     stream: &Stream,
     target: &Target,
     arguments: &[impl AsRef<OsStr>],
-    without: Vec<(String, String)>,
+    without: HashSet<i32>,
     keep_entries: bool,
 ) -> Result<Restored> {
     let name = format!("{}/{}", database.name, stream.name);
@@ -63,7 +70,7 @@ pub async fn run_stream(
     let (progress, shown) = (origin.progress.clone(), name.clone());
     let fed = tokio::task::spawn_blocking(move || {
         let mut parser = keep_entries.then(|| Parser::new(&RowSecret::generate(), true));
-        let mut splitter = Splitter::new(without, true);
+        let mut splitter = Splitter::without(without);
         let mut buffer = vec![0; COPY_SIZE];
         let mut feed = || -> Result<bool> {
             loop {
@@ -246,13 +253,12 @@ pub async fn run_before_rows(
     target: &Target,
     archive: &File,
     entries: &[Entry],
+    part: Part<'_>,
     arguments: &[&str],
 ) -> Result<(Vec<String>, Vec<Complaint>)> {
-    let part = Part::Section("pre-data");
-    let what = part.name();
     let exit = restore_part(target, archive, part, 1, arguments).await?;
     let may_fail = |failed: &[Complaint]| failed.iter().all(|c| c.fault != Fault::Trouble);
-    let (warnings, mut failed) = judge_all(&exit, entries, may_fail).context(what)?;
+    let (warnings, mut failed) = judge_all(&exit, entries, may_fail).context("pre-data")?;
     if failed.iter().any(|c| c.fault == Fault::Elsewhere) {
         failed.iter_mut().for_each(|c| c.fault = Fault::Elsewhere);
     }
@@ -307,6 +313,19 @@ async fn restore_part(
     };
     let exit = child.wait().await?;
     Ok(exit)
+}
+
+/// Whether pg_restore gets through to a database, in the way that a restore will ask it to: it restores an archive of
+/// nothing.
+pub async fn try_connection(tools: &Tools, connection: &Connection, dbname: &str) -> Result<()> {
+    let mut command = tools.command("pg_restore", connection, dbname, "opsd restore")?;
+    command.arg(format!("--dbname={}", dbname_argument(dbname))).arg("--no-password");
+    let nothing = in_file(&write::contents("", Utc::now(), &[]))?;
+    let mut child = process::spawn("pg_restore", command, Input::File(nothing), Output::Null)?;
+    let exit = tokio::time::timeout(TRY_BOUND, child.wait()).await;
+    let exit = exit
+        .map_err(|_| Error::new(format!("pg_restore did not connect within {} s", TRY_BOUND.as_secs())))??;
+    exit.check().map_err(|error| tools.explain_prefix(error, connection))
 }
 
 fn in_file(archive: &[u8]) -> Result<File> {

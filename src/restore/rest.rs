@@ -69,24 +69,27 @@ pub async fn entries(origin: &Origin, stream: &Stream, target: &Target) -> Resul
     Ok((!entries.is_empty()).then_some(entries))
 }
 
-/// Restores what is not there yet of these entries, after this error. A table whose rows are refused does not keep the
-/// others out.
+/// Restores what is not there yet of these entries, but for those of the second value, after this error. A table whose
+/// rows are refused does not keep the others out.
 pub async fn load_rest(
     origin: &Origin,
     database: &Database,
     stream: &Stream,
-    entries: &[Entry],
+    (mut entries, without): (Vec<Entry>, HashSet<i32>),
     target: &Target,
     before: Error,
 ) -> Attempt {
+    entries.retain(|entry| !without.contains(&entry.dump_id));
+    let entries = entries.as_slice();
     let prepared = async {
         remove_large_objects(target, entries).await?;
         look(target, entries).await
     };
-    let Found { there, left } = match prepared.await {
+    let Found { mut there, left } = match prepared.await {
         Ok(prepared) => prepared,
         Err(why) => return Attempt { left: usize::MAX, result: Err(unless_refused(why, before)) },
     };
+    there.extend(without);
     let arguments = ["--section=data"];
     let mut result = run_stream(origin, database, stream, target, &arguments, there, false)
         .await
@@ -128,8 +131,8 @@ async fn copy_each(
 
 /// A stream's tables.
 struct Found {
-    /// Those that have rows.
-    there: Vec<TableName>,
+    /// Entries of those that have rows.
+    there: HashSet<i32>,
     /// Those that have none.
     left: Vec<TableName>,
 }
@@ -159,11 +162,13 @@ async fn remove_large_objects(target: &Target, entries: &[Entry]) -> Result<()> 
 }
 
 async fn what_is_there(session: &Session, entries: &[Entry]) -> Result<Found> {
-    let mut found = Found { there: Vec::new(), left: Vec::new() };
+    let mut found = Found { there: HashSet::new(), left: Vec::new() };
     for entry in entries.iter().filter(|e| e.desc == "TABLE DATA") {
-        let has_rows = has_rows(session, entry).await?;
-        let list = if has_rows { &mut found.there } else { &mut found.left };
-        list.push((entry.namespace.clone(), entry.tag.clone()));
+        if has_rows(session, entry).await? {
+            found.there.insert(entry.dump_id);
+        } else {
+            found.left.push((entry.namespace.clone(), entry.tag.clone()));
+        }
     }
     Ok(found)
 }

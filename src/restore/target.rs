@@ -6,13 +6,66 @@
 //! enough for most of them; those that always fire have a setting of their own from 17 on. Before that they fire in a
 //! rehearsal and in a restore alike.
 
+use chrono::{DateTime, Utc};
+
+use super::selection::Wanted;
 use super::to::{Options, connect_admin};
-use crate::error::{Error, Result};
-use crate::postgres::connect::error;
-use crate::set::manifest::Manifest;
+use crate::config::Connection;
+use crate::error::{Context, Error, Result};
+use crate::postgres::connect::{Session, connect, error};
+use crate::postgres::limits;
+use crate::postgres::sql::Sql;
+use crate::set::manifest::{Database, Manifest, Stream, TRANSACTION_SIZE};
 
 /// What turns event triggers off, and the first major that has it.
 const NO_EVENT_TRIGGERS: (u32, &str) = (17, "-c event_triggers=off");
+
+/// A database that a restored one takes the place of, as a person would know it.
+#[derive(Debug, Clone)]
+pub struct Replaced {
+    /// The server and the database, as a URL without a password.
+    pub url: String,
+    /// The database.
+    pub name: String,
+    /// Bytes; absent where our role may not see that.
+    pub size: Option<u64>,
+    /// Tables, views, sequences and large objects.
+    pub objects: u64,
+    /// Sessions that use it.
+    pub sessions: u64,
+    /// When it was made; only superusers and members of pg_read_server_files see that.
+    pub made: Option<DateTime<Utc>>,
+}
+
+/// What of a database a person would know it by.
+pub async fn describe(admin: &Session, connection: &Connection, objects: u64) -> Result<Replaced> {
+    let name = &connection.dbname;
+    let sessions = admin
+        .client
+        .query_one("SELECT count(*) FROM pg_stat_activity WHERE datname = $1", &[name])
+        .await
+        .map_err(error)
+        .context("cannot count the sessions of the database")?;
+    // The server refuses either of these to roles that may nevertheless restore.
+    let size = admin.client.query_one("SELECT pg_database_size($1::text::name)", &[name]).await;
+    // The file is written once, with the database.
+    let made = admin
+        .client
+        .query_one(
+            "SELECT extract(epoch FROM (pg_stat_file('base/' || oid || '/PG_VERSION')).modification)::int8
+               FROM pg_database WHERE datname = $1",
+            &[name],
+        )
+        .await;
+    Ok(Replaced {
+        url: connection.describe(),
+        name: name.clone(),
+        size: size.ok().and_then(|row| u64::try_from(row.get::<_, i64>(0)).ok()),
+        objects,
+        sessions: u64::try_from(sessions.get::<_, i64>(0)).unwrap_or(0),
+        made: made.ok().and_then(|row| DateTime::from_timestamp(row.try_get(0).ok()?, 0)),
+    })
+}
 
 /// The same options with a connection for whose sessions no event trigger fires, where our role may have that; and
 /// what the operator should know.
@@ -44,4 +97,98 @@ pub async fn look(options: &Options, manifest: &Manifest) -> Result<(Options, Ve
     });
     admin.close().await;
     Ok((options, newer.into_iter().collect()))
+}
+
+/// A database that was made by somebody else: rows may only go in where the server looks at every byte.
+/// Where one side is SQL_ASCII, it does not.
+pub async fn check_encoding(
+    session: &Session,
+    name: &str,
+    encoding: &str,
+    database: &Database,
+) -> Result<Option<String>> {
+    let wanted = &database.locale.encoding;
+    if encoding == wanted {
+        return Ok(None);
+    }
+    let converts = session
+        .client
+        .query_opt(
+            "SELECT FROM pg_conversion WHERE condefault AND conforencoding = pg_char_to_encoding($1::text::name)
+                AND contoencoding = pg_char_to_encoding($2::text::name) LIMIT 1",
+            &[wanted, &encoding],
+        )
+        .await
+        .map_err(error)
+        .context("cannot see what the server converts")?;
+    if converts.is_some() && ![encoding, wanted].contains(&"SQL_ASCII") {
+        return Ok(Some(format!(
+            "the set is in {wanted}, the database in {encoding}: the server converted what it has"
+        )));
+    }
+    Err(Error::new(format!(
+        "database {name:?} is in {encoding}, the set in {wanted}, and the server does not convert one to the other"
+    ))
+    .with_hint(format!("name a database that is not there and say --create, or make an empty one in {wanted}")))
+}
+
+/// How many tables, views, sequences and large objects a database holds.
+pub async fn count_objects(connection: &Connection) -> Result<u64> {
+    let session = connect(connection, None, "opsd restore").await?;
+    let row = session
+        .client
+        .query_one(
+            "SELECT (SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                      WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+                        AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'))
+                  + (SELECT count(*) FROM pg_largeobject_metadata)",
+            &[],
+        )
+        .await
+        .map_err(error)
+        .context("cannot see what the database holds")?;
+    session.close().await;
+    Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
+}
+
+/// An error if a table that is to be filled holds rows already: they would be mixed with the set's.
+pub async fn check_no_rows(connection: &Connection, wanted: &Wanted) -> Result<()> {
+    let session = connect(connection, None, "opsd restore").await?;
+    for (schema, table) in &wanted.tables {
+        let any = Sql::new("SELECT EXISTS (SELECT FROM ONLY ").qualified(schema, table).then(")");
+        let row = any.query_one(&session.client).await.map_err(error);
+        let row = row.with_context(|| format!("cannot see whether table {schema}.{table} is empty"))?;
+        if row.get(0) {
+            return Err(Error::new(format!("table {schema}.{table} holds rows already"))
+                .with_hint("TRUNCATE it, or restore into a new database"));
+        }
+    }
+    session.close().await;
+    Ok(())
+}
+
+/// Whether the server's lock table, which its applications share, has room for the transactions that load the
+/// set. Else they would end after hours.
+pub async fn room_for_locks(admin: &Session, database: &Database, jobs: usize) -> Result<()> {
+    let needed = locks_of_load(&database.streams, jobs);
+    let capacity = limits::capacity(&admin.client, admin.major()).await?;
+    if needed <= capacity.free_locks {
+        return Ok(());
+    }
+    Err(Error::new(format!(
+        "loading takes up to {needed} locks at a time, and the server has room for {} ({} in all)",
+        capacity.free_locks, capacity.locks
+    ))
+    .with_hint("raise max_locks_per_transaction and restart PostgreSQL, or restore with --jobs 1"))
+}
+
+/// Locks of as many transactions as run at a time, at the most.
+fn locks_of_load(streams: &[Stream], jobs: usize) -> u64 {
+    let mut locks: Vec<u64> = streams
+        .iter()
+        .filter(|s| s.name != "schema" && s.name != "full")
+        .map(|s| s.locks.unwrap_or(TRANSACTION_SIZE).min(TRANSACTION_SIZE))
+        .collect();
+    locks.sort_unstable_by(|a, b| b.cmp(a));
+    locks.iter().take(jobs.max(1)).sum()
 }

@@ -6,7 +6,8 @@
 //! some statements, the new one is kept beside the old one, with everything else, for a person to decide. An
 //! empty database that is there already is filled as it is; a failure there leaves what was loaded, and says so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use chrono::Utc;
 use tokio_postgres::error::SqlState;
@@ -14,22 +15,24 @@ use tokio_postgres::error::SqlState;
 use super::complaints::Complaint;
 use super::databases::Waited;
 use super::pg_restore::fetch_schema;
+use super::selection::{Selection, Wanted};
+use super::target::Replaced;
 use super::{
     LeftOut, Origin, Target, analyze, check_extensions, check_settings, collations, databases,
-    existing_roles, extensions, identity, load, own_properties, read_globals, read_proof, roles,
-    subscriptions, swap, target,
+    existing_roles, extensions, identity, load, own_properties, pg_restore, read_globals, read_proof, roles,
+    selection, subscriptions, swap, target,
 };
 use crate::config::Connection;
 use crate::error::{Context, Error, Kind, Result};
 use crate::postgres::connect::{Session, connect, error, sqlstate};
+use crate::postgres::locale;
 use crate::postgres::properties::{self, Applied, Properties};
 use crate::postgres::sql::{Sql, quote_ident};
 use crate::postgres::tools::Tools;
-use crate::postgres::{limits, locale};
 use crate::progress::Event;
-use crate::set::archive::Entry;
+use crate::set::archive::{Entry, Section};
 use crate::set::globals::Globals;
-use crate::set::manifest::{Database, Manifest, Stream, TRANSACTION_SIZE};
+use crate::set::manifest::{Database, Manifest};
 use crate::set::proof::Proof;
 use crate::shutdown::Shutdown;
 
@@ -52,6 +55,8 @@ pub struct Options {
     pub settings: BTreeMap<String, String>,
     /// What is not restored.
     pub left_out: LeftOut,
+    /// The part of the set that is.
+    pub selection: Selection,
 }
 
 /// What was done.
@@ -77,33 +82,31 @@ pub struct Report {
 }
 
 /// Restores one database of a set. A signal ends it as a failure does: what it made is dropped. What the server
-/// refuses does not cost the rest: see [`Report::lost`] and [`Report::failed`].
+/// refuses does not cost the rest: see [`Report::lost`] and [`Report::failed`]. Before anything is made, `approve` is
+/// asked whether the database that is there may be replaced; its error ends the restore.
 pub async fn restore(
     origin: &Origin,
     manifest: &Manifest,
     database: &Database,
     options: &Options,
+    approve: impl AsyncFnOnce(&Replaced) -> Result<()>,
     shutdown: &Shutdown,
 ) -> Result<Report> {
-    check_settings(&options.settings)?;
+    let prepared = shutdown.guard(prepare(origin, manifest, database, options)).await?;
+    let Prepared { options, admin, place, database, wanted, globals, proof, existing, missing, warnings } =
+        prepared;
+    let (options, database) = (&options, &database);
     let name = options.connection.dbname.clone();
-    let mut report = Report { database: name.clone(), ..Report::default() };
-    (origin.progress)(Event::Phase("checking the target".into()));
-    let (options, newer) = shutdown.guard(target::look(options, manifest)).await?;
-    let options = &options;
-    report.warnings.extend(newer);
-    let looked = shutdown.guard(look(origin, manifest, database, options)).await?;
-    let Looked { admin, place, globals, proof } = looked;
+    let mut report = Report { database: name.clone(), warnings, ..Report::default() };
+    if let Place::Taken(taken) = &place {
+        shutdown.guard(approve(&taken.replaced)).await?;
+    }
     let server = databases::Server {
         admin: &admin,
         connection: &options.connection,
         shutdown,
         bound: databases::BOUND,
     };
-    shutdown.guard(room_for_locks(&admin, database, options.jobs)).await?;
-    let existing = shutdown.guard(existing_roles(&admin)).await?;
-    let missing: Vec<String> =
-        globals.roles.iter().map(|role| role.name.clone()).filter(|n| !existing.contains(n)).collect();
     if options.globals {
         report.warnings.extend(left_out(&globals));
     }
@@ -119,13 +122,10 @@ pub async fn restore(
             .extend(refused.into_iter().map(|what| format!("not granted: privileges on parameter {what}")));
         report.warnings.extend(lines);
         report.roles_created = missing;
-    } else if !missing.is_empty() {
-        let own = matches!(place, Place::Free).then(|| proof.as_ref().map(own_properties)).flatten();
-        shutdown.guard(do_without(origin, database, own.as_ref(), missing, options.left_out)).await?;
     }
 
     if let Place::Empty = place {
-        let filled = shutdown.guard(fill(origin, database, options, &name, &mut report)).await;
+        let filled = shutdown.guard(fill(origin, database, options, wanted, &name, &mut report)).await;
         filled.with_context(|| format!("database {name:?} was empty and may hold part of the set now"))?;
         if let Some(proof) = proof
             && !proof.settings.is_empty()
@@ -146,7 +146,7 @@ pub async fn restore(
     // A new database takes its owner, privileges and settings from the set; one that takes another's
     // place takes them from that one.
     let (made, properties) = match place {
-        Place::Taken(properties) => (other_name(&name, "restoring"), Some(properties)),
+        Place::Taken(taken) => (other_name(&name, "restoring"), Some(taken.properties)),
         Place::Free | Place::Empty => {
             let own = proof.as_ref().map(own_properties);
             (name.clone(), own.map(|own| without(own, options)))
@@ -162,7 +162,7 @@ pub async fn restore(
     // What this did not make, it does not drop: until here somebody else's database is in the way.
     let created = server.create(&made, &database.locale, tablespace.as_deref()).await;
     created.map_err(who_may_restore)?;
-    let filled = shutdown.guard(fill(origin, database, options, &made, &mut report)).await;
+    let filled = shutdown.guard(fill(origin, database, options, wanted, &made, &mut report)).await;
     if let Err(failure) = filled {
         return Err(match (replaces, drop_made(&server, &made).await) {
             (true, Ok(())) => failure.context(format!("database {name:?} is as it was")),
@@ -220,30 +220,139 @@ enum Place {
     /// A database that holds nothing.
     Empty,
     /// One that is to be replaced, and what belongs to it.
-    Taken(Properties),
+    Taken(Box<Taken>),
 }
 
-/// What is known before anything is made.
-struct Looked {
-    admin: Session,
-    place: Place,
-    /// The set's roles.
-    globals: Globals,
-    proof: Option<Proof>,
+/// A database that is to be replaced.
+struct Taken {
+    properties: Properties,
+    replaced: Replaced,
 }
 
-/// Everything that only reads: whether the set can go there.
-async fn look(
+/// What a restore would do.
+#[derive(Debug)]
+pub struct Preview {
+    /// The database.
+    pub database: String,
+    /// Whether it would be made.
+    pub is_made: bool,
+    /// The one whose place it would take.
+    pub replaced: Option<Replaced>,
+    /// What was looked at and is fine.
+    pub preflights: Vec<String>,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
+}
+
+/// Everything that a restore does before it makes anything, and a connection of pg_restore's own. Nothing is changed.
+pub async fn preview(
     origin: &Origin,
     manifest: &Manifest,
     database: &Database,
     options: &Options,
-) -> Result<Looked> {
+) -> Result<Preview> {
+    let prepared = prepare(origin, manifest, database, options).await?;
+    let Prepared { options, admin, place, database, mut warnings, missing, .. } = prepared;
+    let there = match place {
+        // The database that is to be made cannot be connected to.
+        Place::Free => admin.client.query_one("SELECT current_database()", &[]).await.map_err(error)?.get(0),
+        Place::Empty | Place::Taken(_) => options.connection.dbname.clone(),
+    };
+    pg_restore::try_connection(&options.tools.clone().for_server(admin.major()), &options.connection, &there)
+        .await?;
+    admin.close().await;
+    if options.globals && !missing.is_empty() {
+        warnings.push(format!("these roles would be made: {}", missing.join(", ")));
+    }
+    let rows: u64 = database.streams.iter().map(|stream| stream.plain_size).sum();
+    Ok(Preview {
+        is_made: !matches!(place, Place::Empty),
+        replaced: match place {
+            Place::Taken(taken) => Some(taken.replaced),
+            Place::Free | Place::Empty => None,
+        },
+        preflights: vec![
+            format!("the set can be read, {} MiB of it before compression", rows >> 20),
+            "our role may connect, and the place is as it should be".into(),
+            "extensions and roles that the set needs are there".into(),
+            "the lock table has room".into(),
+            format!("pg_restore {} gets through", options.tools.version),
+        ],
+        database: options.connection.dbname,
+        warnings,
+    })
+}
+
+/// What is known before anything is made.
+struct Prepared {
+    /// With a connection for whose sessions no event trigger fires.
+    options: Options,
+    admin: Session,
+    place: Place,
+    /// Without what is not wanted.
+    database: Database,
+    wanted: Option<Arc<Wanted>>,
+    /// The set's roles.
+    globals: Globals,
+    proof: Option<Proof>,
+    /// Roles that the server has.
+    existing: BTreeSet<String>,
+    /// Roles of the set that it lacks.
+    missing: Vec<String>,
+    warnings: Vec<String>,
+}
+
+/// Everything that only reads: whether the set, or the part that is wanted, can go there.
+async fn prepare(
+    origin: &Origin,
+    manifest: &Manifest,
+    database: &Database,
+    options: &Options,
+) -> Result<Prepared> {
+    check_settings(&options.settings)?;
+    (origin.progress)(Event::Phase("checking the target".into()));
+    let (options, mut warnings) = target::look(options, manifest).await?;
+    let part = selection::select(origin, database, &options.selection).await?;
+    let (wanted, narrowed) = part.map(|(wanted, database)| (Arc::new(wanted), database)).unzip();
+    let database = narrowed.unwrap_or_else(|| database.clone());
+    warnings.extend(wanted.iter().flat_map(|wanted| wanted.warnings.clone()));
+    let (admin, place) = look(&database, &options).await?;
+    let globals = read_globals(origin, manifest).await?;
+    let proof = read_proof(origin, &database).await?;
+    target::room_for_locks(&admin, &database, options.jobs).await?;
+    let existing = existing_roles(&admin).await?;
+    let missing: Vec<String> =
+        globals.roles.iter().map(|role| role.name.clone()).filter(|n| !existing.contains(n)).collect();
+    if !options.globals && !missing.is_empty() {
+        let own = matches!(place, Place::Free).then(|| proof.as_ref().map(own_properties)).flatten();
+        let missing = missing.clone();
+        do_without(origin, &database, wanted.as_deref(), own.as_ref(), missing, options.left_out).await?;
+    }
+    if let Some(wanted) = wanted.as_ref().filter(|wanted| wanted.with_rows)
+        && !options.selection.takes(Section::PreData)
+    {
+        target::check_no_rows(&options.connection, wanted).await?;
+    }
+    Ok(Prepared { options, admin, place, database, wanted, globals, proof, existing, missing, warnings })
+}
+
+/// A session beside the place where the set is to go, and what is there.
+async fn look(database: &Database, options: &Options) -> Result<(Session, Place)> {
     let name = &options.connection.dbname;
     let admin = connect_admin(&options.connection).await?;
     let found =
         admin.client.query_opt("SELECT FROM pg_database WHERE datname = $1", &[name]).await.map_err(error)?;
+    let has_definitions = options.selection.takes(Section::PreData);
     let place = match found {
+        // Its tables are there already.
+        Some(_) if !has_definitions => Place::Empty,
+        None if !has_definitions => {
+            return Err(Error::new(format!(
+                "database {name:?} does not exist on {}, and without section pre-data there is nothing to make in it",
+                options.connection.describe()
+            ))
+            .with_hint("say --section pre-data as well, or restore that section first"));
+        }
         None if !options.create => {
             return Err(Error::new(format!(
                 "database {name:?} does not exist on {}",
@@ -252,7 +361,7 @@ async fn look(
             .with_hint("say --create to make it"));
         }
         None => Place::Free,
-        Some(_) => match count_objects(&options.connection).await? {
+        Some(_) => match target::count_objects(&options.connection).await? {
             0 => Place::Empty,
             holds if !options.replace => {
                 return Err(Error::new(format!(
@@ -262,14 +371,15 @@ async fn look(
                     "restore into a new database (--create), or say --replace to put it in this one's place",
                 ));
             }
-            _ => Place::Taken(properties::read(&admin.client, name).await?),
+            holds => Place::Taken(Box::new(Taken {
+                properties: properties::read(&admin.client, name).await?,
+                replaced: target::describe(&admin, &options.connection, holds).await?,
+            })),
         },
     };
     check_extensions(&admin, std::slice::from_ref(database)).await?;
     extensions::check_place(&admin, database, name, matches!(place, Place::Taken(_))).await?;
-    let globals = read_globals(origin, manifest).await?;
-    let proof = read_proof(origin, database).await?;
-    Ok(Looked { admin, place, globals, proof })
+    Ok((admin, place))
 }
 
 /// The role that backs up may read; restoring needs one that may make.
@@ -288,6 +398,7 @@ async fn fill(
     origin: &Origin,
     database: &Database,
     options: &Options,
+    wanted: Option<Arc<Wanted>>,
     name: &str,
     report: &mut Report,
 ) -> Result<()> {
@@ -304,7 +415,7 @@ async fn fill(
         .await
         .map_err(error)?;
     let encoding: String = row.get(1);
-    report.warnings.extend(check_encoding(&session, name, &encoding, database).await?);
+    report.warnings.extend(target::check_encoding(&session, name, &encoding, database).await?);
     report.warnings.extend(locale::differences(&session, name, &database.locale).await?);
     let monetary = &database.locale.monetary;
     let has_monetary =
@@ -324,6 +435,7 @@ async fn fill(
         tablespaces: row.get(2),
         settings: options.settings.clone(),
         left_out: options.left_out,
+        wanted,
     };
     collations::check(&session.client, database).await?;
     extensions::install(&session, database).await?;
@@ -344,39 +456,6 @@ async fn fill(
     Ok(())
 }
 
-/// A database that was made by somebody else: rows may only go in where the server looks at every byte.
-/// Where one side is SQL_ASCII, it does not.
-async fn check_encoding(
-    session: &Session,
-    name: &str,
-    encoding: &str,
-    database: &Database,
-) -> Result<Option<String>> {
-    let wanted = &database.locale.encoding;
-    if encoding == wanted {
-        return Ok(None);
-    }
-    let converts = session
-        .client
-        .query_opt(
-            "SELECT FROM pg_conversion WHERE condefault AND conforencoding = pg_char_to_encoding($1::text::name)
-                AND contoencoding = pg_char_to_encoding($2::text::name) LIMIT 1",
-            &[wanted, &encoding],
-        )
-        .await
-        .map_err(error)
-        .context("cannot see what the server converts")?;
-    if converts.is_some() && ![encoding, wanted].contains(&"SQL_ASCII") {
-        return Ok(Some(format!(
-            "the set is in {wanted}, the database in {encoding}: the server converted what it has"
-        )));
-    }
-    Err(Error::new(format!(
-        "database {name:?} is in {encoding}, the set in {wanted}, and the server does not convert one to the other"
-    ))
-    .with_hint(format!("name a database that is not there and say --create, or make an empty one in {wanted}")))
-}
-
 /// A session in another database of the same server: a database cannot be renamed or made from
 /// within.
 pub(super) async fn connect_admin(connection: &Connection) -> Result<Session> {
@@ -392,62 +471,24 @@ pub(super) async fn connect_admin(connection: &Connection) -> Result<Session> {
     Err(failure.unwrap_or_else(|| Error::new("no database to connect to")))
 }
 
-async fn count_objects(connection: &Connection) -> Result<i64> {
-    let session = connect(connection, None, "opsd restore").await?;
-    let row = session
-        .client
-        .query_one(
-            "SELECT (SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-                      WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
-                        AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'))
-                  + (SELECT count(*) FROM pg_largeobject_metadata)",
-            &[],
-        )
-        .await
-        .map_err(error)
-        .context("cannot see what the database holds")?;
-    session.close().await;
-    Ok(row.get(0))
-}
-
-/// Whether the server's lock table, which its applications share, has room for the transactions that load the
-/// set. Else they would end after hours.
-async fn room_for_locks(admin: &Session, database: &Database, jobs: usize) -> Result<()> {
-    let needed = locks_of_load(&database.streams, jobs);
-    let capacity = limits::capacity(&admin.client, admin.major()).await?;
-    if needed <= capacity.free_locks {
-        return Ok(());
-    }
-    Err(Error::new(format!(
-        "loading takes up to {needed} locks at a time, and the server has room for {} ({} in all)",
-        capacity.free_locks, capacity.locks
-    ))
-    .with_hint("raise max_locks_per_transaction and restart PostgreSQL, or restore with --jobs 1"))
-}
-
-/// Locks of as many transactions as run at a time, at the most.
-fn locks_of_load(streams: &[Stream], jobs: usize) -> u64 {
-    let mut locks: Vec<u64> = streams
-        .iter()
-        .filter(|s| s.name != "schema" && s.name != "full")
-        .map(|s| s.locks.unwrap_or(TRANSACTION_SIZE).min(TRANSACTION_SIZE))
-        .collect();
-    locks.sort_unstable_by(|a, b| b.cmp(a));
-    locks.iter().take(jobs.max(1)).sum()
-}
-
 /// An error if the database names one of these roles, which the server lacks. Others of the cluster that
 /// it came from are none of its concern.
 async fn do_without(
     origin: &Origin,
     database: &Database,
+    wanted: Option<&Wanted>,
     own: Option<&Properties>,
     missing: Vec<String>,
     left_out: LeftOut,
 ) -> Result<()> {
-    let needed = match database.streams.iter().find(|s| s.name == "schema") {
-        Some(schema) => {
-            let (_, entries) = fetch_schema(origin, schema).await?;
+    let schema = database.streams.iter().find(|s| s.name == "schema");
+    let entries = match (wanted, schema) {
+        (Some(wanted), _) => Some(wanted.entries.clone()),
+        (None, Some(schema)) => Some(fetch_schema(origin, schema).await?.1),
+        (None, None) => None,
+    };
+    let needed = match entries {
+        Some(entries) => {
             let is_named = |role: &String| {
                 let is_privilege = |e: &Entry| e.desc == "ACL" || e.desc == "DEFAULT ACL";
                 entries

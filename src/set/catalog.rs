@@ -220,6 +220,22 @@ pub async fn jobs(store: &dyn Store, site: &str) -> Result<BTreeMap<String, Vec<
     list(store, site, &format!("{site}/")).await
 }
 
+/// The sets of every job of every site, by both. All of the repository is listed.
+pub async fn sites(store: &dyn Store) -> Result<BTreeMap<String, BTreeMap<String, Vec<Entry>>>> {
+    let objects = store.list("").await.with_context(|| format!("listing {}", store.describe()))?;
+    let mut by_site: BTreeMap<String, Vec<ObjectMeta>> = BTreeMap::new();
+    for object in objects {
+        if let Some((site, _)) = object.key.split_once('/') {
+            by_site.entry(site.to_owned()).or_default().push(object);
+        }
+    }
+    let sites = by_site.into_iter().map(|(site, objects)| {
+        let jobs = group(objects, &site);
+        (site, jobs)
+    });
+    Ok(sites.filter(|(_, jobs)| !jobs.is_empty()).collect())
+}
+
 /// Lists and groups. What is not under `site/job/id/` is somebody else's and is not looked at.
 async fn list(store: &dyn Store, site: &str, prefix: &str) -> Result<BTreeMap<String, Vec<Entry>>> {
     let objects =

@@ -245,7 +245,9 @@ fn a_password_in_any_form_shows_in_nothing_whatever_fails() {
         configure(&mut opsd, &form.url);
         // Restored with it, too: into a server, and by a rehearsal that fails for want of programs.
         if torture() {
-            watch.run(&opsd, &["restore", "db", "--to", "main", "--replace", "--json"], || ()).expect_code(0);
+            watch
+                .run(&opsd, &["restore", "db", "--to", "main", "--replace", "--yes", "--json"], || ())
+                .expect_code(0);
             watch.run(&opsd, &["restore", "--verify", "--json"], || ()).expect_code(0);
         }
         looked_at += watch.files(&[opsd.path("")], &but);

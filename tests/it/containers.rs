@@ -83,7 +83,7 @@ fn a_server_in_a_container_is_backed_up_restored_and_rehearsed() {
     assert_eq!(programs(&opsd), ["pg_dump", "pg_dumpall"]);
 
     let restored = unique("restored");
-    opsd.ok(&["restore", "db", "--to", "main", "--database", &database, "--replace", "--json"]);
+    opsd.ok(&["restore", "db", "--to", "main", "--database", &database, "--replace", "--yes", "--json"]);
     opsd.ok(&["restore", "db", "--to", &server.url(SUPERUSER, &restored), "--create", "--json"]);
     assert_eq!(programs(&opsd), ["pg_dump", "pg_dumpall", "pg_restore"]);
     let plain = plain_restore(db(server, &database));

@@ -127,7 +127,7 @@ fn ctrl_c_ends_a_restore_that_waits_for_roles_for_properties_or_to_swap() {
     server.psql("target", "TRUNCATE slow; CREATE TABLE precious ()");
     let mut locker = Psql::new(&server, "postgres");
     locker.send_within("BEGIN; COMMENT ON DATABASE target IS 'held';");
-    let run = interrupted(&["--replace"], "SELECT pg_terminate_backend", &mut || ());
+    let run = interrupted(&["--replace", "--yes"], "SELECT pg_terminate_backend", &mut || ());
     let run = run.expect_failure(
         130,
         &["did not take the place of \"target\", which is as it was", "to swap them by hand: ALTER DATABASE"],

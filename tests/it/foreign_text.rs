@@ -56,7 +56,7 @@ fn a_databases_name_drives_no_terminal() {
         &["backups", "list"],
         &["backups", "show", &id],
         &["-vvv", "restore", "--verify", "db"],
-        &["-v", "restore", "db", "--to", "main", "--replace"],
+        &["-v", "restore", "db", "--to", "main", "--replace", "--yes"],
     ] {
         is_harmless(&opsd.ok(args));
     }
@@ -82,7 +82,7 @@ fn a_databases_name_drives_no_terminal_in_json_either() {
         &["config", "check", "--json"],
         &["config", "show", "--json"],
         &["restore", "--verify", "db", "--json"],
-        &["restore", "db", "--to", "main", "--replace", "--json"],
+        &["restore", "db", "--to", "main", "--replace", "--yes", "--json"],
         &["status", "--json"],
         &["check", "--json"],
     ] {

@@ -271,7 +271,8 @@ fn a_replaced_database_keeps_its_identity_and_what_cannot_be_kept_is_said() {
         let before = kept(server);
 
         let to = server.socket_url(SUPERUSER, "app");
-        let child = opsd.command(&["restore", "db", "--to", &to, "--replace", "--json"]).spawn().unwrap();
+        let child =
+            opsd.command(&["restore", "db", "--to", &to, "--replace", "--yes", "--json"]).spawn().unwrap();
         let loads = "SELECT datname FROM pg_stat_activity WHERE datname LIKE 'app\\_restoring%' AND query LIKE 'COPY %'";
         until("rows go in", || !server.psql("postgres", loads).is_empty());
         let beside = server.psql("postgres", loads);
@@ -332,7 +333,7 @@ fn a_subscription_goes_on_where_the_names_were_not_swapped() {
     let mut locker = crate::traps::Psql::new(server, "postgres");
     locker.send_within("BEGIN; COMMENT ON DATABASE app IS 'held';");
     let to = server.socket_url(SUPERUSER, "app");
-    let child = opsd.command(&["restore", "db", "--to", &to, "--replace"]).spawn().unwrap();
+    let child = opsd.command(&["restore", "db", "--to", &to, "--replace", "--yes"]).spawn().unwrap();
     until("the swap waits", || {
         let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%RENAME TO%'
                       AND pid <> pg_backend_pid()";
@@ -364,7 +365,7 @@ fn a_security_label_that_no_provider_takes_does_not_swap() {
     );
     server.psql("app", "DELETE FROM a");
     let to = server.socket_url(SUPERUSER, "app");
-    let run = opsd.run(&["restore", "db", "--to", &to, "--replace", "--json"]).expect_code(1);
+    let run = opsd.run(&["restore", "db", "--to", &to, "--replace", "--yes", "--json"]).expect_code(1);
     assert!(run.json()["failed"].to_string().contains("security label of \\\"absent\\\""), "{run}");
     assert_eq!(run.json()["old_database"], json!(null), "{run}");
     assert_eq!(server.psql("app", "SELECT count(*) FROM a"), "0");

@@ -93,7 +93,7 @@ fn the_one_that_is_left_does_not_take_the_place_of_the_one_that_is_lacking() {
         "no words of the server's about rows: {manifest}"
     );
     let url = server.socket_url(SUPERUSER, "app");
-    let to = ["restore", "db", "--to", &url, "--replace", "--backup", &id];
+    let to = ["restore", "db", "--to", &url, "--replace", "--yes", "--backup", &id];
     opsd.run(&to).expect_failure(2, &["the set holds audit alone", "--database audit"]);
     assert_eq!(server.psql("app", "SELECT count(*) FROM car"), "1");
 }

@@ -83,7 +83,7 @@ async fn all_commands(s3: &SeaweedFs, server: &Server) {
 
     // In the place of one that holds something else, which is kept.
     server.psql(&restored, "DELETE FROM items; CREATE TABLE later ()");
-    let run = opsd.ok(&["restore", "db", "--to", &to, "--backup", &id, "--replace", "--json"]);
+    let run = opsd.ok(&["restore", "db", "--to", &to, "--backup", &id, "--replace", "--yes", "--json"]);
     let old = run.json()["old_database"].as_str().expect("the old database").to_owned();
     assert_same(db(server, &plain), db(server, &restored));
     assert_eq!(server.psql(&old, "SELECT count(*) FROM items, later"), "0", "{run}");

@@ -116,7 +116,7 @@ fn rows_that_are_refused_to_the_last_cost_no_others() {
     assert_eq!(server.psql(&target, "SELECT count(*) FROM pg_index WHERE indrelid = 'sound'::regclass"), "1");
 
     // The one that is there stays there.
-    let run = opsd.run(&["restore", "db", "--to", &url, "--replace", "--json"]).expect_code(1);
+    let run = opsd.run(&["restore", "db", "--to", &url, "--replace", "--yes", "--json"]).expect_code(1);
     let made = run.json()["restored_as"].as_str().unwrap().to_owned();
     assert!(made.starts_with(&format!("{target}_restoring_")), "{run}");
     let verdict = opsd.run(&["restore", "--verify", "--json"]);

@@ -29,6 +29,7 @@ fn connection_to(host: &str, port: u16) -> Connection {
         passfile: None,
         dbname: "postgres".to_owned(),
         sslmode: SslMode::Prefer,
+        names_dbname: true,
         names_sslmode: false,
         require_auth: None,
         channel_binding: ChannelBinding::Prefer,

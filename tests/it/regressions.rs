@@ -147,7 +147,7 @@ fn the_database_named_postgres_can_be_replaced() {
     let opsd = Opsd::new(&server, &["postgres"]);
     back_up(&opsd);
     server.psql("postgres", "DELETE FROM a");
-    let run = opsd.ok(&["restore", "db", "--to", "main", "--replace", "--json"]);
+    let run = opsd.ok(&["restore", "db", "--to", "main", "--replace", "--yes", "--json"]);
     assert_eq!(server.psql("postgres", "SELECT count(*) FROM a"), "9", "{run}");
     let old = run.json()["old_database"].as_str().unwrap().to_owned();
     assert_eq!(server.psql(&old, "SELECT count(*) FROM a"), "0", "{run}");
@@ -182,7 +182,7 @@ fn a_url_without_a_database_means_the_sets_own() {
     back_up(&opsd);
     let url = server.socket_url(SUPERUSER, "");
     opsd.run(&["restore", "db", "--to", url.as_str()]).expect_failure(1, &["database \"shop\" is not empty"]);
-    let run = opsd.ok(&["restore", "db", "--to", url.as_str(), "--replace", "--json"]);
+    let run = opsd.ok(&["restore", "db", "--to", url.as_str(), "--replace", "--yes", "--json"]);
     assert_eq!(run.json()["restored_as"], "shop", "{run}");
 }
 

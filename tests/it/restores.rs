@@ -57,7 +57,7 @@ fn what_fails_after_the_rows_does_not_cost_the_rows() {
 
     // It does not take another's place, and the operator is told how it can.
     server.psql(&target, "DELETE FROM child; CREATE TABLE precious (id integer)");
-    let run = opsd.run(&[&restore[..], &["--replace"]].concat()).expect_code(1);
+    let run = opsd.run(&[&restore[..], &["--replace", "--yes"]].concat()).expect_code(1);
     let made = run.json()["restored_as"].as_str().unwrap().to_owned();
     assert!(made.starts_with(&format!("{target}_restoring_")), "{run}");
     assert_eq!(run.json()["old_database"], json!(null), "{run}");
@@ -122,7 +122,7 @@ fn a_replace_that_cannot_carry_everything_over_does_not_swap() {
         server.psql(name, "CREATE TABLE precious (id integer)");
         server.psql("postgres", property);
         let to = server.socket_url("maker", name);
-        let run = opsd.run(&["restore", "db", "--to", &to, "--replace", "--json"]).expect_code(1);
+        let run = opsd.run(&["restore", "db", "--to", &to, "--replace", "--yes", "--json"]).expect_code(1);
         assert!(run.stderr.contains(&format!("database {name:?} is as it was")), "{run}");
         assert!(run.json()["failed"].to_string().contains(said.split(' ').next().unwrap()), "{run}");
         assert_eq!(server.psql(name, "SELECT count(*) FROM precious"), "0", "{run}");
@@ -223,7 +223,7 @@ fn an_owner_that_may_create_databases_restores_without_being_superuser() {
     assert_eq!(run.json()["warnings"], json!([]), "{run}");
     assert_same(db(server, "mine"), db(server, "again"));
     server.psql("again", "SET SESSION AUTHORIZATION keeper; DELETE FROM shop.log");
-    let run = opsd.ok(&["restore", "db", "--to", &keeper("again"), "--replace", "--json"]);
+    let run = opsd.ok(&["restore", "db", "--to", &keeper("again"), "--replace", "--yes", "--json"]);
     assert_eq!(run.json()["warnings"], json!([]), "{run}");
     assert_same_content(db(server, "mine"), db(server, "again"));
     assert_eq!(
@@ -290,7 +290,7 @@ fn a_connection_that_is_lost_while_the_swap_commits_is_looked_after() {
     let (port, was_cut) = cut_after_the_swap(server.port);
     opsd.env("PGPASSWORD", PASSWORD);
     let to = format!("postgres://{SUPERUSER}@127.0.0.1:{port}/{target}");
-    let run = opsd.ok(&["restore", "db", "--to", &to, "--replace", "--json"]);
+    let run = opsd.ok(&["restore", "db", "--to", &to, "--replace", "--yes", "--json"]);
     assert!(was_cut.load(Ordering::SeqCst), "{run}");
     let old = run.json()["old_database"].as_str().unwrap().to_owned();
     assert_eq!(server.psql(&target, "SELECT count(*) FROM a"), "9");

@@ -92,7 +92,7 @@ fn planted_functions_and_operators_do_not_run() {
     server.psql(&target, "SET search_path = pg_catalog; CREATE TABLE public.t (i integer)");
     let to = server.socket_url(&role, &target);
     opsd.run(&["restore", "db", "--to", &to]).expect_failure(1, &["is not empty"]);
-    opsd.ok(&["restore", "db", "--to", &to, "--replace"]);
+    opsd.ok(&["restore", "db", "--to", &to, "--replace", "--yes"]);
     assert_same(db(server, &database), db(server, &target));
     assert!(!quoted_database.is_empty());
 }

@@ -65,7 +65,7 @@ fn an_extension_of_one_database_alone_is_rehearsed_and_restored() {
 
     // Beside the database that it may be in, it cannot be made.
     let url = server.socket_url(SUPERUSER, "app");
-    opsd.run(&["restore", "db", "--to", &url, "--replace"])
+    opsd.run(&["restore", "db", "--to", &url, "--replace", "--yes"])
         .expect_failure(1, &["pg_cron", "\"app\"", "RENAME"]);
     assert_eq!(server.databases(), ["app", "postgres"]);
     // Where there is no such database yet, it is.

@@ -117,7 +117,7 @@ fn a_trigger_that_refuses_logins_keeps_no_restore_out_and_is_not_repeated() {
     no_canary(&opsd, &run);
     // Once more, in the place of what now refuses everybody.
     let to = server.socket_url(SUPERUSER, &target);
-    let run = opsd.run(&["restore", "db", "--to", &to, "--replace", "--json"]);
+    let run = opsd.run(&["restore", "db", "--to", &to, "--replace", "--yes", "--json"]);
     no_canary(&opsd, &run);
     let run = run.expect_code(0);
     let old = run.json()["old_database"].as_str().unwrap().to_owned();

@@ -309,24 +309,7 @@ fn what_our_role_may_not_read_is_named() {
     planned(&objects, ROOMY, &[]);
 }
 
-/// The same by trying everything.
-fn naive(pattern: &[char], text: &[char]) -> bool {
-    match pattern.split_first() {
-        None => text.is_empty(),
-        Some(('*', rest)) => (0..=text.len()).any(|n| naive(rest, &text[n..])),
-        Some((c, rest)) => {
-            text.split_first().is_some_and(|(t, text)| (*c == '?' || c == t) && naive(rest, text))
-        }
-    }
-}
-
 proptest! {
-    #[test]
-    fn patterns_mean_what_they_say(pattern in "[abé*?]{0,8}", text in "[abé]{0,8}") {
-        let chars = |s: &str| s.chars().collect::<Vec<_>>();
-        prop_assert_eq!(glob(&pattern, &text), naive(&chars(&pattern), &chars(&text)));
-    }
-
     #[test]
     fn every_table_with_rows_is_in_exactly_one_stream(
         sizes in proptest::collection::vec(0u64..400, 0..40), free_connections in 2u64..60, free_locks in 60u64..400,

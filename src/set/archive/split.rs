@@ -6,7 +6,8 @@
 //! archive, which pg_restore reads: the header, the entries that belong to it as pg_dump wrote them, and
 //! its data. What is not a chosen table stays in the archive it came in, called the rest here.
 //!
-//! An archive of definitions is not cut, but mended ([`Splitter::of_schema`]).
+//! An archive of definitions is not cut, but mended ([`Splitter::of_schema`]). Whoever restores a part of an archive
+//! drops the other entries and their data ([`Splitter::without`]).
 //!
 //! An archive of a version that is not known cannot be cut; all of it is the rest, or the first table's.
 //! Deliberately absent: what rows mean (`parser`), and where pieces go.
@@ -24,7 +25,7 @@ const BLOCK_DATA: u8 = 1;
 const BLOCK_BLOBS: u8 = 3;
 
 /// Entries that every archive begins with, because the others are written under what they set.
-pub(super) const EVERYWHERE: [&str; 3] = ["ENCODING", "STDSTRINGS", "SEARCHPATH"];
+pub const EVERYWHERE: [&str; 3] = ["ENCODING", "STDSTRINGS", "SEARCHPATH"];
 
 /// Which piece of an archive bytes belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,8 +91,11 @@ pub struct Splitter {
     carry: Vec<u8>,
     /// Not worth trying again before the carry is this long.
     retry_at: usize,
-    /// Whose block it is.
-    to: To,
+    /// Whose block it is; nobody's where its entry is dropped.
+    to: Option<To>,
+    /// Entries that are dropped with their data, and how many of them are still to come.
+    dropped: HashSet<i32>,
+    undropped: usize,
     /// In an archive of definitions: the entries so far that come after the rows.
     behind_rows: Option<HashSet<i32>>,
 }
@@ -115,8 +119,18 @@ impl Splitter {
             common: (Vec::new(), 0),
             carry: Vec::new(),
             retry_at: 0,
-            to: To::Rest,
+            to: Some(To::Rest),
+            dropped: HashSet::new(),
+            undropped: 0,
             behind_rows: None,
+        }
+    }
+
+    /// Drops these entries, by dump id, and their data; everything else is the rest. All of them must be there.
+    pub fn without(dropped: HashSet<i32>) -> Self {
+        match dropped.len() {
+            0 => Self::new(Vec::new(), true),
+            undropped => Self { state: State::Header, dropped, undropped, ..Self::new(Vec::new(), true) },
         }
     }
 
@@ -176,6 +190,9 @@ impl Splitter {
         loop {
             match self.state {
                 State::Header => match read_start(&bytes[at..]) {
+                    Ok((Start::Unknown { .. }, _)) if self.undropped != 0 => {
+                        return Err(Error::new("the archive is of a version that this opsd does not know"));
+                    }
                     Ok((Start::Unknown { .. }, _)) => {
                         self.state = State::Through(if self.has_rest { To::Rest } else { To::Table(0) });
                         return Ok(at);
@@ -184,10 +201,10 @@ impl Splitter {
                         let end = at + used - 1 - usize::from(header.int_size);
                         self.start = bytes[at..end].to_vec();
                         if self.has_rest {
-                            let rest = count - self.tables.len() as i64;
+                            let rest = count - (self.tables.len() + self.undropped) as i64;
                             let count = encode_int(rest, header.int_size)
                                 .filter(|_| rest >= 0)
-                                .ok_or_else(|| damaged("it has fewer entries than tables".into()))?;
+                                .ok_or_else(|| damaged("it has too few entries".into()))?;
                             out(Piece::Bytes(To::Rest, &self.start))?;
                             out(Piece::Bytes(To::Rest, &count))?;
                         }
@@ -203,6 +220,12 @@ impl Splitter {
                         return Err(Error::new(format!(
                             "the archive does not hold table {}.{}",
                             table.schema, table.name
+                        )));
+                    }
+                    if self.undropped != 0 {
+                        return Err(damaged(format!(
+                            "{} entries that were to be dropped are missing",
+                            self.undropped
                         )));
                     }
                     self.state = State::BlockType;
@@ -231,6 +254,13 @@ impl Splitter {
         raw: &[u8],
         out: &mut impl FnMut(Piece<'_>) -> Result<()>,
     ) -> Result<()> {
+        if self.dropped.contains(&entry.dump_id) {
+            self.undropped = self
+                .undropped
+                .checked_sub(1)
+                .ok_or_else(|| damaged(format!("entry {} twice", entry.dump_id)))?;
+            return Ok(());
+        }
         let is_of = |t: &&mut Table| t.schema == entry.namespace && t.name == entry.tag;
         if entry.desc == "TABLE DATA"
             && let Some(table) = self.tables.iter_mut().find(is_of)
@@ -285,14 +315,15 @@ impl Splitter {
     fn data(&mut self, bytes: &[u8], out: &mut impl FnMut(Piece<'_>) -> Result<()>) -> Result<()> {
         // What lies before `from` was handed on, and all up to `at` belongs to `self.to`.
         let (mut from, mut at) = (0, 0);
-        let hand_on = |to, bytes: &[u8], out: &mut dyn FnMut(Piece<'_>) -> Result<()>| {
-            if bytes.is_empty() { Ok(()) } else { out(Piece::Bytes(to, bytes)) }
+        let hand_on = |to: Option<To>, bytes: &[u8], out: &mut dyn FnMut(Piece<'_>) -> Result<()>| match to {
+            Some(to) if !bytes.is_empty() => out(Piece::Bytes(to, bytes)),
+            _ => Ok(()),
         };
         while at < bytes.len() {
             match self.state {
                 State::Header | State::Toc { .. } => return Err(damaged("no header".into())),
                 State::Through(to) => {
-                    self.to = to;
+                    self.to = Some(to);
                     at = bytes.len();
                 }
                 State::BlockType => {
@@ -313,7 +344,7 @@ impl Splitter {
                         hand_on(self.to, &bytes[from..at], out)?;
                         from = at;
                         self.state = State::BlockType;
-                        if let To::Table(table) = self.to {
+                        if let Some(To::Table(table)) = self.to {
                             self.tables[table].is_done = true;
                             out(Piece::End(table))?;
                         }
@@ -360,20 +391,23 @@ impl Splitter {
         let raw_id = encode_int(id, size).ok_or_else(|| damaged(format!("data block {id}")))?;
         let table = self.tables.iter().position(|t| t.dump_id.is_some_and(|of| i64::from(of) == id));
         self.to = match table {
-            Some(table) if kind == BLOCK_DATA && !self.tables[table].is_done => To::Table(table),
+            Some(table) if kind == BLOCK_DATA && !self.tables[table].is_done => Some(To::Table(table)),
             Some(_) => return Err(damaged(format!("data for entry {id} twice"))),
-            None if self.has_rest => To::Rest,
+            None if i32::try_from(id).is_ok_and(|id| self.dropped.contains(&id)) => None,
+            None if self.has_rest => Some(To::Rest),
             None => return Err(damaged(format!("data for entry {id}, which was not asked for"))),
         };
         if let Some(table) = table {
             let count =
                 encode_int(self.common.1 + 1, size).ok_or_else(|| damaged("too many entries".into()))?;
             for bytes in [&self.start, &count, &self.common.0, &self.tables[table].entry] {
-                out(Piece::Bytes(self.to, bytes))?;
+                out(Piece::Bytes(To::Table(table), bytes))?;
             }
         }
-        out(Piece::Bytes(self.to, &[kind]))?;
-        out(Piece::Bytes(self.to, &raw_id))?;
+        if let Some(to) = self.to {
+            out(Piece::Bytes(to, &[kind]))?;
+            out(Piece::Bytes(to, &raw_id))?;
+        }
         self.state = match kind {
             BLOCK_DATA => State::ChunkLen,
             BLOCK_BLOBS => State::BlobOid,

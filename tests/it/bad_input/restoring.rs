@@ -80,8 +80,9 @@ fn a_url_with_a_password_is_refused_with_a_hint() {
         format!("postgres://postgres@127.0.0.1:{port}/{database}?password=c4nary"),
         format!("host=127.0.0.1 port={port} user=postgres password=c4nary dbname={database}"),
     ] {
-        let run =
-            opsd.run(&["restore", "db", "--to", &to, "--replace"]).expect_failure(2, &["password", "hint: "]);
+        let run = opsd
+            .run(&["restore", "db", "--to", &to, "--replace", "--yes"])
+            .expect_failure(2, &["password", "hint: "]);
         assert!(!run.stderr.contains("c4nary"), "{run}");
     }
 }
@@ -136,7 +137,7 @@ fn replace_swaps_and_carries_over_what_belongs_to_the_place() {
     std::io::Read::read_exact(session.stdout.as_mut().unwrap(), &mut first).unwrap();
 
     let to = server.socket_url("postgres", &target);
-    let run = opsd.ok(&["restore", "db", "--to", &to, "--replace", "--json"]);
+    let run = opsd.ok(&["restore", "db", "--to", &to, "--replace", "--yes", "--json"]);
     drop(input);
     session.wait().unwrap();
     let document = run.json();
@@ -152,7 +153,7 @@ fn replace_swaps_and_carries_over_what_belongs_to_the_place() {
     assert_eq!(left.len(), 2, "{left:?}");
 
     // Without --json the operator is told all the same, whether or not there is a terminal.
-    let run = opsd.ok(&["restore", "db", "--to", &to, "--replace"]);
+    let run = opsd.ok(&["restore", "db", "--to", &to, "--replace", "--yes"]);
     assert!(format!("{}{}", run.stdout, run.stderr).contains("is kept as"), "{run}");
     for name in server.databases().into_iter().filter(|d| d.contains(&target) || *d == twin) {
         server.drop_database(&name);
@@ -177,7 +178,7 @@ fn a_replace_of_a_damaged_set_leaves_the_old_database() {
         let middle = bad.len() / 2;
         bad[middle] ^= 1;
         std::fs::write(&file, bad).unwrap();
-        opsd.run(&["restore", "db", "--to", &to, "--replace"])
+        opsd.run(&["restore", "db", "--to", &to, "--replace", "--yes"])
             .expect_failure(3, &[&format!("database {target:?} is as it was"), name]);
         is_untouched(server, &target);
         std::fs::write(&file, good).unwrap();
@@ -206,7 +207,7 @@ fn a_replace_that_lacks_an_extension_or_a_role_leaves_the_old_database() {
     server.psql(&database, &format!("DROP TABLE notes; DROP ROLE {role}"));
     let target = precious(server);
     let to = server.socket_url("postgres", &target);
-    let replace = ["restore", "db", "--to", &to, "--replace"];
+    let replace = ["restore", "db", "--to", &to, "--replace", "--yes"];
     opsd.run(&replace).expect_failure(1, &["the server lacks roles of the set: ", &role, "--globals"]);
     is_untouched(server, &target);
     let mut good = serde_json::Value::Null;
@@ -222,7 +223,7 @@ fn a_replace_that_lacks_an_extension_or_a_role_leaves_the_old_database() {
     assert_eq!(sets::result(&run)["verdict"], "failed");
     // With the role made from the set, it goes through.
     forge(&opsd, &id, |m| *m = good.clone());
-    let run = opsd.ok(&["restore", "db", "--to", &to, "--replace", "--globals", "--json"]);
+    let run = opsd.ok(&["restore", "db", "--to", &to, "--replace", "--yes", "--globals", "--json"]);
     assert!(run.json()["roles_created"].as_array().unwrap().contains(&role.as_str().into()), "{run}");
     let owner = "SELECT tableowner FROM pg_tables WHERE tablename = 'notes'";
     assert_eq!(server.psql(&target, owner), role);
@@ -252,7 +253,7 @@ fn a_replace_that_is_interrupted_leaves_the_old_database() {
     let to = server.socket_url("postgres", &target);
     for (signal, code) in [(rustix::process::Signal::TERM, 143), (rustix::process::Signal::INT, 130)] {
         let _ = std::fs::remove_file(hold.join("reached"));
-        let child = opsd.command(&["restore", "db", "--to", &to, "--replace"]).spawn().unwrap();
+        let child = opsd.command(&["restore", "db", "--to", &to, "--replace", "--yes"]).spawn().unwrap();
         until("restoring has begun", || hold.join("reached").exists());
         let pid = rustix::process::Pid::from_child(&child);
         rustix::process::kill_process(pid, signal).unwrap();
@@ -260,7 +261,7 @@ fn a_replace_that_is_interrupted_leaves_the_old_database() {
         is_untouched(server, &target);
     }
     std::fs::write(hold.join("go"), "").unwrap();
-    opsd.ok(&["restore", "db", "--to", &to, "--replace"]);
+    opsd.ok(&["restore", "db", "--to", &to, "--replace", "--yes"]);
     assert_same_content(db(server, &database), db(server, &target));
 }
 

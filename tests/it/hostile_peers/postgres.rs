@@ -34,7 +34,7 @@ fn each_command(port: u16, parameters: &str) -> Vec<(String, Measured)> {
     let opsd = site(port, parameters);
     let commands: [&[&str]; 4] =
         [&["backup", "db"], &["backup", "db", "--dry-run"], &["check", "main"], &["status"]];
-    let restore: &[&str] = &["restore", "db", "--to", "main", "--database", "app", "--replace"];
+    let restore: &[&str] = &["restore", "db", "--to", "main", "--database", "app", "--replace", "--yes"];
     // There is a set to restore; the server that it is to go to is the hostile one.
     let mut with_a_set = records::site_with_a_set().0;
     let tools = bin_dir(records::MAJOR);

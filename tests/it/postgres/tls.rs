@@ -484,7 +484,7 @@ async fn a_pg_dump_that_would_send_the_password_in_clear_is_told_of() {
         assert_eq!(document["sets"][0]["warnings"].to_string().contains(told), is_told, "{document}");
         let plan = opsd.ok(&["backup", "db", "--dry-run"]);
         assert_eq!(plan.stdout.contains(told), is_told, "{plan}");
-        let restored = opsd.ok(&["restore", "db", "--to", "main", "--replace"]);
+        let restored = opsd.ok(&["restore", "db", "--to", "main", "--replace", "--yes"]);
         assert_eq!(restored.stderr.contains(told), is_told, "{restored}");
         // Who says that it may be sent is told nothing, and neither is who is sure of the server.
         let opsd = site_behind(server, proxy.port, "sslmode=disable&require_auth=password,scram-sha-256");

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::opsd::{Run, finish_child};
 
 /// Resident memory that any command may take whatever its peer sends, in KiB.
-pub const MEMORY: u64 = 96 << 10;
+pub const MEMORY: u64 = 100 << 10;
 
 /// A command that took as much is ended, so that a test that fails does not take the machine with it.
 const KILLED_AT: u64 = 400 << 10;

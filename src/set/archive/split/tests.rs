@@ -146,7 +146,7 @@ fn an_archive_that_ends_early_or_is_damaged_is_refused() {
     assert!(split(&archive(16, &twice), &["large"], true, 9).unwrap_err().to_string().contains("twice"));
     let promised = [&header(16, 1)[..], &entry(16, &item(1, "TABLE DATA", "large", Body::None))].concat();
     assert!(split(&promised, &["large"], true, 9).unwrap_err().to_string().contains("no rows"));
-    assert!(split(&header(16, 0), &["large"], true, 9).unwrap_err().to_string().contains("fewer entries"));
+    assert!(split(&header(16, 0), &["large"], true, 9).unwrap_err().to_string().contains("too few entries"));
 }
 
 proptest! {
@@ -219,4 +219,43 @@ fn what_depends_on_an_entry_behind_the_rows_is_moved_there() {
     let sections = |bytes: &[u8]| parse(bytes).entries.iter().map(|e| e.section).collect::<Vec<_>>();
     assert_eq!(sections(&mended(&archive(7))), [Section::PostData, Section::PostData]);
     assert_eq!(mended(&archive(8)), archive(8), "it depends on another");
+}
+
+fn dropped(bytes: &[u8], ids: &[i32], piece: usize) -> Result<Vec<u8>> {
+    let mut splitter = Splitter::without(ids.iter().copied().collect());
+    let mut found = Vec::new();
+    let mut out = |piece: Piece<'_>| {
+        let Piece::Bytes(To::Rest, bytes) = piece else { panic!("there is only the rest") };
+        found.extend_from_slice(bytes);
+        Ok(())
+    };
+    for piece in bytes.chunks(piece) {
+        splitter.feed(piece, &mut out)?;
+    }
+    splitter.finish(&mut out)?;
+    Ok(found)
+}
+
+#[test]
+fn what_is_dropped_goes_with_its_data_and_the_rest_stays_as_it_is() {
+    let items = sample();
+    for minor in [14, 15, 16] {
+        let whole = archive(minor, &items);
+        for gone in &items {
+            let left: Vec<Item> = items.iter().filter(|item| item.id != gone.id).cloned().collect();
+            for piece in [1, 7, 4096] {
+                assert_eq!(
+                    dropped(&whole, &[gone.id], piece).unwrap(),
+                    archive(minor, &left),
+                    "{}",
+                    gone.tag
+                );
+            }
+        }
+        assert_eq!(dropped(&whole, &[], 9).unwrap(), whole);
+        let all: Vec<i32> = items.iter().map(|item| item.id).collect();
+        assert_eq!(dropped(&whole, &all, 9).unwrap(), archive(minor, &[]));
+        assert!(dropped(&whole, &[items[0].id, 99_999], 9).is_err(), "one is not there");
+        assert!(dropped(&whole[..whole.len() - 1], &[items[0].id], 9).is_err(), "cut off");
+    }
 }

@@ -1,0 +1,62 @@
+//! `opsd restore --dry-run`: what a restore would do.
+
+use serde::Serialize;
+
+use super::Args;
+use crate::cli::output;
+use crate::config::Connection;
+use crate::error::Result;
+use crate::restore::to::Preview;
+
+#[derive(Serialize)]
+struct Plan<'a> {
+    job: &'a str,
+    id: &'a str,
+    /// The server and the database, as a URL without a password.
+    to: String,
+    database: String,
+    /// Whether that database would be made, or filled as it is.
+    made: bool,
+    replaces: Option<Replaces>,
+    preflights: Vec<String>,
+    warnings: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Replaces {
+    bytes: Option<u64>,
+    objects: u64,
+    sessions: u64,
+}
+
+/// Prints the plan.
+pub fn print(args: &Args, job: &str, id: &str, connection: &Connection, preview: Preview) -> Result<()> {
+    let Preview { database, is_made, replaced, preflights, warnings } = preview;
+    let replaces = replaced.map(|of| Replaces { bytes: of.size, objects: of.objects, sessions: of.sessions });
+    let plan =
+        Plan { job, id, to: connection.describe(), database, made: is_made, replaces, preflights, warnings };
+    if args.json {
+        return output::json(&plan);
+    }
+    let how = match (&plan.replaces, plan.made) {
+        (Some(_), _) => "made beside the one that is there, and put in its place",
+        (None, true) => "made",
+        (None, false) => "filled: it holds nothing",
+    };
+    let mut lines = vec![
+        format!("job {job}, set {id}"),
+        format!("  to          {}", plan.to),
+        format!("  database    {:?} would be {how}", plan.database),
+    ];
+    if let Some(Replaces { bytes, objects, sessions }) = &plan.replaces {
+        let size = bytes.map(output::size).unwrap_or_else(|| "of unknown size".into());
+        lines.push(format!(
+            "  replaces    {size}, {objects} tables, views and sequences, {sessions} sessions"
+        ));
+    }
+    lines.extend(plan.preflights.iter().map(|line| format!("  ok: {line}")));
+    let warnings = plan.warnings.iter();
+    lines.extend(warnings.map(|line| output::wrapped("  warning: ", line).trim_end().to_owned()));
+    lines.push("  nothing was restored".into());
+    output::text(lines.join("\n"))
+}
