@@ -314,7 +314,7 @@ impl Target<'_> {
         match attempt {
             Attempt::Setup(error) => Failure { answered: true, error: error.context(what) },
             Attempt::Dial(e) => {
-                let error = Error::new(&e).context("error connecting to server");
+                let error = Error::new(&e).context(CANNOT_REACH);
                 let error = match socket_hint(&e, self) {
                     Some(hint) => error.with_hint(hint),
                     None => error,
@@ -477,6 +477,17 @@ pub fn sqlstate(error: &Error) -> Option<&str> {
     let text = error.message();
     let code = text.rsplit_once("(SQLSTATE ")?.1.get(..5)?;
     code.bytes().all(|b| b.is_ascii_alphanumeric()).then_some(code)
+}
+
+/// What an error begins with where no server answered at all.
+const CANNOT_REACH: &str = "error connecting to server";
+
+/// Whether an error says what a server that is starting says: nothing yet (nobody listens, there is no socket), or that
+/// it is not ready (`cannot_connect_now`).
+pub fn is_starting(error: &Error) -> bool {
+    let said = error.to_string();
+    let is_nobody = ["(os error 111)", "(os error 2)"].iter().any(|code| said.ends_with(code));
+    sqlstate(error) == Some("57P03") || (is_nobody && said.contains(CANNOT_REACH))
 }
 
 /// Whether an error says that a server did not answer in time.

@@ -6,16 +6,24 @@
 //! enough for most of them; those that always fire have a setting of their own from 17 on. Before that they fire in a
 //! rehearsal and in a restore alike.
 
+use std::time::{Duration, Instant};
+
 use chrono::{DateTime, Utc};
 
 use super::selection::Wanted;
 use super::to::{Options, connect_admin};
 use crate::config::Connection;
 use crate::error::{Context, Error, Result};
-use crate::postgres::connect::{Session, connect, error};
+use crate::postgres::connect::{Session, connect, error, is_starting};
 use crate::postgres::limits;
 use crate::postgres::sql::Sql;
+use crate::progress::{Event, Progress};
 use crate::set::manifest::{Database, Manifest, Stream, TRANSACTION_SIZE};
+
+/// How long a server that starts is waited for, and how often it is asked. A container that was just started makes its
+/// cluster first.
+const START_BOUND: Duration = Duration::from_secs(60);
+const START_POLL: Duration = Duration::from_millis(250);
 
 /// What turns event triggers off, and the first major that has it.
 const NO_EVENT_TRIGGERS: (u32, &str) = (17, "-c event_triggers=off");
@@ -69,9 +77,13 @@ pub async fn describe(admin: &Session, connection: &Connection, objects: u64) ->
 
 /// The same options with a connection for whose sessions no event trigger fires, where our role may have that; and
 /// what the operator should know.
-pub async fn look(options: &Options, manifest: &Manifest) -> Result<(Options, Vec<String>)> {
+pub async fn look(
+    options: &Options,
+    manifest: &Manifest,
+    progress: &Progress,
+) -> Result<(Options, Vec<String>)> {
     let mut options = options.clone();
-    let admin = connect_admin(&options.connection).await?;
+    let admin = connect_once_up(&options.connection, progress).await?;
     let row = admin
         .client
         .query_one("SELECT rolsuper, pg_is_in_recovery() FROM pg_roles WHERE rolname = session_user", &[])
@@ -97,6 +109,26 @@ pub async fn look(options: &Options, manifest: &Manifest) -> Result<(Options, Ve
     });
     admin.close().await;
     Ok((options, newer.into_iter().collect()))
+}
+
+/// A session beside the database, once the server is up: whoever restores has often just started it.
+async fn connect_once_up(connection: &Connection, progress: &Progress) -> Result<Session> {
+    let begun = Instant::now();
+    let mut is_told = false;
+    loop {
+        match connect_admin(connection).await {
+            Err(error) if is_starting(&error) && begun.elapsed() < START_BOUND => {
+                if !is_told {
+                    let waits = format!("waiting for the server for up to {} s", START_BOUND.as_secs());
+                    tracing::warn!("{error}; {waits}");
+                    progress(Event::Phase(waits));
+                    is_told = true;
+                }
+                tokio::time::sleep(START_POLL).await;
+            }
+            done => return done,
+        }
+    }
 }
 
 /// A database that was made by somebody else: rows may only go in where the server looks at every byte.

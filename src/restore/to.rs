@@ -311,7 +311,7 @@ async fn prepare(
 ) -> Result<Prepared> {
     check_settings(&options.settings)?;
     (origin.progress)(Event::Phase("checking the target".into()));
-    let (options, mut warnings) = target::look(options, manifest).await?;
+    let (options, mut warnings) = target::look(options, manifest, &origin.progress).await?;
     let part = selection::select(origin, database, &options.selection).await?;
     let (wanted, narrowed) = part.map(|(wanted, database)| (Arc::new(wanted), database)).unzip();
     let database = narrowed.unwrap_or_else(|| database.clone());

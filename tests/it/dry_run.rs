@@ -1,8 +1,12 @@
 //! What a dry run promises, and hosts whose configuration says little.
 
+use std::io::{BufRead, BufReader};
+
+use rustix::process::Signal;
+
 use crate::security::executable;
 use crate::support::opsd::{Opsd, quoted_list};
-use crate::support::postgres::{SUPERUSER, bin_dir, default_server, unique};
+use crate::support::postgres::{Options, SUPERUSER, Server, bin_dir, default_major, default_server, unique};
 use crate::support::sets::{back_up, result};
 
 /// opsd's own session gets through, and a program behind this prefix does not.
@@ -42,6 +46,25 @@ fn a_dry_run_tries_the_programs_of_the_real_one() {
     opsd.run(&restore).expect_failure(1, &["pg_restore", "hint: ", "tool_prefix"]);
     assert!(!server.databases().contains(&name));
     server.drop_database(&database);
+}
+
+/// Whoever restores has often just started the server.
+#[test]
+fn a_restore_waits_for_a_server_that_is_starting() {
+    let mut server = Server::start(default_major(), &Options::default());
+    server.create_database("app");
+    server.psql("app", "CREATE TABLE a AS SELECT generate_series(1, 9) AS id");
+    let opsd = Opsd::new(&server, &["app"]);
+    back_up(&opsd);
+    server.crash(Signal::QUIT);
+    let mut child = opsd.command(&["-v", "restore", "db", "--to", "main", "--as", "again"]).spawn().unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+    let waits = said.find(|line| line.as_ref().unwrap().contains("waiting for the server for up to 60 s"));
+    assert!(waits.is_some());
+    server.restart();
+    let rest: Vec<String> = said.map(Result::unwrap).collect();
+    assert!(child.wait().unwrap().success(), "{rest:?}");
+    assert_eq!(server.psql("again", "SELECT count(*) FROM a"), "9");
 }
 
 /// On its worst day a host has the bucket and the key, and nothing else.
