@@ -7,6 +7,13 @@ use std::sync::Arc;
 pub enum Event {
     /// A new phase began; a fragment for people.
     Phase(String),
+    /// Of what the phase does one by one, so much is done.
+    Done {
+        /// How many.
+        done: usize,
+        /// Of how many.
+        of: usize,
+    },
     /// A stream began; `estimate` is the bytes to expect, 0 where nobody knows.
     StreamStarted {
         /// `database/stream`.

@@ -133,12 +133,16 @@ pub fn render(manifest: &Manifest) -> String {
             }
             line(&format!("{command} -- \"$PGDATABASE\""));
         }
+        // How pg_restore's sessions read rows and definitions, whatever the server sets: arrays with NULL in them, and
+        // comparisons with it.
+        let mut options =
+            vec![settings::option("array_nulls", "on"), settings::option("transform_null_equals", "off")];
         let monetary = locale.monetary.as_str();
         if !monetary.is_empty() {
             // Columns of type money are written in it.
-            let option = settings::option("lc_monetary", monetary);
-            line(&export("PGOPTIONS", &option));
+            options.push(settings::option("lc_monetary", monetary));
         }
+        line(&export("PGOPTIONS", &options.join(" ")));
         line("```");
         line("");
         if locale.provider != "libc" && EVERYWHERE.contains(&database.name.as_str()) {
@@ -434,7 +438,7 @@ mod tests {
             &format!("createdb() {{ printf '<%s>' \"$@\"; }}\n{block}\nprintf '%s' \"$PGOPTIONS\""),
         );
         let expected = "<-T><template0><-E><UTF8><--lc-collate=a b\n><--lc-ctype=C.UTF-8><--locale-provider=icu>\
-            <--icu-locale=x\n```\n'$(touch owned)><--icu-rules=&a < b\n```\n><--><shop>-c lc_monetary=a\\ b\\\nc\\\\";
+            <--icu-locale=x\n```\n'$(touch owned)><--icu-rules=&a < b\n```\n><--><shop>-c array_nulls=on -c transform_null_equals=off -c lc_monetary=a\\ b\\\nc\\\\";
         assert_eq!(String::from_utf8(said).unwrap(), expected);
     }
 

@@ -133,6 +133,22 @@ pub async fn ask(question: &str) -> io::Result<String> {
     answer.await.unwrap_or_else(|_| Err(io::ErrorKind::UnexpectedEof.into()))
 }
 
+/// Columns of the terminal that stdout is; absent where it is none, and nothing needs to be cut.
+pub fn columns() -> Option<usize> {
+    columns_of(io::stdout())
+}
+
+/// Columns of the terminal that stderr is.
+pub fn progress_columns() -> usize {
+    columns_of(io::stderr()).unwrap_or(WIDTH)
+}
+
+fn columns_of(terminal: impl std::os::fd::AsFd) -> Option<usize> {
+    // Some terminals have no size.
+    let size = rustix::termios::tcgetwinsize(terminal).ok()?;
+    Some(if size.ws_col == 0 { WIDTH } else { usize::from(size.ws_col) })
+}
+
 /// `1.2 GiB`.
 pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];

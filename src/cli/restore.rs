@@ -4,6 +4,7 @@ mod contents;
 mod place;
 mod plan;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chrono::Utc;
@@ -16,6 +17,7 @@ use crate::config::libpq::Resolved;
 use crate::config::{BackupJob, Config};
 use crate::error::{Error, Kind, Result};
 use crate::postgres::tools;
+use crate::printable;
 use crate::restore::selection::Selection;
 use crate::restore::to::{self, Options, Report};
 use crate::restore::verify::{self, Rehearsal, Uncontained};
@@ -213,19 +215,44 @@ async fn jobs(config: &Config, store: &dyn Store, names: &[String]) -> Result<Ve
     if all_known && !config.backup.is_empty() {
         return Ok(select(config, names)?.into_iter().cloned().collect());
     }
-    let held = catalog::jobs(store, &config.site).await?;
-    match names {
-        [] if held.is_empty() => {
-            Err(Error::new(format!("no set of site {:?} in {}", config.site, store.describe()))
-                .with_hint("`opsd restore` alone lists the sites and jobs that the repository holds"))
+    let sites = match catalog::sites(store).await {
+        Ok(sites) => sites,
+        // A key may be good for one site's folder alone.
+        Err(_) => BTreeMap::from([(config.site.clone(), catalog::jobs(store, &config.site).await?)]),
+    };
+    let held: Vec<&str> =
+        sites.get(&config.site).into_iter().flat_map(|jobs| jobs.keys().map(String::as_str)).collect();
+    let place = || match (held.as_slice(), config.backup.is_empty()) {
+        ([], true) => format!(
+            "{} holds sets of these sites: {}; `site` at the top of {} says which is meant",
+            store.describe(),
+            listed(sites.keys().map(String::as_str)),
+            config.path.display()
+        ),
+        (held, true) => format!("site {:?} has sets of: {}", config.site, listed(held.iter().copied())),
+        (_, false) => {
+            format!("jobs in {}: {}", config.path.display(), listed(config.backup.keys().map(String::as_str)))
         }
-        [] => Ok(held.keys().map(|name| BackupJob::named(name)).collect()),
-        // A name that the repository does not hold either is told when its sets are looked for.
-        names => Ok(names
-            .iter()
-            .map(|name| config.backup.get(name).cloned().unwrap_or_else(|| BackupJob::named(name)))
-            .collect()),
+    };
+    if names.is_empty() && held.is_empty() {
+        return Err(Error::new(format!("no set of site {:?} in {}", config.site, store.describe()))
+            .with_hint(place()));
     }
+    let known = |name: &String| match config.backup.get(name) {
+        Some(job) => Ok(job.clone()),
+        None if held.contains(&name.as_str()) => Ok(BackupJob::named(name)),
+        None => Err(Error::usage(format!("unknown job {}", printable::word(name))).with_hint(place())),
+    };
+    match names {
+        [] => Ok(held.iter().map(|name| BackupJob::named(name)).collect()),
+        names => names.iter().map(known).collect(),
+    }
+}
+
+/// Names for a sentence.
+fn listed<'n>(names: impl Iterator<Item = &'n str>) -> String {
+    let names: Vec<_> = names.map(printable::line).collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
 async fn run_verify(

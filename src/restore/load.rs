@@ -92,11 +92,6 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
     }
     let schema = stream("schema").ok_or_else(|| Error::differs("the set has no schema stream"))?;
     let mut clock = Instant::now();
-    let mut lap = |loaded: &mut Loaded, phase| {
-        loaded.seconds.push((phase, clock.elapsed().as_secs_f64()));
-        clock = Instant::now();
-    };
-
     (origin.progress)(Event::Phase(format!("{}: schema", database.name)));
     let (archive, mut entries) = fetch_schema(origin, schema).await?;
     if let Some(wanted) = &target.wanted {
@@ -117,7 +112,8 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
         loaded.add_warnings(said);
         loaded.failed = failed;
     }
-    lap(&mut loaded, "schema");
+    loaded.seconds.push(("schema", clock.elapsed().as_secs_f64()));
+    clock = Instant::now();
 
     (origin.progress)(Event::Phase(format!("{}: rows", database.name)));
     // --single-transaction and --transaction-size also end at the first error, and on an older server
@@ -141,10 +137,10 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
         built: HashSet::new(),
         again: Vec::new(),
     };
-    rows.load(&mut loaded).await?;
-    lap(&mut loaded, "data");
+    let rows_in = rows.load(&mut loaded).await?;
+    loaded.seconds.push(("data", rows_in.duration_since(clock).as_secs_f64()));
+    clock = rows_in;
 
-    (origin.progress)(Event::Phase(format!("{}: indexes and constraints", database.name)));
     let mut left: HashSet<i32> = later.into_iter().filter(|id| !rows.built.contains(id)).collect();
     let take = |left: &mut HashSet<i32>, is_wanted: &dyn Fn(&Entry) -> bool| -> HashSet<i32> {
         entries.iter().filter(|e| is_wanted(e)).map(|e| e.dump_id).filter(|id| left.remove(id)).collect()
@@ -179,7 +175,7 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
     }
     drop(rows);
     loaded.schema = Arc::unwrap_or_clone(entries);
-    lap(&mut loaded, "post-data");
+    loaded.seconds.push(("post-data", clock.elapsed().as_secs_f64()));
     Ok(loaded)
 }
 
@@ -307,11 +303,22 @@ enum Done {
 }
 
 impl Rows<'_> {
-    async fn load(&mut self, loaded: &mut Loaded) -> Result<()> {
+    /// Loads the rows, and builds meanwhile what can be. Says when the last rows were in.
+    async fn load(&mut self, loaded: &mut Loaded) -> Result<Instant> {
         let is_wanted = |s: &&Stream| self.without.contains_key(&s.name);
         let mut streams: Vec<&Stream> = self.database.streams.iter().filter(is_wanted).collect();
         streams.sort_by_key(|s| std::cmp::Reverse(s.plain_size));
         let mut streams: VecDeque<Stream> = streams.into_iter().cloned().collect();
+        let mut left = streams.len();
+        let mut rows_in = Instant::now();
+        let total = after_rows(&self.entries).count();
+        let build_alone = || {
+            let phase = format!("{}: indexes and constraints", self.database.name);
+            (self.origin.progress)(Event::Phase(phase));
+        };
+        if left == 0 {
+            build_alone();
+        }
         let mut running = tokio::task::JoinSet::new();
         loop {
             while running.len() < self.target.jobs.max(1) {
@@ -326,7 +333,15 @@ impl Rows<'_> {
                 running.spawn(self.run(work));
             }
             let Some(done) = running.join_next().await else { break };
-            match done.map_err(|e| Error::new(format!("a stream stopped: {e}")))? {
+            let done = done.map_err(|e| Error::new(format!("a stream stopped: {e}")))?;
+            if matches!(done, Done::Stream(..)) {
+                left -= 1;
+                rows_in = Instant::now();
+                if left == 0 {
+                    build_alone();
+                }
+            }
+            match done {
                 Done::Stream(stream, Ok((table, said))) => {
                     loaded.add_warnings(said);
                     match table {
@@ -351,12 +366,19 @@ impl Rows<'_> {
                     let (said, failed) = result?;
                     loaded.add_warnings(said);
                     self.built.extend(built(build.ids, &failed));
+                    if left == 0 {
+                        (self.origin.progress)(Event::Done { done: self.built.len(), of: total });
+                    }
                     // Who is in trouble is told whatever comes of the next turn, which may meet what is there.
                     loaded.failed.extend(failed.into_iter().filter(|c| c.fault == Fault::Trouble));
                 }
             }
         }
-        self.run_again(loaded).await
+        if !self.again.is_empty() {
+            self.run_again(loaded).await?;
+            rows_in = Instant::now();
+        }
+        Ok(rows_in)
     }
 
     /// The tables that a stream holds, and their sizes in the target.

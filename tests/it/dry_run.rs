@@ -91,13 +91,12 @@ fn a_host_with_the_repository_and_the_key_alone_restores() {
     assert_eq!(server.psql(&name, "SELECT count(*) FROM a"), "9");
     assert_eq!(result(&host.ok(&["restore", "--verify", "--json"]))["verdict"], "proven");
     host.run(&["restore", "db", "--as", "x"]).expect_failure(2, &["backs up no server", "--to NAME|URL"]);
-    host.run(&["restore", "dv", "--to", &url])
-        .expect_failure(1, &["no set of job \"dv\"", "has sets of: db"]);
+    host.run(&["restore", "dv", "--to", &url]).expect_failure(2, &["unknown job \"dv\"", "has sets of: db"]);
     let mut wrong = host.config().replace("site = \"test\"", "site = \"tset\"");
     wrong.push('\n');
     let config = host.path("wrong.toml");
     crate::support::opsd::write_private(&config, &wrong);
     host.run(&["--config", config.to_str().unwrap(), "restore", "db", "--to", &url])
-        .expect_failure(1, &["of site \"tset\"", "these sites: test"]);
+        .expect_failure(2, &["unknown job \"db\"", "these sites: test"]);
     [database, name].iter().for_each(|name| server.drop_database(name));
 }

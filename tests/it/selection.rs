@@ -4,7 +4,10 @@ use std::process::{Command, Stdio};
 
 use crate::support::compare::{assert_same, assert_same_content, db};
 use crate::support::opsd::{Opsd, Run, finish_child, quoted};
-use crate::support::postgres::{SUPERUSER, Server, default_major, default_server, for_some_majors, unique};
+use crate::support::postgres::{
+    Options, SUPERUSER, Server, bin_dir, default_major, default_server, expect_success, for_some_majors,
+    unique,
+};
 use crate::support::sets::back_up;
 
 /// Tables that refer to each other across schemas, with all that makes a table one.
@@ -238,4 +241,61 @@ fn a_database_is_replaced_once_its_name_was_typed() {
     let old =
         server.databases().into_iter().find(|name| name.starts_with(&format!("{database}_before_"))).unwrap();
     [database, old].iter().for_each(|name| server.drop_database(name));
+}
+
+/// The page's commands under a heading, as somebody would paste them.
+fn pasted(opsd: &Opsd, server: &Server, live: &str, heading: &str) {
+    let page = std::fs::read_to_string("docs/one-table.md").unwrap();
+    let section = page.split("\n## ").find(|section| section.starts_with(heading)).expect(heading);
+    let blocks = section.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap());
+    let script = blocks.collect::<String>().replace("-d app ", &format!("-d {live} "));
+    let mut shell = server.client("psql");
+    let environment: Vec<_> =
+        shell.get_envs().map(|(k, v)| (k.to_owned(), v.map(ToOwned::to_owned))).collect();
+    shell = Command::new("/bin/bash");
+    shell.args(["-e", "-o", "pipefail", "-c", &script]).env_clear();
+    shell.envs(environment.into_iter().filter_map(|(name, value)| Some((name, value?))));
+    let own = std::path::Path::new(env!("CARGO_BIN_EXE_opsd")).parent().unwrap();
+    let bin = bin_dir(server.major);
+    shell.env("PATH", format!("{}:{}:/usr/bin:/bin", own.display(), bin.display()));
+    let config = opsd.command(&["restore"]);
+    let config = config.get_envs().find(|(name, _)| *name == "OPSD_CONFIG").unwrap().1.unwrap();
+    shell.env("OPSD_CONFIG", config).current_dir(opsd.path("")).stdin(Stdio::null());
+    expect_success(&mut shell);
+}
+
+#[test]
+fn the_page_brings_one_table_back_whatever_happened_to_it() {
+    // `rescue` and `shape` are names that another test may not have on this server.
+    let server = Server::start(default_major(), &Options::default());
+    let live = server.fresh_database("live");
+    server.psql(
+        &live,
+        "CREATE TABLE accounts (id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text);
+         CREATE INDEX accounts_name ON accounts (name); GRANT SELECT ON accounts TO PUBLIC;
+         CREATE TABLE orders (id serial PRIMARY KEY, account integer REFERENCES accounts);
+         INSERT INTO accounts (name) SELECT 'account ' || i FROM generate_series(1, 100) i;
+         INSERT INTO orders (account) SELECT i FROM generate_series(1, 20) i",
+    );
+    let mut opsd = Opsd::new(&server, &[&live]);
+    opsd.more = format!("[postgres.admin]\nurl = {}\n", quoted(&server.socket_url(SUPERUSER, "")));
+    back_up(&opsd);
+    let source = server.fresh_database("source");
+    server.psql("postgres", &format!("DROP DATABASE {source}"));
+    server.psql("postgres", &format!("CREATE DATABASE {source} TEMPLATE {live}"));
+    let same = || {
+        assert_same(db(&server, &live), db(&server, &source));
+        assert_same_content(db(&server, &live), db(&server, &source));
+    };
+    for (accident, heading) in [
+        ("DELETE FROM accounts WHERE id > 50", "2a."),
+        ("UPDATE accounts SET name = 'oops' WHERE id < 10", "2b."),
+        ("DROP TABLE accounts CASCADE", "2c."),
+    ] {
+        server.psql(&live, accident);
+        for step in ["1.", heading, "3."] {
+            pasted(&opsd, &server, &live, step);
+        }
+        same();
+    }
 }

@@ -104,14 +104,19 @@ fn table(out: &mut String, job: &str, sets: &[Summary], now: DateTime<Utc>) {
         return;
     }
     out.push_str(&wrapped(&format!("job {}: ", printable::line(job)), &counted(sets)));
-    row(out, ["ID", "AGE", "DATABASES", "ROWS", "SIZE", "STATE"]);
-    for set in sets {
+    // At 80 columns the names have 12 of them; elsewhere what there is room for.
+    let room = output::columns().map_or(usize::MAX, |columns| columns.saturating_sub(output::WIDTH) + NAMES);
+    let names: Vec<String> = sets.iter().map(|set| databases(set, room)).collect();
+    let width = names.iter().map(|name| name.chars().count()).fold(NAMES, usize::max);
+    row(out, width, ["ID", "AGE", "DATABASES", "ROWS", "SIZE", "STATE"]);
+    for (set, names) in sets.iter().zip(&names) {
         row(
             out,
+            width,
             [
                 &set.id,
                 &age(set.started, now),
-                &databases(set),
+                names,
                 &set.rows.map_or("-".to_owned(), short_count),
                 &output::size(set.occupied_bytes),
                 &state(set, now),
@@ -139,9 +144,9 @@ fn table(out: &mut String, job: &str, sets: &[Summary], now: DateTime<Utc>) {
     }
 }
 
-fn row(out: &mut String, [id, age, databases, rows, stored, state]: [&str; 6]) {
+fn row(out: &mut String, width: usize, [id, age, databases, rows, stored, state]: [&str; 6]) {
     // Writing to a String cannot fail.
-    let _ = writeln!(out, "{id:<21}  {age:>4}  {databases:<12}  {rows:>6}  {stored:>10}  {state}");
+    let _ = writeln!(out, "{id:<21}  {age:>4}  {databases:<width$}  {rows:>6}  {stored:>10}  {state}");
 }
 
 fn counted(sets: &[Summary]) -> String {
@@ -169,15 +174,17 @@ fn state(set: &Summary, now: DateTime<Utc>) -> String {
     }
 }
 
-/// Names as far as they fit in 12 columns, then how many more.
-fn databases(set: &Summary) -> String {
-    const COLUMNS: usize = 12;
+/// Columns for the names of a set's databases on a terminal of the usual size.
+const NAMES: usize = 12;
+
+/// Names as far as they fit in so many columns, then how many more.
+fn databases(set: &Summary, columns: usize) -> String {
     let names: Vec<String> = set.databases.iter().map(|d| printable::line(&d.name).into_owned()).collect();
     for shown in (1..=names.len()).rev() {
         let more = names.len() - shown;
         let more = if more == 0 { String::new() } else { format!(" +{more}") };
         let text = names[..shown].join(",") + &more;
-        if text.chars().count() <= COLUMNS {
+        if text.chars().count() <= columns {
             return text;
         }
     }
@@ -185,7 +192,7 @@ fn databases(set: &Summary) -> String {
         [] => "-".to_owned(),
         [first, rest @ ..] => {
             let more = if rest.is_empty() { String::new() } else { format!(" +{}", rest.len()) };
-            let room = COLUMNS.saturating_sub(more.chars().count() + 1);
+            let room = columns.saturating_sub(more.chars().count() + 1);
             first.chars().take(room).collect::<String>() + "…" + &more
         }
     }
@@ -268,12 +275,13 @@ mod tests {
 
     #[test]
     fn database_names_are_cut_and_counted() {
-        assert_eq!(databases(&summary(&[])), "-");
-        assert_eq!(databases(&summary(&["app"])), "app");
-        assert_eq!(databases(&summary(&["app", "shop"])), "app,shop");
-        assert_eq!(databases(&summary(&["app", "shop", "warehouse", "x"])), "app,shop +2");
-        assert_eq!(databases(&summary(&["a-very-long-name"])), "a-very-long…");
-        assert_eq!(databases(&summary(&["a-very-long-name", "b"])), "a-very-l… +1");
-        assert_eq!(databases(&summary(&["\u{1b}[2J"])), "\\u{1b}[2J");
+        assert_eq!(databases(&summary(&[]), 12), "-");
+        assert_eq!(databases(&summary(&["app"]), 12), "app");
+        assert_eq!(databases(&summary(&["app", "shop"]), 12), "app,shop");
+        assert_eq!(databases(&summary(&["app", "shop", "warehouse", "x"]), 12), "app,shop +2");
+        assert_eq!(databases(&summary(&["a-very-long-name"]), 12), "a-very-long…");
+        assert_eq!(databases(&summary(&["a-very-long-name", "b"]), 12), "a-very-l… +1");
+        assert_eq!(databases(&summary(&["\u{1b}[2J"]), 12), "\\u{1b}[2J");
+        assert_eq!(databases(&summary(&["a-very-long-name", "b"]), usize::MAX), "a-very-long-name,b");
     }
 }

@@ -79,26 +79,6 @@ pub fn ahead_warning(ids: &[String]) -> Option<String> {
     ))
 }
 
-/// What a repository holds instead of a job's sets.
-async fn what_there_is(store: &dyn Store, site: &str) -> String {
-    let listed = |names: Vec<&String>| {
-        let names: Vec<_> = names.into_iter().map(|name| printable::line(name)).collect();
-        names.join(", ")
-    };
-    match super::sites(store).await {
-        Ok(sites) if sites.is_empty() => "it holds no set at all: is this the right repository?".into(),
-        Ok(sites) => match sites.get(site) {
-            Some(jobs) => format!("that site has sets of: {}", listed(jobs.keys().collect())),
-            None => format!(
-                "it holds sets of these sites: {}; `site` at the top of the configuration says which is meant",
-                listed(sites.keys().collect())
-            ),
-        },
-        // A key may be good for one site's folder alone.
-        Err(_) => "`opsd backups list` shows what is there".into(),
-    }
-}
-
 /// Finds the set of a job that is meant.
 ///
 /// For a restore of the latest, or as of a time, a set that may not be relied on ([`Loaded::reliance`]), or that is refused
@@ -125,7 +105,7 @@ pub async fn find(
     }
     if entries.is_empty() {
         return Err(Error::new(format!("no set of job {job:?} of site {site:?} in {}", store.describe()))
-            .with_hint(what_there_is(store, site).await));
+            .with_hint("`opsd restore` alone lists the sites and jobs that the repository holds"));
     }
     let until = match selector {
         Selector::Id(id) => {
