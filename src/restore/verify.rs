@@ -263,7 +263,7 @@ impl Run<'_> {
         self.phase("comparing roles");
         let roles = role_proof::prove(&admin, globals).await?;
         self.record.differences.extend(roles.differences);
-        self.record.scope.extend(roles.scope);
+        self.record.scope.extend(roles.scope.into_iter().chain(coverage::left_out(self.manifest)));
         self.lap("roles");
         admin.close().await;
         Ok(complete)
