@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::builds::{Build, Builds, TableName};
-use super::complaints::{Complaint, Fault, HARMLESS_TIMEOUT, is_sql_error, lacking};
+use super::complaints::{Complaint, Fault, HARMLESS_TIMEOUT, is_lacking, is_sql_error, lacking};
 use super::copy::copy_table;
 use super::pg_restore::{
     Part, Restored, after_rows, fetch_contents, fetch_schema, run_after_rows, run_before_rows, run_schema,
@@ -171,11 +171,12 @@ fn wants_all_rows(entry: &Entry) -> bool {
 }
 
 /// Restores one database of a set, where rows that the server refuses are an error: there is nothing to prove then.
+/// Those that need what this host cannot have are told.
 pub async fn load_whole(origin: &Origin, database: &Database, target: &Target) -> Result<Loaded> {
     let mut loaded = load(origin, database, target).await?;
-    match loaded.lost.pop() {
+    match loaded.lost.iter().rposition(|error| !is_lacking(error)) {
         None => Ok(loaded),
-        Some(error) => Err(error),
+        Some(index) => Err(loaded.lost.swap_remove(index)),
     }
 }
 

@@ -92,6 +92,26 @@ fn an_extension_that_cannot_be_made_here_leaves_the_set_unproven() {
     assert_eq!(result["databases"][0]["rows"], 10, "{result}");
 }
 
+/// Rows of the extension's own tables need it.
+#[test]
+fn rows_of_an_extension_that_cannot_be_made_here_leave_the_set_unproven() {
+    let server = &server("pg_cron", CRON);
+    server.create_database("app");
+    server.psql(
+        "app",
+        "CREATE EXTENSION pg_cron; CREATE TABLE t AS SELECT generate_series(1, 10) AS id;
+         SELECT cron.schedule('once a year', '0 0 1 1 *', 'DELETE FROM public.t')",
+    );
+    let opsd = site_of(server, "app");
+    let id = back_up(&opsd);
+    sets::forge(&opsd, &id, |manifest| manifest["server"]["preloaded"] = serde_json::json!([]));
+    let result = rehearsed(&opsd);
+    assert_eq!(result["verdict"], "unproven", "{result}");
+    assert!(result["warnings"].to_string().contains("EXTENSION pg_cron"), "{result}");
+    assert_eq!(result["databases"][0]["differences"], serde_json::json!([]), "{result}");
+    assert_eq!(result["databases"][0]["rows"], 10, "{result}");
+}
+
 #[test]
 fn partitions_that_an_extension_manages_come_back() {
     let server = &server("", &[]);
