@@ -3,8 +3,8 @@
 
 use serde_json::Value;
 
-use crate::support::compare::{assert_same_content, db};
-use crate::support::opsd::{Opsd, quoted};
+use crate::support::compare::{assert_same, assert_same_content, db, plain_restore};
+use crate::support::opsd::{Opsd, quoted, quoted_list};
 use crate::support::postgres::{Options, SUPERUSER, Server, default_server, distribution, unique};
 use crate::support::sets::{self, back_up};
 use crate::traps::site;
@@ -129,6 +129,46 @@ fn partitions_that_an_extension_manages_come_back() {
     assert_eq!(result["verdict"], "proven", "{result}");
     opsd.ok(&["restore", "db", "--to", &server.socket_url(SUPERUSER, "again"), "--create"]);
     assert_same_content(db(server, "app"), db(server, "again"));
+}
+
+/// PostGIS brings thousands of reference systems, and pg_dump takes those alone that it does not know.
+#[test]
+fn geometries_come_back_and_a_changed_reference_system_is_told_and_taken_along() {
+    let server = &server("", &[]);
+    server.create_database("app");
+    server.psql(
+        "app",
+        "CREATE EXTENSION postgis;
+         CREATE TABLE places (id integer PRIMARY KEY, at geometry(Point, 4326) NOT NULL, area geography(Polygon),
+             height double precision GENERATED ALWAYS AS (ST_Y(at)) STORED, CHECK (ST_IsValid(at)));
+         INSERT INTO places SELECT i, ST_SetSRID(ST_MakePoint(i, i / 7.0), 4326), ST_Buffer(ST_MakePoint(i, 1)::geography, 10)
+           FROM generate_series(1, 50) i;
+         CREATE INDEX ON places USING gist (at);
+         CREATE VIEW near AS SELECT id FROM places WHERE ST_DWithin(at, ST_SetSRID(ST_MakePoint(1, 1), 4326), 5);
+         INSERT INTO spatial_ref_sys (srid, auth_name, auth_srid, proj4text) VALUES (990001, 'own', 1, '+proj=longlat +no_defs')",
+    );
+    let mut opsd = site_of(server, "app");
+    back_up(&opsd);
+    let result = rehearsed(&opsd);
+    assert_eq!(result["verdict"], "proven", "{result}");
+    opsd.ok(&["restore", "db", "--to", &server.socket_url(SUPERUSER, "again"), "--create"]);
+    assert_same(db(server, &plain_restore(db(server, "app"))), db(server, "again"));
+    assert_same_content(db(server, "app"), db(server, "again"));
+
+    server.psql(
+        "app",
+        "UPDATE spatial_ref_sys SET proj4text = '+proj=longlat +ellps=intl +no_defs' WHERE srid = 4326",
+    );
+    let run = opsd.ok(&["backup", "--json"]);
+    assert!(run.json()["sets"][0]["warnings"].to_string().contains("public.spatial_ref_sys"), "{run}");
+    let result = rehearsed(&opsd);
+    assert_eq!(result["verdict"], "unproven", "{result}");
+    opsd.job.set("include_extension_tables", quoted_list(&["public.spatial_ref_sys"]));
+    back_up(&opsd);
+    let result = rehearsed(&opsd);
+    assert_eq!(result["verdict"], "proven", "{result}");
+    opsd.ok(&["restore", "db", "--to", &server.socket_url(SUPERUSER, "taken"), "--create"]);
+    assert_same_content(db(server, "app"), db(server, "taken"));
 }
 
 /// `ALTER DEFAULT PRIVILEGES` in a script speaks of the role that creates the extension; the scratch server has
