@@ -23,6 +23,7 @@ pub mod large_objects;
 pub mod load;
 pub mod pg_restore;
 pub mod prove;
+pub mod refresh;
 mod rehearsal_server;
 pub mod rest;
 pub mod role_proof;
@@ -36,8 +37,9 @@ pub mod verify;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::config::{Config, Connection, keys};
+use crate::config::{Config, Connection, REFRESH_TIMEOUT, keys};
 use crate::error::{Error, Result};
 use crate::postgres::connect::{self, Session, error};
 use crate::postgres::properties::Properties;
@@ -77,6 +79,8 @@ pub struct Target {
     pub settings: BTreeMap<String, String>,
     /// What is not restored.
     pub left_out: LeftOut,
+    /// How long materialized views may take that ask other servers.
+    pub refresh_timeout: Duration,
 }
 
 /// What of a set is not restored, in the words of pg_restore's options.
@@ -115,6 +119,7 @@ impl Target {
             monetary: None, // a setting of the database
             settings: BTreeMap::new(),
             left_out: LeftOut::default(),
+            refresh_timeout: REFRESH_TIMEOUT,
         }
     }
 

@@ -346,6 +346,7 @@ async fn run_to(
                 privileges: args.no_privileges,
                 comments: args.no_comments,
             },
+            refresh_timeout: config.refresh_timeout,
         };
         let bars = progress::bars(global);
         let origin = restore::origin(store, &set.manifest, identities, bars.progress());

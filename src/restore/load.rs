@@ -26,7 +26,7 @@ use super::pg_restore::{
     run_stream,
 };
 use super::rest::{self, Attempt};
-use super::{Origin, Target, foreign_keys};
+use super::{Origin, Target, foreign_keys, refresh};
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::error;
 use crate::progress::Event;
@@ -132,6 +132,8 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
     };
     // A guard against changes must not meet the restore that brings it: up to 16 nothing turns it off.
     let guards = take(&mut left, &|e| e.desc == "EVENT TRIGGER" || e.tag.starts_with("EVENT TRIGGER "));
+    // A server that never answers keeps nothing else waiting.
+    let far = take(&mut left, &|e| refresh::asks_others(e, &entries));
     if !rows.again.is_empty() {
         // A row may name an index. But keys, triggers and materialized views want all rows before them.
         let ready = take(&mut left, &|e| !wants_all_rows(e));
@@ -152,6 +154,9 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
         let part = Part::Entries(&left);
         let done = run_after_rows(target, &rows.archive, &entries, part, target.jobs, schema_args).await?;
         loaded.finish(done);
+    }
+    if !far.is_empty() {
+        loaded.finish(refresh::fill(target, &rows.archive, &entries, far, schema_args).await?);
     }
     retry(target, &rows.archive, &entries, schema_args, &mut loaded).await?;
     if !guards.is_empty() {

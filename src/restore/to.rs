@@ -7,6 +7,7 @@
 //! empty database that is there already is filled as it is; a failure there leaves what was loaded, and says so.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use chrono::Utc;
 use tokio_postgres::error::SqlState;
@@ -52,6 +53,8 @@ pub struct Options {
     pub settings: BTreeMap<String, String>,
     /// What is not restored.
     pub left_out: LeftOut,
+    /// How long materialized views may take that ask other servers.
+    pub refresh_timeout: Duration,
 }
 
 /// What was done.
@@ -324,6 +327,7 @@ async fn fill(
         tablespaces: row.get(2),
         settings: options.settings.clone(),
         left_out: options.left_out,
+        refresh_timeout: options.refresh_timeout,
     };
     collations::check(&session.client, database).await?;
     extensions::install(&session, database).await?;

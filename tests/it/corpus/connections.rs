@@ -5,8 +5,8 @@ use std::process::{Child, Command, Stdio};
 
 use crate::support::opsd::{Opsd, quoted, write_private};
 use crate::support::postgres::{
-    Options, PASSWORD, SUPERUSER, Server, bin_dir, default_major, expect_success, free_port, identifier, literal,
-    server_directory, unprivileged_user,
+    Options, PASSWORD, SUPERUSER, Server, bin_dir, default_major, expect_success, free_port, identifier,
+    literal, server_directory, unprivileged_user,
 };
 use crate::support::processes::until;
 use crate::support::torture::torture;
@@ -165,7 +165,8 @@ fn no_mode_of_a_pooler_passes_for_the_server() {
         for more in ["", "ignore_startup_parameters = extra_float_digits, options"] {
             let pooler = Pooler::start(server, mode, more);
             let mut opsd = Opsd::new(server, &["app"]);
-            opsd.postgres.set("url", quoted(&format!("postgres://{SUPERUSER}@127.0.0.1:{}/app", pooler.port)));
+            opsd.postgres
+                .set("url", quoted(&format!("postgres://{SUPERUSER}@127.0.0.1:{}/app", pooler.port)));
             opsd.env("PGPASSWORD", PASSWORD);
             let how = format!("PgBouncer, {mode} {more}");
             let run = opsd.run(&["backup", "--json"]);
