@@ -20,14 +20,14 @@ use crate::postgres::ident::Name;
 use crate::set::archive::Entry;
 
 /// How long a session that was told to end is waited for.
-const END_PATIENCE: Duration = Duration::from_secs(5);
+const END_PATIENCE: Duration = Duration::from_secs(2);
 /// How often it is looked for meanwhile.
 const END_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Ends our sessions that still fill a view, and says which there are.
 const END: &str = "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity
-      WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()
-        AND state = 'active' AND query LIKE 'REFRESH MATERIALIZED VIEW %'";
+      WHERE datname = current_database() AND usename = current_user AND application_name = 'opsd restore'
+        AND pid <> pg_backend_pid() AND state = 'active' AND query LIKE 'REFRESH MATERIALIZED VIEW %'";
 
 /// Views that nobody filled.
 const EMPTY: &str =
