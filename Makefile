@@ -4,7 +4,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test torture fuzz fuzz-tools lint demo bench
+.PHONY: help setup build test torture corpus fuzz fuzz-tools lint demo bench
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -20,7 +20,13 @@ build: ## The binary, optimised: target/release/opsd
 test: setup ## Every test, against real servers
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$$(($$(nproc) * 2))} $(CARGO) test --no-fail-fast
 
-torture: setup fuzz-tools ## Every integration test with more rounds and longer faults, then the fuzz targets
+# OPSD_TEST_PG and OPSD_TEST_INPUT choose one major and one file.
+corpus: ## Databases of tests/fixtures/corpus on every major, beside plain pg_dump and pg_restore
+	@scripts/setup --corpus
+	OPSD_TORTURE=1 $(CARGO) test --test it -- corpus:: --nocapture --test-threads=1
+
+torture: fuzz-tools ## Every integration test with more rounds and longer faults, then the fuzz targets
+	@scripts/setup --corpus
 	$(CARGO) build --example demo
 	OPSD_TORTURE=1 $(CARGO) test --no-fail-fast --test it
 	OPSD_TORTURE=1 OPSD_TEST_LANGUAGE=de $(CARGO) test --no-fail-fast --test it -- \

@@ -325,6 +325,7 @@ impl Run<'_> {
             globals,
             databases,
             lacking,
+            left_out: source.left_out.clone(),
             restore_md: Document { key: set::RESTORE_MD.into(), size: 0, sha256: String::new() },
             warnings,
         };

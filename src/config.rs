@@ -26,6 +26,7 @@ mod walk;
 pub use finding::{Finding, Mistake, Warning};
 pub use load::{environment, load};
 pub use monitoring::{Exporter, Monitor, MonitorKind, Queue, QueueKind, Redis, RedisAddress, Threshold};
+pub use restore::REFRESH_TIMEOUT;
 
 use require_auth::{ChannelBinding, RequireAuth};
 use secret::Secret;
@@ -51,6 +52,8 @@ pub struct Config {
     pub backup: BTreeMap<String, BackupJob>,
     /// What is set in each session of a restore into a server that is there.
     pub restore_settings: BTreeMap<String, String>,
+    /// How long a restore into a server that is there fills materialized views that ask other servers.
+    pub refresh_timeout: Duration,
     /// Redis servers by name.
     pub redis: BTreeMap<String, Redis>,
     /// How figures are served.

@@ -23,6 +23,7 @@ pub mod large_objects;
 pub mod load;
 pub mod pg_restore;
 pub mod prove;
+pub mod refresh;
 mod rehearsal_server;
 pub mod rest;
 pub mod role_proof;
@@ -37,9 +38,10 @@ pub mod verify;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use self::selection::Wanted;
-use crate::config::{Config, Connection, keys};
+use crate::config::{Config, Connection, REFRESH_TIMEOUT, keys};
 use crate::error::{Error, Result};
 use crate::postgres::connect::{self, Session, error};
 use crate::postgres::properties::Properties;
@@ -81,6 +83,8 @@ pub struct Target {
     pub left_out: LeftOut,
     /// The part of the set that is; absent where all of it is.
     pub wanted: Option<Arc<Wanted>>,
+    /// How long materialized views may take that ask other servers.
+    pub refresh_timeout: Duration,
 }
 
 /// What of a set is not restored, in the words of pg_restore's options.
@@ -120,6 +124,7 @@ impl Target {
             settings: BTreeMap::new(),
             left_out: LeftOut::default(),
             wanted: None,
+            refresh_timeout: REFRESH_TIMEOUT,
         }
     }
 

@@ -103,7 +103,12 @@ pub fn plan(
     check_privileges(inventory, &excluded)?;
     let is_whole = |t: &&Table| !inventory.undumped.iter().any(|u| u.oid == t.oid);
     let whole = inventory.tables.iter().filter(is_whole).map(|t| (t.schema.clone(), t.name.clone()));
-    let (along, undumped) = undumped::divide(&inventory.undumped, whole, &excluded, job)?;
+    let (mut along, mut undumped) = undumped::divide(&inventory.undumped, whole, &excluded, job)?;
+    if in_recovery {
+        // A standby has no rows of theirs, and cannot be asked.
+        along.retain(|t| !t.is_unlogged);
+        undumped.retain(|t| !t.is_unlogged);
+    }
     check_references(inventory, &excluded)?;
     // pg_dump says nothing about a pattern that matches nothing.
     if let Some(table) =

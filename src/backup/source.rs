@@ -9,7 +9,7 @@ use crate::error::{Context, Error, Result};
 use crate::postgres::connect::{Session, connect, error};
 use crate::postgres::libraries;
 use crate::postgres::tools::{self, Tools};
-use crate::set::manifest::Server;
+use crate::set::manifest::{Lacking, Server};
 
 /// What a run needs to know about its server.
 pub(super) struct Source<'a> {
@@ -25,6 +25,8 @@ pub(super) struct Source<'a> {
     pub(super) application_name: String,
     /// Those of them that nobody can connect to, and why.
     pub(super) closed: HashMap<String, &'static str>,
+    /// Those that are passed over where all are wanted, and why.
+    pub(super) left_out: Vec<Lacking>,
     /// What is worth saying of the way to it, and of databases that are left out.
     pub(super) warnings: Vec<String>,
 }
@@ -70,8 +72,9 @@ pub(super) async fn open<'a>(config: &'a Config, job: &BackupJob) -> Result<Sour
     let warning = tools.password_warning(&postgres.connection).await?;
     let connection = &postgres.connection;
     let resolved = resolve_databases(&session, connection, &job.databases, &application_name).await?;
-    let Resolved { databases, all, closed, warnings } = resolved;
-    let warnings = warning.into_iter().chain(warnings).collect();
+    let Resolved { databases, all, closed, left_out } = resolved;
+    let told = |l: &Lacking| format!("database {:?} is not in this set: {}", l.name, l.why);
+    let warnings = warning.into_iter().chain(left_out.iter().map(told)).collect();
     Ok(Source {
         postgres,
         session,
@@ -82,6 +85,7 @@ pub(super) async fn open<'a>(config: &'a Config, job: &BackupJob) -> Result<Sour
         all,
         closed,
         application_name,
+        left_out,
         warnings,
     })
 }
@@ -110,7 +114,7 @@ struct Resolved {
     databases: Vec<String>,
     all: Option<HashMap<String, u32>>,
     closed: HashMap<String, &'static str>,
-    warnings: Vec<String>,
+    left_out: Vec<Lacking>,
 }
 
 async fn resolve_databases(
@@ -120,7 +124,7 @@ async fn resolve_databases(
     application_name: &str,
 ) -> Result<Resolved> {
     let mut resolved =
-        Resolved { databases: Vec::new(), all: None, closed: HashMap::new(), warnings: Vec::new() };
+        Resolved { databases: Vec::new(), all: None, closed: HashMap::new(), left_out: Vec::new() };
     if matches!(wanted, Databases::Url) {
         resolved.databases.push(connection.dbname.clone());
         return Ok(resolved);
@@ -169,7 +173,7 @@ async fn resolve_databases(
                         Err(failure) => format!("whether it holds anything cannot be seen: {failure}"),
                     },
                 };
-                resolved.warnings.push(format!("database {name:?} is not in this set: {why}"));
+                resolved.left_out.push(Lacking { name, why });
             }
             if resolved.databases.is_empty() {
                 return Err(Error::new(format!("no database on {} lets anybody in", connection.describe())));

@@ -49,6 +49,8 @@ pub struct Undumped {
     pub is_readable: bool,
     /// Whether policies would hide rows from our role.
     pub has_active_row_security: bool,
+    /// Whether a standby cannot read it.
+    pub is_unlogged: bool,
 }
 
 impl Undumped {
@@ -73,7 +75,7 @@ pub async fn read(client: &Client) -> Result<Vec<Undumped>> {
                     c.relkind = 'p',
                     (SELECT i.inhparent FROM pg_inherits i WHERE i.inhrelid = c.oid AND c.relispartition),
                     has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE'),
-                    row_security_active(c.oid)
+                    row_security_active(c.oid), c.relpersistence = 'u'
                FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
                LEFT JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid
                                     AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
@@ -104,6 +106,7 @@ pub async fn read(client: &Client) -> Result<Vec<Undumped>> {
         // A table that was dropped meanwhile has neither.
         is_readable: row.get::<_, Option<bool>>(8).unwrap_or(false),
         has_active_row_security: row.get::<_, Option<bool>>(9).unwrap_or(false),
+        is_unlogged: row.get(10),
     };
     Ok(rows.iter().map(table).collect())
 }

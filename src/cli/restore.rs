@@ -446,6 +446,7 @@ async fn run_to(
                 tables: args.table.clone(),
                 excluded: args.exclude.clone(),
             },
+            refresh_timeout: config.refresh_timeout,
         };
         let bars = progress::bars(global);
         let origin = restore::origin(store, &set.manifest, identities, bars.progress());

@@ -138,7 +138,7 @@ fn site(walk: &mut Walk<'_>, table: &toml_edit::Table, path: &Path) -> Option<Co
     let s3 = matches!(&repository, Some(Repository { location: Location::S3 { .. }, .. }));
     let (_, jobs) =
         named(walk, &root, "backup", |walk, section, key| job(walk, section, key, &server_names, s3));
-    let restore_settings = restore::settings(walk, &root);
+    let (restore_settings, refresh_timeout) = restore::restore(walk, &root);
     let (redis_names, redis) = named(walk, &root, "redis", monitoring::redis);
     let exporter = walk.section(&root, "exporter").map(|section| monitoring::exporter(walk, &section));
     let known = Known { postgres: &server_names, redis: &redis_names, repository: has_repository };
@@ -152,6 +152,7 @@ fn site(walk: &mut Walk<'_>, table: &toml_edit::Table, path: &Path) -> Option<Co
         postgres: servers,
         backup: jobs,
         restore_settings,
+        refresh_timeout,
         redis,
         exporter: exporter.unwrap_or_default(),
         monitor: monitors,

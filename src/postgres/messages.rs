@@ -248,23 +248,31 @@ pub fn of_rows(code: &SqlState) -> Fault {
 }
 
 /// What a server says in English when it is in trouble itself.
-const TROUBLE: [&str; 10] = [
+const TROUBLE: [&str; 7] = [
     "No space left on device",
     "Too many open files",
     "could not extend file",
-    "could not open extension control file",
-    "could not access file",
-    "could not load library",
     "out of memory",
     "out of shared memory",
     "temporary file",
     "terminating connection",
 ];
 
+/// What it says where a part of an extension is not installed.
+const LIBRARY: [&str; 3] =
+    ["could not open extension control file", "could not access file", "could not load library"];
+
+/// Whether a part of an extension is not installed.
+pub fn lacks_library(said: &str) -> bool {
+    LIBRARY.iter().any(|needle| said.contains(needle))
+}
+
 /// Whether the server is in trouble itself; a file that it cannot open and that a set does not need is
 /// one of its own.
 fn is_trouble(said: &str) -> bool {
-    TROUBLE.iter().any(|needle| said.contains(needle)) || (unopened(said).is_some() && !is_elsewhere(said))
+    TROUBLE.iter().any(|needle| said.contains(needle))
+        || lacks_library(said)
+        || (unopened(said).is_some() && !is_elsewhere(said))
 }
 
 /// What it says where something is missing that is not part of a database.

@@ -9,11 +9,24 @@ use crate::postgres::connect::{Session, error};
 use crate::postgres::ident::Name;
 use crate::postgres::sql::Sql;
 
-/// Tables by size. A partitioned table brings its partitions along.
-const TABLES: &str =
-    "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-      WHERE c.relkind IN ('r', 'm', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
-        AND n.nspname <> 'information_schema' ORDER BY pg_table_size(c.oid)";
+/// Tables by size, and why some of them are not analyzed: a part of them is on another server, which would be asked for
+/// rows and may never answer, or a session that waits for such a server has them locked. Even the size of what is locked
+/// would be waited for. A partitioned table brings its partitions along, unless it is such a one.
+const TABLES: &str = "WITH RECURSIVE beneath AS (
+         SELECT inhrelid AS part, inhparent AS above FROM pg_inherits
+         UNION
+         SELECT beneath.part, i.inhparent FROM beneath JOIN pg_inherits i ON i.inhrelid = beneath.above
+     ), far AS (SELECT above AS oid FROM beneath JOIN pg_class f ON f.oid = part WHERE f.relkind = 'f'),
+     locked AS (SELECT relation AS oid FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted
+                   AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+     SELECT n.nspname, c.relname,
+            CASE WHEN c.oid IN (SELECT oid FROM far) THEN 'a part of it is on another server'
+                 WHEN c.oid IN (SELECT oid FROM locked) THEN 'a session has it locked' END
+       FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+      WHERE c.relkind IN ('r', 'm', 'p') AND c.relpersistence <> 't' AND n.nspname <> 'information_schema'
+        AND (NOT c.relispartition OR c.relkind = 'r' AND EXISTS (
+                 SELECT FROM beneath JOIN far ON far.oid = above WHERE part = c.oid))
+      ORDER BY CASE WHEN c.oid IN (SELECT oid FROM locked) THEN 0 ELSE pg_table_size(c.oid) END";
 
 /// The partitions of one that could not be analyzed as a whole.
 const PARTITIONS: &str = "SELECT n.nspname, c.relname FROM pg_partition_tree($1::text::regclass) t
@@ -27,7 +40,14 @@ pub async fn analyze(target: &Target) -> Result<Vec<String>> {
     let tables = session.client.query(TABLES, &[]).await.map_err(error);
     session.close().await;
     let tables = tables.context("cannot list the tables to analyze")?;
-    let tables = Arc::new(Mutex::new(tables.iter().map(named).collect::<Vec<_>>()));
+    let (mut warnings, mut left) = (Vec::new(), Vec::new());
+    for row in &tables {
+        match row.get::<_, Option<&str>>(2) {
+            None => left.push(named(row)),
+            Some(why) => warnings.push(format!("table {} was not analyzed: {why}", named(row))),
+        }
+    }
+    let tables = Arc::new(Mutex::new(left));
     let mut running = tokio::task::JoinSet::new();
     for _ in 0..target.jobs.max(1) {
         let (target, tables) = (target.clone(), tables.clone());
@@ -38,7 +58,6 @@ pub async fn analyze(target: &Target) -> Result<Vec<String>> {
             warnings
         });
     }
-    let mut warnings = Vec::new();
     while let Some(done) = running.join_next().await {
         warnings.extend(done.map_err(|e| Error::new(format!("ANALYZE stopped: {e}")))??);
     }

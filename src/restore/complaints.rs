@@ -59,7 +59,12 @@ impl std::fmt::Display for Complaint {
 /// Whether the server refused a statement, as opposed to a connection, a disk or a key that failed.
 pub fn is_sql_error(error: &Error) -> bool {
     let said = error.to_string();
-    error.kind() == Kind::Failed && !said.contains(LACKING) && messages::is_refused(&said)
+    error.kind() == Kind::Failed && !is_lacking(error) && messages::is_refused(&said)
+}
+
+/// Whether rows were refused for the lack of what this host cannot have: see [`lacking`].
+pub fn is_lacking(error: &Error) -> bool {
+    error.to_string().contains(LACKING)
 }
 
 const LACKING: &str = "rows need what cannot be restored here";
@@ -258,7 +263,14 @@ fn taken_apart(stderr: &str, entries: &[Entry]) -> (Vec<String>, Vec<Complaint>)
         let (details, command) = rest.split_at(at.unwrap_or(rest.len()));
         let command = command.strip_prefix(COMMAND).unwrap_or_default();
         let message = masked_text(text, details, entries);
-        let fault = messages::of_restore(text, details);
+        // Of an extension a set has the name alone: its script and its library are the host's.
+        let fault = match messages::of_restore(text, details) {
+            Fault::Refused if command.starts_with(MAKE_EXTENSION) => Fault::Elsewhere,
+            Fault::Trouble if command.starts_with(MAKE_EXTENSION) && messages::lacks_library(text) => {
+                Fault::Elsewhere
+            }
+            fault => fault,
+        };
         let (id, object) = object_of(command, entries);
         found.push(Complaint { id, object, message, fault });
     }
@@ -351,6 +363,9 @@ pub fn log_lines(log: &str) -> Vec<String> {
 
 /// What stands before the statement that failed.
 const COMMAND: &str = "Command was: ";
+/// What an extension is made with.
+const MAKE_EXTENSION: &str = "CREATE EXTENSION ";
+
 /// Success, harmless complaints as warnings, or an error with what may be repeated of pg_restore's.
 pub fn judge(exit: &Exit, entries: &[Entry]) -> Result<Vec<String>> {
     let lines = exit.stderr_lines();
@@ -724,6 +739,15 @@ pg_restore: warning: errors ignored on restore: 3
         let reading = "\" for reading: No such file or directory";
         assert_eq!(sql(&format!("could not open file \"/far/rows.csv{reading}")), Fault::Elsewhere);
         assert_eq!(sql("could not open file \"/usr/tsearch_data/x.rules\": No such file"), Fault::Elsewhere);
+        let making =
+            |message: &str| sql(&format!("{message}\nCommand was: CREATE EXTENSION IF NOT EXISTS x;\n"));
+        assert_eq!(making("unrecognized configuration parameter \"x.y\""), Fault::Elsewhere);
+        assert_eq!(
+            making("could not access file \"$libdir/x\": No such file or directory"),
+            Fault::Elsewhere
+        );
+        assert_eq!(making("could not extend file \"base/1\": No space left on device"), Fault::Trouble);
+        assert_eq!(sql("unrecognized configuration parameter \"x.y\""), Fault::Refused);
         assert_eq!(sql("relation \"x\" does not exist"), Fault::Refused);
         assert_eq!(fault("could not execute query: server closed the connection"), Fault::Trouble);
         assert_eq!(sql("materialized view \"a\" has not been populated"), Fault::Refused);

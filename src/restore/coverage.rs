@@ -15,6 +15,12 @@ pub fn lacking(manifest: &Manifest) -> impl Iterator<Item = String> {
         .map(|l| format!("the set lacks database {:?}: {}", l.name, printable::line(&l.why)))
 }
 
+/// Databases of the server that are no part of the set.
+pub fn left_out(manifest: &Manifest) -> Option<Scope> {
+    let names: Vec<&str> = manifest.left_out.iter().map(|l| l.name.as_str()).collect();
+    Scope::uncovered(What::Databases, None, names.len() as u64, named(&names))
+}
+
 /// Definitions that agree.
 pub fn of_definitions(database: &str, schema: &[Entry]) -> impl Iterator<Item = Scope> {
     let statistics = of_kind(schema, "STATISTICS").len() as u64;

@@ -19,14 +19,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::builds::{Build, Builds, TableName};
-use super::complaints::{Complaint, Fault, HARMLESS_TIMEOUT, is_sql_error, lacking};
+use super::complaints::{Complaint, Fault, HARMLESS_TIMEOUT, is_lacking, is_sql_error, lacking};
 use super::copy::copy_table;
 use super::pg_restore::{
     Part, Restored, after_rows, fetch_contents, fetch_schema, run_after_rows, run_before_rows, run_schema,
     run_stream,
 };
 use super::rest::{self, Attempt};
-use super::{Origin, Target, foreign_keys};
+use super::{Origin, Target, foreign_keys, refresh};
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::error;
 use crate::progress::Event;
@@ -147,6 +147,8 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
     };
     // A guard against changes must not meet the restore that brings it: up to 16 nothing turns it off.
     let guards = take(&mut left, &|e| e.desc == "EVENT TRIGGER" || e.tag.starts_with("EVENT TRIGGER "));
+    // A server that never answers keeps nothing else waiting.
+    let far = take(&mut left, &|e| refresh::asks_others(e, &entries));
     if !rows.again.is_empty() {
         // A row may name an index. But keys, triggers and materialized views want all rows before them.
         let ready = take(&mut left, &|e| !wants_all_rows(e));
@@ -168,6 +170,9 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
         let done = run_after_rows(target, &rows.archive, &entries, part, target.jobs, schema_args).await?;
         loaded.finish(done);
     }
+    if !far.is_empty() {
+        loaded.finish(refresh::fill(target, &rows.archive, &entries, far, schema_args).await?);
+    }
     retry(target, &rows.archive, &entries, schema_args, &mut loaded).await?;
     if !guards.is_empty() {
         let part = Part::Entries(&guards);
@@ -186,11 +191,12 @@ fn wants_all_rows(entry: &Entry) -> bool {
 }
 
 /// Restores one database of a set, where rows that the server refuses are an error: there is nothing to prove then.
+/// Those that need what this host cannot have are told.
 pub async fn load_whole(origin: &Origin, database: &Database, target: &Target) -> Result<Loaded> {
     let mut loaded = load(origin, database, target).await?;
-    match loaded.lost.pop() {
+    match loaded.lost.iter().rposition(|error| !is_lacking(error)) {
         None => Ok(loaded),
-        Some(error) => Err(error),
+        Some(index) => Err(loaded.lost.swap_remove(index)),
     }
 }
 

@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::Utc;
 use tokio_postgres::error::SqlState;
@@ -57,6 +58,8 @@ pub struct Options {
     pub left_out: LeftOut,
     /// The part of the set that is.
     pub selection: Selection,
+    /// How long materialized views may take that ask other servers.
+    pub refresh_timeout: Duration,
 }
 
 /// What was done.
@@ -436,6 +439,7 @@ async fn fill(
         settings: options.settings.clone(),
         left_out: options.left_out,
         wanted,
+        refresh_timeout: options.refresh_timeout,
     };
     collations::check(&session.client, database).await?;
     extensions::install(&session, database).await?;

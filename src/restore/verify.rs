@@ -263,7 +263,7 @@ impl Run<'_> {
         self.phase("comparing roles");
         let roles = role_proof::prove(&admin, globals).await?;
         self.record.differences.extend(roles.differences);
-        self.record.scope.extend(roles.scope);
+        self.record.scope.extend(roles.scope.into_iter().chain(coverage::left_out(self.manifest)));
         self.lap("roles");
         admin.close().await;
         Ok(complete)
@@ -292,8 +292,9 @@ impl Run<'_> {
         }
         self.record.warnings.extend(loaded.warnings);
         let (refused, elsewhere) = complaints::told_apart(&loaded.failed)?;
-        let lacking = !elsewhere.is_empty();
-        self.record.warnings.extend(elsewhere.into_iter().map(|c| format!("{}: {c}", database.name)));
+        let (lacking, lacks_rows) = (!elsewhere.is_empty(), !loaded.lost.is_empty());
+        let elsewhere = elsewhere.into_iter().chain(loaded.lost.iter().map(Error::to_string));
+        self.record.warnings.extend(elsewhere.map(|c| format!("{}: {c}", database.name)));
 
         self.clock = Instant::now();
         self.phase(&format!("{}: proving", database.name));
@@ -304,7 +305,8 @@ impl Run<'_> {
         };
         let mut complete = !lacking;
         let mut differences = refused;
-        differences.extend(found.differences);
+        // Rows that need what is not here say nothing of the set, and which they are cannot be told.
+        if lacks_rows { &mut self.record.warnings } else { &mut differences }.extend(found.differences);
         if database.proof == ProofState::Complete {
             check_counts(database, proof.as_deref())?;
         }
@@ -354,8 +356,7 @@ impl Run<'_> {
         entry.rows = found.rows;
         entry.differences = differences;
         if let Some(proof) = &proof {
-            // What this server does not take (a library that is not there, a locale) is said, not
-            // counted against the set.
+            // What this server does not take (a library, a locale) is said, and not counted against the set.
             let settings = own_properties(proof).settings;
             let refused = properties::apply_settings(&admin.client, &name, &settings).await;
             let found = properties::read(&admin.client, &name).await?.settings;
@@ -390,9 +391,8 @@ impl Run<'_> {
         Ok(complete)
     }
 
-    /// Definitions that differ from the archive's, and whether they could be judged. Where the text
-    /// alone differs, a second restore of the definitions without any rows says what PostgreSQL makes
-    /// of it.
+    /// Definitions that differ from the archive's, and whether they could be judged. Where the text alone differs, a
+    /// second restore of the definitions without any rows says what PostgreSQL makes of it.
     async fn changed_definitions(
         &mut self,
         scratch: &Scratch,

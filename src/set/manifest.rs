@@ -54,6 +54,9 @@ pub struct Manifest {
     /// Databases that belong into this set and could not be dumped. A set that has some is not relied on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lacking: Vec<Lacking>,
+    /// Databases that `["*"]` passed over, because nobody can connect to them. Nothing of them can be in a set.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<Lacking>,
     /// How to restore without opsd.
     pub restore_md: Document,
     /// What the operator should know: pg_dump's warnings, missing privileges, a sudden shrinking.
@@ -238,10 +241,6 @@ pub struct Stored<'a> {
     pub header: Option<&'a Header>,
 }
 
-fn total(mut numbers: impl Iterator<Item = u64>) -> Option<u64> {
-    numbers.try_fold(0, u64::checked_add)
-}
-
 impl Manifest {
     /// Reads a manifest found under `site/job/id`, refusing unknown versions, manifests that belong
     /// elsewhere, and keys that are not this set's.
@@ -273,11 +272,11 @@ impl Manifest {
         // Sums of what it claims are shown and planned with.
         let databases = &manifest.databases;
         let sums = [
-            total(manifest.stored().map(|o| o.size)),
-            total(manifest.streams().map(|s| s.plain_size)),
-            total(databases.iter().map(|d| d.tables)),
-            total(databases.iter().map(|d| d.rows)),
-            total(databases.iter().map(|d| d.bytes)),
+            bounds::total(manifest.stored().map(|o| o.size)),
+            bounds::total(manifest.streams().map(|s| s.plain_size)),
+            bounds::total(databases.iter().map(|d| d.tables)),
+            bounds::total(databases.iter().map(|d| d.rows)),
+            bounds::total(databases.iter().map(|d| d.bytes)),
         ];
         if sums.contains(&None) {
             return Err(Error::differs("manifest claims more than there can be"));
@@ -451,6 +450,7 @@ pub(crate) mod tests {
             globals: Some(stream("globals", &[super::super::GLOBALS], 20)),
             databases: vec![database("shop", "shop"), database("../x", "..%2Fx")],
             lacking: Vec::new(),
+            left_out: Vec::new(),
             restore_md: Document { key: super::super::RESTORE_MD.into(), size: 5, sha256: "0".repeat(64) },
             warnings: vec!["one".into()],
         }

@@ -17,6 +17,8 @@ const NAME_MAX: usize = 160;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum What {
+    /// Databases, as wholes.
+    Databases,
     /// Tables, with every row.
     Rows,
     /// Tables whose rows the configuration leaves out.
@@ -59,7 +61,13 @@ pub enum What {
 
 impl What {
     /// All of them, in the order in which they are told: name, what is compared, and what never is or where it is not.
-    pub const ALL: [(What, &'static str, &'static str, &'static str); 19] = [
+    pub const ALL: [(What, &'static str, &'static str, &'static str); 20] = [
+        (
+            What::Databases,
+            "databases",
+            "",
+            "databases that `[\"*\"]` passes over, because nobody can connect to them (`ALLOW_CONNECTIONS false`, an interrupted `DROP DATABASE`); each is named, every backup warns of it, and the verdict stays",
+        ),
         (
             What::Rows,
             "rows",

@@ -169,6 +169,7 @@ fn manifest(started: &str, id: &str) -> Manifest {
         recipients: vec!["age1example".into()],
         globals: Some(stream("globals", set::GLOBALS)),
         lacking: Vec::new(),
+        left_out: Vec::new(),
         databases: vec![manifest::Database {
             name: "app".into(),
             locale: manifest::Locale {

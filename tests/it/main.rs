@@ -27,6 +27,7 @@ mod complaints;
 mod containers;
 mod containment;
 mod contract;
+mod corpus;
 mod dashboards;
 mod databases;
 mod demo;

@@ -5,7 +5,7 @@
 use crate::support::compare::{assert_same, assert_same_content, db, plain_restore};
 use crate::support::opsd::Opsd;
 use crate::support::postgres::{
-    SUPERUSER, Server, bin_dir, default_server, for_some_majors, identifier, unique,
+    Options, SUPERUSER, Server, bin_dir, default_server, for_some_majors, identifier, unique,
 };
 use crate::support::sets::{back_up, result};
 
@@ -226,4 +226,56 @@ fn rows_that_come_last_meet_no_trigger_and_are_in_the_views() {
     server.drop_database(&target);
     server.drop_database(&database);
     server.psql("postgres", &format!("DROP ROLE {role}"));
+}
+
+/// Somebody who takes connections, and never says a word.
+fn mute() -> (std::net::TcpListener, u16) {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    (listener, port)
+}
+
+/// Up to 15 no timeout of the server's and no `pg_terminate_backend` ends a session that waits for such a one.
+#[test]
+fn a_view_of_a_server_that_never_answers_keeps_nothing_else_waiting() {
+    let server = &Server::start(15, &Options::default());
+    let (_listener, port) = mute();
+    let (mut opsd, _) = site(
+        server,
+        &format!(
+            "CREATE EXTENSION postgres_fdw;
+             CREATE SERVER mute FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '127.0.0.1', port '{port}');
+             CREATE USER MAPPING FOR PUBLIC SERVER mute OPTIONS (user 'u', password 'p');
+             CREATE FOREIGN TABLE far (id integer) SERVER mute;
+             CREATE TABLE near (id integer PRIMARY KEY); INSERT INTO near SELECT generate_series(1, 20);
+             CREATE TABLE split (id integer) PARTITION BY RANGE (id);
+             CREATE TABLE split_here PARTITION OF split FOR VALUES FROM (0) TO (10);
+             CREATE FOREIGN TABLE split_far PARTITION OF split FOR VALUES FROM (10) TO (20) SERVER mute;
+             INSERT INTO split_here SELECT generate_series(0, 9);
+             CREATE MATERIALIZED VIEW of_far AS SELECT id FROM far WITH NO DATA;
+             CREATE MATERIALIZED VIEW of_near AS SELECT id FROM near; CREATE INDEX ON of_near (id);
+             -- As it is at the source, where the server answered once.
+             UPDATE pg_class SET relispopulated = true WHERE relname = 'of_far'"
+        ),
+    );
+    back_up(&opsd);
+    // Nobody is reached from there.
+    let verdict = result(&opsd.run(&["restore", "--verify", "--json"]));
+    assert_eq!(verdict["verdict"], "unproven", "{verdict}");
+    assert!(verdict["warnings"].to_string().contains("of_far"), "{verdict}");
+
+    opsd.more = "\n[restore]\nrefresh_timeout = \"2s\"\n".to_owned();
+    let target = unique("mute");
+    let url = server.socket_url(SUPERUSER, &target);
+    let begun = std::time::Instant::now();
+    let run = opsd.run(&["restore", "db", "--to", &url, "--create", "--json"]);
+    assert!(begun.elapsed().as_secs() < 60, "{run}");
+    let run = run.expect_failure(1, &["holds all rows"]);
+    let report = run.json();
+    let failed = report["failed"].as_array().unwrap();
+    assert!(failed.len() == 1 && failed[0].to_string().contains("of_far"), "{run}");
+    assert!(failed[0].to_string().contains("refresh_timeout"), "{run}");
+    let found = "SELECT (SELECT count(*) FROM of_near), (SELECT count(*) FROM pg_indexes WHERE tablename IN ('near', 'of_near')),
+                        (SELECT count(*) FROM pg_stats WHERE tablename = 'split_here')";
+    assert_eq!(server.psql(&target, found), "20|2|1", "{run}");
 }

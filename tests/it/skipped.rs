@@ -47,6 +47,10 @@ fn no_database_is_left_out_in_silence() {
         assert!(said.contains("closed") && said.contains("broken"), "{dry}");
         let result = sets::result(&opsd.ok(&["restore", "--verify", "--json"]));
         assert_eq!(result["verdict"], "proven", "{result}");
+        let scope = result["scope"].as_array().unwrap();
+        let left_out = scope.iter().find(|s| s["what"] == "databases").unwrap_or_else(|| panic!("{result}"));
+        assert_eq!((&left_out["covered"], &left_out["count"]), (&false.into(), &2.into()), "{result}");
+        assert_eq!(left_out["note"], "broken, closed", "{result}");
         // It is again what it was.
         let to = ["restore", "db", "--database", "model", "--create", "--to"];
         opsd.ok(&[&to[..], &[&server.socket_url(SUPERUSER, "model2")]].concat());

@@ -137,3 +137,23 @@ fn rows_vacuumed_on_the_primary_fail_the_set_and_not_the_next() {
         drop(primary.psql(database, "VACUUM big"));
     });
 }
+
+/// A queue that need not survive a crash, as an extension for queues makes it.
+#[test]
+fn an_unlogged_table_of_an_extension_fails_no_backup_of_a_standby() {
+    let pair = pair(postgres::default_major(), &[]);
+    pair.primary.psql(
+        "postgres",
+        "CREATE EXTENSION opsd_fixture; CREATE TABLE kept (id integer); INSERT INTO kept SELECT generate_series(1, 20);
+         CREATE UNLOGGED TABLE fleeting (id bigint GENERATED ALWAYS AS IDENTITY, message text);
+         INSERT INTO fleeting (message) SELECT 'x' FROM generate_series(1, 10);
+         ALTER EXTENSION opsd_fixture ADD TABLE kept; ALTER EXTENSION opsd_fixture ADD TABLE fleeting",
+    );
+    let mut opsd = site(&pair, "postgres");
+    opsd.job.set("include_extension_tables", "[\"public.*\"]");
+    let run = round_trip(&pair, &opsd, "restored");
+    let warnings = run.json()["sets"][0]["warnings"].to_string();
+    assert!(warnings.contains("unlogged") && warnings.contains("public.fleeting"), "{run}");
+    assert!(!warnings.contains("public.kept"), "{run}");
+    assert_eq!(pair.primary.psql("restored", "SELECT count(*) FROM kept"), "20");
+}

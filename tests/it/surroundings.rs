@@ -3,8 +3,8 @@
 
 use serde_json::Value;
 
-use crate::support::compare::{assert_same_content, db};
-use crate::support::opsd::{Opsd, quoted};
+use crate::support::compare::{assert_same, assert_same_content, db, plain_restore};
+use crate::support::opsd::{Opsd, quoted, quoted_list};
 use crate::support::postgres::{Options, SUPERUSER, Server, default_server, distribution, unique};
 use crate::support::sets::{self, back_up};
 use crate::traps::site;
@@ -92,6 +92,26 @@ fn an_extension_that_cannot_be_made_here_leaves_the_set_unproven() {
     assert_eq!(result["databases"][0]["rows"], 10, "{result}");
 }
 
+/// Rows of the extension's own tables need it.
+#[test]
+fn rows_of_an_extension_that_cannot_be_made_here_leave_the_set_unproven() {
+    let server = &server("pg_cron", CRON);
+    server.create_database("app");
+    server.psql(
+        "app",
+        "CREATE EXTENSION pg_cron; CREATE TABLE t AS SELECT generate_series(1, 10) AS id;
+         SELECT cron.schedule('once a year', '0 0 1 1 *', 'DELETE FROM public.t')",
+    );
+    let opsd = site_of(server, "app");
+    let id = back_up(&opsd);
+    sets::forge(&opsd, &id, |manifest| manifest["server"]["preloaded"] = serde_json::json!([]));
+    let result = rehearsed(&opsd);
+    assert_eq!(result["verdict"], "unproven", "{result}");
+    assert!(result["warnings"].to_string().contains("EXTENSION pg_cron"), "{result}");
+    assert_eq!(result["databases"][0]["differences"], serde_json::json!([]), "{result}");
+    assert_eq!(result["databases"][0]["rows"], 10, "{result}");
+}
+
 #[test]
 fn partitions_that_an_extension_manages_come_back() {
     let server = &server("", &[]);
@@ -109,6 +129,41 @@ fn partitions_that_an_extension_manages_come_back() {
     assert_eq!(result["verdict"], "proven", "{result}");
     opsd.ok(&["restore", "db", "--to", &server.socket_url(SUPERUSER, "again"), "--create"]);
     assert_same_content(db(server, "app"), db(server, "again"));
+}
+
+/// PostGIS brings thousands of reference systems, and pg_dump takes those alone that it does not know.
+#[test]
+fn geometries_come_back_and_a_changed_reference_system_is_told_and_taken_along() {
+    let server = &server("", &[]);
+    server.create_database("app");
+    server.psql(
+        "app",
+        "CREATE EXTENSION postgis;
+         CREATE TABLE places (id integer PRIMARY KEY, at geometry(Point, 4326) NOT NULL, area geography(Polygon),
+             height double precision GENERATED ALWAYS AS (ST_Y(at)) STORED, CHECK (ST_IsValid(at)));
+         INSERT INTO places SELECT i, ST_SetSRID(ST_MakePoint(i, i / 7.0), 4326), ST_Buffer(ST_MakePoint(i, 1)::geography, 10)
+           FROM generate_series(1, 50) i;
+         CREATE INDEX ON places USING gist (at);
+         CREATE VIEW near AS SELECT id FROM places WHERE ST_DWithin(at, ST_SetSRID(ST_MakePoint(1, 1), 4326), 5);
+         INSERT INTO spatial_ref_sys (srid, auth_name, auth_srid, proj4text) VALUES (990001, 'own', 1, '+proj=longlat +no_defs')",
+    );
+    server.psql(
+        "app",
+        "UPDATE spatial_ref_sys SET proj4text = '+proj=longlat +ellps=intl +no_defs' WHERE srid = 4326",
+    );
+    let mut opsd = site_of(server, "app");
+    let run = opsd.ok(&["backup", "--json"]);
+    assert!(run.json()["sets"][0]["warnings"].to_string().contains("public.spatial_ref_sys"), "{run}");
+    let result = rehearsed(&opsd);
+    assert_eq!(result["verdict"], "unproven", "{result}");
+    assert_eq!(result["databases"][0]["differences"], serde_json::json!([]), "{result}");
+    opsd.ok(&["restore", "db", "--to", &server.socket_url(SUPERUSER, "again"), "--create"]);
+    assert_same(db(server, &plain_restore(db(server, "app"))), db(server, "again"));
+
+    opsd.job.set("include_extension_tables", quoted_list(&["public.spatial_ref_sys"]));
+    back_up(&opsd);
+    let result = rehearsed(&opsd);
+    assert_eq!(result["verdict"], "proven", "{result}");
 }
 
 /// `ALTER DEFAULT PRIVILEGES` in a script speaks of the role that creates the extension; the scratch server has

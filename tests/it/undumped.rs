@@ -5,7 +5,7 @@
 use serde_json::Value;
 
 use crate::restore_md;
-use crate::support::compare::{assert_same_content, db};
+use crate::support::compare::{assert_same, assert_same_content, db, plain_restore};
 use crate::support::opsd::{Opsd, Run, quoted_list};
 use crate::support::postgres::{
     Options, SUPERUSER, Server, default_major, default_server, for_each_major, for_some_majors, shared,
@@ -239,4 +239,48 @@ fn an_identity_sequence_of_an_extensions_table_fails_no_backup() {
         opsd.ok(&["backup"]);
         server.drop_database(&database);
     });
+}
+
+/// Without the key the queues are gone, as with plain pg_restore, and that is said; with it they go on where they were.
+#[test]
+fn queues_that_an_extension_makes_come_back_and_go_on() {
+    let server = default_server();
+    let database = server.fresh_database("queues");
+    server.psql(
+        &database,
+        r#"CREATE EXTENSION opsd_queue; SELECT mq.make('orders'), mq.make('it''s "odd"', true);
+           SELECT mq.send('orders', jsonb_build_object('n', i)) FROM generate_series(1, 30) i;
+           SELECT mq.send('it''s "odd"', '"x"') FROM generate_series(1, 5);
+           SELECT mq.archive('orders', i) FROM generate_series(1, 10) i;
+           CREATE VIEW waiting AS SELECT name FROM mq.meta"#,
+    );
+    let mut opsd = site(server, &database);
+    let (run, warnings) = backed_up(&opsd);
+    for name in ["mq.q_orders", "mq.a_orders", "odd"] {
+        assert!(warnings.contains(name), "{name}: {run}");
+    }
+    assert_eq!(rehearsed(&opsd)["verdict"], "unproven");
+    let restored = unique("restored");
+    let url = server.socket_url(SUPERUSER, &restored);
+    opsd.ok(&["restore", "db", "--to", &url, "--create"]);
+    let plain = plain_restore(db(server, &database));
+    assert_same(db(server, &plain), db(server, &restored));
+    server.drop_database(&plain);
+    server.drop_database(&restored);
+
+    opsd.job.set("include_extension_tables", quoted_list(&["mq.*"]));
+    let (run, warnings) = backed_up(&opsd);
+    assert_eq!(warnings, "[]", "{run}");
+    let result = rehearsed(&opsd);
+    assert_eq!(result["verdict"], "proven", "{result}");
+    opsd.ok(&["restore", "db", "--to", &url, "--create"]);
+    assert_same_content(db(server, &database), db(server, &restored));
+    assert_eq!(
+        server.psql(&restored, "SELECT mq.send('orders', '1'), mq.send('it''s \"odd\"', '2')"),
+        "31|6"
+    );
+    let unlogged = "SELECT relname FROM pg_class WHERE relpersistence = 'u' AND relkind = 'r'";
+    assert_eq!(server.psql(&restored, unlogged), "q_it's \"odd\"");
+    server.drop_database(&restored);
+    server.drop_database(&database);
 }

@@ -65,9 +65,11 @@ fn sections(config: &Config) -> Vec<Section> {
             ],
         ));
     }
+    let mut restore = vec![("refresh_timeout", json!(exact_duration(config.refresh_timeout.as_secs())))];
     if !config.restore_settings.is_empty() {
-        sections.push(at(&["restore"], vec![("settings", json!(config.restore_settings))]));
+        restore.push(("settings", json!(config.restore_settings)));
     }
+    sections.push(at(&["restore"], restore));
     sections.extend(config.redis.iter().map(|(name, server)| at(&["redis", name], redis(server))));
     if !config.monitor.is_empty() {
         sections.push(at(&["exporter"], exporter(&config.exporter)));

@@ -425,6 +425,8 @@ source = { postgres = "nonsense" }
 streams = 0
 [backup.two]
 streams = 0
+[restore]
+refresh_timeout = "0s"
 [restore.settings]
 "no setting" = "x"
 "#,
@@ -442,12 +444,13 @@ streams = 0
             "9 backup.one.streams",
             "10 backup.two.source",
             "11 backup.two.streams",
-            "13 restore.settings.\"no setting\"",
+            "13 restore.refresh_timeout",
+            "15 restore.settings.\"no setting\"",
         ]
     );
     let error = crate::config::finding::mistakes_error(Path::new("opsd.toml"), &parsed.mistakes);
     assert_eq!(error.kind(), crate::error::Kind::Usage);
-    assert!(error.to_string().starts_with("9 mistakes in opsd.toml\n  opsd.toml:1: site: "), "{error}");
+    assert!(error.to_string().starts_with("10 mistakes in opsd.toml\n  opsd.toml:1: site: "), "{error}");
 }
 
 #[test]

@@ -31,6 +31,11 @@ pub(super) fn check(bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// The sum, if there can be so much.
+pub(super) fn total(mut numbers: impl Iterator<Item = u64>) -> Option<u64> {
+    numbers.try_fold(0, u64::checked_add)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Manifest;

@@ -60,26 +60,45 @@ pub fn create_like(source: Db, name: &str) {
 
 /// Fails with the differences unless definitions and content are the same.
 pub fn assert_same(left: Db, right: Db) {
-    let mut report = String::new();
-    let major = left.server.major.max(right.server.major);
-    compare_lists("definition", &definitions(left, major), &definitions(right, major), &mut report);
-    compare_content(left, right, &mut report);
-    assert!(report.is_empty(), "{} and {} differ:\n{report}", left.name, right.name);
+    none(left, right, &differences(left, right));
 }
 
 /// The same for content alone: rows, large objects, sequences, what is populated.
 pub fn assert_same_content(left: Db, right: Db) {
-    let mut report = String::new();
-    compare_content(left, right, &mut report);
-    assert!(report.is_empty(), "{} and {} differ:\n{report}", left.name, right.name);
+    none(left, right, &content_differences(left, right));
 }
 
 /// The same for what belongs to the database as a whole and no `pg_dump` without `--create` carries:
 /// owner, privileges, encoding, locale, settings.
 pub fn assert_same_settings(left: Db, right: Db) {
+    none(left, right, &setting_differences(left, right));
+}
+
+fn none(left: Db, right: Db, differences: &str) {
+    assert!(differences.is_empty(), "{} and {} differ:\n{differences}", left.name, right.name);
+}
+
+/// What of definitions and content is not the same; empty where all is.
+pub fn differences(left: Db, right: Db) -> String {
+    let mut report = String::new();
+    let major = left.server.major.max(right.server.major);
+    compare_lists("definition", &definitions(left, major), &definitions(right, major), &mut report);
+    compare_content(left, right, &mut report);
+    report
+}
+
+/// The same of content alone.
+pub fn content_differences(left: Db, right: Db) -> String {
+    let mut report = String::new();
+    compare_content(left, right, &mut report);
+    report
+}
+
+/// The same of what belongs to the database as a whole.
+pub fn setting_differences(left: Db, right: Db) -> String {
     let mut report = String::new();
     compare_lists("setting", &settings(left), &settings(right), &mut report);
-    assert!(report.is_empty(), "{} and {} differ:\n{report}", left.name, right.name);
+    report
 }
 
 fn compare_content(left: Db, right: Db, report: &mut String) {
