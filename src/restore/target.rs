@@ -20,9 +20,9 @@ use crate::postgres::sql::Sql;
 use crate::progress::{Event, Progress};
 use crate::set::manifest::{Database, Manifest, Stream, TRANSACTION_SIZE};
 
-/// How long a server that starts is waited for, and how often it is asked. A container that was just started makes its
-/// cluster first.
-const START_BOUND: Duration = Duration::from_secs(60);
+/// How long a server that starts is waited for, as a multiple of how long a connection may take (a minute by default),
+/// and how often it is asked. A container that was just started makes its cluster first.
+const START_TIMEOUTS: u32 = 6;
 const START_POLL: Duration = Duration::from_millis(250);
 
 /// What turns event triggers off, and the first major that has it.
@@ -114,12 +114,13 @@ pub async fn look(
 /// A session beside the database, once the server is up: whoever restores has often just started it.
 async fn connect_once_up(connection: &Connection, progress: &Progress) -> Result<Session> {
     let begun = Instant::now();
+    let bound = connection.connect_timeout.saturating_mul(START_TIMEOUTS);
     let mut is_told = false;
     loop {
         match connect_admin(connection).await {
-            Err(error) if is_starting(&error) && begun.elapsed() < START_BOUND => {
+            Err(error) if is_starting(&error) && begun.elapsed() < bound => {
                 if !is_told {
-                    let waits = format!("waiting for the server for up to {} s", START_BOUND.as_secs());
+                    let waits = format!("waiting for the server for up to {} s", bound.as_secs());
                     tracing::warn!("{error}; {waits}");
                     progress(Event::Phase(waits));
                     is_told = true;

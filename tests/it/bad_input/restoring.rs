@@ -60,7 +60,9 @@ fn a_target_that_is_missing_or_unknown_is_told() {
         &["\"nosuch\" is neither a postgres:// URL nor a [postgres.NAME]", "servers in ", "main"],
     );
     opsd.run(&["restore", "db"]).expect_code(2);
-    let unreachable = format!("postgres://postgres@127.0.0.1:{}/x", crate::support::postgres::free_port());
+    let port = crate::support::postgres::free_port();
+    // A server that starts is waited for, six times as long as for a connection.
+    let unreachable = format!("postgres://postgres@127.0.0.1:{port}/x?connect_timeout=1");
     opsd.run(&["restore", "db", "--to", &unreachable]).expect_failure(1, &["cannot connect to"]);
     // With --create it is made, and equals the source.
     let run = opsd.ok(&["restore", "db", "--to", &to, "--create", "--json"]);

@@ -113,7 +113,9 @@ fn an_error_without_end_is_refused() {
 #[test]
 fn pages_without_end_are_refused() {
     let key = "<Contents><Key>p/test/db/20261121T030000Z-7f3a/app/data-1.pgdump.zst.age</Key></Contents>";
-    for keys in [0, 1000] {
+    // All readers list in one way, and a listing's bound takes a while to reach: two of them show it.
+    let some: [&[&str]; 2] = [READERS[0], READERS[7]];
+    for (keys, readers) in [(0, &READERS[..]), (1000, &some[..])] {
         let opsd = site(move |stream, head| {
             // Never the same token twice in a row.
             let next = if head.contains("continuation-token=a") { "b" } else { "a" };
@@ -125,7 +127,7 @@ fn pages_without_end_are_refused() {
             let length = body.len();
             write!(stream, "HTTP/1.1 200 OK\r\n{DATE}Content-Length: {length}\r\n\r\n{body}")
         });
-        expect_refused(&opsd, &READERS, "sent more than");
+        expect_refused(&opsd, readers, "sent more than");
         // A backup does without the set before it, and looks at what it wrote.
         expect_backup_refused(opsd, "but holds");
     }
