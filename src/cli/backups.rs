@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::printable;
 use crate::set::catalog::{self, Entry, Loaded};
 use crate::set::manifest::{Manifest, ProofState};
+use crate::set::verification::Verdict;
 use crate::shutdown::Shutdown;
 use crate::store::lease::{self, Acquired};
 use crate::store::{self, Store};
@@ -120,6 +121,8 @@ struct Summary {
     occupied_bytes: u64,
     proof: Option<ProofState>,
     verified: Option<SummaryVerified>,
+    /// The newest rehearsal, where that one failed.
+    failed_rehearsal: Option<SummaryFailed>,
     signature: Option<&'static str>,
     warnings: Vec<String>,
 }
@@ -137,6 +140,19 @@ struct SummaryVerified {
     verdict: &'static str,
     time: DateTime<Utc>,
     seconds: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct SummaryFailed {
+    time: DateTime<Utc>,
+    reason: Option<String>,
+}
+
+impl SummaryFailed {
+    fn of_set(set: &Loaded) -> Option<Self> {
+        let newest = set.verifications.last().filter(|newest| newest.verdict == Verdict::Failed)?;
+        Some(Self { time: newest.finished, reason: newest.reason.clone().map(shortened) })
+    }
 }
 
 impl Summary {
@@ -170,6 +186,7 @@ impl Summary {
             occupied_bytes: entry.occupied_bytes(),
             proof: None,
             verified: None,
+            failed_rehearsal: None,
             signature: None,
             warnings: Vec::new(),
         }
@@ -204,6 +221,7 @@ impl Summary {
                 time: v.finished,
                 seconds: v.total_seconds(),
             }),
+            failed_rehearsal: SummaryFailed::of_set(set),
             signature: Some(set.signature.as_str()),
             warnings: some_warnings(set),
         }

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, geteuid};
+use rustix::thread::CapabilitySet;
 use tokio::process::Command;
 use tokio::sync::oneshot;
 
@@ -119,6 +120,9 @@ pub async fn start(options: ScratchOptions) -> Result<Scratch> {
 
 async fn start_server(options: ScratchOptions) -> Result<Scratch> {
     let (user, mut warnings) = server_user(options.user.as_deref())?;
+    if user.is_some() {
+        can_serve_as_another()?;
+    }
     let own_uid = geteuid().as_raw();
     let own = place::user_by_uid(own_uid).ok_or_else(|| {
         Error::new(format!("user id {own_uid}, which opsd runs as, has no name"))
@@ -201,6 +205,10 @@ async fn start_server(options: ScratchOptions) -> Result<Scratch> {
         _user: alone,
     };
     let session = scratch.ready().await?;
+    // A PID namespace ends with its keeper, and numbers its processes by itself.
+    if scratch.containment.processes != Ring::Held {
+        scratch.place.record_server()?;
+    }
     let mut roles = Sql::new("CREATE ROLE ").ident(READER).then(" LOGIN BYPASSRLS");
     // Before that, a restore must grant by itself.
     if scratch.major >= 14 {
@@ -446,6 +454,28 @@ fn server_user(wanted: Option<&str>) -> Result<(Option<Account>, Vec<String>)> {
         ));
     }
     Ok((Some(user), warnings))
+}
+
+/// Whether root is root enough to run a server as somebody else, reach its socket and end it: a container may
+/// withhold that.
+fn can_serve_as_another() -> Result<()> {
+    let needed = [
+        (CapabilitySet::CHOWN, "CHOWN"),
+        (CapabilitySet::DAC_OVERRIDE, "DAC_OVERRIDE"),
+        (CapabilitySet::KILL, "KILL"),
+        (CapabilitySet::SETGID, "SETGID"),
+        (CapabilitySet::SETUID, "SETUID"),
+    ];
+    let own = rustix::thread::capabilities(None).map_err(std::io::Error::from);
+    let own = own.context("cannot ask for this process's capabilities")?.effective;
+    let lacking: Vec<&str> =
+        needed.iter().filter(|(one, _)| !own.contains(*one)).map(|(_, name)| *name).collect();
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    let lacking = lacking.join(", ");
+    Err(Error::new(format!("opsd runs as root without the capabilities {lacking}"))
+        .with_hint(format!("run it as an ordinary user, or with them (in Compose, cap_add: [{lacking}])")))
 }
 
 /// What runs in the sandbox, with nothing of opsd's in its environment. Both set their umask to 077.

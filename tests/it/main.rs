@@ -85,6 +85,7 @@ mod served;
 mod settings;
 mod skipped;
 mod standby;
+mod states;
 mod store;
 mod store_habits;
 mod surroundings;

@@ -20,7 +20,7 @@ use super::postgres::{Server, bin_dir};
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Keys of one table of the configuration with their values as TOML.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub struct Section(BTreeMap<String, String>);
 
 impl Section {
