@@ -1,7 +1,9 @@
 //! `opsd backups`: what is in the repository, whether it is still as it was, and removing what nobody
 //! needs.
 
+mod adopt;
 mod cat;
+mod forget;
 mod list;
 mod prune;
 mod scrub;
@@ -43,6 +45,10 @@ enum Command {
     Scrub(scrub::Args),
     /// Remove what runs that were killed left behind
     Sweep(sweep::Args),
+    /// Sign sets of before signing began, so that they are believed
+    Adopt(adopt::Args),
+    /// Remove sets that are named, unless something rests on them
+    Forget(forget::Args),
 }
 
 /// Runs the command.
@@ -55,6 +61,8 @@ pub async fn run(args: Args, config: &Config, global: &Global, shutdown: &Shutdo
         Command::Cat(args) => shutdown.guard(cat::run(&args, config, store)).await,
         Command::Prune(args) => prune::run(&args, config, &*store, now, global, shutdown).await,
         Command::Scrub(args) => shutdown.guard(scrub::run(&args, config, &*store, global)).await,
+        Command::Adopt(args) => shutdown.guard(adopt::run(&args, config, store, global)).await,
+        Command::Forget(args) => forget::run(&args, config, &*store, now, global, shutdown).await,
         Command::Sweep(args) => sweep::run(&args, config, &*store, global, shutdown).await,
     }
 }
@@ -302,6 +310,16 @@ fn short_count(number: u64) -> String {
 /// A time for people, in UTC.
 fn time(time: DateTime<Utc>) -> String {
     time.format("%Y-%m-%d %H:%M:%S UTC").to_string()
+}
+
+/// The set among these that an id, the beginning of just one id, or `JOB/ID` means.
+fn named<'e>(jobs: &'e std::collections::BTreeMap<String, Vec<Entry>>, id: &str) -> Result<&'e Entry> {
+    let (job, id) = id.rsplit_once('/').map_or((None, id), |(job, id)| (Some(job), id));
+    let of_job = jobs.iter().filter(|(name, _)| job.is_none_or(|job| job == name.as_str()));
+    let all: Vec<Entry> = of_job.flat_map(|(_, entries)| entries.iter().cloned()).collect();
+    let found = catalog::find_entry(&all, id)?;
+    let same = |entry: &&Entry| (&entry.job, &entry.id) == (&found.job, &found.id);
+    jobs.values().flatten().find(same).ok_or_else(|| Error::new("the listing changed while it was read"))
 }
 
 /// Sets of the jobs that are meant, by job: the configured ones and those that the repository has.

@@ -34,6 +34,7 @@ mod dropped;
 mod exporter;
 mod foreign_text;
 mod forgery;
+mod forget;
 mod german;
 mod globals;
 mod guards;
