@@ -21,6 +21,7 @@ pub mod require_auth;
 mod restore;
 pub mod secret;
 pub mod units;
+mod verify;
 mod walk;
 
 pub use finding::{Finding, Mistake, Warning};
@@ -275,6 +276,19 @@ pub struct BackupJob {
     pub retention: Option<Retention>,
     /// How rehearsals run.
     pub verify: Verify,
+    /// Whom a backup tells how it goes.
+    pub ping: Ping,
+}
+
+/// Whom a run tells how it goes, with a GET each. The URLs are secrets: whoever has them can say that all is well.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Ping {
+    /// Asked as the run begins.
+    pub start: Option<Secret>,
+    /// Asked once it went well.
+    pub success: Option<Secret>,
+    /// Asked once it did not.
+    pub fail: Option<Secret>,
 }
 
 /// Which databases a job dumps.
@@ -314,4 +328,6 @@ pub struct Verify {
     pub assert: Vec<String>,
     /// How long a rehearsal may take.
     pub timeout: Duration,
+    /// Whom a rehearsal tells how it goes.
+    pub ping: Ping,
 }

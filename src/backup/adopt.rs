@@ -22,8 +22,10 @@ pub async fn look(store: &dyn Store, config: &Config, entry: Entry) -> Result<Lo
         return Err(Error::usage("encryption.sign_key_file is not set, and a set is adopted by signing it"));
     };
     if !encryption.trusted.backups.contains(&signature::public_key(sign_key_file)?) {
-        return Err(Error::usage("the key that would sign is not among trusted_keys (or trusted_backup_keys)")
-            .with_hint("a set that it signs would be refused as before"));
+        return Err(Error::usage(
+            "the key that would sign is not among trusted_keys (or trusted_backup_keys)",
+        )
+        .with_hint("a set that it signs would be refused as before"));
     }
     let id = entry.id.clone();
     let set = catalog::load_entry(store, &Trusted::default(), entry).await?;

@@ -11,10 +11,11 @@ use super::finding::{Finding, Mistake, Warning};
 use super::libpq;
 use super::monitoring::{self, Known, named};
 use super::units::{GIB, MIB};
+use super::verify::{ping, verify};
 use super::walk::{self, Env, Place, Section, Text, Walk};
 use super::{
     BackupJob, Config, Databases, Encryption, Location, LockMode, ObjectLock, Postgres, Repository,
-    Retention, SECTIONS, SslMode, Verify, encryption, restore,
+    Retention, SECTIONS, SslMode, encryption, restore,
 };
 use crate::error::Error;
 use crate::regular_file;
@@ -423,6 +424,7 @@ fn job(
             "rpo",
             "retention",
             "verify",
+            "ping_url",
         ],
     );
     let source = match walk.section(section, "source") {
@@ -471,6 +473,7 @@ fn job(
     });
     let retention = walk.section(section, "retention").map(|s| retention(walk, &s));
     let verify = verify(walk, section);
+    let ping = ping(walk, section);
     let (postgres, databases) = source?;
     Some(BackupJob {
         name: name.into(),
@@ -486,6 +489,7 @@ fn job(
         rpo,
         retention,
         verify,
+        ping,
     })
 }
 
@@ -552,31 +556,13 @@ fn retention(walk: &mut Walk<'_>, section: &Section<'_>) -> Retention {
 
 /// A backup of terabytes over a slow line takes days. One that takes a week does not end, and holds locks.
 const BACKUP_TIMEOUT: Duration = Duration::from_hours(7 * 24);
-/// A database of terabytes comes back within a day; code in a dump that never ends would run for ever.
-const REHEARSAL_TIMEOUT: Duration = Duration::from_hours(24);
-
-fn verify(walk: &mut Walk<'_>, job: &Section<'_>) -> Verify {
-    let mut verify = Verify {
-        scratch_dir: PathBuf::from("/var/tmp/opsd"),
-        scratch_user: None,
-        assert: Vec::new(),
-        timeout: REHEARSAL_TIMEOUT,
-    };
-    let Some(section) = walk.section(job, "verify") else { return verify };
-    walk.only(&section, &["scratch_dir", "scratch_user", "assert", "timeout"]);
-    verify.timeout = timeout(walk, &section, REHEARSAL_TIMEOUT, "a rehearsal");
-    if let Some((_, dir)) = walk.path(&section, "scratch_dir") {
-        verify.scratch_dir = dir;
-    }
-    verify.scratch_user = walk.filled(&section, "scratch_user").map(|text| text.value);
-    if let Some((_, queries)) = walk.strings(&section, "assert") {
-        verify.assert = queries.into_iter().map(|q| q.value).collect();
-    }
-    verify
-}
-
 /// How long something may take as a whole, in the section's `timeout`.
-fn timeout(walk: &mut Walk<'_>, section: &Section<'_>, default: Duration, of_what: &str) -> Duration {
+pub(super) fn timeout(
+    walk: &mut Walk<'_>,
+    section: &Section<'_>,
+    default: Duration,
+    of_what: &str,
+) -> Duration {
     let Some((place, timeout)) = walk.duration(section, "timeout") else { return default };
     if timeout.is_zero() {
         walk.mistake(&place, format!("leaves no time for {of_what}"), "as in \"12h\"");

@@ -191,6 +191,11 @@ async fn start_server(options: ScratchOptions) -> Result<Scratch> {
             return Err(error);
         }
     };
+    tracing::debug!(
+        "a scratch server of PostgreSQL {} starts in {}, contained {containment}",
+        binaries.version,
+        place.root().display()
+    );
     if containment.level() != Level::Full {
         warnings.push(format!("the scratch server is contained {containment}"));
     }

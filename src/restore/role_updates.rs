@@ -35,11 +35,7 @@ impl Update {
 }
 
 /// What roles that a server has had before a restore (`existing`) lack of what the set says of them.
-pub async fn lacking(
-    admin: &Session,
-    globals: &Globals,
-    existing: &BTreeSet<String>,
-) -> Result<Vec<Update>> {
+pub async fn lacking(admin: &Session, globals: &Globals, existing: &BTreeSet<String>) -> Result<Vec<Update>> {
     let made = role_proof::made(admin).await?;
     let mut times = BTreeMap::new();
     for text in globals.roles.iter().filter_map(|role| role.attributes.valid_until.as_ref()) {
@@ -202,7 +198,9 @@ mod tests {
         );
         assert!(updates[5].sql.to_string().ends_with("TO 's3cret'"));
         assert_eq!(updates[7].lacks, "role \"mastodon\" lacks its setting work_mem");
-        assert!(updates.iter().all(|update| !update.lacks.contains("s3cret") && !update.shown.contains("SCRAM")));
+        assert!(
+            updates.iter().all(|update| !update.lacks.contains("s3cret") && !update.shown.contains("SCRAM"))
+        );
         let mut other = has_all();
         other.settings.insert("work_mem".into(), vec!["4MB".into()]);
         assert_eq!(of_role(&globals.roles[0], &other, &times()).len(), 1);

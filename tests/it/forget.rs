@@ -50,7 +50,8 @@ fn sets_of_before_signing_began_are_adopted_or_forgotten() {
     std::fs::write(directory(&opsd, &unsigned[2]).join("notes.txt"), "mine").unwrap();
     let run = opsd.ok(&["backups", "forget", &unsigned[1], &unsigned[2], "--json"]);
     assert_eq!(run.json()["sets"][1]["foreign"], serde_json::json!(["notes.txt"]), "{run}");
-    let left: Vec<String> = opsd.repository_files().into_iter().filter(|f| f.contains(&unsigned[2])).collect();
+    let left: Vec<String> =
+        opsd.repository_files().into_iter().filter(|f| f.contains(&unsigned[2])).collect();
     assert_eq!(left, [format!("test/db/{}/notes.txt", unsigned[2])], "what opsd did not write stays");
     assert!(!opsd.repository_files().iter().any(|file| file.contains(&unsigned[1])));
     assert_eq!(complete(&opsd), [unsigned[0].as_str(), signed.as_str()]);

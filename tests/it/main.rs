@@ -62,6 +62,7 @@ mod monitor_standbys;
 mod names;
 mod object_lock;
 mod ownership;
+mod pings;
 mod plain;
 mod policies;
 mod postgres;

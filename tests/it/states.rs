@@ -39,19 +39,49 @@ const MADE: &[(&str, &str, &str, &str)] = &[
     ("opsd_backup_signature_state", "unchecked", BACKUPS, ALL_OF_BACKUPS),
     ("opsd_backup_signature_state", "refused", BACKUPS, "other_keys_and_no_signature"),
     ("opsd_backup_signature_state", "unsigned", BACKUPS, "other_keys_and_no_signature"),
-    ("opsd_postgres_archiver_state", "off", "tests/it/dashboards.rs", "every_query_finds_what_is_there_and_nothing_of_what_is_gone"),
-    ("opsd_postgres_archiver_state", "working", POSTGRES, "an_archive_that_takes_nothing_is_failing_until_it_does"),
-    ("opsd_postgres_archiver_state", "failing", POSTGRES, "an_archive_that_takes_nothing_is_failing_until_it_does"),
+    (
+        "opsd_postgres_archiver_state",
+        "off",
+        "tests/it/dashboards.rs",
+        "every_query_finds_what_is_there_and_nothing_of_what_is_gone",
+    ),
+    (
+        "opsd_postgres_archiver_state",
+        "working",
+        POSTGRES,
+        "an_archive_that_takes_nothing_is_failing_until_it_does",
+    ),
+    (
+        "opsd_postgres_archiver_state",
+        "failing",
+        POSTGRES,
+        "an_archive_that_takes_nothing_is_failing_until_it_does",
+    ),
     ("opsd_postgres_replication_state", "source_idle", POSTGRES, PAIR),
     ("opsd_postgres_replication_state", "paused", POSTGRES, PAIR),
     ("opsd_postgres_replication_state", "link_cut", POSTGRES, PAIR),
-    ("opsd_postgres_replication_state", "replaying", STANDBYS, "a_standby_that_reads_the_archive_is_replaying_until_it_streams"),
-    ("opsd_postgres_replication_state", "caught_up", VERDICT, "of_two_with_one_name_neither_hears_of_the_other"),
+    (
+        "opsd_postgres_replication_state",
+        "replaying",
+        STANDBYS,
+        "a_standby_that_reads_the_archive_is_replaying_until_it_streams",
+    ),
+    (
+        "opsd_postgres_replication_state",
+        "caught_up",
+        VERDICT,
+        "of_two_with_one_name_neither_hears_of_the_other",
+    ),
     ("opsd_postgres_replication_state", "unknown", VERDICT, "what_the_pieces_do_not_tell_is_unknown"),
     ("opsd_queue_emptying_state", "empty", QUEUES, "sidekiq_from_the_first_job_to_a_killed_worker"),
     ("opsd_queue_emptying_state", "never", QUEUES, "sidekiq_from_the_first_job_to_a_killed_worker"),
     ("opsd_queue_emptying_state", "emptying", QUEUES, "lists_sorted_sets_and_streams"),
-    ("opsd_queue_emptying_state", "unknown", "src/monitor/queue/flow.rs", "one_that_stands_or_grows_never_is"),
+    (
+        "opsd_queue_emptying_state",
+        "unknown",
+        "src/monitor/queue/flow.rs",
+        "one_that_stands_or_grows_never_is",
+    ),
     ("opsd_redis_role_state", "primary", "tests/it/monitor_redis.rs", "every_server_tells_what_it_is"),
     ("opsd_redis_role_state", "replica", "tests/it/monitor_redis.rs", "a_replica_whose_primary_is_gone"),
     ("opsd_tls_verification_state", "verified", PROBES, TLS),
@@ -85,17 +115,15 @@ fn body(file: &str, test: &str) -> String {
     let at = text.find(&format!("fn {test}(")).unwrap_or_else(|| panic!("{file} has no {test}"));
     let before = text[..at].rsplit("\n\n").next().unwrap();
     assert!(before.contains("test") && !before.contains("ignore"), "{test} of {file} is no test that runs");
-    let indent = text[..at].rsplit('\n').next().unwrap().len() - text[..at].rsplit('\n').next().unwrap().trim_start().len();
+    let indent = text[..at].rsplit('\n').next().unwrap().len()
+        - text[..at].rsplit('\n').next().unwrap().trim_start().len();
     let end = format!("\n{}}}", " ".repeat(indent));
     text[at..].split(&end).next().unwrap().to_owned()
 }
 
 /// `link_cut` in quotes, or as `State::LinkCut`.
 fn speaks_of(body: &str, state: &str) -> bool {
-    let variant: String = state
-        .split('_')
-        .map(|word| word[..1].to_uppercase() + &word[1..])
-        .collect();
+    let variant: String = state.split('_').map(|word| word[..1].to_uppercase() + &word[1..]).collect();
     body.contains(&format!("\"{state}\"")) || body.contains(&format!("::{variant}"))
 }
 

@@ -197,10 +197,7 @@ async fn a_locked_set_is_not_forgotten() {
     let locked = repository.set("2026-11-01T03:00:00Z").await;
     let free = repository.set("2026-11-02T03:00:00Z").await;
     repository.set("2026-11-20T03:00:00Z").await;
-    memory.set_locked(
-        &format!("{SITE}/{JOB}/{locked}/RESTORE.md"),
-        Utc::now() + chrono::TimeDelta::hours(2),
-    );
+    memory.set_locked(&format!("{SITE}/{JOB}/{locked}/RESTORE.md"), Utc::now() + chrono::TimeDelta::hours(2));
     let entries = catalog::sets(&*repository.store, SITE, JOB).await.unwrap();
     let ids = [locked.clone(), free.clone()].into();
     let trusted = Trusted::default();
