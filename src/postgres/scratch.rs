@@ -140,6 +140,9 @@ async fn start_server(options: ScratchOptions) -> Result<Scratch> {
         ))
         .with_hint(format!("chmod o+x {}, or name another bin_dir", dir.display())));
     }
+    let readable = binaries.directories().await?;
+    // Before there is a directory: from then on there is little time in which nobody would remove it.
+    let mut keeper = spawn_keeper(&options.keeper)?;
     let place = {
         let (dir, user) = (options.scratch_dir.clone(), user.clone());
         blocking(move || Place::create(&dir, user.as_ref())).await?
@@ -160,13 +163,13 @@ async fn start_server(options: ScratchOptions) -> Result<Scratch> {
     let sandbox = Sandbox {
         directory: place.root().to_owned(),
         writable: vec![place.data(), place.sockets()],
-        readable: binaries.directories().await?,
+        readable,
         accounts: user.iter().cloned().chain([own]).collect(),
         user,
         programs: programs(binaries, &place)?,
         limits: Limits { memory, tasks: MAX_TASKS, free_space: free_at_least(place.root())? },
     };
-    let (mut keeper, containment, said) = contain(&options.keeper, &sandbox).await?;
+    let (containment, said) = contain(&mut keeper, &sandbox).await?;
     let go = async {
         if containment.level() == Level::No && !options.uncontained {
             return Err(Error::new(format!(
@@ -224,16 +227,19 @@ async fn start_server(options: ScratchOptions) -> Result<Scratch> {
     Ok(scratch)
 }
 
-/// Starts a keeper with its sandbox, and waits until the sandbox says how far it holds.
-async fn contain(words: &[String], sandbox: &Sandbox) -> Result<(Child, Containment, Last)> {
+/// Starts a keeper that has no sandbox yet. It ends with its stdin.
+fn spawn_keeper(words: &[String]) -> Result<Child> {
     let (program, arguments) = words.split_first().ok_or_else(|| Error::new("the keeper has no program"))?;
     let mut command = Command::new(program);
     command.env_clear().args(arguments).current_dir("/");
-    let mut keeper =
-        process::spawn_stopped_by("the sandbox", command, Input::Pipe, Output::Pipe, Signal::KILL)?;
+    process::spawn_stopped_by("the sandbox", command, Input::Pipe, Output::Pipe, Signal::KILL)
+}
+
+/// Hands a keeper its sandbox, and waits until the sandbox says how far it holds.
+async fn contain(keeper: &mut Child, sandbox: &Sandbox) -> Result<(Containment, Last)> {
     let mut line = serde_json::to_vec(sandbox)?;
     line.push(b'\n');
-    send(&mut keeper, &line).await?;
+    send(keeper, &line).await?;
     let stdout = keeper.stdout.take().ok_or_else(|| Error::new("the sandbox has no stdout"))?;
     let said = Last::default();
     let (first, containment) = oneshot::channel();
@@ -241,8 +247,8 @@ async fn contain(words: &[String], sandbox: &Sandbox) -> Result<(Child, Containm
     // A thread that ends with the sandbox.
     tokio::task::spawn_blocking(move || listen(stdout, first, &last));
     match tokio::time::timeout(SANDBOX_BOUND, containment).await {
-        Ok(Ok(containment)) => Ok((keeper, containment, said)),
-        Ok(Err(_)) => Err(ended(&mut keeper, &said).await),
+        Ok(Ok(containment)) => Ok((containment, said)),
+        Ok(Err(_)) => Err(ended(keeper, &said).await),
         Err(_) => Err(Error::new(format!("it is not made after {} s", SANDBOX_BOUND.as_secs()))),
     }
 }
