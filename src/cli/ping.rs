@@ -12,8 +12,8 @@ use crate::config::secret::Secret;
 use crate::error::{Context, Error, Result};
 use crate::monitor::trust;
 
-/// A run waits no longer than this for somebody to take note of it.
-const BOUND: Duration = Duration::from_secs(10);
+/// A run waits no longer than this for somebody to take note of its begin, and of its end.
+const BOUND: Duration = Duration::from_secs(5);
 
 /// Does work whose beginning and end are told. `is_good` judges what came of it.
 pub async fn around<T>(
