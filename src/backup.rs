@@ -4,12 +4,14 @@
 //! anywhere before leaves objects that nothing lists. Deliberately absent: pruning (another command,
 //! perhaps another credential) and any knowledge of schedules.
 
+pub mod adopt;
 mod clock;
 mod computed;
 pub mod coordinator;
 mod drain;
 pub mod evidence;
 mod failure;
+pub mod forget;
 mod globals;
 pub mod heartbeat;
 pub mod inventory;

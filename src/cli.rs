@@ -14,6 +14,7 @@ pub mod keep_scratch;
 pub mod keygen;
 pub mod metrics;
 pub mod output;
+mod ping;
 mod progress;
 pub mod repository;
 pub mod restore;
@@ -255,7 +256,7 @@ pub async fn run(cli: Cli, shutdown: &Shutdown) -> Result<u8> {
         Command::Alerts(args) => return alerts::run(args, global, shutdown).await,
         Command::Backup(args) => {
             let work = async |config| Box::pin(backup::run(args, &config, global, shutdown)).await;
-            global.with_config(KeyAdvice::Said, shutdown, work).await
+            global.with_config(KeyAdvice::LeftOut, shutdown, work).await
         }
         Command::Config(args) => config::run(args, global, shutdown).await,
         Command::Backups(args) => {

@@ -21,6 +21,7 @@ pub mod require_auth;
 mod restore;
 pub mod secret;
 pub mod units;
+mod verify;
 mod walk;
 
 pub use finding::{Finding, Mistake, Warning};
@@ -280,6 +281,19 @@ pub struct BackupJob {
     pub retention: Option<Retention>,
     /// How rehearsals run.
     pub verify: Verify,
+    /// Whom a backup tells how it goes.
+    pub ping: Ping,
+}
+
+/// Whom a run tells how it goes, with a GET each. The URLs are secrets: whoever has them can say that all is well.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Ping {
+    /// Asked as the run begins.
+    pub start: Option<Secret>,
+    /// Asked once it went well.
+    pub success: Option<Secret>,
+    /// Asked once it did not.
+    pub fail: Option<Secret>,
 }
 
 impl BackupJob {
@@ -300,13 +314,8 @@ impl BackupJob {
             timeout: Duration::from_hours(7 * 24),
             rpo: None,
             retention: None,
-            verify: Verify {
-                scratch_dir: PathBuf::from("/var/tmp/opsd"),
-                scratch_user: None,
-                assert: Vec::new(),
-                // A database of terabytes comes back within a day; code in a dump that never ends would run for ever.
-                timeout: Duration::from_hours(24),
-            },
+            verify: verify::default_verify(),
+            ping: Ping::default(),
         }
     }
 }
@@ -348,4 +357,6 @@ pub struct Verify {
     pub assert: Vec<String>,
     /// How long a rehearsal may take.
     pub timeout: Duration,
+    /// Whom a rehearsal tells how it goes.
+    pub ping: Ping,
 }

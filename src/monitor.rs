@@ -20,7 +20,7 @@ pub mod queue;
 pub mod redis;
 pub mod tcp;
 pub mod tls;
-mod trust;
+pub mod trust;
 
 use std::fmt;
 

@@ -129,22 +129,27 @@ fn amounts(set: &Loaded) -> BTreeMap<String, Amount> {
     set.manifest.databases.iter().map(|d| (d.name.clone(), amount(d))).collect()
 }
 
-/// Sorts what is stored of a set into ours and not ours.
-fn removal(set: &Loaded) -> Removal {
+/// Sorts what is stored of a believed set into ours and not ours.
+pub(super) fn removal(set: &Loaded) -> Removal {
     let entry = &set.entry;
     let foreign: Vec<String> = set.foreign().into_iter().map(str::to_owned).collect();
     let mut ours: Vec<&ObjectMeta> = entry.objects.iter().filter(|o| !foreign.contains(&o.key)).collect();
-    ours.sort_by_key(|o| match o.key.as_str() {
-        MANIFEST => 0,
-        MANIFEST_SIGNATURE => 1,
-        _ => 2,
-    });
+    manifest_first(&mut ours);
     let prefix = set_prefix(&entry.site, &entry.job, &entry.id);
     Removal {
         keys: ours.iter().map(|o| format!("{prefix}{}", o.key)).collect(),
         bytes: ours.iter().map(|o| o.size).sum(),
         foreign,
     }
+}
+
+/// Orders what is to be deleted of a set.
+pub(super) fn manifest_first(objects: &mut [&ObjectMeta]) {
+    objects.sort_by_key(|o| match o.key.as_str() {
+        MANIFEST => 0,
+        MANIFEST_SIGNATURE => 1,
+        _ => 2,
+    });
 }
 
 /// Removes one set. Once the manifest is gone the set does not exist, whatever happens to the rest;

@@ -4,11 +4,13 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::{Global, output, progress};
+use super::{Global, output, ping, progress};
 use crate::backup::{self, Created, Preview};
+use crate::config::raw::ONE_RECIPIENT;
 use crate::config::{BackupJob, Config};
 use crate::error::{Error, Kind, Result};
 use crate::printable;
+use crate::set;
 use crate::set::manifest::{Lacking, ProofState};
 use crate::shutdown::Shutdown;
 use crate::store::{self, object_lock};
@@ -107,22 +109,38 @@ pub async fn run(args: Args, config: &Config, global: &Global, shutdown: &Shutdo
         let begun = Instant::now();
         let bars = progress::bars(global);
         let every = backup::heartbeat::EVERY;
-        let mut result = backup::create(config, job, store.clone(), bars.progress(), every, shutdown).await;
-        if let Err(failure) = &result {
-            let found_out = store::open_as_found_out(&config.repository, failure);
-            match shutdown.guard(found_out).await {
-                Ok(Some(anew)) => {
-                    store = anew;
-                    result =
-                        backup::create(config, job, store.clone(), bars.progress(), every, shutdown).await;
+        let work = async {
+            let mut result =
+                backup::create(config, job, store.clone(), bars.progress(), every, shutdown).await;
+            if let Err(failure) = &result
+                && !is_stopped(failure)
+            {
+                let found_out = store::open_as_found_out(&config.repository, failure);
+                match shutdown.guard(found_out).await {
+                    Ok(Some(anew)) => {
+                        store = anew;
+                        result = backup::create(config, job, store.clone(), bars.progress(), every, shutdown)
+                            .await;
+                    }
+                    Ok(None) => {}
+                    // Bars are on the screen: what is logged now leaves them there.
+                    Err(error) if is_stopped(&error) => {}
+                    Err(error) => tracing::warn!("{error}"),
                 }
-                Ok(None) => {}
-                Err(error) => tracing::warn!("{error}"),
             }
-        }
-        drop(bars);
-        match result {
+            drop(bars);
+            result
+        };
+        let is_whole = |created: &Created| created.manifest.lacking.is_empty();
+        match ping::around(&job.ping, global, work, is_whole).await {
             Ok(created) => {
+                if global.is_watched()
+                    && is_first_of_its_day(&created)
+                    && created.manifest.recipients.len() == 1
+                {
+                    let advice = "add a second one whose identity is kept elsewhere (said once a day)";
+                    output::note("warning: ", format!("{ONE_RECIPIENT}; {advice}"));
+                }
                 let set = set_report(&created, begun.elapsed().as_secs_f64());
                 match (args.json || global.quiet, global.is_watched()) {
                     (true, _) => {}
@@ -138,7 +156,7 @@ pub async fn run(args: Args, config: &Config, global: &Global, shutdown: &Shutdo
                 failures.extend(lacking(&created).map(|error| (job.name.as_str(), error)));
             }
             Err(error) => {
-                let stop = matches!(error.kind(), Kind::Interrupted | Kind::Terminated);
+                let stop = is_stopped(&error);
                 failures.push((&job.name, error));
                 if stop {
                     break;
@@ -150,6 +168,17 @@ pub async fn run(args: Args, config: &Config, global: &Global, shutdown: &Shutdo
         output::json(&report)?;
     }
     super::worst(failures, "backup")
+}
+
+fn is_stopped(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Interrupted | Kind::Terminated)
+}
+
+/// Whether no earlier set of the job is known that is of the same day, in UTC.
+fn is_first_of_its_day(created: &Created) -> bool {
+    let manifest = &created.manifest;
+    let previous = manifest.previous.as_deref().and_then(set::id_time);
+    previous.is_none_or(|time| time.date_naive() != manifest.started.date_naive())
 }
 
 /// The jobs that were named, or all.

@@ -1,7 +1,9 @@
 //! `opsd backups`: what is in the repository, whether it is still as it was, and removing what nobody
 //! needs.
 
+mod adopt;
 mod cat;
+mod forget;
 mod list;
 mod prune;
 mod scrub;
@@ -17,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::printable;
 use crate::set::catalog::{self, Entry, Loaded};
 use crate::set::manifest::{Manifest, ProofState};
+use crate::set::verification::Verdict;
 use crate::shutdown::Shutdown;
 use crate::store::lease::{self, Acquired};
 use crate::store::{self, Store};
@@ -42,6 +45,10 @@ enum Command {
     Scrub(scrub::Args),
     /// Remove what runs that were killed left behind
     Sweep(sweep::Args),
+    /// Sign sets of before signing began, so that they are believed
+    Adopt(adopt::Args),
+    /// Remove sets that are named, unless something rests on them
+    Forget(forget::Args),
 }
 
 /// Runs the command.
@@ -54,6 +61,8 @@ pub async fn run(args: Args, config: &Config, global: &Global, shutdown: &Shutdo
         Command::Cat(args) => shutdown.guard(cat::run(&args, config, store)).await,
         Command::Prune(args) => prune::run(&args, config, &*store, now, global, shutdown).await,
         Command::Scrub(args) => shutdown.guard(scrub::run(&args, config, &*store, global)).await,
+        Command::Adopt(args) => shutdown.guard(adopt::run(&args, config, store, global)).await,
+        Command::Forget(args) => forget::run(&args, config, &*store, now, global, shutdown).await,
         Command::Sweep(args) => sweep::run(&args, config, &*store, global, shutdown).await,
     }
 }
@@ -120,6 +129,8 @@ struct Summary {
     occupied_bytes: u64,
     proof: Option<ProofState>,
     verified: Option<SummaryVerified>,
+    /// The newest rehearsal, where that one failed.
+    failed_rehearsal: Option<SummaryFailed>,
     signature: Option<&'static str>,
     warnings: Vec<String>,
 }
@@ -137,6 +148,19 @@ struct SummaryVerified {
     verdict: &'static str,
     time: DateTime<Utc>,
     seconds: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct SummaryFailed {
+    time: DateTime<Utc>,
+    reason: Option<String>,
+}
+
+impl SummaryFailed {
+    fn of_set(set: &Loaded) -> Option<Self> {
+        let newest = set.verifications.last().filter(|newest| newest.verdict == Verdict::Failed)?;
+        Some(Self { time: newest.finished, reason: newest.reason.clone().map(shortened) })
+    }
 }
 
 impl Summary {
@@ -170,6 +194,7 @@ impl Summary {
             occupied_bytes: entry.occupied_bytes(),
             proof: None,
             verified: None,
+            failed_rehearsal: None,
             signature: None,
             warnings: Vec::new(),
         }
@@ -204,6 +229,7 @@ impl Summary {
                 time: v.finished,
                 seconds: v.total_seconds(),
             }),
+            failed_rehearsal: SummaryFailed::of_set(set),
             signature: Some(set.signature.as_str()),
             warnings: some_warnings(set),
         }
@@ -284,6 +310,16 @@ fn short_count(number: u64) -> String {
 /// A time for people, in UTC.
 fn time(time: DateTime<Utc>) -> String {
     time.format("%Y-%m-%d %H:%M:%S UTC").to_string()
+}
+
+/// The set among these that an id, the beginning of just one id, or `JOB/ID` means.
+fn named<'e>(jobs: &'e std::collections::BTreeMap<String, Vec<Entry>>, id: &str) -> Result<&'e Entry> {
+    let (job, id) = id.rsplit_once('/').map_or((None, id), |(job, id)| (Some(job), id));
+    let of_job = jobs.iter().filter(|(name, _)| job.is_none_or(|job| job == name.as_str()));
+    let all: Vec<Entry> = of_job.flat_map(|(_, entries)| entries.iter().cloned()).collect();
+    let found = catalog::find_entry(&all, id)?;
+    let same = |entry: &&Entry| (&entry.job, &entry.id) == (&found.job, &found.id);
+    jobs.values().flatten().find(same).ok_or_else(|| Error::new("the listing changed while it was read"))
 }
 
 /// Sets of the jobs that are meant, by job: the configured ones and those that the repository has.

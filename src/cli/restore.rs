@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use self::place::{approve, choose_database, target};
 use super::backup::select;
-use super::{Global, output, progress};
+use super::{Global, output, ping, progress};
 use crate::config::libpq::Resolved;
 use crate::config::{BackupJob, Config};
 use crate::error::{Error, Kind, Result};
@@ -270,7 +270,8 @@ async fn run_verify(
         let bars = progress::bars(global);
         let uncontained = if args.uncontained { Uncontained::Allowed } else { Uncontained::Refused };
         let work = verify::verify(config, job, selector, store.clone(), uncontained, bars.progress());
-        let result = shutdown.guard(work).await;
+        let is_good = |r: &Rehearsal| matches!(r.record.verdict, Verdict::Proven | Verdict::Unproven);
+        let result = ping::around(&job.verify.ping, global, shutdown.guard(work), is_good).await;
         drop(bars);
         let (report, failure) = match result {
             Ok(rehearsal) => judged(&job.name, rehearsal),

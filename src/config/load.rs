@@ -79,6 +79,9 @@ fn locate(explicit: Option<&Path>, env: Env<'_>, system: &Path, local: &Path) ->
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             return Err(Error::usage(format!("{none} or ./{LOCAL_FILE}")).with_hint(HINT));
         }
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => {
+            return Err(unopened(e, HINT).context(format!("configuration ./{LOCAL_FILE}")));
+        }
         Err(e) => e.to_string(),
     };
     Err(Error::usage(format!("{none}; ./{LOCAL_FILE} was ignored: {ignored}")).with_hint(format!(

@@ -11,10 +11,11 @@ use super::finding::{Finding, Mistake, Warning};
 use super::libpq;
 use super::monitoring::{self, Known, named};
 use super::units::{GIB, MIB};
+use super::verify::{ping, verify};
 use super::walk::{self, Env, Place, Section, Text, Walk};
 use super::{
     BackupJob, Config, Databases, Encryption, Location, LockMode, ObjectLock, Postgres, Repository,
-    Retention, SECTIONS, SslMode, Verify, encryption, restore,
+    Retention, SECTIONS, SslMode, encryption, restore,
 };
 use crate::error::Error;
 use crate::regular_file;
@@ -421,6 +422,7 @@ fn job(
             "rpo",
             "retention",
             "verify",
+            "ping_url",
         ],
     );
     let source = match walk.section(section, "source") {
@@ -470,6 +472,7 @@ fn job(
     });
     let retention = walk.section(section, "retention").map(|s| retention(walk, &s));
     let verify = verify(walk, section, default.verify);
+    let ping = ping(walk, section);
     let (postgres, databases) = source?;
     Some(BackupJob {
         name: name.into(),
@@ -485,6 +488,7 @@ fn job(
         rpo,
         retention,
         verify,
+        ping,
     })
 }
 
@@ -549,22 +553,13 @@ fn retention(walk: &mut Walk<'_>, section: &Section<'_>) -> Retention {
     retention
 }
 
-fn verify(walk: &mut Walk<'_>, job: &Section<'_>, mut verify: Verify) -> Verify {
-    let Some(section) = walk.section(job, "verify") else { return verify };
-    walk.only(&section, &["scratch_dir", "scratch_user", "assert", "timeout"]);
-    verify.timeout = timeout(walk, &section, verify.timeout, "a rehearsal");
-    if let Some((_, dir)) = walk.path(&section, "scratch_dir") {
-        verify.scratch_dir = dir;
-    }
-    verify.scratch_user = walk.filled(&section, "scratch_user").map(|text| text.value);
-    if let Some((_, queries)) = walk.strings(&section, "assert") {
-        verify.assert = queries.into_iter().map(|q| q.value).collect();
-    }
-    verify
-}
-
 /// How long something may take as a whole, in the section's `timeout`.
-fn timeout(walk: &mut Walk<'_>, section: &Section<'_>, default: Duration, of_what: &str) -> Duration {
+pub(super) fn timeout(
+    walk: &mut Walk<'_>,
+    section: &Section<'_>,
+    default: Duration,
+    of_what: &str,
+) -> Duration {
     let Some((place, timeout)) = walk.duration(section, "timeout") else { return default };
     if timeout.is_zero() {
         walk.mistake(&place, format!("leaves no time for {of_what}"), "as in \"12h\"");

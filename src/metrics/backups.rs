@@ -36,13 +36,13 @@ super::rows! {
         "When the newest proven set was started: what is certain to come back.";
     BACKUP_REHEARSAL_STATE = Gauge None "opsd_backup_rehearsal_state" ["backup", "state"]
         of ["proven", "differs", "failed", "unproven", "none"]
-        "What the last rehearsal of any set came to; none where there was none.";
+        "What the last rehearsal of any set came to: failed is one that could not run, and says nothing about the set; none where there was none.";
     BACKUP_REHEARSAL_TIMESTAMP = Gauge Timestamp "opsd_backup_rehearsal_timestamp_seconds" ["backup"]
         "When the last rehearsal of any set ended, whatever it came to.";
     BACKUP_RECOVERY = Gauge Seconds "opsd_backup_recovery_seconds" ["backup"]
-        "How long the last restore that proved a set took: the measured recovery time.";
+        "How long the last restore that proved a set took, all phases together: the measured recovery time.";
     BACKUP_RECOVERY_PHASE = Gauge Seconds "opsd_backup_recovery_phase_seconds" ["backup", "phase"]
-        "The measured recovery time by phase.";
+        "The measured recovery time by phase; to remove the scratch server is none of them.";
     BACKUP_SETS = Gauge None "opsd_backup_sets" ["backup", "state"]
         of ["complete", "refused", "incomplete", "failed"]
         "Sets in the repository: complete, refused (complete, but damaged or not trusted), incomplete (under way, or left by a run that was killed), or failed.";

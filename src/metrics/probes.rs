@@ -26,8 +26,8 @@ super::rows! {
     TLS_HANDSHAKE = Gauge Seconds "opsd_tls_handshake_seconds" []
         "Time to connect and to shake hands.";
     TLS_VERIFICATION_STATE = Gauge None "opsd_tls_verification_state" ["state"]
-        of ["verified", "expired", "not_yet_valid", "unknown_issuer", "wrong_name", "revoked", "invalid"]
-        "Whether the server's certificates hold: verified, expired, not_yet_valid, unknown_issuer, wrong_name, revoked or invalid.";
+        of ["verified", "expired", "not_yet_valid", "unknown_issuer", "wrong_name", "invalid"]
+        "Whether the server's certificates hold: verified, expired, not_yet_valid, unknown_issuer, wrong_name or invalid.";
     TLS_PROTOCOL = Info None "opsd_tls_protocol" ["version"]
         "Which version of TLS was agreed upon.";
     TLS_CERTIFICATE_EXPIRY_TIMESTAMP = Gauge Deadline "opsd_tls_certificate_expiry_timestamp_seconds" ["source", "position", "subject"]

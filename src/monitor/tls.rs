@@ -36,7 +36,6 @@ pub static THRESHOLDS: &[Threshold] = &[
     bad("not_yet_valid"),
     bad("unknown_issuer"),
     bad("wrong_name"),
-    bad("revoked"),
     bad("invalid"),
     Threshold::of(&metrics::TLS_FILE_UP, None, Some(Bound::Below(0.5))),
 ];
@@ -243,7 +242,6 @@ fn state(error: &rustls::Error) -> &'static str {
         C::NotValidYet | C::NotValidYetContext { .. } => "not_yet_valid",
         C::UnknownIssuer => "unknown_issuer",
         C::NotValidForName | C::NotValidForNameContext { .. } => "wrong_name",
-        C::Revoked => "revoked",
         _ => "invalid",
     }
 }

@@ -92,7 +92,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
                 match out.filled().get(before) {
                     None => {}
                     Some(b'S') => this.phase = Phase::Opaque,
-                    Some(_) => this.phase = Phase::Messages(Messages::default()),
+                    // No; or an error, of a server that knows no such question.
+                    Some(b'N' | b'E') => this.phase = Phase::Messages(Messages::default()),
+                    Some(byte) => return Poll::Ready(Err(stranger(*byte))),
                 }
                 return Poll::Ready(Ok(()));
             }
@@ -152,6 +154,8 @@ struct Messages {
     /// Bytes of a row of COPY for which no header was handed on yet.
     uncut: u32,
     is_open: bool,
+    /// Whether a server's first byte was looked at.
+    is_known: bool,
     answer: u64,
     parameters: u64,
 }
@@ -181,6 +185,11 @@ impl Messages {
                 self.cut();
             } else {
                 let Some(byte) = rest.first() else { return Ok(taken) };
+                // What a server begins with: authentication, an error, a notice, another version, a parameter.
+                if !self.is_known && !b"RENvS".contains(byte) {
+                    return Err(stranger(*byte));
+                }
+                self.is_known = true;
                 self.header[self.gathered] = *byte;
                 self.gathered += 1;
                 taken += 1;
@@ -267,6 +276,18 @@ impl Messages {
         }
         Ok(())
     }
+}
+
+/// An error for whoever answers in another protocol, of which the first byte tells as much as can be known.
+fn stranger(first: u8) -> io::Error {
+    let what = match first {
+        b'H' => "it answers in HTTP: a web server or a proxy listens there",
+        b'-' => "it answers like Redis",
+        b'2' | b'4' | b'5' => "it answers like a mail server or FTP",
+        0x15 => "it answers in TLS from the first byte on",
+        _ => "it answers in a protocol that is not PostgreSQL's",
+    };
+    refused(what.to_owned())
 }
 
 fn refused(what: String) -> io::Error {

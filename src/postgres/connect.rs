@@ -273,6 +273,11 @@ impl Target<'_> {
         let Ok(server_version_num) = column(0).parse() else {
             return Err(Error::new("the server does not say which version it is").context(on()));
         };
+        tracing::debug!(
+            "connected to {} as {:?}: PostgreSQL {server_version_num}",
+            self.label(),
+            self.connection.user
+        );
         let wanted = |name: &str| {
             let own = settings.iter().rfind(|(n, _)| *n == name).map(|(_, value)| *value);
             own.or(pinned::value(name)).unwrap_or_default()

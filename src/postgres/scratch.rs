@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, geteuid};
+use rustix::thread::CapabilitySet;
 use tokio::process::Command;
 use tokio::sync::oneshot;
 
@@ -119,6 +120,9 @@ pub async fn start(options: ScratchOptions) -> Result<Scratch> {
 
 async fn start_server(options: ScratchOptions) -> Result<Scratch> {
     let (user, mut warnings) = server_user(options.user.as_deref())?;
+    if user.is_some() {
+        can_serve_as_another()?;
+    }
     let own_uid = geteuid().as_raw();
     let own = place::user_by_uid(own_uid).ok_or_else(|| {
         Error::new(format!("user id {own_uid}, which opsd runs as, has no name"))
@@ -136,6 +140,9 @@ async fn start_server(options: ScratchOptions) -> Result<Scratch> {
         ))
         .with_hint(format!("chmod o+x {}, or name another bin_dir", dir.display())));
     }
+    let readable = binaries.directories().await?;
+    // Before there is a directory: from then on there is little time in which nobody would remove it.
+    let mut keeper = spawn_keeper(&options.keeper)?;
     let place = {
         let (dir, user) = (options.scratch_dir.clone(), user.clone());
         blocking(move || Place::create(&dir, user.as_ref())).await?
@@ -156,13 +163,13 @@ async fn start_server(options: ScratchOptions) -> Result<Scratch> {
     let sandbox = Sandbox {
         directory: place.root().to_owned(),
         writable: vec![place.data(), place.sockets()],
-        readable: binaries.directories().await?,
+        readable,
         accounts: user.iter().cloned().chain([own]).collect(),
         user,
         programs: programs(binaries, &place)?,
         limits: Limits { memory, tasks: MAX_TASKS, free_space: free_at_least(place.root())? },
     };
-    let (mut keeper, containment, said) = contain(&options.keeper, &sandbox).await?;
+    let (containment, said) = contain(&mut keeper, &sandbox).await?;
     let go = async {
         if containment.level() == Level::No && !options.uncontained {
             return Err(Error::new(format!(
@@ -187,6 +194,11 @@ async fn start_server(options: ScratchOptions) -> Result<Scratch> {
             return Err(error);
         }
     };
+    tracing::debug!(
+        "a scratch server of PostgreSQL {} starts in {}, contained {containment}",
+        binaries.version,
+        place.root().display()
+    );
     if containment.level() != Level::Full {
         warnings.push(format!("the scratch server is contained {containment}"));
     }
@@ -201,6 +213,10 @@ async fn start_server(options: ScratchOptions) -> Result<Scratch> {
         _user: alone,
     };
     let session = scratch.ready().await?;
+    // A PID namespace ends with its keeper, and numbers its processes by itself.
+    if scratch.containment.processes != Ring::Held {
+        scratch.place.record_server()?;
+    }
     let mut roles = Sql::new("CREATE ROLE ").ident(READER).then(" LOGIN BYPASSRLS");
     // Before that, a restore must grant by itself.
     if scratch.major >= 14 {
@@ -211,16 +227,19 @@ async fn start_server(options: ScratchOptions) -> Result<Scratch> {
     Ok(scratch)
 }
 
-/// Starts a keeper with its sandbox, and waits until the sandbox says how far it holds.
-async fn contain(words: &[String], sandbox: &Sandbox) -> Result<(Child, Containment, Last)> {
+/// Starts a keeper that has no sandbox yet. It ends with its stdin.
+fn spawn_keeper(words: &[String]) -> Result<Child> {
     let (program, arguments) = words.split_first().ok_or_else(|| Error::new("the keeper has no program"))?;
     let mut command = Command::new(program);
     command.env_clear().args(arguments).current_dir("/");
-    let mut keeper =
-        process::spawn_stopped_by("the sandbox", command, Input::Pipe, Output::Pipe, Signal::KILL)?;
+    process::spawn_stopped_by("the sandbox", command, Input::Pipe, Output::Pipe, Signal::KILL)
+}
+
+/// Hands a keeper its sandbox, and waits until the sandbox says how far it holds.
+async fn contain(keeper: &mut Child, sandbox: &Sandbox) -> Result<(Containment, Last)> {
     let mut line = serde_json::to_vec(sandbox)?;
     line.push(b'\n');
-    send(&mut keeper, &line).await?;
+    send(keeper, &line).await?;
     let stdout = keeper.stdout.take().ok_or_else(|| Error::new("the sandbox has no stdout"))?;
     let said = Last::default();
     let (first, containment) = oneshot::channel();
@@ -228,8 +247,8 @@ async fn contain(words: &[String], sandbox: &Sandbox) -> Result<(Child, Containm
     // A thread that ends with the sandbox.
     tokio::task::spawn_blocking(move || listen(stdout, first, &last));
     match tokio::time::timeout(SANDBOX_BOUND, containment).await {
-        Ok(Ok(containment)) => Ok((keeper, containment, said)),
-        Ok(Err(_)) => Err(ended(&mut keeper, &said).await),
+        Ok(Ok(containment)) => Ok((containment, said)),
+        Ok(Err(_)) => Err(ended(keeper, &said).await),
         Err(_) => Err(Error::new(format!("it is not made after {} s", SANDBOX_BOUND.as_secs()))),
     }
 }
@@ -447,6 +466,28 @@ fn server_user(wanted: Option<&str>) -> Result<(Option<Account>, Vec<String>)> {
         ));
     }
     Ok((Some(user), warnings))
+}
+
+/// Whether root is root enough to run a server as somebody else, reach its socket and end it: a container may
+/// withhold that.
+fn can_serve_as_another() -> Result<()> {
+    let needed = [
+        (CapabilitySet::CHOWN, "CHOWN"),
+        (CapabilitySet::DAC_OVERRIDE, "DAC_OVERRIDE"),
+        (CapabilitySet::KILL, "KILL"),
+        (CapabilitySet::SETGID, "SETGID"),
+        (CapabilitySet::SETUID, "SETUID"),
+    ];
+    let own = rustix::thread::capabilities(None).map_err(std::io::Error::from);
+    let own = own.context("cannot ask for this process's capabilities")?.effective;
+    let lacking: Vec<&str> =
+        needed.iter().filter(|(one, _)| !own.contains(*one)).map(|(_, name)| *name).collect();
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    let lacking = lacking.join(", ");
+    Err(Error::new(format!("opsd runs as root without the capabilities {lacking}"))
+        .with_hint(format!("run it as an ordinary user, or with them (in Compose, cap_add: [{lacking}])")))
 }
 
 /// What runs in the sandbox, with nothing of opsd's in its environment. Both set their umask to 077.

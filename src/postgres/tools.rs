@@ -4,7 +4,7 @@
 //! are chosen, else the next newer. They get their connection by environment, never by argv, and
 //! nothing else of opsd's environment. Deliberately absent: what the tools are asked to do.
 //!
-//! A `tool_prefix` puts words before every tool. `docker exec …` and `podman exec …` are given the
+//! A `tool_prefix` puts words before every tool. `docker exec …`, `docker run …` and podman's are given the
 //! variables by name (`-e PGPASSWORD`), so that no value shows in a process list; the client then
 //! passes them on. Other prefixes (`sudo -u postgres`, `kubectl exec …`) get them as words of `env`,
 //! which anybody on the host may read, and are therefore refused when there is a password.
@@ -100,6 +100,7 @@ pub async fn find(server_major: u32, bin_dir: Option<&Path>, tool_prefix: &[Stri
             None => format!("{} behind {}", t.version, t.prefix.join(" ")),
         })
         .collect();
+    tracing::debug!("pg_dump for PostgreSQL {server_major}: found {}", described.join(", "));
     best(found, server_major, |t| (t.major, &t.version)).ok_or_else(|| {
         let error = if described.is_empty() && !broken.is_empty() {
             Error::new(broken.join("; ")).context("no pg_dump works")
@@ -278,13 +279,13 @@ impl Tools {
         command.env_clear().env("PATH", joined_search_path()).envs(path::container_client());
         let locale = [("LC_ALL".to_owned(), "C".to_owned())];
         let env = || locale.iter().chain(env);
-        match container_exec(first, rest) {
-            Some(exec) => {
-                command.args(rest.iter().take(exec + 1));
+        match container_command(first, rest) {
+            Some(at) => {
+                command.args(rest.iter().take(at + 1));
                 for (name, value) in env() {
                     command.env(name, value).arg("-e").arg(name);
                 }
-                command.args(rest.iter().skip(exec + 1)).arg(program);
+                command.args(rest.iter().skip(at + 1)).arg(program);
             }
             None if first.rsplit('/').next() == Some("ssh") => {
                 return Err(Error::usage(
@@ -296,7 +297,9 @@ impl Tools {
                 return Err(Error::usage(format!(
                     "tool_prefix {first:?} cannot be given a password without showing it in the process list"
                 ))
-                .with_hint("use `docker exec` or `podman exec`, or authentication without a password"));
+                .with_hint(
+                    "use `docker exec`, `docker run` or podman's, or authentication without a password",
+                ));
             }
             None => {
                 command.args(rest).arg("env").args(env().map(|(n, v)| format!("{n}={v}"))).arg(program);
@@ -306,13 +309,14 @@ impl Tools {
     }
 }
 
-/// Where `exec` stands among the words after `docker` or `podman`.
-fn container_exec(first: &str, rest: &[String]) -> Option<usize> {
+/// Where `exec` or `run` stands among the words after `docker` or `podman`. Both take `-e NAME`, and with it the
+/// value from the client's own environment, where nobody else sees it.
+fn container_command(first: &str, rest: &[String]) -> Option<usize> {
     let client = first.rsplit('/').next().unwrap_or(first);
     if !matches!(client, "docker" | "podman") || rest.iter().any(|word| word == "compose") {
         return None;
     }
-    rest.iter().position(|word| word == "exec")
+    rest.iter().position(|word| word == "exec" || word == "run")
 }
 
 /// Without these a client waits for about two hours for a server whose host died without a word. libpq
@@ -606,6 +610,12 @@ mod tests {
         assert_eq!(words[..4], ["docker", "--host", "h", "exec"]);
         assert_eq!(words[words.len() - 3..], ["-i", "db", "pg_dump"]);
         assert!(words.windows(2).any(|w| w == ["-e", "PGPASSWORD"]));
+        let run = behind(&["podman", "run", "--rm", "-i", "--network", "site", "postgres:17"]);
+        let of_run = self::words(&run.command("pg_dump", &connection(), "db", "opsd").unwrap());
+        assert_eq!(of_run[..2], ["podman", "run"]);
+        assert!(of_run.windows(2).any(|w| w == ["-e", "PGPASSWORD"]), "{of_run:?}");
+        assert_eq!(of_run[of_run.len() - 2..], ["postgres:17", "pg_dump"]);
+        assert!(!of_run.iter().any(|w| w.contains("s3cret")));
         assert!(!words.iter().any(|w| w.contains("s3cret")));
         let passed = command.as_std().get_envs().any(|(k, v)| k == "PGPASSWORD" && v.is_some());
         assert!(passed);

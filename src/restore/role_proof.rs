@@ -26,15 +26,16 @@ pub struct Found {
 }
 
 /// A role's settings as names and values, of which a list has several.
-type Settings = BTreeMap<String, Vec<String>>;
+pub(super) type Settings = BTreeMap<String, Vec<String>>;
 
 /// A role as the server has it.
-struct Made {
-    flags: BTreeSet<&'static str>,
-    connection_limit: Option<i32>,
-    valid_until: Option<String>,
-    comment: Option<String>,
-    settings: Settings,
+#[derive(Debug, Default)]
+pub(super) struct Made {
+    pub(super) flags: BTreeSet<&'static str>,
+    pub(super) connection_limit: Option<i32>,
+    pub(super) valid_until: Option<String>,
+    pub(super) comment: Option<String>,
+    pub(super) settings: Settings,
 }
 
 /// Makes of the stubs what the set says of roles, and compares.
@@ -113,7 +114,7 @@ async fn complete(admin: &Session, role: &Role) -> Vec<(String, String)> {
 }
 
 /// A role's settings; of one that is there twice, the last holds.
-fn settings(role: &Role) -> Settings {
+pub(super) fn settings(role: &Role) -> Settings {
     role.settings.iter().map(|(name, values)| (name.to_lowercase(), values.clone())).collect()
 }
 
@@ -167,14 +168,14 @@ async fn compare_roles(
 }
 
 /// Whether two are the same value; an empty list is written as one name that is empty.
-fn is_same(one: &[String], other: &[String]) -> bool {
+pub(super) fn is_same(one: &[String], other: &[String]) -> bool {
     let names =
         |values: &[String]| values.iter().filter(|name| !name.is_empty()).cloned().collect::<Vec<_>>();
     names(one) == names(other)
 }
 
 /// Roles of the server, by name.
-async fn made(admin: &Session) -> Result<BTreeMap<String, Made>> {
+pub(super) async fn made(admin: &Session) -> Result<BTreeMap<String, Made>> {
     let rows = admin
         .client
         .query(

@@ -2,7 +2,8 @@
 //!
 //! A verdict says something about the set (`proven`, `differs`, `unproven`) or only about the attempt
 //! (`failed`). What disagrees with manifest or proof is a difference; what keeps the rehearsal from
-//! running (no space, no server programs, a missing extension) is a failure.
+//! running (no space, no server programs, a missing extension) is a failure, and recorded like the others:
+//! whoever watches must hear that nothing is proven any more.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,12 +13,13 @@ use chrono::Utc;
 use tokio::time::timeout_at;
 
 use super::complaints;
+use super::record::{MOST_FAILURES, has_failed_often, uncounted, write_record};
 use super::{
     Origin, Target, assertions, check_extensions, collations, computed, coverage, definitions, extensions,
     identities, load, origin, own_properties, prove, read_globals, read_proof, rehearsal_server, role_proof,
     roles,
 };
-use crate::config::{BackupJob, Config, Encryption};
+use crate::config::{BackupJob, Config};
 use crate::error::{Error, Kind, Result};
 use crate::postgres::connect::{Session, connect, error};
 use crate::postgres::locale::{self, Fallback};
@@ -34,15 +36,19 @@ use crate::set::manifest::{Database, Manifest, ProofState};
 use crate::set::proof::Proof;
 use crate::set::scope::{Scope, What, named};
 use crate::set::seal::{changed, sha256_hex};
-use crate::set::signature::{self, Purpose};
 use crate::set::verification::{self, Phases, Verdict, Verification};
-use crate::store::{self, Store, StoreError, object_lock};
+use crate::store::{self, Store, StoreError};
 
 /// Databases that every server has; sets of them are restored under another name.
 const RESERVED: [&str; 3] = ["postgres", "template0", "template1"];
 /// Most bytes of `RESTORE.md` that are held in memory: it has a few lines for each database and each large
 /// table, and tens of thousands of those fit.
 const MAX_RESTORE_MD: u64 = 16 << 20;
+
+/// Characters of the reason for a failure that are recorded.
+const REASON_MAX: usize = 2000;
+/// The phase that a failure ended.
+const UNFINISHED: &str = "unfinished";
 
 /// What a rehearsal came to.
 #[derive(Debug)]
@@ -73,17 +79,10 @@ pub async fn verify(
     uncontained: Uncontained,
     progress: Progress,
 ) -> Result<Rehearsal> {
-    let identities = identities(config)?;
+    if config.encryption.identity_file.is_none() {
+        identities(config)?;
+    }
     let deadline = tokio::time::Instant::now() + job.verify.timeout;
-    let swept = timeout_at(deadline, scratch::sweep(&job.verify.scratch_dir)).await;
-    let swept = swept.map_err(|_| late(job).context("removing what earlier rehearsals left"))??;
-    for removed in swept.removed {
-        tracing::info!("removed what an earlier rehearsal left: {}", removed.display());
-    }
-    // Rows of a restored database lie there.
-    for left in swept.left {
-        tracing::error!("{left}");
-    }
     let (trusted, site) = (&config.encryption.trusted, &config.site);
     let found = catalog::find(store.as_ref(), trusted, site, &job.name, selector, catalog::Use::Rehearsal);
     let set = timeout_at(deadline, found).await.map_err(|_| late(job))??;
@@ -101,28 +100,41 @@ pub async fn verify(
         databases: manifest.databases.iter().map(expected).collect(),
         differences: Vec::new(),
         scope: Vec::new(),
+        reason: None,
         warnings: Vec::new(),
         server_version: None,
         contained: None,
         opsd_version: env!("CARGO_PKG_VERSION").into(),
     };
-    let origin = origin(store.clone(), manifest, identities, progress);
-    let mut run = Run {
-        config,
-        job,
-        manifest,
-        origin: &origin,
-        record: &mut record,
-        uncontained,
-        hints: Vec::new(),
-        clock: Instant::now(),
+    let mut hints = Vec::new();
+    let outcome = match prepare(config, job, deadline).await {
+        Err(error) => Err(error),
+        Ok(identities) => {
+            let origin = origin(store.clone(), manifest, identities, progress);
+            let mut run = Run {
+                config,
+                job,
+                manifest,
+                origin: &origin,
+                record: &mut record,
+                uncontained,
+                hints: Vec::new(),
+                clock: Instant::now(),
+            };
+            run.hints.extend(catalog::unauthenticated(store.as_ref(), &set).await);
+            let outcome = timeout_at(deadline, Box::pin(run.rehearse(&set))).await;
+            if outcome.is_err() {
+                run.lap(UNFINISHED);
+            }
+            hints = run.hints;
+            outcome.unwrap_or_else(|_| Err(late(job)))
+        }
     };
-    run.hints.extend(catalog::unauthenticated(store.as_ref(), &set).await);
-    let outcome = timeout_at(deadline, Box::pin(run.rehearse(&set))).await.unwrap_or_else(|_| Err(late(job)));
-    let hints = run.hints;
     record.finished = Utc::now();
+    let prefix = set::set_prefix(&manifest.site, &manifest.job, &manifest.id);
     // Not a word about a set that somebody pruned meanwhile, nor a record where it was.
-    let outcome = if is_gone(store.as_ref(), &origin.prefix).await {
+    let is_gone = is_gone(store.as_ref(), &prefix).await;
+    let outcome = if is_gone {
         record.databases.iter_mut().for_each(|d| d.differences.clear());
         record.differences.clear();
         Err(Error::new(format!("set {} was removed meanwhile", record.id)))
@@ -143,8 +155,18 @@ pub async fn verify(
         Err(error) => (Verdict::Failed, Some(error)),
     };
     record.verdict = verdict;
-    if verdict != Verdict::Failed
-        && let Err(error) = write_record(config, store.clone(), &origin.prefix, &record).await
+    if verdict == Verdict::Failed {
+        record.reason = error.as_ref().map(|error| error.to_string().chars().take(REASON_MAX).collect());
+    }
+    // Another rehearsal that runs here writes a record of its own.
+    let is_other_at_work = error.as_ref().is_some_and(|error| error.kind() == Kind::LockHeld);
+    if verdict == Verdict::Failed && has_failed_often(&set) {
+        record.warnings.push(format!(
+            "this failure is not recorded: the {MOST_FAILURES} rehearsals of this set before it are, and failed, too"
+        ));
+    } else if !is_gone
+        && !is_other_at_work
+        && let Err(error) = write_record(config, store.clone(), &prefix, &record).await
     {
         let is = if error.kind() == Kind::InDoubt { "may not be" } else { "is not" };
         record.warnings.push(format!("the result {is} recorded in the repository: {error}"));
@@ -155,24 +177,28 @@ pub async fn verify(
     Ok(Rehearsal { record, error, hints })
 }
 
+/// What a rehearsal needs before it looks at its set: keys, and a scratch directory in which nobody is.
+async fn prepare(
+    config: &Config,
+    job: &BackupJob,
+    deadline: tokio::time::Instant,
+) -> Result<super::Identities> {
+    let identities = identities(config)?;
+    let swept = timeout_at(deadline, scratch::sweep(&job.verify.scratch_dir)).await;
+    let swept = swept.map_err(|_| late(job).context("removing what earlier rehearsals left"))??;
+    for removed in swept.removed {
+        tracing::info!("removed what an earlier rehearsal left: {}", removed.display());
+    }
+    // Rows of a restored database lie there.
+    for left in swept.left {
+        tracing::error!("{left}");
+    }
+    Ok(identities)
+}
+
 fn late(job: &BackupJob) -> Error {
     Error::new(format!("the rehearsal did not end within {} s", job.verify.timeout.as_secs()))
         .with_hint(format!("set backup.{}.verify.timeout, if the database takes longer", job.name))
-}
-
-/// Why this configuration does not believe the record that it makes.
-fn uncounted(encryption: &Encryption) -> Option<&'static str> {
-    let trusted = &encryption.trusted;
-    match &encryption.sign_key_file {
-        _ if trusted.is_nobody() => None,
-        None => Some("it is not signed, without encryption.sign_key_file"),
-        Some(file) => {
-            let is_trusted =
-                signature::public_key(file).is_ok_and(|key| trusted.verifications.contains(&key));
-            (!is_trusted)
-                .then_some("the key that signs it is not among trusted_verify_keys (or trusted_keys)")
-        }
-    }
 }
 
 /// Whether the set's manifest is certainly no longer there.
@@ -205,6 +231,33 @@ struct Run<'a> {
 impl Run<'_> {
     /// Everything between the manifest and the verdict. `Ok(true)` means that the proof is complete.
     async fn rehearse(&mut self, set: &Loaded) -> Result<bool> {
+        let started = self.start(set).await;
+        let (scratch, tools, globals) = match started {
+            Ok(started) => started,
+            Err(error) => {
+                self.lap(UNFINISHED);
+                return Err(error);
+            }
+        };
+        let result = self.rehearse_on(&scratch, &tools, &globals).await;
+        let result = result.map_err(|error| complaints::of_rehearsal(scratch.cause(error)));
+        if result.is_err() {
+            self.lap(UNFINISHED);
+            let log = complaints::log_lines(&scratch.log());
+            self.record
+                .warnings
+                .extend(log.into_iter().map(|line| format!("the scratch server's log: {line}")));
+        }
+        self.phase("removing the scratch server");
+        let stopped = scratch.stop().await;
+        if let Err(error) = stopped {
+            self.record.warnings.push(format!("the scratch server is left behind: {error}"));
+        }
+        result
+    }
+
+    /// A scratch server for a set that looks whole.
+    async fn start(&mut self, set: &Loaded) -> Result<(Scratch, Tools, Globals)> {
         self.phase("checking the set");
         if self.manifest.databases.is_empty() {
             return Err(Error::differs("the set holds no database"));
@@ -226,20 +279,7 @@ impl Run<'_> {
         self.record.server_version = Some(scratch.version.clone());
         self.record.contained = Some(scratch.containment.to_string());
         self.hints.extend(scratch.warnings.iter().cloned());
-        let result = self.rehearse_on(&scratch, &binaries.tools(), &globals).await;
-        let result = result.map_err(|error| complaints::of_rehearsal(scratch.cause(error)));
-        if result.is_err() {
-            let log = complaints::log_lines(&scratch.log());
-            self.record
-                .warnings
-                .extend(log.into_iter().map(|line| format!("the scratch server's log: {line}")));
-        }
-        self.phase("removing the scratch server");
-        let stopped = scratch.stop().await;
-        if let Err(error) = stopped {
-            self.record.warnings.push(format!("the scratch server is left behind: {error}"));
-        }
-        result
+        Ok((scratch, binaries.tools(), globals))
     }
 
     async fn rehearse_on(&mut self, scratch: &Scratch, tools: &Tools, globals: &Globals) -> Result<bool> {
@@ -286,6 +326,7 @@ impl Run<'_> {
         collations::check(&session.client, database).await?;
         extensions::install(&session, database).await?;
         session.close().await;
+        self.lap("server");
         let loaded = load::load_whole(self.origin, database, &target).await.map_err(complaints::blame)?;
         for (phase, seconds) in &loaded.seconds {
             add_seconds(self.record, phase, *seconds);
@@ -517,28 +558,4 @@ fn check_counts(database: &Database, proof: Option<&Proof>) -> Result<()> {
         "the proof of {:?} covers {entries} tables and {rows} rows, the manifest says {} and {}",
         database.name, database.tables, database.rows
     )))
-}
-
-/// The record, signature first. In a task of its own, so that a signal leaves no signature of nothing.
-async fn write_record(
-    config: &Config,
-    store: Arc<dyn Store>,
-    prefix: &str,
-    record: &Verification,
-) -> Result<()> {
-    let bytes = record.to_bytes()?;
-    let key = format!("{prefix}{}", verification::name(record.finished));
-    let comment = Purpose::Verification.comment(&record.site, &record.job, &record.id);
-    let sign_key = config.encryption.sign_key_file.as_deref();
-    let signature = sign_key.map(|path| signature::sign(path, &bytes, &comment)).transpose()?;
-    let store = object_lock::locking(&store, &config.repository).await?;
-    let put = async move {
-        if let Some(signature) = signature {
-            let key = format!("{key}.minisig");
-            store::put(store.as_ref(), &key, signature.into_bytes(), false).await?;
-        }
-        store::put(store.as_ref(), &key, bytes, true).await
-    };
-    tokio::spawn(put).await.map_err(|e| Error::new(e).context("the task that writes it died"))??;
-    Ok(())
 }

@@ -381,9 +381,10 @@ async fn read_signed(
         return Ok((read(document, limit).await?, vouched));
     }
     let Some(signature) = signature else {
+        let id = &entry.id;
         return Err(Unread::Refused(Error::refused(format!("{document} is not signed")).with_hint(format!(
-            "{} is set, and who can write to the repository could have planted this; a set from before you \
-                 signed: make a new backup, and read the old one with a configuration that trusts nobody",
+            "{} is set, and who can write to the repository could have planted this; a set of before you \
+                 signed: `opsd backups adopt {id}`, if you know that it is yours, else `opsd backups forget {id}`",
             purpose.lists()
         ))));
     };

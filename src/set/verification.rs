@@ -37,9 +37,9 @@ pub struct Verification {
     pub verdict: Verdict,
     /// When the rehearsal started.
     pub started: DateTime<Utc>,
-    /// When it ended.
+    /// When it ended, with the scratch server removed.
     pub finished: DateTime<Utc>,
-    /// Seconds by phase, in the order in which they ran.
+    /// Seconds by phase, in the order in which they ran, from the first look at the set to the last comparison.
     pub seconds: Phases,
     /// One entry a database.
     pub databases: Vec<Database>,
@@ -50,6 +50,9 @@ pub struct Verification {
     /// What was compared, and what was not; the same.
     #[serde(default)]
     pub scope: Vec<Scope>,
+    /// Why the rehearsal failed, where it did.
+    #[serde(default)]
+    pub reason: Option<String>,
     /// What the operator should know.
     pub warnings: Vec<String>,
     /// The scratch server's `server_version`; absent where none was started.
@@ -230,9 +233,9 @@ impl Verification {
         record
     }
 
-    /// Seconds from start to end: the measured recovery time.
+    /// The measured recovery time: all phases together. To remove the scratch server is no part of it.
     pub fn total_seconds(&self) -> f64 {
-        (self.finished - self.started).as_seconds_f64()
+        self.seconds.0.iter().map(|(_, seconds)| seconds).sum()
     }
 }
 
@@ -277,6 +280,7 @@ pub(crate) mod tests {
             }],
             differences: vec![],
             scope: vec![],
+            reason: None,
             warnings: vec![],
             server_version: Some("17.11".into()),
             contained: Some("full".into()),

@@ -128,6 +128,12 @@ fn rules_speak_of_what_opsd_exports() {
                 let own = known.labels.contains(&label.as_str());
                 assert!(own || ["site", "monitor"].contains(&label.as_str()), "{name}: {}", selector.text);
             }
+            // A state that no row has is one that never comes.
+            let matchers = selector.text.split("state").filter(|rest| rest.starts_with(['=', '!']));
+            let matchers = matchers.filter_map(|rest| rest.split('"').nth(1));
+            for state in matchers.flat_map(|values| values.split('|')) {
+                assert!(known.states.contains(&state), "{name}: {state:?} in {}", selector.text);
+            }
         }
     }
 }

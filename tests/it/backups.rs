@@ -124,6 +124,7 @@ impl<'k> Repository<'k> {
             }],
             differences: vec![],
             scope: vec![],
+            reason: None,
             warnings: vec![],
             server_version: Some("17.11".into()),
             contained: None,

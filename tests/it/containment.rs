@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Child, Command};
 
-use rustix::process::geteuid;
+use rustix::process::{Pid, Signal, geteuid};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
 use crate::support::inside::{WAIT, await_file, database_that_runs, go, runs_in_scratch};
@@ -247,6 +247,91 @@ fn nor_in_a_container_without_namespaces() {
         let hints = result(&attack.run)["hints"].to_string();
         assert!(hints.contains("contained partly"), "the operator is told: {hints}");
     }
+}
+
+/// What Docker leaves root, without CAP_SYS_PTRACE: neither environment nor directory of another user's process
+/// can be read.
+const DOCKER: &str = "-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid,+setpcap,+net_bind_service,\
+    +net_raw,+sys_chroot,+mknod,+audit_write,+setfcap";
+
+fn in_docker(command: &Command) -> Command {
+    let (bounding, inheritable) = (format!("--bounding-set={DOCKER}"), format!("--inh-caps={DOCKER}"));
+    behind(&["setpriv", &bounding, &inheritable], command)
+}
+
+/// A server that opsd could not find was not told to end: its directory went from under it after a minute, and
+/// that minute counted as recovery.
+#[test]
+fn a_rehearsal_in_a_container_ends_at_once_and_its_phases_are_what_it_took() {
+    if !geteuid().is_root() {
+        return;
+    }
+    let server = default_server();
+    let database = server.fresh_database("contained");
+    server.psql(&database, "CREATE TABLE t AS SELECT generate_series(1, 1000) AS id");
+    let opsd = Opsd::new(server, &[&database]);
+    back_up(&opsd);
+    let begun = std::time::Instant::now();
+    let command = in_docker(&opsd.command(&["restore", "--verify", "--json"]));
+    let run = finish(command).expect_code(0);
+    let took = begun.elapsed().as_secs_f64();
+    let found = result(&run);
+    assert_eq!(found["verdict"], "proven", "{run}");
+    let seconds = found["seconds"].as_object().unwrap();
+    let sum: f64 = seconds.values().map(|phase| phase.as_f64().unwrap()).sum();
+    let total = found["total_seconds"].as_f64().unwrap();
+    assert!((sum - total).abs() < 0.001 && total <= took, "{sum} of {total}, {took} in all");
+    assert!(took - total < 20.0, "what is no phase took {} s: {run}", took - total);
+    assert_eq!(processes::of_scratch(&opsd.path("scratch")), []);
+    // Root that may not even enter a directory of another's waited five minutes for its server.
+    let command = opsd.command(&["restore", "--verify", "--json"]);
+    let command = behind(
+        &["setpriv", "--bounding-set=-all,+chown,+setgid,+setuid", "--inh-caps=-all,+chown,+setgid,+setuid"],
+        &command,
+    );
+    finish(command).expect_failure(1, &["without the capabilities DAC_OVERRIDE, KILL", "cap_add"]);
+    server.drop_database(&database);
+}
+
+/// Without a PID namespace a server outlives its keeper, and whoever tidies up may not look into it.
+#[test]
+fn the_next_rehearsal_in_a_container_ends_a_server_that_was_left() {
+    if !geteuid().is_root() {
+        return;
+    }
+    let server = default_server();
+    let database = server.fresh_database("left");
+    server.psql(&database, "CREATE TABLE t AS SELECT generate_series(1, 10) AS id");
+    server.psql(&database, &runs_in_scratch("hold", &crate::support::inside::reach_and_wait()));
+    let opsd = Opsd::new(server, &[&database]);
+    back_up(&opsd);
+    let scratch = opsd.path("scratch");
+    let child = in_docker(&opsd.command(&["restore", "--verify"])).spawn().unwrap();
+    await_file(&scratch, "reached");
+    let family = processes::descendants(child.id());
+    let keeper = family.iter().find(|process| process.command_line().contains("keep-scratch")).unwrap();
+    let kill = |pid: u32, signal: Signal| {
+        rustix::process::kill_process(Pid::from_raw(pid.try_into().unwrap()).unwrap(), signal).unwrap();
+    };
+    // It must not see that its owner dies before it.
+    kill(keeper.pid, Signal::STOP);
+    kill(child.id(), Signal::KILL);
+    assert_eq!(finish_child(child, "restore --verify".into()).code, None);
+    kill(keeper.pid, Signal::KILL);
+    let left = processes::of_scratch(&scratch);
+    assert!(left.iter().any(processes::Process::lives), "nothing outlived the keeper, so this shows nothing");
+    let reached = crate::support::inside::data_file(&scratch, "reached").unwrap();
+    std::fs::remove_file(reached).unwrap();
+
+    let child = in_docker(&opsd.command(&["restore", "--verify", "--json"])).spawn().unwrap();
+    await_file(&scratch, "reached");
+    // The server itself notices after a minute that its directory is gone.
+    assert!(!left.iter().any(processes::Process::lives), "a server lives that has no directory any more");
+    go(&scratch);
+    let run = finish_child(child, "restore --verify".into()).expect_code(0);
+    assert_eq!(result(&run)["verdict"], "proven", "{run}");
+    assert!(scratch.read_dir().unwrap().next().is_none());
+    server.drop_database(&database);
 }
 
 /// Where opsd's own user would run the code, and nothing stands between it and the identity.

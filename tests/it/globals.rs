@@ -240,3 +240,32 @@ fn privileges_on_parameters_come_with_the_roles_that_have_them() {
         assert_eq!(to.psql("postgres", "SELECT count(*) FROM pg_parameter_acl"), "3");
     }
 }
+
+/// A role that was there already lost its settings in silence.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_roles_that_exist_lack_is_found_and_given() {
+    let server = Server::start(default_major(), &Options::default());
+    server.psql(
+        "postgres",
+        "CREATE ROLE bare; CREATE ROLE parent; CREATE ROLE other; ALTER ROLE bare SET lock_timeout = '1s'",
+    );
+    let script = "CREATE ROLE bare;\nALTER ROLE bare WITH NOSUPERUSER INHERIT CREATEDB LOGIN CONNECTION LIMIT 3 \
+        VALID UNTIL '2031-02-03 04:05:06+00';\nALTER ROLE bare SET work_mem TO '5MB';\n\
+        ALTER ROLE bare SET search_path TO 'a', 'b c';\nCOMMENT ON ROLE bare IS 'x';\nCREATE ROLE parent;\n\
+        GRANT parent TO bare;\nCREATE ROLE absent;\nALTER ROLE absent SET work_mem TO '5MB';\n";
+    let globals = opsd::set::globals::Globals::parse(script).unwrap();
+    let url = server.socket_url(SUPERUSER, "postgres");
+    let connection = opsd::config::Connection::from_arg(&url).unwrap().connection;
+    let admin = opsd::postgres::connect::connect(&connection, None, "opsd test").await.unwrap();
+    let existing = ["bare", "parent", "other"].map(str::to_owned).into();
+    let lacking = async || opsd::restore::role_updates::lacking(&admin, &globals, &existing).await.unwrap();
+    let updates = lacking().await;
+    assert_eq!(updates.len(), 8, "{updates:#?}");
+    for update in &updates {
+        update.sql.run(&admin.client).await.unwrap();
+    }
+    assert_eq!(lacking().await, []);
+    admin.close().await;
+    let settings = server.psql("postgres", "SELECT rolconfig FROM pg_roles WHERE rolname = 'bare'");
+    assert!(settings.contains("lock_timeout=1s") && settings.contains("work_mem=5MB"), "{settings}");
+}

@@ -10,7 +10,7 @@ use crate::support::opsd::{Opsd, quoted};
 use crate::support::postgres::{
     self, Options, SUPERUSER, Server, bin_dir, distribution, expect_success, unique,
 };
-use crate::support::sets::{back_up, complete, directory, result};
+use crate::support::sets::{back_up, complete, directory, listed, result};
 
 /// A site of one database on a server with ICU.
 pub fn icu() -> (Server, Opsd, PathBuf) {
@@ -65,7 +65,7 @@ fn a_host_without_icu_says_so_and_accuses_nobody() {
     let fragments = ["needs collation", "\"de-x-icu\" (icu)", "\"und-u-ks-level2\" (icu)", "ICU", "bin_dir"];
     let run = opsd.run(&["restore", "--verify", "--json"]).expect_failure(1, &fragments);
     assert_eq!(result(&run)["verdict"], "failed", "{run}");
-    assert!(!opsd.repository_files().iter().any(|f| f.contains("verified-")), "nothing is said of the set");
+    assert_eq!(listed(&opsd)[0].verdict.as_deref(), Some("failed"), "nothing is said of the set");
     assert_eq!(complete(&opsd), [id]);
     let target = postgres::shared(server.major);
     let name = unique("no_icu");

@@ -215,6 +215,7 @@ async fn tls_sees_the_whole_chain_whatever_is_wrong_with_it() {
     let soon = ca.sign(&["localhost"], "soon.example", in_days(3));
     let late = ca.sign(&["localhost"], "late.example", in_days(-2));
     let other = ca.sign(&["other.example"], "other.example", in_days(60));
+    let early = ca.sign_from(&["localhost"], "early.example", in_days(2));
     let mut opsd = site("");
     ca.pair.write(&opsd.path("ca.pem"), &opsd.path("ca.key"), &[]);
     soon.write(&opsd.path("soon.pem"), &opsd.path("soon.key"), &[&ca.pair]);
@@ -227,6 +228,9 @@ async fn tls_sees_the_whole_chain_whatever_is_wrong_with_it() {
         ("late", &late, trusted.as_str()),
         ("other", &other, trusted.as_str()),
         ("unknown", &good, ""),
+        ("early", &early, trusted.as_str()),
+        // An authority's own is none for a server.
+        ("authority", &ca.pair, trusted.as_str()),
     ] {
         let port = tls_server(&[pair, &ca.pair]).await;
         monitors.push_str(&format!("[monitor.{name}]\ntls = {{ address = \"localhost:{port}\"{more} }}\n"));
@@ -246,8 +250,8 @@ async fn tls_sees_the_whole_chain_whatever_is_wrong_with_it() {
         scrape.state("opsd_tls_verification_state", &[&format!("monitor=\"{monitor}\"")]).unwrap_or_default()
     };
     assert_eq!(
-        ["good", "soon", "late", "other", "unknown"].map(state),
-        ["verified", "verified", "expired", "wrong_name", "unknown_issuer"],
+        ["good", "soon", "late", "other", "unknown", "early", "authority"].map(state),
+        ["verified", "verified", "expired", "wrong_name", "unknown_issuer", "not_yet_valid", "invalid"],
         "{}",
         scrape.text
     );

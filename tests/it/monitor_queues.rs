@@ -448,6 +448,8 @@ fn lists_sorted_sets_and_streams() {
         of(scrape, "opsd_queue_until_empty_seconds", "left").is_some_and(|seconds| seconds > 0.0)
     });
     assert_eq!(waiting(&scrape, "left"), Some(2.0));
+    let state = scrape.state("opsd_queue_emptying_state", &["queue=\"left\""]);
+    assert_eq!(state.as_deref(), Some("emptying"));
     let rates =
         ["opsd_queue_arrival_rate", "opsd_queue_drain_rate"].map(|rate| of(&scrape, rate, "left").unwrap());
     assert!(rates[0] > 0.0 && (rates[1] / rates[0] - 2.0).abs() < 0.01, "{rates:?}");

@@ -154,7 +154,8 @@ fn cron_lines_are_silent_on_success_and_clear_on_failure() {
         assert!(fields.len() > 6 && fields[..5].iter().all(is_time) && fields[5] == "root", "{line}");
         commands.push(fields[6..].join(" "));
     }
-    assert_eq!(commands, ["opsd backup", "opsd --quiet backups prune", "opsd restore --verify"]);
+    let sweep = "opsd --quiet backups sweep";
+    assert_eq!(commands, ["opsd backup", "opsd --quiet backups prune", "opsd restore --verify", sweep]);
     for command in &commands {
         let run = as_cron(&opsd, &path, command).expect_code(0);
         assert_eq!(run.stdout, "", "{run}");

@@ -9,7 +9,7 @@ use crate::support::fixtures;
 use crate::support::inside;
 use crate::support::opsd::{Opsd, Run, finish_child, quoted};
 use crate::support::postgres::{SUPERUSER, Server, bin_dir, default_server, literal, shared, unique};
-use crate::support::sets::{back_up, directory, forge, result};
+use crate::support::sets::{back_up, directory, forge, listed, next_second, record_failure, result};
 
 fn site(sql: &str) -> (&'static Server, Opsd, String) {
     let server = default_server();
@@ -214,3 +214,32 @@ pub const ORPHAN: &str = "CREATE TABLE parent (id integer PRIMARY KEY);
     CREATE TABLE child (secret integer REFERENCES parent);
     INSERT INTO parent VALUES (1);
     SET session_replication_role = replica; INSERT INTO child VALUES (424242)";
+
+/// Only so many records of a set are read: a host on which no rehearsal runs must not hide what was proven before.
+#[test]
+fn failures_without_end_are_not_recorded_without_end() {
+    let (server, mut opsd, database) = site("CREATE TABLE own AS SELECT generate_series(1, 7) AS id");
+    let id = back_up(&opsd);
+    let now = chrono::Utc::now();
+    for seconds in 1..=16 {
+        record_failure(&opsd, &id, now - chrono::TimeDelta::seconds(seconds));
+    }
+    let records = |opsd: &Opsd| {
+        let is_record = |name: &&String| name.contains("/verified-") && !name.ends_with(".minisig");
+        opsd.repository_files().iter().filter(is_record).count()
+    };
+    let identity = opsd.encryption.clone();
+    opsd.encryption.set("identity_file", quoted("/nonexistent/identity.txt"));
+    let run = opsd.run(&["restore", "--verify", "--json"]).expect_failure(1, &["identity.txt"]);
+    assert!(result(&run)["warnings"].to_string().contains("is not recorded"), "{run}");
+    assert_eq!(records(&opsd), 16);
+    opsd.encryption = identity.clone();
+    opsd.ok(&["restore", "--verify"]);
+    next_second();
+    opsd.encryption.set("identity_file", quoted("/nonexistent/identity.txt"));
+    opsd.run(&["restore", "--verify"]).expect_code(1);
+    assert_eq!(records(&opsd), 18);
+    opsd.encryption = identity;
+    assert_eq!(listed(&opsd)[0].verdict.as_deref(), Some("proven"));
+    server.drop_database(&database);
+}

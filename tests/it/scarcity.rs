@@ -12,7 +12,7 @@ use rustix::process::geteuid;
 use crate::support::opsd::{Opsd, Run, finish};
 use crate::support::postgres::default_server;
 use crate::support::processes::of_scratch;
-use crate::support::sets::{back_up, complete, result};
+use crate::support::sets::{back_up, complete, listed, result};
 
 /// Runs opsd after `prepare` (a shell script, which may mount) in a mount namespace of its own, and
 /// `afterwards` in the same.
@@ -91,7 +91,7 @@ fn a_disk_that_fills_up_in_the_middle_fails_the_rehearsal_and_leaves_nothing() {
     assert!(is_full(&run.stderr) && is_full(&result["error"].to_string()), "{run}");
     assert_eq!(left(&opsd), "");
     assert_eq!(of_scratch(&scratch), []);
-    assert!(!opsd.repository_files().iter().any(|f| f.contains("verified-")), "nothing is said of the set");
+    assert_eq!(listed(&opsd)[0].verdict.as_deref(), Some("failed"), "nothing is said of the set");
     assert_eq!(complete(&opsd), [id]);
     // With room it is what it was.
     opsd.ok(&["restore", "--verify"]);

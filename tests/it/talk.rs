@@ -3,10 +3,12 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::support::opsd::{Opsd, Run, quoted, write_private};
+use crate::support::opsd::{Opsd, Run, finish, quoted, write_private};
 use crate::support::postgres::{Options, PASSWORD, SUPERUSER, Server, default_server, for_some_majors};
 use crate::support::sets::back_up;
 use crate::terminal::at_terminal;
@@ -45,7 +47,7 @@ fn what_may_explain_a_failure_is_said_with_it() {
         let run = opsd.run(arguments).expect_failure(2, &ignored).expect_failure(2, &missing);
         assert!(run.stderr.find("is ignored") < run.stderr.find("asks for a password"), "{run}");
         assert_eq!(run.stderr.matches("is ignored").count(), 1, "{run}");
-        assert!(!run.stderr.contains(PASSWORD) && run.stderr.contains(ONE_KEY), "{run}");
+        assert!(!run.stderr.contains(PASSWORD) && !run.stderr.contains(ONE_KEY), "{run}");
     }
     // A URL on the command line finds the same file.
     let to = server.url(SUPERUSER, "elsewhere");
@@ -66,8 +68,7 @@ fn one_recipient_alone_is_mentioned_where_it_can_be_changed() {
     for (arguments, is_said) in [
         ("config check", true),
         ("repository probe", true),
-        ("backup --dry-run", true),
-        ("backup", true),
+        ("backup --dry-run", false),
         ("config show", false),
         ("backups list", false),
         (&format!("backups show {id}"), false),
@@ -80,7 +81,6 @@ fn one_recipient_alone_is_mentioned_where_it_can_be_changed() {
     let run = at_terminal(&opsd, "keygen -o new.txt").expect_code(0);
     assert!(words(&run).contains("make a second one, keep it elsewhere"), "{run}");
     assert_eq!(opsd.ok(&["keygen", "-o", "newer.txt"]).stderr, "");
-    assert!(opsd.ok(&["backup", "-v"]).stderr.contains(ONE_KEY));
     assert!(!opsd.run(&["backups", "show", "1999"]).expect_code(1).stderr.contains(ONE_KEY));
     server.drop_database(&database);
 }
@@ -210,4 +210,74 @@ fn what_every_pg_dump_warns_of_is_said_once() {
     let run = opsd.ok(&["backup", "--json"]);
     let warnings = run.json()["sets"][0]["warnings"].to_string();
     assert_eq!(warnings.matches("no actual collation version").count(), 1, "{run}");
+}
+
+/// A proxy's port in the place of the server's is a mistake of the first day.
+#[test]
+fn what_answers_in_the_place_of_a_server_is_named() {
+    use std::io::{Read as _, Write as _};
+    let answers: [(&[u8], &str); 2] = [
+        (b"HTTP/1.1 400 Bad Request\r\nServer: nginx\r\n\r\n", "answers in HTTP: a web server or a proxy"),
+        (b"-ERR unknown command\r\n", "answers like Redis"),
+    ];
+    let (server, mut opsd, database) = site();
+    for (answer, words) in answers {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let _ = stream.read(&mut [0; 1000]);
+                let _ = stream.write_all(answer);
+            }
+        });
+        for mode in ["prefer", "disable", "require"] {
+            opsd.postgres.set("url", quoted(&format!("postgres://u@127.0.0.1:{port}/app?sslmode={mode}")));
+            opsd.run(&["backup", "--dry-run"]).expect_failure(1, &[words, "is no PostgreSQL"]);
+        }
+    }
+    server.drop_database(&database);
+}
+
+#[test]
+fn asked_twice_it_says_more_and_once_a_day_is_often_enough_for_advice() {
+    let (server, opsd, database) = site();
+    let once = opsd.ok(&["backup", "-v"]);
+    let again = opsd.ok(&["backup", "-vv"]);
+    assert!(once.stderr.contains(ONE_KEY), "{once}");
+    for more in ["connected to ", "found "] {
+        assert!(again.stderr.contains(more) && !once.stderr.contains(more), "{more:?}: {again}");
+    }
+    // Unless midnight went by.
+    let day = |run: &Run| run.stderr.split("db 2").nth(1).unwrap()[..7].to_owned();
+    if day(&once) == day(&again) {
+        assert!(!again.stderr.contains(ONE_KEY), "{again}");
+    }
+    server.drop_database(&database);
+}
+
+/// It is there, and whoever writes another one in its place has two.
+#[test]
+fn a_configuration_that_may_not_be_read_is_not_to_be_written_anew() {
+    let opsd = Opsd::without_server();
+    let program = opsd.path("opsd");
+    // By a process of its own: nothing runs that is open for writing.
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_opsd")).arg(&program).status().unwrap();
+    assert!(copied.success());
+    let file = opsd.path("opsd.toml");
+    write_private(&file, "site = \"test\"\n");
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o000)).unwrap();
+    }
+    for arguments in [&["config", "check"][..], &["config", "check", "--config", "opsd.toml"]] {
+        let mut command = Command::new(if is_root { Path::new("setpriv") } else { &program });
+        if is_root {
+            command.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups"]).arg(&program);
+        }
+        command.args(arguments).env_clear().env("PATH", "/usr/bin:/bin").current_dir(opsd.path(""));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let run = finish(command).expect_failure(2, &["opsd.toml", "Permission denied", "as its owner"]);
+        assert!(!run.stderr.contains("config init") && !run.stderr.contains("nobody else write"), "{run}");
+    }
 }

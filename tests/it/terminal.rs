@@ -4,8 +4,9 @@
 use std::process::{Command, Stdio};
 
 use crate::security::executable;
-use crate::support::opsd::{Opsd, Run, finish, quoted};
+use crate::support::opsd::{Opsd, Run, finish, finish_child, quoted};
 use crate::support::postgres::{Server, bin_dir, default_server};
+use crate::support::processes::{descendants, until};
 
 const COLUMNS: usize = 80;
 
@@ -47,6 +48,11 @@ fn slow_line(opsd: &mut Opsd, server: &Server) {
 
 /// Runs opsd in a terminal of 80 columns; what was written to it is on stdout.
 pub fn at_terminal(opsd: &Opsd, arguments: &str) -> Run {
+    finish(terminal(opsd, arguments))
+}
+
+/// A terminal of 80 columns with opsd in it. What is typed goes to stdin, where there is one.
+fn terminal(opsd: &Opsd, arguments: &str) -> Command {
     let inner = opsd.command::<&str>(&[]);
     let program = inner.get_program().to_str().unwrap();
     let mut script = Command::new("/usr/bin/script");
@@ -62,7 +68,7 @@ pub fn at_terminal(opsd: &Opsd, arguments: &str) -> Run {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    finish(script)
+    script
 }
 
 /// Every line that stood on a terminal of 80 columns, at any moment, in order.
@@ -217,5 +223,26 @@ fn a_rehearsal_draws_a_bar_for_each_stream_and_ends_with_the_verdict() {
     }
     assert!(said("PROVEN") < said(&format!("{database}: 3 of 3 tables proven, 2,410 rows")), "{run}");
     assert!(said(" in all: check ") > said("PROVEN"), "{run}");
+    server.drop_database(&database);
+}
+
+/// A line that was logged while bars were drawn kept the last of them on the screen.
+#[test]
+fn nothing_is_left_of_the_bars_after_ctrl_c() {
+    use std::io::Write as _;
+    let (server, mut opsd, database) = site();
+    slow_line(&mut opsd, server);
+    let mut script = terminal(&opsd, "backup");
+    let mut child = script.stdin(Stdio::piped()).spawn().unwrap();
+    until("rows are dumped", || {
+        descendants(child.id()).iter().any(|process| process.command_line().contains("--table="))
+    });
+    child.stdin.as_mut().unwrap().write_all(b"\x03").unwrap();
+    let run = finish_child(child, "backup".into()).expect_code(130);
+    let (_, after) = run.stdout.rsplit_once("^C").expect("what was typed");
+    let (between, error) = after.split_once("error: ").expect("an error");
+    assert!(error.contains("interrupted"), "{run}");
+    // Whatever is drawn until then is cleared from where it stands.
+    assert!(!between.contains('\n') && between.ends_with("\r\u{1b}[2K"), "{after:?}");
     server.drop_database(&database);
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::super::inventory::Sequence;
 use super::*;
-use crate::config::{Databases, Verify};
+use crate::config::{Databases, Ping, Verify};
 use crate::error::Kind;
 use crate::postgres::limits::Bound;
 
@@ -33,7 +33,9 @@ pub(in crate::backup) fn job(exclude: &[&str]) -> BackupJob {
             scratch_user: None,
             assert: Vec::new(),
             timeout: Duration::from_secs(60),
+            ping: Ping::default(),
         },
+        ping: Ping::default(),
     }
 }
 

@@ -131,6 +131,15 @@ fn table(out: &mut String, job: &str, sets: &[Summary], now: DateTime<Utc>) {
             out.push_str(&wrapped("  ! ", &format!("{} may not be relied on: {doubt}", set.id)));
         }
     }
+    // Only the newest of them tells whether rehearsals work now.
+    let failed = sets.iter().filter_map(|set| Some((set, set.failed_rehearsal.as_ref()?)));
+    if let Some((set, failed)) = failed.max_by_key(|(_, failed)| failed.time)
+        && sets.iter().filter_map(|set| set.verified.as_ref()).all(|verified| verified.time <= failed.time)
+    {
+        let reason = failed.reason.as_deref().unwrap_or("nobody knows why");
+        let text = format!("the rehearsal of {} {} failed: {reason}", set.id, ago(failed.time, now));
+        out.push_str(&wrapped("  ! ", &text));
+    }
     let is_ahead = |s: &&Summary| catalog::is_from_future(s.started, now);
     let ahead: Vec<String> = sets.iter().filter(is_ahead).map(|s| s.id.clone()).collect();
     if let Some(warning) = catalog::ahead_warning(&ahead) {
@@ -230,6 +239,7 @@ mod tests {
                 time: "2024-11-21T03:00:00Z".parse().unwrap(),
                 seconds: 1.0,
             }),
+            failed_rehearsal: None,
             signature: Some("trusted"),
             warnings: vec!["pg_dump: warning: ".repeat(12)],
         }

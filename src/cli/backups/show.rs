@@ -257,6 +257,9 @@ fn describe_record(out: &mut String, record: &Verification) {
     for scope in record.scope.iter().filter(|scope| !scope.covered) {
         out.push_str(&wrapped("    not covered: ", &scope.to_string()));
     }
+    if let Some(reason) = &record.reason {
+        out.push_str(&wrapped("    because: ", reason));
+    }
     for warning in &record.warnings {
         out.push_str(&wrapped("    ! ", warning));
     }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::monitors::monitor;
 use crate::cli::output;
 use crate::config::monitoring::{Auth, RedisAddress, SecretSource};
-use crate::config::{BackupJob, Config, Databases, Exporter, Location, Postgres, Redis};
+use crate::config::{BackupJob, Config, Databases, Exporter, Location, Ping, Postgres, Redis};
 use crate::error::Result;
 
 /// Where a section stands, and its keys in the order they are shown.
@@ -62,6 +62,7 @@ fn sections(config: &Config) -> Vec<Section> {
                 ("scratch_user", json!(job.verify.scratch_user)),
                 ("assert", json!(job.verify.assert)),
                 ("timeout", json!(exact_duration(job.verify.timeout.as_secs()))),
+                ("ping_url", ping(&job.verify.ping)),
             ],
         ));
     }
@@ -174,6 +175,17 @@ fn exact_size(bytes: u64) -> String {
         Some((unit, factor)) => format!("{}{unit}", bytes / factor),
         None => format!("{bytes}B"),
     }
+}
+
+/// Which of a run's pings are there. All of such a URL is the secret.
+fn ping(ping: &Ping) -> Value {
+    let all = [("start", &ping.start), ("success", &ping.success), ("fail", &ping.fail)];
+    let set: Map<String, Value> = all
+        .into_iter()
+        .filter(|(_, url)| url.is_some())
+        .map(|(key, _)| (key.to_owned(), json!("(set, and not shown)")))
+        .collect();
+    if set.is_empty() { Value::Null } else { Value::Object(set) }
 }
 
 /// The same for durations.

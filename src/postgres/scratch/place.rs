@@ -5,6 +5,7 @@
 //!   opsd-scratch-x1Yz…/           opsd's user, 0710 for the scratch user's group (else 0700)
 //!     lock                        held (flock) as long as the owner lives
 //!     postgresql.conf, pg_*.conf  the server may read, not write them
+//!     server                      its number and start time, where it has no PID namespace
 //!     data/  s/                   the scratch user's, 0700
 //! ```
 //! The server's user owns nothing that opsd later follows: code that came with a dump may run as
@@ -31,6 +32,10 @@ const PREFIX: &str = "opsd-scratch-";
 /// The server's own directories.
 const DATA: &str = "data";
 const SOCKETS: &str = "s";
+/// Number and start time of the server, where they mean the same to whoever comes later.
+const SERVER: &str = "server";
+/// Generations between a server and what it started; PostgreSQL's own are two.
+const MAX_DESCENT: usize = 64;
 /// Before it is locked a directory has this name, so that nobody takes it for an abandoned one.
 const NEW_PREFIX: &str = ".opsd-scratch-";
 /// A directory that kept the new name this long was never finished.
@@ -195,6 +200,15 @@ impl Place {
         write().with_context(|| format!("cannot write {}", self.root.join(name).display()))
     }
 
+    /// Writes down which process the server is, for whoever must end it without having seen it start. That is
+    /// asked of the server itself, before anything that was dumped has run in it.
+    pub(super) fn record_server(&self) -> Result<()> {
+        match postmaster(&self.root).and_then(Process::read) {
+            Some(Process { pid, started, .. }) => self.write(SERVER, &format!("{pid} {started}\n"), None),
+            None => Ok(()),
+        }
+    }
+
     /// Whether the directory is still there.
     pub(super) fn is_there(&self) -> bool {
         beneath::look(&self.scratch_dir, &self.name).is_ok()
@@ -347,27 +361,33 @@ fn clear(root: &Path, scratch_dir: &OwnedFd, name: &str) -> Result<()> {
 
 /// Ends the server of a directory: by immediate shutdown, which frees its shared memory, then surely.
 fn end_processes(root: &Path) -> Result<()> {
+    // Once the server is gone, nobody tells whose children its orphans were.
+    let family = processes(root);
     let began = Instant::now();
-    if let Some(postmaster) = postmaster(root).filter(|pid| belongs(root, *pid)) {
-        signal(root, postmaster, Signal::QUIT);
-        while belongs(root, postmaster) && began.elapsed() < QUIT_BOUND {
+    let said = recorded(root).or_else(|| Process::read(postmaster(root)?));
+    if let Some(postmaster) = said.filter(|process| belongs(root, process)) {
+        postmaster.signal(Signal::QUIT);
+        while postmaster.is_there() && began.elapsed() < QUIT_BOUND {
             pause();
         }
     }
     let began = Instant::now();
     loop {
-        let left = processes(root);
+        let mut left = processes(root);
+        left.extend(family.iter().filter(|process| process.is_there()));
         if left.is_empty() {
             return Ok(());
         }
         if began.elapsed() > KILL_BOUND {
-            let pids: Vec<String> = left.iter().map(|pid| pid.as_raw_nonzero().to_string()).collect();
+            left.sort_unstable_by_key(|process| process.pid);
+            left.dedup_by_key(|process| process.pid);
+            let pids: Vec<String> = left.iter().map(|process| process.pid.to_string()).collect();
             return Err(
                 Error::new(format!("processes {} do not end", pids.join(", "))).context(root.display())
             );
         }
-        for pid in left {
-            signal(root, pid, Signal::KILL);
+        for process in left {
+            process.signal(Signal::KILL);
         }
         pause();
     }
@@ -379,34 +399,86 @@ pub(super) fn pause() {
 }
 
 /// What the server says about itself; whether it is true, [`belongs`] finds out.
-fn postmaster(root: &Path) -> Option<Pid> {
+fn postmaster(root: &Path) -> Option<i32> {
+    // While initdb runs it is negative, and it is not to be believed anyway.
+    let text = short_file(&root.join("data/postmaster.pid"))?;
+    text.lines().next()?.trim().parse().ok().filter(|pid| *pid > 0)
+}
+
+/// A few lines that another user may have put there.
+fn short_file(path: &Path) -> Option<String> {
     let mut options = OpenOptions::new();
     options.read(true).custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed());
     let mut text = String::new();
-    let file = options.open(root.join("data/postmaster.pid")).ok()?;
+    let file = options.open(path).ok()?;
     std::io::Read::read_to_string(&mut std::io::Read::take(file, 4096), &mut text).ok()?;
-    // While initdb runs it is negative, and it is not to be believed anyway.
-    text.lines().next()?.trim().parse().ok().filter(|pid| *pid > 0).and_then(Pid::from_raw)
+    Some(text)
 }
 
-fn processes(root: &Path) -> Vec<Pid> {
+/// A process, told from a later one with the same number by its start time. Everybody may read both, whatever
+/// a container withholds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Process {
+    pid: i32,
+    parent: i32,
+    /// In ticks since the machine's start.
+    started: u64,
+}
+
+impl Process {
+    /// One that runs; a dead one that waits to be reaped does not count.
+    fn read(pid: i32) -> Option<Self> {
+        let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+        let stat = String::from_utf8_lossy(&stat).into_owned();
+        // The name, in parentheses, may hold anything.
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+        let state = fields.next()?;
+        let parent = fields.next()?.parse().ok()?;
+        let started = fields.nth(17)?.parse().ok()?;
+        (state != "Z").then_some(Self { pid, parent, started })
+    }
+
+    fn is_there(&self) -> bool {
+        Process::read(self.pid).is_some_and(|now| now.started == self.started)
+    }
+
+    /// Signals it only if it is still the one that was meant.
+    fn signal(&self, signal: Signal) {
+        let Some(pid) = Pid::from_raw(self.pid) else { return };
+        let Ok(handle) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return };
+        if self.is_there() {
+            // A process that is gone is what is wanted.
+            let _ = rustix::process::pidfd_send_signal(&handle, signal);
+        }
+    }
+}
+
+/// The server that opsd started here, as [`Place::record_server`] wrote it down, if it still runs.
+fn recorded(root: &Path) -> Option<Process> {
+    let text = short_file(&root.join(SERVER))?;
+    let (pid, started) = text.trim().split_once(' ')?;
+    let started: u64 = started.parse().ok()?;
+    Process::read(pid.parse().ok()?).filter(|process| process.started == started)
+}
+
+fn processes(root: &Path) -> Vec<Process> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     entries
-        .filter_map(|entry| Pid::from_raw(entry.ok()?.file_name().to_str()?.parse().ok()?))
-        .filter(|pid| belongs(root, *pid))
+        .filter_map(|entry| Process::read(entry.ok()?.file_name().to_str()?.parse().ok()?))
+        .filter(|process| belongs(root, process))
         .collect()
 }
 
-/// Whether a process was started by the server of this directory: it runs as the data directory's
-/// owner, and works there or carries the mark. A dead one that waits to be reaped does not count.
-fn belongs(root: &Path, pid: Pid) -> bool {
-    let raw = pid.as_raw_nonzero().get();
-    let Ok(data) = root.join("data").symlink_metadata() else { return false };
-    let proc = PathBuf::from(format!("/proc/{raw}"));
+/// Whether a process was started by the server of this directory: it runs as the data directory's owner, and
+/// works there, carries the mark, or descends from the server. Without CAP_SYS_PTRACE, which containers lack,
+/// its descent is all that can be seen of another user's process.
+fn belongs(root: &Path, process: &Process) -> bool {
+    let Ok(data) = root.join(DATA).symlink_metadata() else { return false };
+    let proc = PathBuf::from(format!("/proc/{}", process.pid));
     let status = std::fs::read_to_string(proc.join("status")).unwrap_or_default();
-    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-    let uid = field("Uid:").and_then(|uids| uids.split_whitespace().next());
-    if uid != Some(data.uid().to_string().as_str()) || field("State:").is_some_and(|s| s.starts_with('Z')) {
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let uid = uids.and_then(|uids| uids.split_whitespace().next());
+    if uid != Some(data.uid().to_string().as_str()) {
         return false;
     }
     let mark = format!("{MARK}={}", root.display());
@@ -414,16 +486,23 @@ fn belongs(root: &Path, pid: Pid) -> bool {
         let environ = std::fs::read(proc.join("environ")).unwrap_or_default();
         environ.split(|&byte| byte == 0).any(|variable| variable == mark.as_bytes())
     };
-    std::fs::read_link(proc.join("cwd")).is_ok_and(|cwd| cwd == root.join("data")) || is_marked()
+    std::fs::read_link(proc.join("cwd")).is_ok_and(|cwd| cwd == root.join(DATA))
+        || is_marked()
+        || descends(root, process)
 }
 
-/// Signals a process only if it is still the one that was meant.
-fn signal(root: &Path, pid: Pid, signal: Signal) {
-    let Ok(handle) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return };
-    if belongs(root, pid) {
-        // A process that is gone is what is wanted.
-        let _ = rustix::process::pidfd_send_signal(&handle, signal);
+/// Whether a process is the server of this directory, or one of its descendants.
+fn descends(root: &Path, process: &Process) -> bool {
+    let Some(server) = recorded(root) else { return false };
+    let mut ancestor = Some(*process);
+    for _ in 0..MAX_DESCENT {
+        match ancestor {
+            Some(one) if (one.pid, one.started) == (server.pid, server.started) => return true,
+            Some(one) => ancestor = Process::read(one.parent),
+            None => return false,
+        }
     }
+    false
 }
 
 #[cfg(test)]
@@ -461,6 +540,26 @@ mod tests {
         // Our own process does not belong to it, and survives.
         let mut place = place;
         place.take_away().unwrap();
+    }
+
+    #[test]
+    fn a_process_is_known_by_its_start_time_and_its_descent() {
+        let tmp = tempfile::tempdir().unwrap();
+        let place = place(&tmp.path().join("scratch"));
+        let own = Process::read(std::process::id().cast_signed()).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let of_child = Process::read(child.id().cast_signed()).unwrap();
+        assert_eq!(of_child.parent, own.pid);
+        let record = |pid, started: u64| {
+            std::fs::write(place.root().join(SERVER), format!("{pid} {started}\n")).unwrap();
+            descends(place.root(), &of_child)
+        };
+        assert!(record(own.pid, own.started) && record(of_child.pid, of_child.started));
+        assert!(!record(own.pid, own.started + 1), "another process had this number");
+        assert!(!record(0, 0));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!of_child.is_there());
     }
 
     #[test]

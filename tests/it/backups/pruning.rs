@@ -187,3 +187,23 @@ async fn a_set_of_which_anything_is_locked_stays_whole() {
     let failure = super::planned(&broken, &Trusted::default(), last(1)).await.unwrap_err();
     assert!(failure.to_string().contains("cannot learn what is locked"), "{failure}");
 }
+
+/// A set that is named goes only as a whole.
+#[tokio::test]
+async fn a_locked_set_is_not_forgotten() {
+    let memory = MemoryStore::new();
+    let mut repository = Repository::memory();
+    repository.store = Arc::new(memory.clone());
+    let locked = repository.set("2026-11-01T03:00:00Z").await;
+    let free = repository.set("2026-11-02T03:00:00Z").await;
+    repository.set("2026-11-20T03:00:00Z").await;
+    memory.set_locked(&format!("{SITE}/{JOB}/{locked}/RESTORE.md"), Utc::now() + chrono::TimeDelta::hours(2));
+    let entries = catalog::sets(&*repository.store, SITE, JOB).await.unwrap();
+    let ids = [locked.clone(), free.clone()].into();
+    let trusted = Trusted::default();
+    let planned = opsd::backup::forget::plan(&*repository.store, &trusted, entries, &ids, Utc::now()).await;
+    let (items, unknown) = planned.unwrap();
+    assert_eq!((items.len(), unknown), (2, None));
+    assert!(items[0].id == locked && items[0].stays.as_ref().unwrap().contains("locked until"));
+    assert!(items[1].id == free && items[1].stays.is_none(), "{items:?}");
+}

@@ -54,6 +54,19 @@ impl Authority {
     }
 }
 
+impl Authority {
+    /// A certificate for these names that begins to hold then, for a year.
+    pub fn sign_from(&self, names: &[&str], subject: &str, not_before: u64) -> Pair {
+        let key = KeyPair::generate().expect("a key");
+        let issuer = Issuer::from_params(&self.params, &self.pair.key);
+        let mut params = params(names, subject, not_before);
+        params.not_before = params.not_after;
+        params.not_after += Duration::from_secs(365 * 86_400);
+        let certificate = params.signed_by(&key, &issuer).expect("signed");
+        Pair { certificate, key }
+    }
+}
+
 impl Pair {
     /// Writes the certificate, with those that follow it in its chain, and the key.
     pub fn write(&self, certificate: &Path, key: &Path, chain: &[&Pair]) {

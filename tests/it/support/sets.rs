@@ -91,12 +91,26 @@ pub fn forge(opsd: &Opsd, id: &str, change: impl FnOnce(&mut Value)) {
 
 /// Writes the signed record of a rehearsal that found `differences` in the first database of a set, just now.
 pub fn record_differences(opsd: &Opsd, id: &str, differences: &[&str]) {
+    record(opsd, id, "differs", chrono::Utc::now(), differences);
+}
+
+/// The same of a rehearsal that could not run, and ended then.
+pub fn record_failure(opsd: &Opsd, id: &str, finished: chrono::DateTime<chrono::Utc>) {
+    record(opsd, id, "failed", finished, &[]);
+}
+
+fn record(
+    opsd: &Opsd,
+    id: &str,
+    verdict: &str,
+    finished: chrono::DateTime<chrono::Utc>,
+    differences: &[&str],
+) {
     let bytes = std::fs::read(directory(opsd, id).join("manifest.json")).expect("read the manifest");
     let manifest: Value = serde_json::from_slice(&bytes).expect("a manifest");
-    let finished = chrono::Utc::now();
     let record = serde_json::json!({
         "format": 1, "site": "test", "job": "db", "id": id,
-        "manifest_sha256": opsd::set::seal::sha256_hex(&bytes), "verdict": "differs",
+        "manifest_sha256": opsd::set::seal::sha256_hex(&bytes), "verdict": verdict,
         "started": finished, "finished": finished, "seconds": {},
         "databases": [{
             "name": manifest["databases"][0]["name"], "tables_total": 1, "tables_proven": 0, "rows": 1,

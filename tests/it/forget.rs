@@ -1,0 +1,71 @@
+//! Sets that nobody believes any more: adopted or forgotten, one by one, and what does not go.
+
+use crate::support::opsd::{Opsd, quoted_list};
+use crate::support::postgres::default_server;
+use crate::support::sets::{back_up, complete, contents, directory, next_second};
+
+fn check(opsd: &Opsd) -> i32 {
+    opsd.run(&["check"]).code.expect("an exit code")
+}
+
+/// They kept `check` critical for ever.
+#[test]
+fn sets_of_before_signing_began_are_adopted_or_forgotten() {
+    let server = default_server();
+    let database = server.fresh_database("adopted");
+    server.psql(&database, "CREATE TABLE t AS SELECT generate_series(1, 10) AS id");
+    let mut opsd = Opsd::new(server, &[&database]);
+    opsd.more = "[monitor.backups]\nbackups = {}\n".to_owned();
+    let signing = opsd.encryption.clone();
+    opsd.encryption.unset("sign_key_file").unset("trusted_keys");
+    let unsigned: Vec<String> = (0..3)
+        .map(|_| {
+            next_second();
+            back_up(&opsd)
+        })
+        .collect();
+    opsd.encryption = signing;
+    next_second();
+    let signed = back_up(&opsd);
+    assert_eq!(check(&opsd), 2);
+    let run = opsd.run(&["backups", "show", &unsigned[0]]).expect_code(3);
+    assert!(run.stderr.contains("opsd backups adopt") && run.stderr.contains("opsd backups forget"), "{run}");
+
+    let before = contents(&opsd);
+    let run = opsd.ok(&["backups", "adopt", "--dry-run", &unsigned[0]]);
+    assert!(run.stdout.contains(&unsigned[0]) && run.stdout.contains(&database), "{run}");
+    assert!(contents(&opsd) == before);
+    let run = opsd.ok(&["backups", "adopt", "--json", &unsigned[0]]);
+    assert_eq!(run.json()["sets"][0]["adopted"], true, "{run}");
+    opsd.ok(&["restore", "--verify", "--backup", &unsigned[0]]);
+    // Whoever signed it is not asked twice, and nobody adopts what another key has signed.
+    opsd.run(&["backups", "adopt", &unsigned[0]]).expect_failure(3, &["signed already"]);
+    let key = opsd.encryption.clone();
+    opsd.encryption.set("trusted_keys", quoted_list(&[&Opsd::without_server().public_key]));
+    opsd.run(&["backups", "adopt", &unsigned[1]]).expect_failure(2, &["not among trusted_keys"]);
+    opsd.encryption = key;
+
+    let run = opsd.ok(&["backups", "forget", "--dry-run", &unsigned[1], &unsigned[2]]);
+    assert!(run.stdout.contains("dry run") && directory(&opsd, &unsigned[1]).exists(), "{run}");
+    std::fs::write(directory(&opsd, &unsigned[2]).join("notes.txt"), "mine").unwrap();
+    let run = opsd.ok(&["backups", "forget", &unsigned[1], &unsigned[2], "--json"]);
+    assert_eq!(run.json()["sets"][1]["foreign"], serde_json::json!(["notes.txt"]), "{run}");
+    let left: Vec<String> =
+        opsd.repository_files().into_iter().filter(|f| f.contains(&unsigned[2])).collect();
+    assert_eq!(left, [format!("test/db/{}/notes.txt", unsigned[2])], "what opsd did not write stays");
+    assert!(!opsd.repository_files().iter().any(|file| file.contains(&unsigned[1])));
+    assert_eq!(complete(&opsd), [unsigned[0].as_str(), signed.as_str()]);
+    assert_eq!(check(&opsd), 0);
+
+    let before = contents(&opsd);
+    for (id, why) in [
+        (&signed, "the newest set that may be relied on"),
+        (&unsigned[0], "the newest set that a rehearsal proved"),
+        (&unsigned[2], "sweep"),
+    ] {
+        opsd.run(&["backups", "forget", id]).expect_failure(3, &["stays", why]);
+    }
+    opsd.run(&["backups", "forget", "2000"]).expect_failure(1, &["no set"]);
+    assert!(contents(&opsd) == before);
+    server.drop_database(&database);
+}
