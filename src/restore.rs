@@ -27,6 +27,7 @@ mod record;
 pub mod refresh;
 mod rehearsal_server;
 pub mod rest;
+pub mod role_changes;
 pub mod role_proof;
 pub mod role_updates;
 pub mod roles;

@@ -18,6 +18,7 @@ use crate::config::{BackupJob, Config};
 use crate::error::{Error, Kind, Result};
 use crate::postgres::tools;
 use crate::printable;
+use crate::restore::role_changes::RoleChanges;
 use crate::restore::selection::Selection;
 use crate::restore::to::{self, Options, Report};
 use crate::restore::verify::{self, Rehearsal, Uncontained};
@@ -90,9 +91,13 @@ pub struct Args {
     /// (indexes, constraints). May be given several times
     #[arg(long, value_name = "NAME", value_parser = section, conflicts_with_all = ["verify", "replace"])]
     section: Vec<Section>,
-    /// Make roles of the set that the server lacks
-    #[arg(long, conflicts_with = "verify")]
-    globals: bool,
+    /// Make roles of the set that the server lacks; with =update also give
+    /// those that exist, and a database that is there, what the set has
+    #[arg(
+        long, value_name = "make|update", num_args = 0..=1, require_equals = true,
+        default_missing_value = "make", value_parser = role_changes, conflicts_with = "verify",
+    )]
+    globals: Option<RoleChanges>,
     /// Leave out who owns what: all of it belongs to the restoring role
     #[arg(long, conflicts_with = "verify")]
     no_owner: bool,
@@ -114,6 +119,15 @@ pub struct Args {
     /// Print the result as one JSON document
     #[arg(long)]
     json: bool,
+}
+
+/// What `--globals` may say.
+fn role_changes(word: &str) -> std::result::Result<RoleChanges, String> {
+    match word {
+        "make" => Ok(RoleChanges::Make),
+        "update" => Ok(RoleChanges::Update),
+        _ => Err("make or update".into()),
+    }
 }
 
 /// A section by pg_restore's name of it.
@@ -433,7 +447,7 @@ async fn run_to(
             tools,
             create: args.create || args.as_name.is_some(),
             replace: args.replace,
-            globals: args.globals,
+            roles: args.globals.unwrap_or_default(),
             jobs: args.jobs_at_once.unwrap_or(job.streams).max(1),
             settings: config.restore_settings.clone(),
             left_out: LeftOut {

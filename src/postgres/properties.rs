@@ -274,7 +274,8 @@ pub fn values(setting: &str) -> Option<(&str, Vec<String>)> {
     Some((name, values))
 }
 
-fn statement(database: &str, setting: &Setting) -> Option<Sql> {
+/// `ALTER DATABASE … SET` or `ALTER ROLE … IN DATABASE … SET`; `None` for a text that is no setting.
+pub fn statement(database: &str, setting: &Setting) -> Option<Sql> {
     let (name, values) = values(&setting.setting)?;
     let target = match &setting.role {
         None => Sql::new("DATABASE ").ident(database),

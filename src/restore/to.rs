@@ -14,8 +14,9 @@ use chrono::Utc;
 use tokio_postgres::error::SqlState;
 
 use super::complaints::Complaint;
-use super::databases::Waited;
 use super::pg_restore::fetch_schema;
+use super::role_changes::{self, RoleChanges};
+use super::role_updates::{self, Update};
 use super::selection::{Selection, Wanted};
 use super::target::Replaced;
 use super::{
@@ -48,8 +49,8 @@ pub struct Options {
     pub create: bool,
     /// Put the restored database in the place of the one that is there.
     pub replace: bool,
-    /// Make the set's roles that are missing.
-    pub globals: bool,
+    /// What becomes of the set's roles.
+    pub roles: RoleChanges,
     /// Streams and index builds at the same time.
     pub jobs: usize,
     /// What the operator wants set in each session.
@@ -96,8 +97,19 @@ pub async fn restore(
     shutdown: &Shutdown,
 ) -> Result<Report> {
     let prepared = shutdown.guard(prepare(origin, manifest, database, options)).await?;
-    let Prepared { options, admin, place, database, wanted, globals, proof, existing, missing, warnings } =
-        prepared;
+    let Prepared {
+        options,
+        admin,
+        place,
+        database,
+        wanted,
+        globals,
+        proof,
+        existing,
+        missing,
+        updates,
+        warnings,
+    } = prepared;
     let (options, database) = (&options, &database);
     let name = options.connection.dbname.clone();
     let mut report = Report { database: name.clone(), warnings, ..Report::default() };
@@ -110,39 +122,15 @@ pub async fn restore(
         shutdown,
         bound: databases::BOUND,
     };
-    if options.globals {
-        report.warnings.extend(left_out(&globals));
-    }
-    if options.globals && !missing.is_empty() {
-        let admins = shutdown.guard(roles::admins(&admin)).await?;
-        let (statements, lines) = roles::missing(&globals, &existing, &admins, admin.major());
-        make_roles(&server, statements, &missing).await?;
-        let of_made: Vec<_> =
-            globals.parameters.iter().filter(|grant| missing.contains(&grant.role)).collect();
-        let (_, refused) = roles::grant_parameters(&admin, &of_made).await;
-        report
-            .warnings
-            .extend(refused.into_iter().map(|what| format!("not granted: privileges on parameter {what}")));
-        report.warnings.extend(lines);
-        report.roles_created = missing;
-    }
+    let changed = role_changes::change(&server, options.roles, &globals, &existing, missing, updates).await?;
+    report.roles_created = changed.made;
+    report.warnings.extend(changed.warnings);
 
     if let Place::Empty = place {
         let filled = shutdown.guard(fill(origin, database, options, wanted, &name, &mut report)).await;
         filled.with_context(|| format!("database {name:?} was empty and may hold part of the set now"))?;
-        if let Some(proof) = proof
-            && !proof.settings.is_empty()
-        {
-            report.warnings.push(format!(
-                "database {name:?} was there already and keeps its own settings; the set has others for: {}",
-                proof
-                    .settings
-                    .iter()
-                    .filter_map(|s| s.setting.split('=').next())
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            ));
-        }
+        let settings = proof.map(|proof| proof.settings).unwrap_or_default();
+        report.warnings.extend(role_changes::of_database(&admin, options.roles, &name, &settings).await);
         admin.close().await;
         return Ok(report);
     }
@@ -255,7 +243,7 @@ pub async fn preview(
     options: &Options,
 ) -> Result<Preview> {
     let prepared = prepare(origin, manifest, database, options).await?;
-    let Prepared { options, admin, place, database, mut warnings, missing, .. } = prepared;
+    let Prepared { options, admin, place, database, mut warnings, missing, updates, .. } = prepared;
     let there = match place {
         // The database that is to be made cannot be connected to.
         Place::Free => admin.client.query_one("SELECT current_database()", &[]).await.map_err(error)?.get(0),
@@ -264,9 +252,7 @@ pub async fn preview(
     pg_restore::try_connection(&options.tools.clone().for_server(admin.major()), &options.connection, &there)
         .await?;
     admin.close().await;
-    if options.globals && !missing.is_empty() {
-        warnings.push(format!("these roles would be made: {}", missing.join(", ")));
-    }
+    warnings.extend(role_changes::planned(options.roles, &missing, &updates));
     let rows: u64 = database.streams.iter().map(|stream| stream.plain_size).sum();
     Ok(Preview {
         is_made: !matches!(place, Place::Empty),
@@ -302,6 +288,8 @@ struct Prepared {
     existing: BTreeSet<String>,
     /// Roles of the set that it lacks.
     missing: Vec<String>,
+    /// What those that it has lack.
+    updates: Vec<Update>,
     warnings: Vec<String>,
 }
 
@@ -326,7 +314,7 @@ async fn prepare(
     let existing = existing_roles(&admin).await?;
     let missing: Vec<String> =
         globals.roles.iter().map(|role| role.name.clone()).filter(|n| !existing.contains(n)).collect();
-    if !options.globals && !missing.is_empty() {
+    if options.roles == RoleChanges::Keep && !missing.is_empty() {
         let own = matches!(place, Place::Free).then(|| proof.as_ref().map(own_properties)).flatten();
         let missing = missing.clone();
         do_without(origin, &database, wanted.as_deref(), own.as_ref(), missing, options.left_out).await?;
@@ -336,7 +324,20 @@ async fn prepare(
     {
         target::check_no_rows(&options.connection, wanted).await?;
     }
-    Ok(Prepared { options, admin, place, database, wanted, globals, proof, existing, missing, warnings })
+    let updates = role_updates::lacking(&admin, &globals, &existing).await?;
+    Ok(Prepared {
+        options,
+        admin,
+        place,
+        database,
+        wanted,
+        globals,
+        proof,
+        existing,
+        missing,
+        updates,
+        warnings,
+    })
 }
 
 /// A session beside the place where the set is to go, and what is there.
@@ -516,34 +517,6 @@ async fn do_without(
     }
     Err(Error::new(format!("the server lacks roles of the set: {}", needed.join(", ")))
         .with_hint("say --globals to make them, or make them yourself"))
-}
-
-/// What the set's globals hold beside roles: by its kind, because nobody checked what it says.
-fn left_out(globals: &Globals) -> Option<String> {
-    let kinds: Vec<String> = globals.left_out.iter().map(|(kind, n)| format!("{kind} ({n})")).collect();
-    (!kinds.is_empty()).then(|| {
-        format!(
-            "only roles are made; the set's globals also hold: {} (`opsd backups cat` shows them)",
-            kinds.join(", ")
-        )
-    })
-}
-
-/// Makes the roles that the set knows and the server lacks.
-async fn make_roles(server: &databases::Server<'_>, statements: Vec<Sql>, missing: &[String]) -> Result<()> {
-    // All or none. A statement may hold a password hash; it is not repeated.
-    let script = Sql::new("BEGIN; ").join(statements, "; ").then("; COMMIT");
-    let made = async { script.run(&server.admin.client).await.map_err(error) };
-    match server.wait("CREATE ROLE", made).await {
-        Waited::Ended(Ok(())) => Ok(()),
-        // What was begun ends with the session.
-        Waited::Ended(Err(failure)) => Err(failure.context("cannot make the set's roles")),
-        Waited::Cancelled(why) => Err(why.context("nothing was restored, and no role was made")),
-        Waited::Unknown(why) => Err(why.context(format!(
-            "nothing was restored, and the server may or may not make these roles: {}",
-            missing.join(", ")
-        ))),
-    }
 }
 
 /// A database's own properties without those that are not restored.

@@ -269,3 +269,43 @@ async fn what_roles_that_exist_lack_is_found_and_given() {
     let settings = server.psql("postgres", "SELECT rolconfig FROM pg_roles WHERE rolname = 'bare'");
     assert!(settings.contains("lock_timeout=1s") && settings.contains("work_mem=5MB"), "{settings}");
 }
+
+/// A role that was there already lost its `work_mem` in silence.
+#[test]
+fn what_existing_roles_and_a_database_that_is_there_lack_is_named_and_given_where_that_is_asked_for() {
+    let server = Server::start(default_major(), &Options::default());
+    server.create_database("app");
+    server.psql("app", "CREATE TABLE a AS SELECT generate_series(1, 9) AS id");
+    let set = "ALTER ROLE mastodon SET work_mem = '5MB'; ALTER ROLE mastodon CREATEDB;
+               ALTER DATABASE app SET statement_timeout = '7s'";
+    for statement in ["CREATE ROLE mastodon LOGIN", set] {
+        server.psql("postgres", statement);
+    }
+    let opsd = Opsd::new(&server, &["app"]);
+    back_up(&opsd);
+    server.psql("postgres", "ALTER ROLE mastodon RESET work_mem; ALTER ROLE mastodon NOCREATEDB");
+    let to = |name: &str, more: &[&str]| {
+        server.create_database(name);
+        opsd.ok(&[&["restore", "db", "--to", "main", "--as", name, "--json"], more].concat())
+    };
+    let role =
+        || server.psql("postgres", "SELECT rolcreatedb, rolconfig FROM pg_roles WHERE rolname = 'mastodon'");
+    for more in [&[][..], &["--globals"]] {
+        let run = to(if more.is_empty() { "one" } else { "two" }, more);
+        let warnings = run.json()["warnings"].to_string();
+        for expected in
+            ["lacks its setting work_mem", "SET \\\"work_mem\\\" TO '5MB'", "CREATEDB", "statement_timeout"]
+        {
+            assert!(warnings.contains(expected), "{expected}: {run}");
+        }
+        assert_eq!(role(), "f|");
+    }
+    let run = to("three", &["--globals=update"]);
+    assert_eq!(role(), "t|{work_mem=5MB}", "{run}");
+    let of_database = "SELECT setconfig FROM pg_db_role_setting s JOIN pg_database d ON d.oid = setdatabase
+                        WHERE datname = 'three'";
+    assert_eq!(server.psql("postgres", of_database), "{statement_timeout=7s}");
+    assert!(!to("four", &[]).json()["warnings"].to_string().contains("mastodon"));
+    opsd.run(&["restore", "db", "--to", "main", "--as", "five", "--globals=all"])
+        .expect_failure(2, &["make or update"]);
+}

@@ -77,7 +77,7 @@ pub async fn run(args: &Args, config: &Config, store: &dyn Store, now: DateTime<
         if !text.is_empty() {
             text.push('\n');
         }
-        table(&mut text, &job, &sets, now);
+        table(&mut text, &job, &sets, now, output::columns());
         if let Some(rpo) = config.backup.get(&job).and_then(|j| j.rpo) {
             let freshness = Freshness::new(&job, rpo, &sets, now);
             if let Some(warning) = freshness.warning(now) {
@@ -98,14 +98,14 @@ pub async fn run(args: &Args, config: &Config, store: &dyn Store, now: DateTime<
 }
 
 /// The table of one job, and under it what needs more words.
-fn table(out: &mut String, job: &str, sets: &[Summary], now: DateTime<Utc>) {
+fn table(out: &mut String, job: &str, sets: &[Summary], now: DateTime<Utc>, columns: Option<usize>) {
     if sets.is_empty() {
         out.push_str(&wrapped(&format!("job {}: ", printable::line(job)), "no sets yet"));
         return;
     }
     out.push_str(&wrapped(&format!("job {}: ", printable::line(job)), &counted(sets)));
     // At 80 columns the names have 12 of them; elsewhere what there is room for.
-    let room = output::columns().map_or(usize::MAX, |columns| columns.saturating_sub(output::WIDTH) + NAMES);
+    let room = columns.map_or(usize::MAX, |columns| columns.saturating_sub(output::WIDTH) + NAMES);
     let names: Vec<String> = sets.iter().map(|set| databases(set, room)).collect();
     let width = names.iter().map(|name| name.chars().count()).fold(NAMES, usize::max);
     row(out, width, ["ID", "AGE", "DATABASES", "ROWS", "SIZE", "STATE"]);
@@ -251,7 +251,7 @@ mod tests {
         (refused.state, refused.rows) = ("refused", None);
         refused.error = Some("manifest.json is not signed ".repeat(7));
         let mut out = String::new();
-        table(&mut out, "db", &[summary(&["a-very-long-database-name", "b"]), refused], now());
+        table(&mut out, "db", &[summary(&["a-very-long-database-name", "b"]), refused], now(), Some(80));
         for line in out.lines() {
             assert!(line.chars().count() <= 80, "{}: {line}", line.chars().count());
         }
