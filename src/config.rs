@@ -199,7 +199,7 @@ pub struct Connection {
     pub passfile: Option<PathBuf>,
     /// Database.
     pub dbname: String,
-    /// Whether somebody wrote the database, so that it is no default.
+    /// Whether the URL or string itself says which database; the environment and services do not count.
     pub names_dbname: bool,
     /// How TLS is negotiated.
     pub sslmode: SslMode,

@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 
 use super::prune::{self, Removal};
 use crate::config::Trusted;
-use crate::error::{Context, Result};
+use crate::error::{Context, Kind, Result};
 use crate::set::catalog::{self, Entry, Reliance, State};
 use crate::set::{is_written_by_opsd, set_prefix};
 use crate::store::object_lock::{self, Protection};
@@ -46,6 +46,7 @@ pub async fn plan(
 ) -> Result<(Vec<Item>, Option<String>)> {
     let mut items = BTreeMap::new();
     let (mut newest, mut newest_proven) = (None, None);
+    let mut unread = None;
     let mut sets = std::pin::pin!(catalog::load_each(store, trusted, entries));
     while let Some((entry, loaded)) = sets.next().await {
         let reliance = catalog::reliance(&entry, &loaded, now);
@@ -56,6 +57,16 @@ pub async fn plan(
             if loaded.as_ref().is_ok_and(|set| set.is_proven()) {
                 newest_proven = newest_proven.max(this);
             }
+        }
+        // A store that does not answer, or a newer opsd's format, says nothing of a set. It may be the one that
+        // everything rests on.
+        if let (State::Complete, Err(error)) = (entry.state, &loaded)
+            && !matches!(error.kind(), Kind::Refused | Kind::Differs)
+        {
+            unread = Some(format!(
+                "set {} cannot be read now, and nobody knows what rests on it: {error}",
+                entry.id
+            ));
         }
         if !ids.contains(&entry.id) {
             continue;
@@ -81,6 +92,9 @@ pub async fn plan(
         if let Some(item) = kept.and_then(|(_, id)| items.get_mut(&id)) {
             item.stays = Some(what.to_owned());
         }
+    }
+    if let Some(why) = unread {
+        items.values_mut().for_each(|item| item.stays = Some(why.clone()));
     }
     let mut unknown = None;
     for item in items.values_mut().filter(|item| item.stays.is_none()) {

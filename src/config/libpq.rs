@@ -242,6 +242,8 @@ pub fn resolve(dsn: &str, env: Env<'_>) -> Result<Resolved, Vec<Error>> {
     if !issues.is_empty() {
         return Err(issues);
     }
+    // What the environment or a service says is no word of who wrote the string.
+    let names_dbname = settings.get("dbname").is_some_and(|name| !name.is_empty());
     let home = files::home(env);
     if let Some(service) =
         settings.get("service").map(|name| name.to_string()).or_else(|| nonempty(env("PGSERVICE")))
@@ -270,7 +272,9 @@ pub fn resolve(dsn: &str, env: Env<'_>) -> Result<Resolved, Vec<Error>> {
     }
     let connection = build(&settings, home.as_deref(), &mut issues, &mut warnings);
     match connection {
-        Some(connection) if issues.is_empty() => Ok(Resolved { connection, warnings, password_in_dsn }),
+        Some(connection) if issues.is_empty() => {
+            Ok(Resolved { connection: Connection { names_dbname, ..connection }, warnings, password_in_dsn })
+        }
         _ => Err(issues),
     }
 }
@@ -366,7 +370,7 @@ fn build(
         passfile,
         dbname,
         sslmode,
-        names_dbname: get("dbname").is_some(),
+        names_dbname: false, // the string alone decides
         names_sslmode: get("sslmode").is_some(),
         require_auth,
         channel_binding: channel_binding.unwrap_or(ChannelBinding::Prefer),

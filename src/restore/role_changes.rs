@@ -26,7 +26,7 @@ pub enum RoleChanges {
     Keep,
     /// Those that are missing are made.
     Make,
-    /// The same, and those that exist get what the set has and they have not.
+    /// The same, and those that exist get what the set has and they have not, where that takes nothing from them.
     Update,
 }
 
@@ -70,12 +70,18 @@ pub async fn change(
         changed.warnings.extend(lacking(&updates));
         return Ok(changed);
     }
-    for update in updates {
+    let (given, named): (Vec<Update>, Vec<Update>) = updates.into_iter().partition(|update| update.is_given);
+    changed.warnings.extend(lacking(&named));
+    for update in given {
         // The server's own words may repeat a value.
-        if let Err(failure) = update.sql.run(&admin.client).await {
-            let code = failure.code().map_or("no SQLSTATE", |code| code.code());
-            changed.warnings.push(format!("{}, and it could not be given (SQLSTATE {code})", update.lacks));
-        }
+        let run = async { Ok(update.sql.run(&admin.client).await) };
+        changed.warnings.push(match server.shutdown.guard(run).await? {
+            Ok(_) => format!("given: {}", update.shown),
+            Err(failure) => {
+                let code = failure.code().map_or("no SQLSTATE", |code| code.code());
+                format!("{}, and it could not be given (SQLSTATE {code})", update.lacks)
+            }
+        });
     }
     Ok(changed)
 }

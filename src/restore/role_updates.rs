@@ -26,13 +26,23 @@ pub struct Update {
     /// The same statement as it may be shown. The value of a setting that is no parameter of PostgreSQL's own may be
     /// a secret, and is left out.
     pub shown: String,
+    /// Whether an update gives it. What restricts a role, replaces a value that it has, or makes it as mighty as the
+    /// server is for a person to decide: somebody may have changed that on purpose since.
+    pub is_given: bool,
 }
 
 impl Update {
     fn new(lacks: String, sql: Sql) -> Self {
-        Self { lacks, shown: sql.to_string(), sql }
+        Self { lacks, shown: sql.to_string(), sql, is_given: true }
+    }
+
+    fn only_named(lacks: String, sql: Sql) -> Self {
+        Self { is_given: false, ..Self::new(lacks, sql) }
     }
 }
+
+/// Attributes that no update gives.
+const ONLY_NAMED: [Flag; 4] = [Flag::Superuser, Flag::NoInherit, Flag::Replication, Flag::BypassRls];
 
 /// What roles that a server has had before a restore (`existing`) lack of what the set says of them.
 pub async fn lacking(admin: &Session, globals: &Globals, existing: &BTreeSet<String>) -> Result<Vec<Update>> {
@@ -76,23 +86,25 @@ fn of_role(role: &Role, made: &Made, times: &BTreeMap<String, String>) -> Vec<Up
     let mut updates = Vec::new();
     for (flag, word, _) in Flag::ALL {
         if wanted.flags.contains(&flag) && !made.flags.contains(word) {
-            updates.push(Update::new(
-                format!("role {name:?} lacks its attribute {word}"),
-                alter().then(" ").then(word),
-            ));
+            let lacks = format!("role {name:?} lacks its attribute {word}");
+            let sql = alter().then(" ").then(word);
+            updates.push(match ONLY_NAMED.contains(&flag) {
+                true => Update::only_named(lacks, sql),
+                false => Update::new(lacks, sql),
+            });
         }
     }
     if let Some(limit) = wanted.connection_limit
         && made.connection_limit != Some(limit)
     {
         let sql = alter().then(" CONNECTION LIMIT ").number(limit);
-        updates.push(Update::new(format!("role {name:?} lacks its connection limit"), sql));
+        updates.push(Update::only_named(format!("role {name:?} lacks its connection limit"), sql));
     }
     if let Some(time) = &wanted.valid_until
         && times.get(time) != made.valid_until.as_ref()
     {
         let sql = alter().then(" VALID UNTIL ").literal(time);
-        updates.push(Update::new(format!("role {name:?} lacks the end of its password"), sql));
+        updates.push(Update::only_named(format!("role {name:?} lacks the end of its password"), sql));
     }
     if let Some(comment) = &role.comment
         && made.comment.as_ref() != Some(comment)
@@ -106,6 +118,7 @@ fn of_role(role: &Role, made: &Made, times: &BTreeMap<String, String>) -> Vec<Up
         }
         let set = |values: &[String]| alter().then(" SET ").sql(&assignment(&setting, values));
         let mut update = Update::new(format!("role {name:?} lacks its setting {setting}"), set(&values));
+        update.is_given = !made.settings.contains_key(&setting);
         if setting.contains('.') {
             update.shown = set(&["…".to_owned()]).to_string();
         }
@@ -203,7 +216,10 @@ mod tests {
         );
         let mut other = has_all();
         other.settings.insert("work_mem".into(), vec!["4MB".into()]);
-        assert_eq!(of_role(&globals.roles[0], &other, &times()).len(), 1);
+        let differs = of_role(&globals.roles[0], &other, &times());
+        assert!(differs.len() == 1 && !differs[0].is_given, "the role has another value: {differs:?}");
+        let given: Vec<bool> = updates.iter().map(|update| update.is_given).collect();
+        assert_eq!(given, [true, true, false, false, true, true, true, true]);
     }
 
     #[test]

@@ -62,8 +62,19 @@ impl Selection {
         self.sections.is_empty() && !self.is_of_objects()
     }
 
+    /// An error for rows and indexes without definitions: they would go among those of a database that is in use, whose
+    /// rows, sequences, large objects and keys are not the set's to change.
+    pub fn check(&self) -> Result<()> {
+        if self.takes(Section::PreData) {
+            return Ok(());
+        }
+        Err(Error::usage("without section pre-data there is no database that this restore made").with_hint(
+            "say --section pre-data as well; RESTORE.md shows how pg_restore restores the others by itself",
+        ))
+    }
+
     /// Whether a section is restored.
-    pub fn takes(&self, section: Section) -> bool {
+    fn takes(&self, section: Section) -> bool {
         self.sections.is_empty() || self.sections.contains(&section)
     }
 
@@ -90,8 +101,9 @@ pub struct Wanted {
     /// Whether any rows come.
     pub with_rows: bool,
     sequences: HashSet<TableName>,
-    /// Whether entries that belong to no table come as well: large objects, for one.
-    with_others: bool,
+    /// Where all comes but what is excluded: the tables and sequences that do not. An extension's tables have rows and no
+    /// definition in an archive, and large objects belong to no table.
+    all_but: Option<HashSet<TableName>>,
 }
 
 impl Wanted {
@@ -109,11 +121,12 @@ impl Wanted {
 
     fn wants_rows(&self, entry: &Entry) -> bool {
         let name = (entry.namespace.clone(), entry.tag.clone());
-        match entry.desc.as_str() {
-            // The definition of an extension's table comes with its rows.
-            "TABLE DATA" | "TABLE" => self.tables.contains(&name),
-            "SEQUENCE SET" => self.sequences.contains(&name),
-            desc => self.with_others || EVERYWHERE.contains(&desc),
+        // The definition of an extension's table comes with its rows.
+        match (&self.all_but, entry.desc.as_str()) {
+            (Some(gone), "TABLE DATA" | "TABLE" | "SEQUENCE SET") => !gone.contains(&name),
+            (None, "TABLE DATA" | "TABLE") => self.tables.contains(&name),
+            (None, "SEQUENCE SET") => self.sequences.contains(&name),
+            (all_but, desc) => all_but.is_some() || EVERYWHERE.contains(&desc),
         }
     }
 }
@@ -175,6 +188,10 @@ fn wanted(entries: &[Entry], selection: &Selection) -> Result<Wanted> {
     let (ids, with_rows) = if selection.names_some() {
         let selected = toc
             .with_partitions(left.iter().filter(|e| is_selected(e, selection)).map(|e| e.dump_id).collect());
+        let heirs = toc.heirs(&selected);
+        let heirs: Vec<String> =
+            left.iter().filter(|e| heirs.contains(&e.dump_id)).map(|e| named(e)).collect();
+        warnings.extend(listed("not restored, though it inherits from what is", &heirs));
         let (ids, left_out) = toc.complete(&left, &selected, &gone);
         warnings.extend(listed("left out, because what it needs is not restored", &left_out));
         let bare: Vec<String> = left
@@ -197,7 +214,11 @@ fn wanted(entries: &[Entry], selection: &Selection) -> Result<Wanted> {
         tables: names("TABLE", &with_rows),
         sequences: names("SEQUENCE", &ids),
         with_rows: selection.takes(Section::Data),
-        with_others: !selection.names_some(),
+        all_but: (!selection.names_some()).then(|| {
+            let of_kind = entries.iter().filter(|e| ["TABLE", "SEQUENCE"].contains(&e.desc.as_str()));
+            let gone = of_kind.filter(|e| gone.contains(&e.dump_id));
+            gone.map(|e| (e.namespace.clone(), e.tag.clone())).collect()
+        }),
         entries: in_sections(entries)
             .filter(|e| ids.contains(&e.dump_id) && selection.takes(e.section))
             .collect(),
@@ -353,18 +374,41 @@ impl<'a> Toc<'a> {
         for entry in entries.iter().filter(|e| selected.contains(&e.dump_id)) {
             ids.extend(self.missing(entry, &ids).iter().map(|e| e.dump_id));
         }
+        let schemas: HashSet<&str> =
+            entries.iter().filter(|e| selected.contains(&e.dump_id)).map(|e| e.namespace.as_str()).collect();
         for entry in entries {
             let desc = entry.desc.as_str();
-            let is_label = LABELS.contains(&desc) && entry.dependencies.iter().any(|id| ids.contains(id));
+            // Of a schema that every database has, only its privileges are in an archive.
+            let of_schema = (desc == "ACL" && self.needs(entry).next().is_none())
+                .then(|| entry.tag.strip_prefix("SCHEMA "))
+                .flatten()
+                .is_some_and(|schema| schemas.contains(schema));
+            let is_label =
+                of_schema || (LABELS.contains(&desc) && entry.dependencies.iter().any(|id| ids.contains(id)));
             let is_part = self.is_part_of(entry, selected);
             let is_view =
                 desc == "MATERIALIZED VIEW DATA" && self.needs(entry).any(|e| selected.contains(&e.dump_id));
+            // What a partition has by way of the table above it.
+            let is_above = ["FK CONSTRAINT", "TRIGGER"].contains(&desc)
+                && self.needs(entry).any(|e| {
+                    ids.contains(&e.dump_id)
+                        && !selected.contains(&e.dump_id)
+                        && e.desc == "TABLE"
+                        && has(e, entry)
+                });
+            if is_above {
+                left_out.push(named(entry));
+            }
             if ids.contains(&entry.dump_id) || !(is_label || is_part || is_view) {
                 continue;
             }
             let missing = self.missing(entry, &ids);
             let is_without = |e: &&Entry| RELATIONS.contains(&e.desc.as_str()) || gone.contains(&e.dump_id);
-            if missing.iter().any(is_without) || (is_view && !self.reads_selected(entry, selected)) {
+            // A table that only comes as a definition has no rows that a key could refer to.
+            let is_dangling = desc == "FK CONSTRAINT"
+                && self.needs(entry).any(|e| e.desc == "TABLE" && !selected.contains(&e.dump_id));
+            let is_unfit = is_dangling || (is_view && !self.reads_selected(entry, selected));
+            if is_unfit || missing.iter().any(is_without) {
                 left_out.push(named(entry));
             } else {
                 ids.extend(missing.iter().map(|e| e.dump_id));
@@ -373,10 +417,33 @@ impl<'a> Toc<'a> {
         (ids, left_out)
     }
 
+    /// Tables that are partitions of some of these, or inherit from them, at any depth.
+    fn heirs(&self, of: &HashSet<i32>) -> HashSet<i32> {
+        let tables: Vec<&Entry> = self.by_id.values().copied().filter(|e| e.desc == "TABLE").collect();
+        let mut heirs: HashSet<i32> = HashSet::new();
+        loop {
+            let is_heir = |e: &&&Entry| {
+                let above = |id: &i32| {
+                    (of.contains(id) || heirs.contains(id))
+                        && self.by_id.get(id).is_some_and(|e| e.desc == "TABLE")
+                };
+                !of.contains(&e.dump_id) && !heirs.contains(&e.dump_id) && e.dependencies.iter().any(above)
+            };
+            let more: Vec<i32> = tables.iter().filter(is_heir).map(|e| e.dump_id).collect();
+            if more.is_empty() {
+                return heirs;
+            }
+            heirs.extend(more);
+        }
+    }
+
     /// Whether all tables behind a materialized view come with their rows; else it would be filled wrongly.
     fn reads_selected(&self, entry: &'a Entry, selected: &HashSet<i32>) -> bool {
-        let behind = self.missing(entry, &HashSet::new());
-        behind.iter().filter(|e| e.desc == "TABLE").all(|e| selected.contains(&e.dump_id))
+        let mut behind: HashSet<i32> =
+            self.missing(entry, &HashSet::new()).iter().map(|e| e.dump_id).collect();
+        behind.extend(self.heirs(&behind));
+        let tables = behind.iter().filter_map(|id| self.by_id.get(id)).filter(|e| e.desc == "TABLE");
+        tables.map(|e| e.dump_id).all(|id| selected.contains(&id))
     }
 }
 
@@ -506,19 +573,51 @@ mod tests {
         assert!(!said.contains("users_pkey") && !said.contains("users_id_seq"), "{said}");
         assert!(rest.unwanted_rows(&[sample()[17].clone()]).contains(&18));
         assert!(rest.unwanted_rows(&[sample()[19].clone()]).is_empty(), "large objects are no table's");
+        let of_an_extension = entry(90, "TABLE DATA", "app.of_extension", Section::Data, &[]);
+        assert!(
+            rest.unwanted_rows(std::slice::from_ref(&of_an_extension)).is_empty(),
+            "it has no definition"
+        );
+        let alone = select(|s| s.tables = vec!["posts".into()]);
+        assert_eq!(alone.unwanted_rows(&[of_an_extension]), HashSet::from([90]));
         // Excluding and selecting at once.
         let some = select(|s| (s.schemas, s.excluded) = (vec!["app".into()], vec!["log".into()]));
         assert!(!ids(&some).iter().any(|id| [14, 15, 16].contains(id)));
     }
 
     #[test]
-    fn sections_are_those_of_pg_restore() {
-        let data = select(|s| s.sections = vec![Section::Data]);
-        assert_eq!(ids(&data), [18, 19, 20]);
-        let post = select(|s| s.sections = vec![Section::PostData]);
-        assert_eq!(ids(&post), (21..=28).collect::<Vec<_>>());
-        let pre = select(|s| (s.sections, s.tables) = (vec![Section::PreData], vec!["users".into()]));
+    fn sections_are_those_of_pg_restore_and_rows_want_their_definitions() {
+        use Section::{Data, PostData, PreData};
+        let pre = select(|s| (s.sections, s.tables) = (vec![PreData], vec!["users".into()]));
         assert_eq!(ids(&pre), [2, 3, 5, 6, 7, 8, 9, 10, 17]);
+        assert!(!pre.with_rows);
+        let shape = select(|s| s.sections = vec![PreData, PostData]);
+        assert_eq!(ids(&shape), (1..=28).filter(|id| ![18, 19, 20].contains(id)).collect::<Vec<_>>());
+        let check =
+            |sections: &[Section]| Selection { sections: sections.to_vec(), ..Selection::default() }.check();
+        assert!(check(&[]).is_ok() && check(&[PreData, Data]).is_ok());
+        assert!(check(&[Data]).is_err() && check(&[Data, PostData]).is_err());
+    }
+
+    #[test]
+    fn keys_views_and_heirs_of_tables_without_rows_are_named() {
+        let bare = select(|s| s.tables = vec!["posts".into(), "both".into()]);
+        assert!(ids(&bare).contains(&7) && !ids(&bare).contains(&24), "users have no rows");
+        assert!(bare.warnings[0].contains("fk constraint app.posts posts_user"), "{:?}", bare.warnings);
+        let mut entries = sample();
+        entries.push(entry(40, "TABLE", "app.child", Section::PreData, &[7]));
+        let users = Selection { tables: vec!["users".into()], ..Selection::default() };
+        let users = wanted(&entries, &users).unwrap();
+        assert_eq!(users.warnings, ["not restored, though it inherits from what is: table app.child"]);
+        let all = ["counts", "users", "posts"].map(str::to_owned).to_vec();
+        let view = wanted(&entries, &Selection { tables: all, ..Selection::default() }).unwrap();
+        assert!(!view.entries.iter().any(|e| e.dump_id == 28), "it shows the rows of the child, too");
+        entries.push(entry(41, "FK CONSTRAINT", "app.log of_all", Section::PostData, &[14, 7]));
+        entries.push(entry(42, "ACL", "SCHEMA app", Section::None, &[]));
+        let one = Selection { tables: vec!["log_1".into()], ..Selection::default() };
+        let one = wanted(&entries, &one).unwrap();
+        assert!(one.warnings[0].contains("fk constraint app.log of_all"), "{:?}", one.warnings);
+        assert!(one.entries.iter().any(|e| e.dump_id == 42));
     }
 
     #[test]

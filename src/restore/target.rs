@@ -10,13 +10,11 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 
-use super::selection::Wanted;
 use super::to::{Options, connect_admin};
 use crate::config::Connection;
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::{Session, connect, error, is_starting};
 use crate::postgres::limits;
-use crate::postgres::sql::Sql;
 use crate::progress::{Event, Progress};
 use crate::set::manifest::{Database, Manifest, Stream, TRANSACTION_SIZE};
 
@@ -182,22 +180,6 @@ pub async fn count_objects(connection: &Connection) -> Result<u64> {
         .context("cannot see what the database holds")?;
     session.close().await;
     Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
-}
-
-/// An error if a table that is to be filled holds rows already: they would be mixed with the set's.
-pub async fn check_no_rows(connection: &Connection, wanted: &Wanted) -> Result<()> {
-    let session = connect(connection, None, "opsd restore").await?;
-    for (schema, table) in &wanted.tables {
-        let any = Sql::new("SELECT EXISTS (SELECT FROM ONLY ").qualified(schema, table).then(")");
-        let row = any.query_one(&session.client).await.map_err(error);
-        let row = row.with_context(|| format!("cannot see whether table {schema}.{table} is empty"))?;
-        if row.get(0) {
-            return Err(Error::new(format!("table {schema}.{table} holds rows already"))
-                .with_hint("TRUNCATE it, or restore into a new database"));
-        }
-    }
-    session.close().await;
-    Ok(())
 }
 
 /// Whether the server's lock table, which its applications share, has room for the transactions that load the

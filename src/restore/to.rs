@@ -32,7 +32,7 @@ use crate::postgres::properties::{self, Applied, Properties};
 use crate::postgres::sql::{Sql, quote_ident};
 use crate::postgres::tools::Tools;
 use crate::progress::Event;
-use crate::set::archive::{Entry, Section};
+use crate::set::archive::Entry;
 use crate::set::globals::Globals;
 use crate::set::manifest::{Database, Manifest};
 use crate::set::proof::Proof;
@@ -130,7 +130,8 @@ pub async fn restore(
         let filled = shutdown.guard(fill(origin, database, options, wanted, &name, &mut report)).await;
         filled.with_context(|| format!("database {name:?} was empty and may hold part of the set now"))?;
         let settings = proof.map(|proof| proof.settings).unwrap_or_default();
-        report.warnings.extend(role_changes::of_database(&admin, options.roles, &name, &settings).await);
+        let given = role_changes::of_database(&admin, options.roles, &name, &settings);
+        report.warnings.extend(shutdown.guard(async { Ok(given.await) }).await?);
         admin.close().await;
         return Ok(report);
     }
@@ -301,6 +302,7 @@ async fn prepare(
     options: &Options,
 ) -> Result<Prepared> {
     check_settings(&options.settings)?;
+    options.selection.check()?;
     (origin.progress)(Event::Phase("checking the target".into()));
     let (options, mut warnings) = target::look(options, manifest, &origin.progress).await?;
     let part = selection::select(origin, database, &options.selection).await?;
@@ -318,11 +320,6 @@ async fn prepare(
         let own = matches!(place, Place::Free).then(|| proof.as_ref().map(own_properties)).flatten();
         let missing = missing.clone();
         do_without(origin, &database, wanted.as_deref(), own.as_ref(), missing, options.left_out).await?;
-    }
-    if let Some(wanted) = wanted.as_ref().filter(|wanted| wanted.with_rows)
-        && !options.selection.takes(Section::PreData)
-    {
-        target::check_no_rows(&options.connection, wanted).await?;
     }
     let updates = role_updates::lacking(&admin, &globals, &existing).await?;
     Ok(Prepared {
@@ -346,17 +343,7 @@ async fn look(database: &Database, options: &Options) -> Result<(Session, Place)
     let admin = connect_admin(&options.connection).await?;
     let found =
         admin.client.query_opt("SELECT FROM pg_database WHERE datname = $1", &[name]).await.map_err(error)?;
-    let has_definitions = options.selection.takes(Section::PreData);
     let place = match found {
-        // Its tables are there already.
-        Some(_) if !has_definitions => Place::Empty,
-        None if !has_definitions => {
-            return Err(Error::new(format!(
-                "database {name:?} does not exist on {}, and without section pre-data there is nothing to make in it",
-                options.connection.describe()
-            ))
-            .with_hint("say --section pre-data as well, or restore that section first"));
-        }
         None if !options.create => {
             return Err(Error::new(format!(
                 "database {name:?} does not exist on {}",

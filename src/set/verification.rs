@@ -51,7 +51,7 @@ pub struct Verification {
     #[serde(default)]
     pub scope: Vec<Scope>,
     /// Why the rehearsal failed, where it did.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// What the operator should know.
     pub warnings: Vec<String>,

@@ -2,7 +2,7 @@
 
 use crate::support::opsd::{Opsd, quoted_list};
 use crate::support::postgres::default_server;
-use crate::support::sets::{back_up, complete, contents, directory, next_second};
+use crate::support::sets::{back_up, complete, contents, directory, forge, next_second};
 
 fn check(opsd: &Opsd) -> i32 {
     opsd.run(&["check"]).code.expect("an exit code")
@@ -66,6 +66,29 @@ fn sets_of_before_signing_began_are_adopted_or_forgotten() {
         opsd.run(&["backups", "forget", id]).expect_failure(3, &["stays", why]);
     }
     opsd.run(&["backups", "forget", "2000"]).expect_failure(1, &["no set"]);
+    assert!(contents(&opsd) == before);
+    server.drop_database(&database);
+}
+
+/// A set that only a newer opsd reads, or that the store does not hand out, may be the one that everything rests on.
+#[test]
+fn nothing_is_forgotten_beside_a_set_that_cannot_be_read() {
+    let server = default_server();
+    let database = server.fresh_database("unread");
+    server.psql(&database, "CREATE TABLE t AS SELECT generate_series(1, 10) AS id");
+    let opsd = Opsd::new(server, &[&database]);
+    let sets: Vec<String> = (0..3)
+        .map(|_| {
+            next_second();
+            back_up(&opsd)
+        })
+        .collect();
+    forge(&opsd, &sets[2], |manifest| manifest["format"] = 99.into());
+    let before = contents(&opsd);
+    for id in [&sets[0], &sets[2]] {
+        opsd.run(&["backups", "forget", id])
+            .expect_failure(3, &["stays", &format!("set {} cannot be read now", sets[2])]);
+    }
     assert!(contents(&opsd) == before);
     server.drop_database(&database);
 }

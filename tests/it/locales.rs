@@ -146,6 +146,11 @@ fn money_of_any_locale_is_proven_and_comes_back() {
             "SELECT DISTINCT price FROM prices WHERE id IN (SELECT max(id) FROM prices UNION SELECT 1)";
         assert_eq!(server.psql(&again, first), server.psql(&name, "SELECT price FROM prices WHERE id = 1"));
         let restore_md = std::fs::read_to_string(directory(&opsd, &id).join("RESTORE.md")).unwrap();
-        assert!(restore_md.contains("export PGOPTIONS='-c lc_monetary=C'"), "{restore_md}");
+        assert!(
+            restore_md.contains(
+                "export PGOPTIONS='-c array_nulls=on -c transform_null_equals=off -c lc_monetary=C'"
+            ),
+            "{restore_md}"
+        );
     }
 }

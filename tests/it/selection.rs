@@ -127,23 +127,23 @@ fn a_schema_comes_alone_and_what_is_excluded_stays_away_with_what_needs_it() {
 }
 
 #[test]
-fn section_after_section_is_the_whole_and_no_row_comes_twice() {
+fn definitions_come_without_rows_and_nothing_goes_into_a_database_in_use() {
     let server = default_server();
     for (opsd, database) in sites(server) {
-        let name = unique("sections");
-        let url = server.socket_url(SUPERUSER, &name);
-        let restore =
-            |section: &str| opsd.run(&["restore", "db", "--to", &url, "--create", "--section", section]);
-        restore("data").expect_failure(1, &["does not exist", "--section pre-data"]);
-        restore("pre-data").expect_code(0);
-        assert_eq!(server.psql(&name, "SELECT count(*) FROM shop.orders"), "0");
-        restore("data").expect_code(0);
-        restore("data").expect_failure(1, &["holds rows already"]);
-        assert_eq!(server.psql(&name, "SELECT count(*) FROM pg_indexes WHERE schemaname = 'shop'"), "0");
-        restore("post-data").expect_code(0);
-        assert_same(db(server, &name), db(server, &database));
-        assert_same_content(db(server, &name), db(server, &database));
-        [name, database].iter().for_each(|name| server.drop_database(name));
+        let (shape, _) = restored(&opsd, &["--section", "pre-data", "--section", "post-data"]);
+        // The first of them is the sequence's value, which is a row's.
+        let definitions = |name: &str| server.psql(name, BELONGINGS).split_once("; ").unwrap().1.to_owned();
+        assert_eq!(definitions(&shape), definitions(&database));
+        assert_eq!(server.psql(&shape, "SELECT count(*) FROM shop.orders"), "0");
+        assert_eq!(server.psql(&shape, "SELECT count(*) FROM pg_largeobject_metadata"), "0");
+        let (rows, _) = restored(&opsd, &["--section", "pre-data", "--section", "data"]);
+        assert_eq!(server.psql(&rows, ROWS), server.psql(&database, ROWS));
+        assert_eq!(server.psql(&rows, "SELECT count(*) FROM pg_indexes WHERE schemaname = 'shop'"), "0");
+        for section in ["data", "post-data"] {
+            opsd.run(&["restore", "db", "--to", "main", "--as", &shape, "--section", section])
+                .expect_failure(2, &["without section pre-data", "--section pre-data", "RESTORE.md"]);
+        }
+        [shape, rows, database].iter().for_each(|name| server.drop_database(name));
     }
 }
 
@@ -189,6 +189,16 @@ fn the_database_that_a_servers_url_names_is_the_target() {
     let url = server.socket_url(SUPERUSER, &staging);
     opsd.run(&["restore", "db", "--to", &url, "--as", &live, "--replace", "--yes"])
         .expect_failure(2, &["--to names database", &staging]);
+    // One connects to `postgres` in order to make others, and PGDATABASE is no word about a restore.
+    let side = unique("side");
+    opsd.env("PGDATABASE", &staging);
+    for url in [server.socket_url(SUPERUSER, "postgres"), server.socket_url(SUPERUSER, "")] {
+        let run = opsd.ok(&["restore", "db", "--to", &url, "--as", &side, "--json"]);
+        assert_eq!(run.json()["restored_as"], side.as_str(), "{run}");
+        opsd.run(&["restore", "db", "--to", &url])
+            .expect_failure(1, &[&format!("database {live:?} is not empty")]);
+        server.drop_database(&side);
+    }
     let run = opsd.ok(&[&replace[..], &["--as", &live, "--json"]].concat());
     assert_eq!((run.json()["restored_as"].as_str(), count(&live).as_str()), (Some(live.as_str()), "9"));
     let older = run.json()["old_database"].as_str().unwrap().to_owned();

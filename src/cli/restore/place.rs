@@ -69,13 +69,11 @@ pub fn target<'c>(
     if Connection::looks_like_dsn(to) {
         let mut resolved = Connection::from_arg(to)?;
         let connection = &mut resolved.connection;
-        if let Some(name) = &args.as_name
-            && connection.names_dbname
-            && connection.dbname != *name
-        {
+        let is_named = names(connection, database);
+        if let Some(name) = args.as_name.as_ref().filter(|name| is_named && connection.dbname != **name) {
             return Err(conflict(&format!("--to names database {:?}", connection.dbname), "--as", name));
         }
-        if !connection.names_dbname {
+        if !is_named {
             connection.dbname = args.as_name.clone().unwrap_or_else(|| database.name.clone());
         }
         return Ok((resolved, None));
@@ -90,13 +88,18 @@ pub fn target<'c>(
         .with_hint(hint))
 }
 
+/// Whether a URL says which database is meant, and not only where to connect to.
+fn names(connection: &Connection, database: &Database) -> bool {
+    connection.names_dbname && (connection.dbname != MAINTENANCE || database.name == MAINTENANCE)
+}
+
 /// The database's name at a server of the configuration.
 fn name_at(args: &Args, to: &str, server: &Postgres, database: &Database) -> Result<String> {
     if let Some(name) = &args.as_name {
         return Ok(name.clone());
     }
     let named = &server.connection.dbname;
-    if !server.connection.names_dbname || named == MAINTENANCE || *named == database.name {
+    if !names(&server.connection, database) || *named == database.name {
         return Ok(database.name.clone());
     }
     match &args.database {
