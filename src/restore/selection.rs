@@ -290,7 +290,9 @@ fn in_sections(entries: &[Entry]) -> impl Iterator<Item = Entry> {
         if entry.section != Section::None {
             section = entry.section;
         }
-        Entry { section, ..entry.clone() }
+        // Up to pg_dump 16 a large object is made before the rows, and filled among them.
+        let is_large_object = entry.desc.starts_with("BLOB") || entry.tag.starts_with("LARGE OBJECT ");
+        Entry { section: if is_large_object { Section::Data } else { section }, ..entry.clone() }
     })
 }
 
