@@ -2,6 +2,9 @@
 //!
 //! A date before which nothing need be signed would be somebody else's to claim: whoever can write to the repository
 //! can date a set back. So each set is adopted by itself, by somebody who knows it, and only what is there now.
+//!
+//! Unsigned means that no signature is listed: whoever can write to the repository may also have removed one, and
+//! changed the set. Nothing here finds that out.
 
 use std::sync::Arc;
 

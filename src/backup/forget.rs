@@ -18,7 +18,7 @@ use crate::set::{is_written_by_opsd, set_prefix};
 use crate::store::object_lock::{self, Protection};
 use crate::store::{ObjectMeta, Store};
 
-/// One set that is to go.
+/// A set that is to go.
 #[derive(Debug, Clone)]
 pub struct Item {
     /// Its job.

@@ -42,7 +42,7 @@ mod tests {
 
     use super::*;
 
-    /// The same by trying everything.
+    /// What a pattern means, found by trying everything.
     fn naive(pattern: &[char], text: &[char]) -> bool {
         match pattern.split_first() {
             None => text.is_empty(),

@@ -503,7 +503,7 @@ async fn unwanted(origin: &Origin, stream: &Stream, target: &Target) -> Result<O
     }
 }
 
-/// One stream, but for the entries `without`: a large table by ourselves, everything else with pg_restore.
+/// Loads a stream, but for the entries `without`: a large table by ourselves, everything else with pg_restore.
 async fn load_stream(
     origin: &Origin,
     database: &Database,

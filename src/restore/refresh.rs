@@ -53,7 +53,7 @@ pub async fn fill(
     let mut warnings = Vec::new();
     loop {
         let filling = run_after_rows(target, archive, entries, Part::Entries(&left), target.jobs, arguments);
-        // Whoever is not waited for any longer is ended: pg_restore, with all of its workers.
+        // A pg_restore that nobody waits for any longer is ended, with all of its workers.
         let Ok(done) = timeout_at(deadline, filling).await else {
             let (said, failed) = given_up(target, entries, &left).await?;
             warnings.extend(said);

@@ -16,14 +16,14 @@ use crate::postgres::properties::assignment;
 use crate::postgres::sql::Sql;
 use crate::set::globals::{Flag, Globals, Membership, Role};
 
-/// One thing that a role lacks.
+/// Something that a role lacks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Update {
     /// What it is, without a value: `role "mastodon" lacks its setting work_mem`.
     pub lacks: String,
     /// The statement that gives it to the role.
     pub sql: Sql,
-    /// The same statement as it may be shown. The value of a setting that is no parameter of PostgreSQL's own may be
+    /// The statement as it may be shown. The value of a setting that is no parameter of PostgreSQL's own may be
     /// a secret, and is left out.
     pub shown: String,
     /// Whether an update gives it. What restricts a role, replaces a value that it has, or makes it as mighty as the

@@ -18,7 +18,7 @@ use crate::set::archive::split::EVERYWHERE;
 use crate::set::archive::{Entry, Section};
 use crate::set::manifest::Database;
 
-/// What hold rows or show them.
+/// Kinds of entries that hold rows or show them.
 const RELATIONS: [&str; 4] = ["TABLE", "VIEW", "MATERIALIZED VIEW", "FOREIGN TABLE"];
 /// What belongs to the relation that an entry depends on.
 const PARTS: [&str; 14] = [
@@ -95,7 +95,7 @@ pub struct Wanted {
     /// in which it is restored.
     pub entries: Vec<Entry>,
     /// Tables whose rows come.
-    pub tables: HashSet<TableName>,
+    tables: HashSet<TableName>,
     /// What is left out beside what was asked for, in sentences.
     pub warnings: Vec<String>,
     /// Whether any rows come.

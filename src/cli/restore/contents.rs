@@ -17,7 +17,7 @@ struct Contents {
     jobs: Vec<Job>,
 }
 
-/// One job of one site.
+/// A job of a site.
 #[derive(Serialize)]
 struct Job {
     site: String,

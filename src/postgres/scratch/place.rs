@@ -426,7 +426,7 @@ struct Process {
 }
 
 impl Process {
-    /// One that runs; a dead one that waits to be reaped does not count.
+    /// Reads a process that runs; a dead one that waits to be reaped does not count.
     fn read(pid: i32) -> Option<Self> {
         let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
         let stat = String::from_utf8_lossy(&stat).into_owned();
