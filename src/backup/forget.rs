@@ -3,7 +3,7 @@
 //! Retention never touches a set that does not count, so one that became refused stays until somebody says that it
 //! may go. As [`super::prune`] does, this plans first and deletes only what opsd wrote: of a believed set what its
 //! manifest names, of another one what has such a name. What everything else rests on does not go: the newest set that
-//! may be relied on, and the newest that a rehearsal proved.
+//! may be relied on, and the newest that a rehearsal proved; where none may be relied on, the newest of all.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -46,7 +46,7 @@ pub async fn plan(
 ) -> Result<(Vec<Item>, Option<String>)> {
     let mut items = BTreeMap::new();
     let (mut newest, mut newest_proven) = (None, None);
-    let mut unread = None;
+    let (mut unread, mut newest_complete) = (None, None);
     let mut sets = std::pin::pin!(catalog::load_each(store, trusted, entries));
     while let Some((entry, loaded)) = sets.next().await {
         let reliance = catalog::reliance(&entry, &loaded, now);
@@ -57,6 +57,9 @@ pub async fn plan(
             if loaded.as_ref().is_ok_and(|set| set.is_proven()) {
                 newest_proven = newest_proven.max(this);
             }
+        }
+        if entry.state == State::Complete {
+            newest_complete = newest_complete.max(Some((started, entry.id.clone())));
         }
         // A store that does not answer, or a newer opsd's format, says nothing of a set. It may be the one that
         // everything rests on.
@@ -85,7 +88,10 @@ pub async fn plan(
         let (job, id) = (entry.job.clone(), entry.id.clone());
         items.insert(id.clone(), Item { job, id, started, standing, stays, removal });
     }
+    // Where nothing may be relied on, it may be the trusted keys that are wrong.
+    let last = newest_complete.filter(|_| newest.is_none());
     for (kept, what) in [
+        (last, "no set of this job may be relied on, and it is the newest: are the trusted keys right?"),
         (newest_proven, "it is the newest set that a rehearsal proved"),
         (newest, "it is the newest set that may be relied on"),
     ] {

@@ -70,6 +70,24 @@ fn sets_of_before_signing_began_are_adopted_or_forgotten() {
     server.drop_database(&database);
 }
 
+/// Whoever has the wrong keys believes nothing.
+#[test]
+fn the_newest_set_stays_where_nobody_believes_any() {
+    let server = default_server();
+    let database = server.fresh_database("unbelieved");
+    server.psql(&database, "CREATE TABLE t AS SELECT generate_series(1, 10) AS id");
+    let mut opsd = Opsd::new(server, &[&database]);
+    let first = back_up(&opsd);
+    next_second();
+    let newest = back_up(&opsd);
+    opsd.encryption.set("trusted_keys", quoted_list(&[&Opsd::without_server().public_key]));
+    let before = contents(&opsd);
+    opsd.run(&["backups", "forget", &newest]).expect_failure(3, &["stays", "are the trusted keys right?"]);
+    assert!(contents(&opsd) == before);
+    opsd.ok(&["backups", "forget", &first]);
+    server.drop_database(&database);
+}
+
 /// A set that only a newer opsd reads, or that the store does not hand out, may be the one that everything rests on.
 #[test]
 fn nothing_is_forgotten_beside_a_set_that_cannot_be_read() {
