@@ -1,7 +1,7 @@
 //! The one error type above the storage layer: what failed, on what, why, and the next step.
 //!
 //! An [`Error`] is a chain of lowercase fragments, outermost first, a [`Kind`] that decides the
-//! exit code, and an optional hint. Layers that callers branch on (the store) have closed enums of
+//! exit code, the [`Fault`] of a statement of a restore, and an optional hint. Layers that callers branch on (the store) have closed enums of
 //! their own and convert into this one. Deliberately absent: backtraces and source downcasting;
 //! nobody at three in the morning reads them, and nobody should decide by them.
 
@@ -31,10 +31,25 @@ pub enum Kind {
     Terminated,
 }
 
+/// Whose fault it is that a statement of a restore failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// A sound server refuses what is in the set.
+    Refused,
+    /// It needs what no dump holds and this host or network does not have: a foreign server, a
+    /// dictionary's file.
+    Elsewhere,
+    /// The server, the connection or pg_restore itself is in trouble.
+    Trouble,
+}
+
 /// What failed, on what, why, and what to do next.
 #[derive(Clone)]
 pub struct Error {
     kind: Kind,
+    /// Of a statement of a restore, where it is known. Its text holds names of the dumped database's choosing, so
+    /// nobody should find that out by searching it.
+    fault: Option<Fault>,
     /// Outermost first.
     chain: Vec<String>,
     hint: Option<String>,
@@ -43,7 +58,7 @@ pub struct Error {
 impl Error {
     /// An error of [`Kind::Failed`].
     pub fn new(message: impl fmt::Display) -> Self {
-        Self { kind: Kind::Failed, chain: vec![message.to_string()], hint: None }
+        Self { kind: Kind::Failed, fault: None, chain: vec![message.to_string()], hint: None }
     }
 
     /// An error of [`Kind::Usage`].
@@ -67,6 +82,12 @@ impl Error {
         self
     }
 
+    /// The same error with its fault.
+    pub fn with_fault(mut self, fault: Fault) -> Self {
+        self.fault = Some(fault);
+        self
+    }
+
     /// Adds the next step, unless an inner layer already knew a better one.
     pub fn with_hint(mut self, hint: impl fmt::Display) -> Self {
         self.hint.get_or_insert_with(|| hint.to_string());
@@ -87,6 +108,11 @@ impl Error {
     /// What it means to the process.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// Whose fault it is, where a statement of a restore failed and that is known.
+    pub fn fault(&self) -> Option<Fault> {
+        self.fault
     }
 
     /// The next step, where one is known.

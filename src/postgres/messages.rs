@@ -12,7 +12,7 @@
 use tokio_postgres::error::SqlState;
 
 use crate::config::require_auth::ALLOW_CLEAR;
-use crate::error::Error;
+use crate::error::{Error, Fault};
 
 /// What keeps a standby from ending our sessions for what its primary did meanwhile.
 pub const STANDBY_HINT: &str = "raise max_standby_streaming_delay beyond the time a backup takes, and set \
@@ -152,16 +152,17 @@ pub fn is_unknown_name(said: &str) -> bool {
     kinds.iter().any(|kind| line.starts_with(kind)) && line.ends_with(" does not exist")
 }
 
-/// Whether libpq says that nobody is at the other end any more.
+/// What libpq says where nobody is at the other end any more.
+const LOST: [&str; 6] = [
+    "server closed the connection unexpectedly",
+    "SSL connection has been closed unexpectedly",
+    "could not receive data from server",
+    "could not send data to server",
+    "no connection to the server",
+    "SSL SYSCALL error",
+];
+
 fn is_lost(said: &str) -> bool {
-    const LOST: [&str; 6] = [
-        "server closed the connection unexpectedly",
-        "SSL connection has been closed unexpectedly",
-        "could not receive data from server",
-        "could not send data to server",
-        "no connection to the server",
-        "SSL SYSCALL error",
-    ];
     LOST.iter().any(|words| said.contains(words))
 }
 
@@ -169,18 +170,6 @@ fn is_lost(said: &str) -> bool {
 /// in every language. A statement does not begin like that.
 pub fn is_lock_table_full(said: &str) -> bool {
     said.lines().any(|line| line.starts_with("HINT:  ") && line.contains(LOCK_TABLE))
-}
-
-/// Whose fault it is that a statement of a restore failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// A sound server refuses what is in the set.
-    Refused,
-    /// It needs what no dump holds and this host or network does not have: a foreign server, a
-    /// dictionary's file.
-    Elsewhere,
-    /// The server, the connection or pg_restore itself is in trouble.
-    Trouble,
 }
 
 /// What pg_restore writes before what a server said of a statement.
@@ -221,23 +210,17 @@ fn goes_on(severity: &str) -> bool {
 pub fn of_restore(text: &str, details: &str) -> Fault {
     let Some((_, said)) = servers_words(text) else { return Fault::Trouble };
     let is_refused = severity(said).is_some_and(|(severity, _)| goes_on(severity));
-    if !is_refused || is_lost(text) || is_lost(details) || is_lock_table_full(details) || is_trouble(said) {
+    let said = &without_names(said);
+    // libpq begins a line with it; the server's lines begin with `DETAIL:  ` and the like.
+    let is_lost =
+        is_lost(said) || details.lines().any(|line| LOST.iter().any(|words| line.starts_with(words)));
+    if !is_refused || is_lost || is_lock_table_full(details) || is_trouble(said) {
         Fault::Trouble
     } else if is_elsewhere(said) {
         Fault::Elsewhere
     } else {
         Fault::Refused
     }
-}
-
-/// Whether an error that was made of such a text says that a sound server refused it.
-pub fn is_refused(said: &str) -> bool {
-    let is_query = said.contains(&format!("{QUERY}ERROR:")) || said.contains(&format!("{QUERY}{FOREIGN}"));
-    (is_query || said.contains(ROWS))
-        && !said.contains(FOREIGN_END)
-        && !is_lost(said)
-        && !is_elsewhere(said)
-        && !is_trouble(said)
 }
 
 /// Whose fault it is that the server refused rows of our own sending.
@@ -261,6 +244,19 @@ const TROUBLE: [&str; 7] = [
 /// What it says where a part of an extension is not installed.
 const LIBRARY: [&str; 3] =
     ["could not open extension control file", "could not access file", "could not load library"];
+
+/// A server's words without what stands between its first and its last quote: a table may be called whatever another
+/// message says. Where a message begins with what opens a file, the file's path stays, which is no name of the
+/// database's; so does the parameter that an extension wants set.
+fn without_names(said: &str) -> String {
+    const PRELOAD: &str = "\"shared_preload_libraries\"";
+    let (Some(first), Some(last)) = (said.find('"'), said.rfind('"')) else { return said.to_owned() };
+    let opens = severity(said).is_some_and(|(_, words)| words.starts_with("could not open "));
+    if opens || said.find(PRELOAD) == Some(first) && said.ends_with(PRELOAD) {
+        return said.to_owned();
+    }
+    format!("{}\"…{}", &said[..first], &said[last..])
+}
 
 /// Whether a part of an extension is not installed.
 pub fn lacks_library(said: &str) -> bool {
@@ -477,12 +473,36 @@ mod tests {
         ] {
             assert_eq!(of_restore(text, details), expected, "{text}");
         }
-        assert!(is_refused(&format!("stream app/data-1: {QUERY}{FOREIGN}")));
-        assert!(!is_refused(&format!("{QUERY}{FOREIGN_END}")) && !is_refused("connection closed"));
-        assert!(!is_refused(&format!("{ROWS} \"t\": server closed the connection unexpectedly")));
+        let lost = format!("{ROWS} \"t\": server closed the connection unexpectedly");
+        assert_eq!(of_restore(&lost, ""), Fault::Trouble);
         assert_eq!(of_rows(&SqlState::DISK_FULL), Fault::Trouble);
         assert_eq!(of_rows(&SqlState::QUERY_CANCELED), Fault::Trouble);
         assert_eq!(of_rows(&SqlState::CHECK_VIOLATION), Fault::Refused);
+    }
+
+    #[test]
+    fn a_name_that_reads_like_a_message_decides_nothing() {
+        for name in [
+            "could not connect to server",
+            "could not open file \"/x\" for reading: ",
+            "could not access file",
+            "out of memory",
+            "shared_preload_libraries",
+            "terminating connection",
+            "server closed the connection unexpectedly",
+        ] {
+            for said in [
+                format!(
+                    "{ROWS} \"{name}\": ERROR:  new row for relation \"{name}\" violates check constraint \"c\""
+                ),
+                format!("{QUERY}ERROR:  relation \"{name}\" already exists"),
+            ] {
+                let context = format!("CONTEXT:  COPY {name}, line 1");
+                assert_eq!(of_restore(&said, &context), Fault::Refused, "{said}");
+            }
+        }
+        let preload = format!("{QUERY}ERROR:  x must be loaded via \"shared_preload_libraries\"");
+        assert_eq!(of_restore(&preload, ""), Fault::Elsewhere);
     }
 
     #[test]

@@ -8,9 +8,10 @@
 //! [`messages`]'s to say. Deliberately absent: SQLSTATEs, which pg_restore does
 //! not tell.
 
+pub use crate::error::Fault;
 use crate::error::{Error, Kind, Result};
+pub use crate::postgres::messages::HARMLESS_TIMEOUT;
 use crate::postgres::messages::{self, HARMLESS, RAISED};
-pub use crate::postgres::messages::{Fault, HARMLESS_TIMEOUT};
 use crate::process::Exit;
 use crate::set::archive::Entry;
 
@@ -58,25 +59,37 @@ impl std::fmt::Display for Complaint {
 
 /// Whether the server refused a statement, as opposed to a connection, a disk or a key that failed.
 pub fn is_sql_error(error: &Error) -> bool {
-    let said = error.to_string();
-    error.kind() == Kind::Failed && !is_lacking(error) && messages::is_refused(&said)
+    error.kind() == Kind::Failed && error.fault() == Some(Fault::Refused)
 }
 
 /// Whether rows were refused for the lack of what this host cannot have: see [`lacking`].
 pub fn is_lacking(error: &Error) -> bool {
-    error.to_string().contains(LACKING)
+    error.fault() == Some(Fault::Elsewhere)
 }
-
-const LACKING: &str = "rows need what cannot be restored here";
 
 /// A failure of rows where something before them is not there because this host cannot have it: that may be why, so
 /// it says nothing of the set.
 pub fn lacking(error: Error, forgiven: &[Complaint]) -> Error {
     match forgiven.iter().find(|c| c.fault == Fault::Elsewhere) {
-        Some(first) if is_sql_error(&error) => {
-            Error::new(error).context(first).context(LACKING).with_hint(HINT)
-        }
+        Some(first) if is_sql_error(&error) => Error::new(error)
+            .context(first)
+            .context("rows need what cannot be restored here")
+            .with_fault(Fault::Elsewhere)
+            .with_hint(HINT),
         _ => error,
+    }
+}
+
+/// A complaint about rows as an error.
+pub fn of_rows(complaint: &Complaint) -> Error {
+    refused_if(Error::new(complaint), Some(complaint))
+}
+
+/// An error with the fault of the complaint that it was made of, where a sound server refused a statement.
+fn refused_if(error: Error, complaint: Option<&Complaint>) -> Error {
+    match complaint {
+        Some(Complaint { fault: Fault::Refused, .. }) => error.with_fault(Fault::Refused),
+        Some(_) | None => error,
     }
 }
 
@@ -320,7 +333,7 @@ fn failure(exit: &Exit, entries: &[Entry]) -> Error {
             masked(said.unwrap_or("it did not say why"))
         }
     };
-    let error = Error::new(why).context(format!("pg_restore {}", exit.describe()));
+    let error = refused_if(Error::new(why).context(format!("pg_restore {}", exit.describe())), first);
     match found.first() {
         None => error,
         Some(_) if messages::is_lock_table_full(&exit.stderr) => error.with_hint(messages::LOCK_TABLE_HINT),
@@ -772,12 +785,11 @@ pg_restore: warning: errors ignored on restore: 3
             let line = format!("could not execute query: ERROR:  {said}");
             let found = complaints(&format!("pg_restore: error: {line}\n"), &[]);
             assert_eq!(found[0].fault, Fault::Trouble, "{said}");
-            assert_eq!(blame(Error::new(line)).kind(), Kind::Failed, "{said}");
+            let error = judge(&exit(1, &format!("pg_restore: error: {line}\n")), &[]).unwrap_err();
+            assert_eq!(blame(error).kind(), Kind::Failed, "{said}");
         }
-        assert_eq!(
-            blame(Error::new(format!("{REFUSED}  could not open relation \"file\""))).kind(),
-            Kind::Differs
-        );
+        let file = format!("pg_restore: error: {REFUSED}  could not open relation \"file\"\n");
+        assert_eq!(blame(judge(&exit(1, &file), &[]).unwrap_err()).kind(), Kind::Differs);
     }
 
     #[test]
@@ -791,7 +803,8 @@ pg_restore: warning: errors ignored on restore: 3
     #[test]
     fn rows_that_need_what_was_forgiven_are_no_difference() {
         let mut forgiven = complaints(FAILED, &[]);
-        let refused = || Error::new(format!("{REFUSED}  relation \"public.docs\" does not exist"));
+        let said = format!("pg_restore: error: {REFUSED}  relation \"public.docs\" does not exist\n");
+        let refused = || judge(&exit(1, &said), &[]).unwrap_err();
         assert_eq!(blame(lacking(refused(), &[])).kind(), Kind::Differs);
         forgiven.iter_mut().for_each(|c| c.fault = Fault::Refused);
         assert_eq!(blame(lacking(refused(), &forgiven)).kind(), Kind::Differs, "the set refuses both");
@@ -800,6 +813,20 @@ pg_restore: warning: errors ignored on restore: 3
         assert_eq!(error.kind(), Kind::Failed);
         assert!(error.to_string().contains(&forgiven[0].to_string()), "{error}");
         assert_eq!(lacking(Error::new("x"), &forgiven).to_string(), "x");
+    }
+
+    /// A restore was given up for it, or a loss was called none of the set's.
+    #[test]
+    fn a_name_that_reads_like_our_own_words_decides_nothing() {
+        for name in ["rows need what cannot be restored here", "terminating connection", "out of memory"] {
+            let said = format!(
+                "pg_restore: error: COPY failed for table \"{name}\": ERROR:  new row for relation \"{name}\" violates \
+                 check constraint \"c\"\nCONTEXT:  COPY {name}, line 1\n"
+            );
+            let error = judge(&exit(1, &said), &[]).unwrap_err();
+            assert!(is_sql_error(&error) && !is_lacking(&error), "{error}");
+            assert_eq!(blame(error.context(name)).kind(), Kind::Differs);
+        }
     }
 
     #[test]

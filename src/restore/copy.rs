@@ -167,7 +167,7 @@ fn listed(columns: &[String]) -> Sql {
     Sql::new(" (").join(columns.iter().map(|name| Sql::new("").ident(name)), ", ").then(")")
 }
 
-/// In pg_restore's words, so that what failed is told apart in one way; without values.
+/// In pg_restore's words, without values, and with its fault.
 fn refused(table: &Table, failure: &tokio_postgres::Error) -> Error {
     let name = &table.entry.tag;
     match failure.as_db_error() {
@@ -179,6 +179,7 @@ fn refused(table: &Table, failure: &tokio_postgres::Error) -> Error {
                 }
                 Fault::Refused | Fault::Elsewhere => {
                     Error::new(format!("COPY failed for table {name:?}: ERROR:  {said}"))
+                        .with_fault(Fault::Refused)
                 }
             };
             error.with_hint(HINT)

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::builds::{Build, Builds, TableName};
-use super::complaints::{Complaint, Fault, HARMLESS_TIMEOUT, is_lacking, is_sql_error, lacking};
+use super::complaints::{Complaint, Fault, HARMLESS_TIMEOUT, is_lacking, is_sql_error, lacking, of_rows};
 use super::copy::copy_table;
 use super::pg_restore::{
     Part, Restored, after_rows, fetch_contents, fetch_schema, run_after_rows, run_before_rows, run_schema,
@@ -78,7 +78,7 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
             entry.map_or(["", "COPY"].contains(&c.object.as_str()), |e| e.section == Section::Data)
         };
         let (lost, failed): (Vec<_>, Vec<_>) = restored.failed.into_iter().partition(is_of_rows);
-        loaded.lost = lost.iter().map(|c| lacking(Error::new(c), &failed)).collect();
+        loaded.lost = lost.iter().map(|c| lacking(of_rows(c), &failed)).collect();
         loaded.failed = failed;
         if let Some(extra) = stream(EXTENSION_TABLES) {
             let may_bundle = !loaded.warnings.iter().any(|warning| warning == HARMLESS_TIMEOUT);
