@@ -63,6 +63,8 @@ const MAX_PARTS: u64 = 1_000;
 pub struct Created {
     /// The manifest as stored.
     pub manifest: Manifest,
+    /// Its SHA-256, in hexadecimal.
+    pub manifest_sha256: String,
     /// Whether it is signed.
     pub is_signed: bool,
 }
@@ -376,6 +378,7 @@ impl Run<'_> {
     /// The manifest makes the set exist, if nobody else wrote one.
     async fn publish(&self, ready: Ready) -> Result<Created> {
         let Ready { manifest, bytes, is_signed } = ready;
+        let manifest_sha256 = sha256_hex(&bytes);
         self.heartbeat.end().await;
         // From here on the set may exist, whatever becomes of the answer.
         self.is_published.store(true, Ordering::Relaxed);
@@ -386,7 +389,7 @@ impl Run<'_> {
             )),
             _ => error,
         })?;
-        Ok(Created { manifest, is_signed })
+        Ok(Created { manifest, manifest_sha256, is_signed })
     }
 
     /// A snapshot, and pg_dumps that hold their locks under it. Without room for the coordinator's own locks

@@ -49,6 +49,7 @@ struct SetReport {
     duration_seconds: f64,
     proof: ProofState,
     signed: bool,
+    manifest_sha256: String,
     warnings: Vec<String>,
 }
 
@@ -237,6 +238,7 @@ fn set_report(created: &Created, duration_seconds: f64) -> SetReport {
         duration_seconds,
         proof: manifest.proof(),
         signed: created.is_signed,
+        manifest_sha256: created.manifest_sha256.clone(),
         warnings: manifest.warnings.clone(),
     }
 }

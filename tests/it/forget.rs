@@ -18,12 +18,14 @@ fn sets_of_before_signing_began_are_adopted_or_forgotten() {
     opsd.more = "[monitor.backups]\nbackups = {}\n".to_owned();
     let signing = opsd.encryption.clone();
     opsd.encryption.unset("sign_key_file").unset("trusted_keys");
-    let unsigned: Vec<String> = (0..3)
+    let (unsigned, manifests): (Vec<String>, Vec<String>) = (0..3)
         .map(|_| {
             next_second();
-            back_up(&opsd)
+            let document = opsd.ok(&["backup", "db", "--json"]).json();
+            let said = |key: &str| document["sets"][0][key].as_str().unwrap().to_owned();
+            (said("id"), said("manifest_sha256"))
         })
-        .collect();
+        .unzip();
     opsd.encryption = signing;
     next_second();
     let signed = back_up(&opsd);
@@ -32,10 +34,17 @@ fn sets_of_before_signing_began_are_adopted_or_forgotten() {
     assert!(run.stderr.contains("opsd backups adopt") && run.stderr.contains("opsd backups forget"), "{run}");
 
     let before = contents(&opsd);
-    let run = opsd.ok(&["backups", "adopt", "--dry-run", &unsigned[0]]);
+    // Unsigned is what anybody can make of a signed set: something from elsewhere has to vouch for it.
+    let refused = opsd.run(&["backups", "adopt", &unsigned[0]]);
+    refused.expect_failure(3, &["nothing shows that set", "--manifest-sha256"]);
+    opsd.run(&["backups", "adopt", "--manifest-sha256", &"00".repeat(32), &unsigned[0]])
+        .expect_failure(3, &["nothing shows that set"]);
+    assert!(contents(&opsd) == before);
+    let digest = ["--manifest-sha256", &manifests[0]];
+    let run = opsd.ok(&[&["backups", "adopt", "--dry-run", &unsigned[0]], &digest[..]].concat());
     assert!(run.stdout.contains(&unsigned[0]) && run.stdout.contains(&database), "{run}");
     assert!(contents(&opsd) == before);
-    let run = opsd.ok(&["backups", "adopt", "--json", &unsigned[0]]);
+    let run = opsd.ok(&[&["backups", "adopt", "--json", &unsigned[0]], &digest[..]].concat());
     assert_eq!(run.json()["sets"][0]["adopted"], true, "{run}");
     opsd.ok(&["restore", "--verify", "--backup", &unsigned[0]]);
     // Whoever signed it is not asked twice, and nobody adopts what another key has signed.
@@ -44,6 +53,15 @@ fn sets_of_before_signing_began_are_adopted_or_forgotten() {
     opsd.encryption.set("trusted_keys", quoted_list(&[&Opsd::without_server().public_key]));
     opsd.run(&["backups", "adopt", &unsigned[1]]).expect_failure(2, &["not among trusted_keys"]);
     opsd.encryption = key;
+    // A rehearsal that somebody who is trusted signed vouches for the manifest that it was of.
+    let [manifest, signature] =
+        ["manifest.json", "manifest.json.minisig"].map(|name| directory(&opsd, &unsigned[0]).join(name));
+    let as_written = std::fs::read(&manifest).unwrap();
+    forge(&opsd, &unsigned[0], |manifest| manifest["warnings"] = serde_json::json!(["changed"]));
+    std::fs::remove_file(&signature).unwrap();
+    opsd.run(&["backups", "adopt", &unsigned[0]]).expect_failure(3, &["nothing shows that set"]);
+    std::fs::write(&manifest, as_written).unwrap();
+    opsd.ok(&["backups", "adopt", &unsigned[0]]);
 
     let run = opsd.ok(&["backups", "forget", "--dry-run", &unsigned[1], &unsigned[2]]);
     assert!(run.stdout.contains("dry run") && directory(&opsd, &unsigned[1]).exists(), "{run}");

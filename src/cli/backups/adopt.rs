@@ -18,6 +18,10 @@ pub struct Args {
     /// Sets that you know, by their ids, the beginnings of them, or JOB/ID
     #[arg(value_name = "ID", required = true)]
     ids: Vec<String>,
+    /// A manifest that you vouch for, by its SHA-256 as the backup told it; not needed for a set that a trusted rehearsal
+    /// proved
+    #[arg(long, value_name = "HEX")]
+    manifest_sha256: Vec<String>,
     /// Print what would be signed and sign nothing
     #[arg(long)]
     dry_run: bool,
@@ -48,7 +52,7 @@ pub async fn run(args: &Args, config: &Config, store: Arc<dyn Store>, global: &G
     for id in &args.ids {
         let entry = named(&jobs, id)?.clone();
         let on = format!("set {}/{} cannot be adopted", entry.job, entry.id);
-        sets.push(adopt::look(store.as_ref(), config, entry).await.context(on)?);
+        sets.push(adopt::look(store.as_ref(), config, entry, &args.manifest_sha256).await.context(on)?);
     }
     let mut document = Document { dry_run: args.dry_run, sets: Vec::new() };
     for set in &sets {
