@@ -21,6 +21,9 @@ use crate::set::lexer::{Statement, statements};
 
 /// How long pg_dumpall may take for roles alone.
 const TIMEOUT: Duration = Duration::from_secs(300);
+/// How often roles are dumped at most. pg_dumpall has no snapshot: it reads first which roles there are, and then what is
+/// said of them, so that one that is made in between is spoken of and not made.
+const ATTEMPTS: u32 = 3;
 /// Bytes of role definitions that are held in memory; a hundred thousand roles fit.
 const LIMIT: u64 = 64 << 20;
 
@@ -39,9 +42,21 @@ pub(super) async fn dump(source: &Source<'_>, warnings: &mut Vec<String>) -> Res
         let warning = "roles are saved without their passwords: the role may not read pg_authid";
         add(warnings, warning.to_owned());
     }
-    let (sql, said) = pg_dumpall(source, more).await.context("cannot dump roles")?;
-    said.into_iter().for_each(|warning| add(warnings, warning));
-    Ok(sql)
+    let mut attempt = 1;
+    loop {
+        let (sql, said) = pg_dumpall(source, more).await.context("cannot dump roles")?;
+        let unmade = unmade(&String::from_utf8_lossy(&sql))?;
+        if unmade.is_empty() || attempt == ATTEMPTS {
+            said.into_iter().for_each(|warning| add(warnings, warning));
+            let names: Vec<String> = unmade.iter().map(|name| format!("{name:?}")).collect();
+            if !names.is_empty() {
+                let warning = "roles came while they were dumped, and are not made by what is stored";
+                add(warnings, format!("{warning}: {}", names.join(", ")));
+            }
+            return Ok(sql);
+        }
+        attempt += 1;
+    }
 }
 
 /// Dumped twice, warned once.
@@ -89,6 +104,22 @@ pub(super) fn merged(earlier: &[u8], later: Vec<u8>) -> Result<Vec<u8>> {
     Ok(sql)
 }
 
+/// Roles that a script of pg_dumpall's changes, makes members or gives members, and does not make.
+fn unmade(sql: &str) -> Result<BTreeSet<String>> {
+    let (made, mut named) = (created(sql)?, BTreeSet::new());
+    for statement in statements(sql) {
+        let statement = statement?;
+        match &statement.tokens[..] {
+            [verb, group, to, member, ..] if verb.is("GRANT") && to.is("TO") => {
+                named.extend(group.name().into_iter().chain(member.name()));
+            }
+            _ => named.extend(role(&statement, &["ALTER"])),
+        }
+    }
+    // PostgreSQL's own are in every cluster, and nobody else's may be called like that.
+    Ok(named.into_iter().filter(|name| !made.contains(name) && !name.starts_with("pg_")).collect())
+}
+
 /// Names of the roles that a script makes.
 fn created(sql: &str) -> Result<BTreeSet<String>> {
     let mut names = BTreeSet::new();
@@ -109,6 +140,16 @@ fn role(statement: &Statement<'_>, verbs: &[&str]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn roles_that_came_while_they_were_dumped_are_found() {
+        let sql = "CREATE ROLE app;\nALTER ROLE app WITH LOGIN;\nGRANT pg_monitor TO app GRANTED BY app;\n\
+                   GRANT SET ON PARAMETER work_mem TO app;\nALTER ROLE app IN DATABASE d SET a TO 'b';\n";
+        assert!(unmade(sql).unwrap().is_empty());
+        let late =
+            format!("{sql}GRANT \"team 1\" TO app;\nGRANT app TO new;\nALTER ROLE newer SET a TO 'b';\n");
+        assert_eq!(unmade(&late).unwrap().into_iter().collect::<Vec<_>>(), ["new", "newer", "team 1"]);
+    }
 
     #[test]
     fn a_role_made_or_dropped_between_two_databases_is_saved() {
