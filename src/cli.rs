@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
+use indicatif::MultiProgress;
 
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
@@ -97,6 +98,9 @@ pub struct Global {
     /// Say nothing but errors
     #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Global options")]
     pub quiet: bool,
+    /// Where bars are drawn, and lines of the log between them.
+    #[arg(skip)]
+    pub screen: MultiProgress,
 }
 
 impl Global {

@@ -105,7 +105,10 @@ fn tracing_to_stderr(cli: &Cli) -> Result<()> {
         .compact()
         .with_env_filter(filter)
         .with_target(false)
-        .with_writer(|| output::Log)
+        .with_writer({
+            let screen = global.screen.clone();
+            move || output::Log(screen.clone())
+        })
         // Colours are escape sequences, which nobody could tell from those in a server's message.
         .with_ansi(false);
     if terminal {

@@ -5,6 +5,7 @@
 use std::io::{self, IsTerminal, Read, Write};
 use std::time::Duration;
 
+use indicatif::MultiProgress;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
@@ -87,14 +88,15 @@ pub fn error(error: &Error) {
     }
 }
 
-/// Where log lines go: one event a write, of which nothing but its own first line begins at the margin.
-pub struct Log;
+/// Where log lines go: one event a write, of which nothing but its own first line begins at the margin. Bars make room
+/// for it.
+pub struct Log(pub MultiProgress);
 
 impl Write for Log {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(event);
-        let mut stderr = io::stderr().lock();
-        writeln!(stderr, "{}", printable::lines(text.strip_suffix('\n').unwrap_or(&text)))?;
+        let text = printable::lines(text.strip_suffix('\n').unwrap_or(&text));
+        self.0.suspend(|| writeln!(io::stderr().lock(), "{text}"))?;
         Ok(event.len())
     }
 

@@ -33,7 +33,7 @@ pub fn bars(global: &Global) -> Bars {
     if global.quiet || !output::is_terminal() {
         return Bars(None);
     }
-    let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+    let all = global.screen.clone();
     let phase = all.add(ProgressBar::new_spinner());
     phase.set_style(style("{spinner} {msg} {elapsed}"));
     phase.enable_steady_tick(TICK);

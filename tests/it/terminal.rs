@@ -72,10 +72,26 @@ fn terminal(opsd: &Opsd, arguments: &str) -> Command {
 }
 
 /// Every line that stood on a terminal of 80 columns, at any moment, in order.
+fn lines(run: &Run) -> Vec<String> {
+    let (mut seen, screen) = drawn(run);
+    for line in screen {
+        if !line.is_empty() && seen.last() != Some(&line) {
+            seen.push(line);
+        }
+    }
+    seen
+}
+
+/// The lines that stand there in the end.
+fn screen(run: &Run) -> Vec<String> {
+    drawn(run).1
+}
+
+/// Every line that was cleared, in order, and those that were left.
 ///
 /// Bars are not ended by a newline: they are filled up with blanks, and the next one begins because the
 /// terminal wraps. A line that is longer than the terminal would push all that follows out of place.
-fn lines(run: &Run) -> Vec<String> {
+fn drawn(run: &Run) -> (Vec<String>, Vec<String>) {
     let (mut seen, mut screen, mut row, mut column) = (Vec::new(), vec![String::new()], 0, 0);
     let mut see = |line: &str| {
         let line = line.trim_end();
@@ -124,8 +140,7 @@ fn lines(run: &Run) -> Vec<String> {
         }
         screen.resize(screen.len().max(row + 1), String::new());
     }
-    screen.iter().for_each(|line| see(line));
-    seen
+    (seen, screen.iter().map(|line| line.trim_end().to_owned()).collect())
 }
 
 /// A bar's parts: `  db/data-1   ███░░░   1.2 MiB  300 KiB/s   4s left`.
@@ -223,6 +238,24 @@ fn a_rehearsal_draws_a_bar_for_each_stream_and_ends_with_the_verdict() {
     }
     assert!(said("PROVEN") < said(&format!("{database}: 3 of 3 tables proven, 2,410 rows")), "{run}");
     assert!(said(" in all: check ") > said("PROVEN"), "{run}");
+    server.drop_database(&database);
+}
+
+/// The last of the bars stayed on the screen beside each of them.
+#[test]
+fn lines_of_the_log_stand_between_the_bars_and_leave_none_behind() {
+    let (server, mut opsd, database) = site();
+    slow_line(&mut opsd, server);
+    let run = at_terminal(&opsd, "backup -vv").expect_code(0);
+    let lines = screen(&run);
+    let log: Vec<usize> = (0..lines.len()).filter(|at| lines[*at].starts_with("DEBUG ")).collect();
+    assert!(log.len() >= 3, "{run}");
+    for line in &lines {
+        assert!(
+            !line.contains("B/s") && !line.starts_with(|c| ('\u{2800}'..='\u{28ff}').contains(&c)),
+            "{line:?} of {lines:#?}"
+        );
+    }
     server.drop_database(&database);
 }
 
