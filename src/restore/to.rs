@@ -188,6 +188,11 @@ pub async fn restore(
         let (old, stayed) = identity::replace(&server, &name, &made, &applied).await?;
         report.old_database = Some(old);
         report.warnings.extend(stayed);
+        let own = properties.map(|own| own.settings).unwrap_or_default();
+        let mut settings = proof.map(|proof| proof.settings).unwrap_or_default();
+        settings.retain(|setting| !own.contains(setting));
+        let given = role_changes::of_database(&admin, options.roles, &name, &settings);
+        report.warnings.extend(given.await);
     } else {
         // In another's place it must be what that one was: privileges, for instance, keep people out.
         report.failed.extend(applied.refused);

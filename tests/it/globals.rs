@@ -306,6 +306,17 @@ fn what_existing_roles_and_a_database_that_is_there_lack_is_named_and_given_wher
                         WHERE datname = 'three'";
     assert_eq!(server.psql("postgres", of_database), "{statement_timeout=7s}");
     assert!(!to("four", &[]).json()["warnings"].to_string().contains("mastodon"));
+    // One that is replaced keeps its own, and the set may have more.
+    let replace = |more: &[&str]| {
+        let run = ["restore", "db", "--to", "main", "--as", "four", "--replace", "--yes", "--json"];
+        opsd.ok(&[&run, more].concat()).json()["warnings"].to_string()
+    };
+    let of_four = of_database.replace("three", "four");
+    server.psql("postgres", "ALTER DATABASE four SET lock_timeout = '3s'");
+    assert!(replace(&[]).contains("statement_timeout"));
+    assert_eq!(server.psql("postgres", &of_four), "{lock_timeout=3s}");
+    assert!(!replace(&["--globals=update"]).contains("statement_timeout"));
+    assert_eq!(server.psql("postgres", &of_four), "{lock_timeout=3s,statement_timeout=7s}");
     opsd.run(&["restore", "db", "--to", "main", "--as", "five", "--globals=all"])
         .expect_failure(2, &["make or update"]);
 }
