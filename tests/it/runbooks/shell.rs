@@ -119,6 +119,7 @@ const PLACEHOLDERS: &[&str] = &[
     "PROMETHEUS",
     "REPLICA",
     "S3-ENDPOINT",
+    "SERVICE",
     "SITE",
     "SLOT",
     "TASK",

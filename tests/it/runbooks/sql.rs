@@ -105,6 +105,7 @@ fn filled(statement: &Snippet, text: &str, primary: &Server, sessions: &mut Vec<
         ("SCHEMA.SEQUENCE", "public.orders_id_seq"),
         ("NAME", if is_index { "orders_note" } else { "orders_id_seq" }),
         ("TABLE_NAME", "orders"),
+        ("ROLE_NAME", "app"),
         ("COLUMN_NAME", "id"),
         ("STATEMENT", "SELECT count(*) FROM orders"),
     ];
