@@ -53,6 +53,7 @@ fn documents_have_these_keys_and_values_that_others_count() {
             "id",
             "job",
             "lacking",
+            "manifest_sha256",
             "plain_bytes",
             "proof",
             "signed",
