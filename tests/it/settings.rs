@@ -81,7 +81,10 @@ fn owner(server: &Server, attributes: &str) -> (String, String) {
     server.psql("postgres", &format!("ALTER DATABASE {database} OWNER TO {role}"));
     server.psql(&database, &format!("SET ROLE {role}; {CONTENT}"));
     fixtures::rows(server, &database, "big", 40_000);
-    server.psql(&database, &format!("ALTER TABLE big OWNER TO {role}"));
+    // Takes its pg_dump so long that it can be stopped in the middle, and hardly any room.
+    let wide = "ALTER TABLE big ADD wide text; INSERT INTO big (id, at, wide)
+                SELECT -i, now(), repeat('x', 100000) FROM generate_series(1, 400) i";
+    server.psql(&database, &format!("{wide}; ALTER TABLE big OWNER TO {role}"));
     (role, database)
 }
 

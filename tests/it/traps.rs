@@ -118,6 +118,14 @@ impl Background {
         self.child().try_wait().expect("wait").is_some()
     }
 
+    /// Fails with what opsd said, where it has ended.
+    fn expect_running(&mut self) {
+        if self.has_ended() {
+            let run = finish_child(self.opsd.take().expect("a running opsd"), "opsd backup --json".into());
+            panic!("opsd ended too early: {run}");
+        }
+    }
+
     pub fn finish(mut self) -> Run {
         self.go_on();
         finish_child(self.opsd.take().expect("a running opsd"), "opsd backup --json".into())
@@ -321,6 +329,11 @@ pub fn slow_database(server: &Server) -> String {
     database
 }
 
+/// For how long a pg_dump runs until it is looked at again.
+const MOMENT: Duration = Duration::from_millis(1);
+/// So many of them, until it is looked whether opsd still runs.
+const MOMENTS: u32 = 100;
+
 /// The argument of the pg_dump that takes the large table and nothing else.
 const BIG_ALONE: &str = "--table=\"public\".\"big\"";
 
@@ -335,13 +348,23 @@ pub fn paused(server: &Server, database: &str, opsd: &mut Opsd) -> Background {
     );
     // The pg_dump runs for a moment at a time, so that it cannot be through with the table unseen.
     wait_for("the large table's COPY", || {
-        assert!(!run.has_ended(), "opsd ended too early");
+        run.expect_running();
         let Some(pid) = dumps(run.child().id(), BIG_ALONE).first().and_then(|p| Pid::from_raw(*p)) else {
             return false;
         };
-        // It may end meanwhile, as its opsd starts over.
-        let _ = kill_process(pid, Signal::STOP);
-        if has_written(pid) && server.psql("postgres", &sql) == "1" {
+        for _ in 0..MOMENTS {
+            // It may end meanwhile, as its opsd starts over.
+            let _ = kill_process(pid, Signal::STOP);
+            if has_written(pid) {
+                break;
+            }
+            let _ = kill_process(pid, Signal::CONT);
+            std::thread::sleep(MOMENT);
+        }
+        if !has_written(pid) {
+            return false;
+        }
+        if server.psql("postgres", &sql) == "1" {
             run.stopped = Some(pid);
             return true;
         }
@@ -349,7 +372,7 @@ pub fn paused(server: &Server, database: &str, opsd: &mut Opsd) -> Background {
         false
     });
     wait_for("the schema to be stored", || {
-        assert!(!run.has_ended(), "opsd ended too early");
+        run.expect_running();
         opsd.repository_files().iter().any(|f| f.ends_with("/schema.pgdump.zst.age"))
     });
     kill_process(Pid::from_child(run.child()), Signal::STOP).expect("stop opsd");

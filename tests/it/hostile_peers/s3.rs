@@ -70,10 +70,13 @@ fn expect_all_refused(opsd: &Opsd, words: &str) {
 /// A backup of a server that is there, into that store.
 fn expect_backup_refused(mut opsd: Opsd, words: &str) {
     let server = postgres::default_server();
+    // One of its own: a job's lock is of its database, and all of these tests have a job of one name.
+    let database = server.fresh_database("hostile");
     opsd.postgres
-        .set("url", quoted(&server.socket_url(postgres::SUPERUSER, "postgres")))
+        .set("url", quoted(&server.socket_url(postgres::SUPERUSER, &database)))
         .set("bin_dir", quoted(&postgres::bin_dir(server.major).to_string_lossy()));
     expect_refused(&opsd, &[&["backup", "db"]], words);
+    server.drop_database(&database);
 }
 
 /// The head of an answer whose body ends with the connection.
