@@ -77,7 +77,8 @@ pub fn client(wanted: Option<Client>) -> Result<Client> {
 /// A client with what it needs to find its daemon, and nothing else of opsd's environment. The first of the words is
 /// the program.
 pub fn command(words: &[String]) -> Command {
-    let (program, arguments) = words.split_first().map_or(("", &[][..]), |(first, rest)| (first.as_str(), rest));
+    let (program, arguments) =
+        words.split_first().map_or(("", &[][..]), |(first, rest)| (first.as_str(), rest));
     let mut command = Command::new(program);
     let directories: Vec<String> = path::search_path().iter().map(|dir| dir.display().to_string()).collect();
     command.env_clear().env("PATH", directories.join(":")).env("LC_ALL", "C").envs(path::container_client());
@@ -110,7 +111,9 @@ pub async fn find(wanted: &Wanted) -> Result<Container> {
             Choice::NotRunning(name, state) => Err(Error::new(format!("{name} does not run: it is {state}"))
                 .with_hint(match state.as_str() {
                     "paused" => format!("{client_name} unpause {name}"),
-                    _ => format!("{client_name} start {name}, and {client_name} logs {name} if it does not stay up"),
+                    _ => format!(
+                        "{client_name} start {name}, and {client_name} logs {name} if it does not stay up"
+                    ),
                 })),
             Choice::Several(names) => Err(Error::new(format!("several run: {}", names.join(", ")))
                 .with_hint("container = \"NAME\" says which one is meant")),
@@ -135,7 +138,9 @@ pub async fn is_here(client: Client) -> bool {
     };
     let Ok((exit, said)) = process::run(client.program(), daemon, ANSWER_BOUND).await else { return false };
     match (client, said.trim()) {
-        (Client::Docker, host) if exit.status.success() => host.starts_with("unix:") || host.starts_with("fd:"),
+        (Client::Docker, host) if exit.status.success() => {
+            host.starts_with("unix:") || host.starts_with("fd:")
+        }
         (Client::Podman, remote) if exit.status.success() => remote == "false",
         // A client without contexts knows no daemon but this host's, unless the environment says so.
         _ => path::container_client().iter().all(|(name, value)| {
@@ -166,8 +171,9 @@ async fn inspect(client: Client, ids: &[String]) -> Result<Vec<Inspected>> {
     let mut inspect = of_client(client);
     inspect.args(["container", "inspect"]).args(ids);
     match ask(client, inspect).await {
-        Ok(said) => serde_json::from_str(&said)
-            .map_err(|e| Error::new(e).context(format!("cannot read what {} inspect says", client.program()))),
+        Ok(said) => serde_json::from_str(&said).map_err(|e| {
+            Error::new(e).context(format!("cannot read what {} inspect says", client.program()))
+        }),
         Err(error) if error.message().to_ascii_lowercase().contains("no such") => Ok(Vec::new()),
         Err(error) => Err(error),
     }
@@ -180,7 +186,8 @@ async fn ask(client: Client, command: Command) -> Result<String> {
     if exit.status.success() {
         return String::from_utf8(said).map_err(|_| Error::new(format!("{name} says what is not UTF-8")));
     }
-    let complaint = printable::line(printable::bounded(exit.stderr.trim(), COMPLAINT_MAX).as_ref()).into_owned();
+    let complaint =
+        printable::line(printable::bounded(exit.stderr.trim(), COMPLAINT_MAX).as_ref()).into_owned();
     let lower = complaint.to_ascii_lowercase();
     let error = Error::new(&complaint).context(format!("{name} {}", exit.describe()));
     Err(if lower.contains("permission denied") {
@@ -219,7 +226,8 @@ enum Choice {
 }
 
 fn chosen(candidates: Vec<Inspected>) -> Choice {
-    let (running, others): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|one| one.state.status == "running");
+    let (running, others): (Vec<_>, Vec<_>) =
+        candidates.into_iter().partition(|one| one.state.status == "running");
     let mut running = running.into_iter();
     match (running.next(), running.len()) {
         (Some(one), 0) => Choice::One(one),
@@ -374,7 +382,10 @@ mod tests {
     #[test]
     fn what_docker_says_is_understood() {
         let one = read(DOCKER).remove(0).into_container(Client::Docker).unwrap();
-        assert_eq!((one.name.as_str(), one.image.as_str(), one.image_name.as_str()), ("site_db_1", "sha256:77", "postgres:17"));
+        assert_eq!(
+            (one.name.as_str(), one.image.as_str(), one.image_name.as_str()),
+            ("site_db_1", "sha256:77", "postgres:17")
+        );
         let addresses: Vec<String> = one.addresses.iter().map(|(ip, name)| format!("{ip} {name}")).collect();
         assert_eq!(addresses, ["172.18.0.2 site_default", "fd00::2 six"]);
         let ports: Vec<String> = one.published.iter().map(|(inside, at)| format!("{inside} {at}")).collect();

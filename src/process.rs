@@ -71,8 +71,6 @@ pub enum Output {
     Null,
     /// A pipe; [`Child::stdout`] is its other end.
     Pipe,
-    /// This.
-    File(File),
 }
 
 /// A running child. Dropping it ends its whole group.
@@ -185,7 +183,6 @@ fn start(name: &str, mut command: Command, stdin: Input, stdout: Output) -> Resu
     };
     let (child_stdout, own_stdout) = match stdout {
         Output::Null => (Stdio::null(), None),
-        Output::File(file) => (file.into(), None),
         Output::Pipe => {
             let (read, write) = pipe()?;
             (write.into(), Some(read))

@@ -64,7 +64,9 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Place::Named(name) => write!(f, "container {name}"),
-            Place::Compose { project, service } => write!(f, "service {service} of Compose project {project}"),
+            Place::Compose { project, service } => {
+                write!(f, "service {service} of Compose project {project}")
+            }
         }
     }
 }

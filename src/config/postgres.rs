@@ -129,6 +129,7 @@ fn container(walk: &mut Walk<'_>, section: &Section<'_>) -> Option<Wanted> {
         let place = walk.place(section, "container_client");
         walk.mistake(&place, "goes with container or compose", "remove it, or say container = \"NAME\"");
     }
+    let named = walk.filled(section, "container").and_then(|text| container_name(walk, text));
     let place = if section.has("compose") {
         let compose = walk.section(section, "compose")?;
         walk.only(&compose, &["project", "service"]);
@@ -142,8 +143,7 @@ fn container(walk: &mut Walk<'_>, section: &Section<'_>) -> Option<Wanted> {
         let (project, service) = (name("project"), name("service"));
         At::Compose { project: project?, service: service? }
     } else {
-        let text = walk.filled(section, "container")?;
-        At::Named(container_name(walk, text)?)
+        At::Named(named?)
     };
     Some(Wanted { place, client })
 }

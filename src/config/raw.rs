@@ -13,8 +13,8 @@ use super::units::{GIB, MIB};
 use super::verify::{ping, verify};
 use super::walk::{self, Env, Place, Section, Text, Walk};
 use super::{
-    BackupJob, Config, Databases, Encryption, Location, LockMode, ObjectLock, Repository, Retention, SECTIONS,
-    encryption, restore,
+    BackupJob, Config, Databases, Encryption, Location, LockMode, ObjectLock, Repository, Retention,
+    SECTIONS, encryption, restore,
 };
 
 /// S3's bounds on the parts of a multipart upload (the last one may be smaller).

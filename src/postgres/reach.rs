@@ -4,6 +4,7 @@
 //! by its client's `exec`. The first that leads there is taken, and said. What programs are used depends on it: those
 //! of this host where they fit and the network leads to the server, else the container's own.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -12,8 +13,8 @@ use futures_util::future::join_all;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::tools::{self, Tools};
 use super::relay;
+use super::tools::{self, Tools};
 use crate::config::{Client, Connection, Postgres, Route};
 use crate::container::{self, Container};
 use crate::error::{Error, Result};
@@ -78,26 +79,32 @@ async fn way(container: &Container, port: u16) -> Result<(Route, String)> {
     let client = container.client;
     let candidates = if container::is_here(client).await { candidates(container, port) } else { Vec::new() };
     let answers = join_all(candidates.iter().map(|candidate| probe(candidate.at))).await;
-    let answered = || candidates.iter().zip(&answers);
-    let refused = answered().find(|(candidate, answer)| candidate.is_own && **answer == Answer::Refused);
-    let open = answered()
-        .find(|(candidate, answer)| **answer == Answer::Open && (candidate.is_own || refused.is_none()));
+    let first = |wanted: Answer, is_own: bool| {
+        let mut both = candidates.iter().zip(&answers);
+        both.find(|(one, answer)| **answer == wanted && one.is_own == is_own).map(|(one, _)| one)
+    };
     let at = |candidate: &Candidate| (Route::At(candidate.at), candidate.how.clone());
-    if let Some((candidate, _)) = open {
-        return Ok(at(candidate));
+    let refused = first(Answer::Refused, true);
+    let published = first(Answer::Open, false);
+    if let Some(open) = first(Answer::Open, true).or(published.filter(|_| refused.is_none())) {
+        return Ok(at(open));
     }
     let words = container.exec();
-    let through = || (Route::Through { words: words.clone() }, format!("through {} exec", client.program()));
     let relayed = match timeout(RELAY_BOUND, relay::open(&words, port)).await {
         Ok(relayed) => relayed.map(drop),
-        Err(_) => Err(std::io::Error::other(format!("no answer within {} s", RELAY_BOUND.as_secs()))),
+        Err(_) => Err(io::Error::other(format!("no answer within {} s", RELAY_BOUND.as_secs()))),
     };
-    match (relayed, refused) {
-        (Ok(()), _) => Ok(through()),
+    let through = || (Route::Through { words: words.clone() }, format!("through {} exec", client.program()));
+    match relayed {
+        Ok(()) => Ok(through()),
         // The server starts. Whoever waits for it does so where the network leads there.
-        (Err(_), Some((candidate, _))) => Ok(at(candidate)),
-        (Err(error), None) if error.kind() == std::io::ErrorKind::ConnectionRefused => Ok(through()),
-        (Err(error), None) => Err(unreachable(container, port, &candidates, error)),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            Ok(refused.map_or_else(through, at))
+        }
+        Err(error) => match published.or(refused) {
+            Some(candidate) => Ok(at(candidate)),
+            None => Err(unreachable(container, port, &candidates, error)),
+        },
     }
 }
 
@@ -106,23 +113,23 @@ fn candidates(container: &Container, port: u16) -> Vec<Candidate> {
         let at = SocketAddr::new(*address, port);
         Candidate { at, how: format!("at {at} (network {network})"), is_own: true }
     });
-    let published = container.published.iter().filter(|(inside, _)| *inside == port).map(|(_, at)| Candidate {
-        at: *at,
-        how: format!("at {at} (its published port)"),
-        is_own: false,
-    });
+    let published = container
+        .published
+        .iter()
+        .filter(|(inside, _)| *inside == port)
+        .map(|(_, at)| Candidate { at: *at, how: format!("at {at} (its published port)"), is_own: false });
     own.chain(published).collect()
 }
 
 async fn probe(at: SocketAddr) -> Answer {
     match timeout(PROBE_BOUND, TcpStream::connect(at)).await {
         Ok(Ok(_)) => Answer::Open,
-        Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => Answer::Refused,
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Answer::Refused,
         Ok(Err(_)) | Err(_) => Answer::Silent,
     }
 }
 
-fn unreachable(container: &Container, port: u16, tried: &[Candidate], error: std::io::Error) -> Error {
+fn unreachable(container: &Container, port: u16, tried: &[Candidate], error: io::Error) -> Error {
     let tried: Vec<String> = tried.iter().map(|candidate| candidate.at.to_string()).collect();
     let tried = match tried.as_slice() {
         [] => "it has no address here".to_owned(),

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
 
 use crate::container;
 use crate::error::Error;
@@ -46,7 +46,9 @@ exec nc 127.0.0.1 "$1""#;
 
 /// Both directions of such a connection. Dropping it ends what passes them on.
 pub struct Relay {
-    stream: UnixStream,
+    from: pipe::Receiver,
+    /// Absent once it is closed.
+    to: Option<pipe::Sender>,
     child: Option<Child>,
 }
 
@@ -54,22 +56,23 @@ pub struct Relay {
 pub(super) async fn open(words: &[String], port: u16) -> io::Result<Relay> {
     let mut command = container::command(words);
     command.args(["sh", "-c", SCRIPT, "relay", &port.to_string()]);
-    let (own, other) = std::os::unix::net::UnixStream::pair()?;
-    own.set_nonblocking(true)?;
-    let mut stream = UnixStream::from_std(own)?;
-    let (stdin, stdout) = (other.try_clone()?, other);
-    let file = |end: std::os::unix::net::UnixStream| std::fs::File::from(std::os::fd::OwnedFd::from(end));
     let client = words.first().map_or("client", String::as_str);
-    let mut child = process::spawn(client, command, Input::File(file(stdin)), Output::File(file(stdout)))?;
+    let mut child = process::spawn(client, command, Input::Pipe, Output::Pipe)?;
+    let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+        return Err(io::Error::other("the client has no pipes"));
+    };
+    let (to, mut from) = (pipe::Sender::from_file(stdin)?, pipe::Receiver::from_file(stdout)?);
     let mut word = [0];
-    match stream.read_exact(&mut word).await {
-        Ok(_) if word == *b"+" => Ok(Relay { stream, child: Some(child) }),
+    match from.read_exact(&mut word).await {
+        Ok(_) if word == *b"+" => Ok(Relay { from, to: Some(to), child: Some(child) }),
         Ok(_) => Err(io::Error::other("what answers in the container is no relay of opsd's")),
         Err(_) => {
             let exit = child.wait().await?;
             match exit.status.code() {
                 Some(REFUSED) => Err(io::Error::from_raw_os_error(REFUSED)),
-                _ => Err(io::Error::other(exit.check().err().unwrap_or_else(|| Error::new("it ended at once")))),
+                _ => Err(io::Error::other(
+                    exit.check().err().unwrap_or_else(|| Error::new("it ended at once")),
+                )),
             }
         }
     }
@@ -81,26 +84,35 @@ impl AsyncRead for Relay {
         context: &mut Context<'_>,
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, out)
+        Pin::new(&mut self.from).poll_read(context, out)
     }
 }
 
 impl AsyncWrite for Relay {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.to {
+            Some(to) => Pin::new(to).poll_write(context, bytes),
+            None => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        }
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // A pipe has nothing to flush.
+        Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.to = None;
+        Poll::Ready(Ok(()))
     }
 }
 
 impl Drop for Relay {
-    /// The stream closes with this value, and the client ends by that. One that does not is ended.
+    /// The pipes close with this value, and the client ends by that. One that does not is ended.
     fn drop(&mut self) {
         let Some(mut child) = self.child.take() else { return };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {

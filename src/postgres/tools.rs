@@ -255,7 +255,9 @@ impl Tools {
     pub fn explain_prefix(&self, error: Error, connection: &Connection) -> Error {
         let Some(program) = self.prefix.first() else { return error };
         if self.is_inside {
-            return error.with_hint("this program runs in the container, and connects to the server on 127.0.0.1 there");
+            return error.with_hint(
+                "this program runs in the container, and connects to the server on 127.0.0.1 there",
+            );
         }
         let hosts: Vec<&str> = connection.hosts.iter().map(|(host, _)| host.as_str()).collect();
         error.with_hint(format!(
@@ -573,14 +575,7 @@ mod tests {
 
     fn behind(prefix: &[&str]) -> Tools {
         let prefix = prefix.iter().map(|word| (*word).to_owned()).collect();
-        Tools {
-            major: 17,
-            version: "17.1".into(),
-            server_major: 17,
-            bin_dir: None,
-            prefix,
-            is_inside: false,
-        }
+        Tools { major: 17, version: "17.1".into(), server_major: 17, bin_dir: None, prefix, is_inside: false }
     }
 
     fn words(command: &Command) -> Vec<String> {
