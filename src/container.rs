@@ -5,7 +5,7 @@
 //! absent: an API of a daemon's, and anything that makes or changes a container of the operator's.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -43,10 +43,57 @@ pub struct Container {
     pub image: String,
     /// The image by the name that was asked for, `postgres:17`.
     pub image_name: String,
-    /// Its addresses, each with the network that it is on.
-    pub addresses: Vec<(IpAddr, String)>,
+    /// Its addresses, one a network or two.
+    pub addresses: Vec<Address>,
     /// Its TCP ports that have one on this host.
     pub published: Vec<(u16, SocketAddr)>,
+}
+
+/// An address of a container's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    /// The address.
+    pub ip: IpAddr,
+    /// How many of its bits are the network's.
+    pub prefix: u8,
+    /// The network's name.
+    pub network: String,
+    /// The address that the Engine's host has on that network.
+    pub gateway: Option<IpAddr>,
+}
+
+impl Address {
+    /// Whether this process is on the network, too: on the Engine's host, or in a container beside. The same numbers
+    /// elsewhere are somebody else's, and whoever answers there may be a server of PostgreSQL, too.
+    pub fn is_on_link(&self) -> bool {
+        own_address_towards(self.ip).is_some_and(|own| is_same_network(own, self.ip, self.prefix))
+    }
+
+    /// Whether this process is where the Engine publishes ports.
+    pub fn is_on_host(&self) -> bool {
+        self.gateway.is_some_and(|gateway| own_address_towards(gateway) == Some(gateway))
+    }
+}
+
+/// The address that packets to another one would come from. None are sent.
+fn own_address_towards(other: IpAddr) -> Option<IpAddr> {
+    let any: IpAddr =
+        if other.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect((other, DISCARD_PORT)).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
+
+/// Any port does.
+const DISCARD_PORT: u16 = 9;
+
+fn is_same_network(one: IpAddr, other: IpAddr, prefix: u8) -> bool {
+    let (differing, bits) = match (one, other) {
+        (IpAddr::V4(one), IpAddr::V4(other)) => (u128::from(one.to_bits() ^ other.to_bits()), 32),
+        (IpAddr::V6(one), IpAddr::V6(other)) => (one.to_bits() ^ other.to_bits(), 128),
+        _ => return false,
+    };
+    prefix > 0 && prefix <= bits && differing.checked_shr(u32::from(bits - prefix)).unwrap_or(0) == 0
 }
 
 impl Container {
@@ -250,7 +297,6 @@ struct Inspected {
     image: String,
     state: State,
     config: Config,
-    host_config: HostConfig,
     network_settings: NetworkSettings,
 }
 
@@ -269,16 +315,8 @@ struct Config {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-struct HostConfig {
-    network_mode: String,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
 struct NetworkSettings {
     networks: Option<BTreeMap<String, Network>>,
-    #[serde(rename = "IPAddress")]
-    ip_address: Option<String>,
     ports: Option<BTreeMap<String, Option<Vec<Published>>>>,
 }
 
@@ -287,8 +325,16 @@ struct NetworkSettings {
 struct Network {
     #[serde(rename = "IPAddress")]
     v4: Option<String>,
+    #[serde(rename = "IPPrefixLen")]
+    v4_prefix: u8,
+    #[serde(rename = "Gateway")]
+    v4_gateway: Option<String>,
     #[serde(rename = "GlobalIPv6Address")]
     v6: Option<String>,
+    #[serde(rename = "GlobalIPv6PrefixLen")]
+    v6_prefix: u8,
+    #[serde(rename = "IPv6Gateway")]
+    v6_gateway: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -325,25 +371,19 @@ impl Inspected {
         })
     }
 
-    fn addresses(&self) -> Vec<(IpAddr, String)> {
-        if self.host_config.network_mode == "host" {
-            return vec![(Ipv4Addr::LOCALHOST.into(), "host".to_owned())];
-        }
-        let settings = &self.network_settings;
-        let networks = settings.networks.iter().flatten().flat_map(|(name, network)| {
-            let both = [&network.v4, &network.v6];
-            both.into_iter().filter_map(move |text| Some((text.as_deref()?.parse().ok()?, name.as_str())))
-        });
-        let mut found: Vec<(IpAddr, String)> =
-            networks.map(|(address, name)| (address, printable::line(name).into_owned())).collect();
-        // An old daemon, or one network without a name.
-        if let Some(address) = settings.ip_address.as_deref().and_then(|text| text.parse().ok())
-            && !found.iter().any(|(known, _)| *known == address)
-        {
-            found.push((address, "bridge".to_owned()));
-        }
-        found.truncate(ADDRESSES_MAX);
-        found
+    fn addresses(&self) -> Vec<Address> {
+        let parsed = |text: &Option<String>| text.as_deref().and_then(|text| text.parse::<IpAddr>().ok());
+        let of_network = |(name, network): (&String, &Network)| {
+            let v4 = (parsed(&network.v4), network.v4_prefix, parsed(&network.v4_gateway));
+            let v6 = (parsed(&network.v6), network.v6_prefix, parsed(&network.v6_gateway));
+            let name = printable::line(name).into_owned();
+            let found = [v4, v6].into_iter().filter_map(move |(ip, prefix, gateway)| {
+                Some(Address { ip: ip?, prefix, gateway, network: name.clone() })
+            });
+            found.collect::<Vec<_>>()
+        };
+        let networks = self.network_settings.networks.iter().flatten();
+        networks.flat_map(of_network).take(ADDRESSES_MAX).collect()
     }
 
     fn published(&self) -> Vec<(u16, SocketAddr)> {
@@ -375,9 +415,9 @@ mod tests {
 
     const DOCKER: &str = r#"[{"Id":"ab12","Name":"/site_db_1","Image":"sha256:77","State":{"Status":"running","Pid":7},
         "Config":{"Image":"postgres:17","Labels":{"com.docker.compose.oneoff":"False"}},
-        "HostConfig":{"NetworkMode":"site_default"},
-        "NetworkSettings":{"IPAddress":"","Ports":{"5432/tcp":[{"HostIp":"0.0.0.0","HostPort":"15432"},{"HostIp":"::","HostPort":"15432"}],"8080/tcp":null,"53/udp":[{"HostIp":"","HostPort":"53"}]},
-        "Networks":{"site_default":{"IPAddress":"172.18.0.2","GlobalIPv6Address":""},"six":{"IPAddress":"","GlobalIPv6Address":"fd00::2"}}}}]"#;
+        "NetworkSettings":{"Ports":{"5432/tcp":[{"HostIp":"0.0.0.0","HostPort":"15432"},{"HostIp":"::","HostPort":"15432"}],"8080/tcp":null,"53/udp":[{"HostIp":"","HostPort":"53"}]},
+        "Networks":{"site_default":{"IPAddress":"172.18.0.2","IPPrefixLen":16,"Gateway":"172.18.0.1","GlobalIPv6Address":""},
+        "six":{"IPAddress":"","Gateway":"","GlobalIPv6Address":"fd00::2","GlobalIPv6PrefixLen":64}}}}]"#;
 
     #[test]
     fn what_docker_says_is_understood() {
@@ -386,8 +426,12 @@ mod tests {
             (one.name.as_str(), one.image.as_str(), one.image_name.as_str()),
             ("site_db_1", "sha256:77", "postgres:17")
         );
-        let addresses: Vec<String> = one.addresses.iter().map(|(ip, name)| format!("{ip} {name}")).collect();
-        assert_eq!(addresses, ["172.18.0.2 site_default", "fd00::2 six"]);
+        let addresses: Vec<String> = one
+            .addresses
+            .iter()
+            .map(|a| format!("{}/{} {} {:?}", a.ip, a.prefix, a.network, a.gateway))
+            .collect();
+        assert_eq!(addresses, ["172.18.0.2/16 site_default Some(172.18.0.1)", "fd00::2/64 six None"]);
         let ports: Vec<String> = one.published.iter().map(|(inside, at)| format!("{inside} {at}")).collect();
         assert_eq!(ports, ["5432 127.0.0.1:15432", "5432 [::1]:15432"]);
         assert_eq!(one.exec(), ["docker", "exec", "-i", "ab12"]);
@@ -397,10 +441,13 @@ mod tests {
     #[test]
     fn what_podman_says_is_understood() {
         let json = r#"[{"Id":"cd34","Name":"db","Image":"77","ImageName":"localhost/pg:17","State":{"Status":"running"},
-            "Config":{"Image":"localhost/pg:17","Labels":null},"HostConfig":{"NetworkMode":"bridge"},
-            "NetworkSettings":{"IPAddress":"10.88.0.3","Ports":{},"Networks":{"podman":{"IPAddress":"10.88.0.3"}}}}]"#;
+            "Config":{"Image":"localhost/pg:17","Labels":null},
+            "NetworkSettings":{"Ports":{},"Networks":{"podman":{"IPAddress":"10.88.0.3","IPPrefixLen":16}}}}]"#;
         let one = read(json).remove(0).into_container(Client::Podman).unwrap();
-        assert_eq!(one.addresses, [("10.88.0.3".parse().unwrap(), "podman".to_owned())]);
+        assert_eq!(
+            (one.addresses[0].ip, one.addresses[0].network.as_str()),
+            ("10.88.0.3".parse().unwrap(), "podman")
+        );
         assert_eq!(one.exec()[0], "podman");
     }
 
@@ -423,6 +470,32 @@ mod tests {
         assert_eq!(of(&["exited"]), "n0 exited");
         assert_eq!(of(&[]), "none");
         assert_eq!(of(&["running", "running"]), "n1 n0");
+    }
+
+    #[test]
+    fn an_address_counts_where_this_process_is_on_its_network() {
+        let address = |ip: &str, prefix, gateway: &str| Address {
+            ip: ip.parse().unwrap(),
+            prefix,
+            network: "n".into(),
+            gateway: gateway.parse().ok(),
+        };
+        assert!(address("127.0.0.9", 8, "").is_on_link());
+        assert!(!address("127.0.0.9", 0, "").is_on_link());
+        // Whatever leads there, it is somebody else's network.
+        assert!(!address("192.0.2.1", 24, "").is_on_link());
+        assert!(address("127.0.0.9", 8, "127.0.0.1").is_on_host());
+        assert!(
+            !address("127.0.0.9", 8, "192.0.2.9").is_on_host() && !address("127.0.0.9", 8, "").is_on_host()
+        );
+        let same = |one: &str, other: &str, prefix| {
+            is_same_network(one.parse().unwrap(), other.parse().unwrap(), prefix)
+        };
+        assert!(same("10.1.2.3", "10.1.9.9", 16) && !same("10.1.2.3", "10.2.2.3", 16));
+        assert!(same("fd00::1", "fd00::ffff", 64) && !same("fd00::1", "fd01::1", 64));
+        assert!(
+            same("10.1.2.3", "10.1.2.3", 32) && !same("10.1.2.3", "fd00::1", 8) && !same("::1", "::1", 129)
+        );
     }
 
     #[test]

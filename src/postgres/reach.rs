@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::relay;
 use super::tools::{self, Tools};
 use crate::config::{Client, Connection, Postgres, Route};
-use crate::container::{self, Container};
+use crate::container::{self, Address, Container};
 use crate::error::{Error, Result};
 
 /// How long an address of this host's networks may take to answer. On another one nobody does.
@@ -109,15 +109,19 @@ async fn way(container: &Container, port: u16) -> Result<(Route, String)> {
 }
 
 fn candidates(container: &Container, port: u16) -> Vec<Candidate> {
-    let own = container.addresses.iter().map(|(address, network)| {
-        let at = SocketAddr::new(*address, port);
-        Candidate { at, how: format!("at {at} (network {network})"), is_own: true }
+    let own = container.addresses.iter().filter(|address| address.is_on_link()).map(|address| {
+        let at = SocketAddr::new(address.ip, port);
+        Candidate { at, how: format!("at {at} (network {})", address.network), is_own: true }
     });
-    let published = container
-        .published
-        .iter()
-        .filter(|(inside, _)| *inside == port)
-        .map(|(_, at)| Candidate { at: *at, how: format!("at {at} (its published port)"), is_own: false });
+    // In a container beside, a port of the loopback address is one of that container's.
+    let gateways = || container.addresses.iter().filter(|address| address.gateway.is_some());
+    let is_on_host = gateways().next().is_none() || gateways().any(Address::is_on_host);
+    let published = container.published.iter().filter(|(inside, _)| is_on_host && *inside == port);
+    let published = published.map(|(_, at)| Candidate {
+        at: *at,
+        how: format!("at {at} (its published port)"),
+        is_own: false,
+    });
     own.chain(published).collect()
 }
 
@@ -132,8 +136,8 @@ async fn probe(at: SocketAddr) -> Answer {
 fn unreachable(container: &Container, port: u16, tried: &[Candidate], error: io::Error) -> Error {
     let tried: Vec<String> = tried.iter().map(|candidate| candidate.at.to_string()).collect();
     let tried = match tried.as_slice() {
-        [] => "it has no address here".to_owned(),
-        all => format!("{} not answered", all.join(", ")),
+        [] => "it has no address that is reached from here".to_owned(),
+        all => format!("no answer from {}", all.join(", ")),
     };
     let why = Error::from(error);
     Error::new(format!("{tried}; through {} exec: {why}", container.client.program()))

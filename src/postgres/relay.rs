@@ -26,14 +26,15 @@ const END_BOUND: Duration = Duration::from_secs(5);
 ///
 /// Nothing may outlive this shell. Whoever is left without a parent becomes a child of the container's first process,
 /// which is mostly the postmaster, and one of its children that ends by a signal has it restart every session (until 17).
+/// dd reads and writes; cat may have the kernel do both, which holds on to what was written until more of it comes.
 const SCRIPT: &str = r#"export LC_ALL=C
-if command -v bash > /dev/null; then
+if command -v bash > /dev/null && command -v dd > /dev/null; then
     exec bash -c '
         { exec 3<> "/dev/tcp/127.0.0.1/$1"; } || exit 111
         exec 4<&0
         printf +
-        cat <&4 >&3 &
-        cat <&3 &
+        dd bs=65536 <&4 >&3 2> /dev/null &
+        dd bs=65536 <&3 2> /dev/null &
         wait -n
         kill $(jobs -rp) 2> /dev/null
         wait
