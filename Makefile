@@ -4,7 +4,7 @@
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test torture corpus fuzz fuzz-tools lint demo bench
+.PHONY: help setup build test torture corpus engine fuzz fuzz-tools lint demo bench
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -25,6 +25,11 @@ corpus: ## Databases of tests/fixtures/corpus on every major, beside plain pg_du
 	@scripts/setup --corpus
 	OPSD_TORTURE=1 $(CARGO) test --test it -- corpus:: --nocapture --test-threads=1
 
+# As root, who alone starts a Docker Engine: one of the tests' own, apart from the machine's.
+engine: ## What is said of Docker, against a real Engine
+	@scripts/setup --engine
+	$(CARGO) test --features engine --test it -- engine::
+
 torture: fuzz-tools ## Every integration test with more rounds and longer faults, then the fuzz targets
 	@scripts/setup --corpus
 	$(CARGO) build --example demo
@@ -36,7 +41,7 @@ torture: fuzz-tools ## Every integration test with more rounds and longer faults
 lint: ## Formatting, lints and documentation, warnings as errors
 	@scripts/setup --demo
 	$(CARGO) fmt --check
-	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) clippy --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items
 
 demo: ## Back up, restore, prove and break something, in half a minute after the build

@@ -74,6 +74,8 @@ pub struct Created {
 pub struct Preview {
     /// The server.
     pub server: Server,
+    /// The way to a server in a container.
+    pub way: Option<String>,
     /// pg_dump's version and where it is.
     pub pg_dump: String,
     /// One plan a database.
@@ -98,7 +100,7 @@ pub async fn preview(config: &Config, job: &BackupJob) -> Result<Preview> {
         // opsd's own session may get through where pg_dump does not.
         source
             .tools
-            .try_dump(&source.postgres.connection, database)
+            .try_dump(&source.connection, database)
             .await
             .context(format!("database {database:?}"))?;
         plan.preflights.push("pg_dump gets through".into());
@@ -109,10 +111,8 @@ pub async fn preview(config: &Config, job: &BackupJob) -> Result<Preview> {
     }
     Ok(Preview {
         server: source.server,
-        pg_dump: match &source.tools.bin_dir {
-            Some(dir) => format!("{} in {}", source.tools.version, dir.display()),
-            None => source.tools.version.clone(),
-        },
+        way: source.way,
+        pg_dump: source.tools.describe(),
         plans,
         prefix: set::job_prefix(&config.site, &job.name),
         recipients: config.encryption.recipients.clone(),
@@ -265,7 +265,7 @@ impl Run<'_> {
     /// cannot be planned.
     async fn dump(
         &self,
-        source: &Source<'_>,
+        source: &Source,
         mut looked: Option<Session>,
         mut unfit: HashMap<String, Error>,
         mut warnings: Vec<String>,
@@ -396,7 +396,7 @@ impl Run<'_> {
     /// a table can still change before pg_dump's hold; then all starts over.
     async fn take_snapshot(
         &self,
-        source: &Source<'_>,
+        source: &Source,
         name: &str,
         mut looked: Option<Session>,
         destination: &Destination,
@@ -457,7 +457,7 @@ impl Run<'_> {
     /// among them.
     async fn dump_database(
         &self,
-        source: &Source<'_>,
+        source: &Source,
         name: &str,
         looked: Option<Session>,
         roles: Option<&mut Vec<Vec<u8>>>,

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub mod container;
 mod encryption;
 pub mod finding;
 pub mod keys;
@@ -16,6 +17,7 @@ pub mod libpq;
 pub mod load;
 pub mod monitoring;
 pub mod path;
+mod postgres;
 pub mod raw;
 pub mod require_auth;
 mod restore;
@@ -24,6 +26,7 @@ pub mod units;
 mod verify;
 mod walk;
 
+pub use container::{Client, Place, Route, Wanted};
 pub use finding::{Finding, Mistake, Warning};
 pub use load::{environment, load};
 pub use monitoring::{Exporter, Monitor, MonitorKind, Queue, QueueKind, Redis, RedisAddress, Threshold};
@@ -184,13 +187,18 @@ pub struct Postgres {
     pub bin_dir: Option<PathBuf>,
     /// Words put before every tool, for a server in a container; empty means none.
     pub tool_prefix: Vec<String>,
+    /// The container that the server runs in. Its address is looked up whenever it is needed.
+    pub container: Option<Wanted>,
 }
 
 /// libpq connection settings, resolved once for tokio-postgres and the client tools alike.
 #[derive(Debug, Clone)]
 pub struct Connection {
-    /// Host names, addresses, or (starting with `/`) socket directories, each with its port.
+    /// Host names, addresses, or (starting with `/`) socket directories, each with its port. A server in a
+    /// container has one, which is the container's name: `route` says where it is.
     pub hosts: Vec<(String, u16)>,
+    /// The way to these hosts.
+    pub route: Route,
     /// Role.
     pub user: String,
     /// Password, from the URL, PGPASSWORD, or the password file.

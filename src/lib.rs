@@ -9,7 +9,7 @@
 //! - [`backup`], [`restore`], [`monitor`]: the work;
 //! - [`set`], [`postgres`], [`rules`]: what a set is; how to talk to PostgreSQL and its tools; what
 //!   Prometheus's rules need;
-//! - [`store`]: bytes under keys;
+//! - [`store`]: bytes under keys; [`container`]: where one is;
 //! - [`buffer_pool`], [`config`], [`pem`], [`process`], [`progress`], [`shutdown`]: what the rest stands on;
 //! - [`metrics`]: the catalogue of what is measured, which the configuration's thresholds name, too;
 //!   [`regular_file`]: files that were named to be read;
@@ -24,6 +24,7 @@ pub mod buffer_pool;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod container;
 pub mod database;
 pub mod error;
 pub mod exporter;

@@ -13,6 +13,8 @@ pub mod locale;
 pub mod messages;
 pub mod pattern;
 pub mod properties;
+pub mod reach;
+mod relay;
 mod require_auth;
 pub mod scratch;
 pub mod settings;

@@ -16,7 +16,7 @@ const TIERS: &[&[&str]] = &[
     &["check"],
     &["backup", "restore", "monitor"],
     &["set", "postgres", "rules"],
-    &["store"],
+    &["container", "store"],
     &["buffer_pool", "config", "pem", "process", "progress", "sandbox", "shutdown"],
     &["metrics", "regular_file"],
     &["beneath", "database", "error", "printable"],

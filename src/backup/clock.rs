@@ -16,7 +16,7 @@ use crate::set::catalog::CLOCK_TOLERANCE;
 use crate::store::Store;
 
 /// What there is to warn of; an error where the clock is certainly wrong.
-pub(super) async fn check(config: &Config, store: &dyn Store, source: &Source<'_>) -> Result<Option<String>> {
+pub(super) async fn check(config: &Config, store: &dyn Store, source: &Source) -> Result<Option<String>> {
     let mut witnesses = Vec::new();
     let now = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::int8";
     if let Ok(row) = Sql::new(now).query_one(&source.session.client).await

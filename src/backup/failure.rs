@@ -52,7 +52,7 @@ impl Run<'_> {
     /// A repository from which nothing can be removed fails itself, and so does the run.
     pub(super) async fn left_out(
         &self,
-        source: &Source<'_>,
+        source: &Source,
         name: &str,
         error: Error,
     ) -> Result<Option<Lacking>> {

@@ -28,7 +28,7 @@ const ATTEMPTS: u32 = 3;
 const LIMIT: u64 = 64 << 20;
 
 /// Roles and their settings. A role that may not read passwords still saves the rest.
-pub(super) async fn dump(source: &Source<'_>, warnings: &mut Vec<String>) -> Result<Vec<u8>> {
+pub(super) async fn dump(source: &Source, warnings: &mut Vec<String>) -> Result<Vec<u8>> {
     let row = source
         .session
         .client
@@ -66,8 +66,8 @@ fn add(warnings: &mut Vec<String>, warning: String) {
     }
 }
 
-async fn pg_dumpall(source: &Source<'_>, more: &[&str]) -> Result<(Vec<u8>, Vec<String>)> {
-    let mut connection = source.postgres.connection.clone();
+async fn pg_dumpall(source: &Source, more: &[&str]) -> Result<(Vec<u8>, Vec<String>)> {
+    let mut connection = source.connection.clone();
     // Unlike pg_dump it leaves this to the server, and another one reads the day on which a password ends as its own
     // settings say.
     let iso = settings::option("datestyle", "ISO");

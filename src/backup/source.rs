@@ -4,16 +4,19 @@ use std::collections::HashMap;
 
 use super::plan::Plan;
 use super::{coordinator, lock, streams};
-use crate::config::{BackupJob, Config, Connection, Databases, Postgres};
+use crate::config::{BackupJob, Config, Connection, Databases};
 use crate::error::{Context, Error, Result};
 use crate::postgres::connect::{Session, connect, error};
 use crate::postgres::libraries;
-use crate::postgres::tools::{self, Tools};
+use crate::postgres::reach::{Reached, reach};
+use crate::postgres::tools::Tools;
 use crate::set::manifest::{Lacking, Server};
 
 /// What a run needs to know about its server.
-pub(super) struct Source<'a> {
-    pub(super) postgres: &'a Postgres,
+pub(super) struct Source {
+    pub(super) connection: Connection,
+    /// The way to a server in a container, for people.
+    pub(super) way: Option<String>,
     pub(super) session: Session,
     pub(super) server: Server,
     /// Encoding of the session's database, which names of roles come in.
@@ -31,27 +34,28 @@ pub(super) struct Source<'a> {
     pub(super) warnings: Vec<String>,
 }
 
-impl Source<'_> {
+impl Source {
     /// A session with one of its databases, for the coordinator.
     pub(super) async fn open(&self, database: &str) -> Result<Session> {
-        coordinator::open(&self.postgres.connection, database, &self.application_name).await
+        coordinator::open(&self.connection, database, &self.application_name).await
     }
 
     /// What a pg_dump of one of them is started with.
     pub(super) fn dump<'s>(&'s self, database: &'s str, encoding: &'s str) -> streams::Dump<'s> {
-        let (connection, application_name) = (&self.postgres.connection, self.application_name.as_str());
+        let (connection, application_name) = (&self.connection, self.application_name.as_str());
         streams::Dump { tools: &self.tools, connection, database, encoding, application_name }
     }
 }
 
 /// Connects, and finds the tools and the databases.
-pub(super) async fn open<'a>(config: &'a Config, job: &BackupJob) -> Result<Source<'a>> {
+pub(super) async fn open(config: &Config, job: &BackupJob) -> Result<Source> {
     let postgres = config
         .postgres
         .get(&job.postgres)
         .ok_or_else(|| Error::usage(format!("backup.{}: no [postgres.{}]", job.name, job.postgres)))?;
     let application_name = lock::application_name(&job.name);
-    let session = connect(&postgres.connection, None, &application_name).await?;
+    let reached = reach(postgres).await.with_context(|| format!("postgres.{}", postgres.name))?;
+    let session = connect(&reached.connection, None, &application_name).await?;
     let row = session
         .client
         .query_one(
@@ -68,15 +72,19 @@ pub(super) async fn open<'a>(config: &'a Config, job: &BackupJob) -> Result<Sour
         preloaded: preloaded(&session).await?,
     };
     let encoding = row.get(2);
-    let tools = tools::find(session.major(), postgres.bin_dir.as_deref(), &postgres.tool_prefix).await?;
-    let warning = tools.password_warning(&postgres.connection).await?;
-    let connection = &postgres.connection;
-    let resolved = resolve_databases(&session, connection, &job.databases, &application_name).await?;
+    let tools = reached.tools(session.major(), postgres.bin_dir.as_deref()).await?;
+    let warning = tools.password_warning(&reached.connection).await?;
+    let Reached { connection, way, .. } = reached;
+    if let Some(way) = &way {
+        tracing::info!("postgres {}: {way}; pg_dump {}", postgres.name, tools.describe());
+    }
+    let resolved = resolve_databases(&session, &connection, &job.databases, &application_name).await?;
     let Resolved { databases, all, closed, left_out } = resolved;
     let told = |l: &Lacking| format!("database {:?} is not in this set: {}", l.name, l.why);
     let warnings = warning.into_iter().chain(left_out.iter().map(told)).collect();
     Ok(Source {
-        postgres,
+        connection,
+        way,
         session,
         server,
         encoding,
@@ -222,7 +230,7 @@ async fn holds_anything(connection: &Connection, database: &str, application_nam
 }
 
 /// The plan, and the session that has looked.
-pub(super) async fn preview(source: &Source<'_>, database: &str, job: &BackupJob) -> Result<(Plan, Session)> {
+pub(super) async fn preview(source: &Source, database: &str, job: &BackupJob) -> Result<(Plan, Session)> {
     let look = async {
         if let Some(why) = source.closed.get(database) {
             return Err(Error::new(*why));

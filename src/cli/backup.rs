@@ -71,6 +71,8 @@ struct PlanReport {
 struct JobPlan {
     job: String,
     server_version: String,
+    /// The way to a server in a container.
+    way: Option<String>,
     pg_dump: String,
     repository: String,
     prefix: String,
@@ -301,6 +303,7 @@ fn job_plan(config: &Config, job: &BackupJob, preview: Preview) -> JobPlan {
     JobPlan {
         job: job.name.clone(),
         server_version: preview.server.version,
+        way: preview.way,
         pg_dump: preview.pg_dump,
         repository: config.repository.location.describe(),
         prefix: preview.prefix,
@@ -329,6 +332,9 @@ fn render(plan: &JobPlan) -> String {
         format!("  pg_dump     {}", plan.pg_dump),
         format!("  to          {}/{}", plan.repository, plan.prefix),
     ];
+    if let Some(way) = &plan.way {
+        lines.insert(2, format!("  reached as  {way}"));
+    }
     for (i, recipient) in plan.recipients.iter().enumerate() {
         lines.push(format!("  {}{recipient}", if i == 0 { "readable by " } else { "            " }));
     }

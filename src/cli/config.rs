@@ -1,5 +1,6 @@
 //! `opsd config`: a starter file, every mistake at once, the resolved settings.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -13,6 +14,7 @@ use crate::config::monitoring::SecretSource;
 use crate::config::raw::{Parsed, SecretFile};
 use crate::config::{Config, Connection, Encryption, Location, keys, load};
 use crate::error::{Context, Error, Result};
+use crate::postgres::reach::reach;
 use crate::postgres::scratch;
 use crate::set::signature;
 use crate::shutdown::Shutdown;
@@ -106,11 +108,17 @@ async fn check(global: &Global, json: bool, shutdown: &Shutdown) -> Result<()> {
             parsed.warnings.push(trusts_nobody(&path));
         }
     }
+    let (ways, lost) = match &parsed.config {
+        Some(config) => shutdown.guard(async { Ok(ways(&path, config).await) }).await?,
+        None => (BTreeMap::new(), Vec::new()),
+    };
+    parsed.warnings.extend(lost);
     let Parsed { config, mistakes, warnings, .. } = parsed;
     if json {
         output::json(&json!({
             "path": path.to_string_lossy(),
             "valid": mistakes.is_empty(),
+            "ways": ways,
             "mistakes": mistakes,
             "warnings": warnings,
         }))?;
@@ -122,27 +130,42 @@ async fn check(global: &Global, json: bool, shutdown: &Shutdown) -> Result<()> {
     match config.filter(|_| mistakes.is_empty()) {
         None => Err(mistakes_error(&path, &mistakes)),
         Some(_) if json => Ok(()),
-        Some(config) => output::text(summary(&config, global.config.is_some())),
+        Some(config) => output::text(summary(&config, &ways, global.config.is_some())),
+    }
+}
+
+/// The ways to servers in containers, and the containers that none was found to. Those may run elsewhere, or later.
+async fn ways(path: &Path, config: &Config) -> (BTreeMap<String, String>, Vec<Finding>) {
+    let (mut ways, mut lost) = (BTreeMap::new(), Vec::new());
+    for (name, server) in config.postgres.iter().filter(|(_, server)| server.container.is_some()) {
+        match reach(server).await {
+            Ok(reached) => ways.extend(reached.way.map(|way| (name.clone(), way))),
+            Err(error) => lost.push(finding(path, format!("postgres.{name}"), &error)),
+        }
+    }
+    (ways, lost)
+}
+
+fn finding(path: &Path, key: String, error: &Error) -> Finding {
+    Finding {
+        key,
+        path: path.to_path_buf(),
+        line: None,
+        message: error.to_string(),
+        hint: error.hint().map(str::to_owned),
     }
 }
 
 /// What the configuration names and a run would miss on this host: certificates, the place of rehearsals. The
 /// check may run elsewhere, so none of it is a mistake.
 fn surroundings(path: &Path, config: &Config) -> Vec<Finding> {
-    let finding = |key: String, error: Error| Finding {
-        key,
-        path: path.to_path_buf(),
-        line: None,
-        message: error.to_string(),
-        hint: error.hint().map(str::to_owned),
-    };
     let mut found = Vec::new();
     for (name, server) in &config.postgres {
         let Connection { sslrootcert, sslcert, .. } = &server.connection;
         let root = sslrootcert.as_deref().filter(|root| *root != Path::new("system"));
         for (file, what) in [(root, "root certificate"), (sslcert.as_deref(), "client certificate")] {
             if let Some(Err(error)) = file.map(|file| pem::trusted_certificates(file, what)) {
-                found.push(finding(format!("postgres.{name}.url"), error));
+                found.push(finding(path, format!("postgres.{name}.url"), &error));
             }
         }
     }
@@ -150,7 +173,7 @@ fn surroundings(path: &Path, config: &Config) -> Vec<Finding> {
     let rehearsing = config.encryption.identity_file.as_ref().map(|_| &config.backup);
     for (name, job) in rehearsing.into_iter().flatten() {
         if let Err(error) = scratch::usable(&job.verify.scratch_dir) {
-            found.push(finding(format!("backup.{name}.verify.scratch_dir"), error));
+            found.push(finding(path, format!("backup.{name}.verify.scratch_dir"), &error));
         }
     }
     found
@@ -171,7 +194,7 @@ fn trusts_nobody(path: &Path) -> Finding {
 }
 
 /// What it says, what that is worth, and what tells more.
-fn summary(config: &Config, is_named: bool) -> String {
+fn summary(config: &Config, ways: &BTreeMap<String, String>, is_named: bool) -> String {
     let names = |what: &str, names: Vec<&String>| match names.as_slice() {
         [] => format!("no {what}"),
         names => {
@@ -192,13 +215,12 @@ fn summary(config: &Config, is_named: bool) -> String {
         (true, false) => "opsd status",
         _ => "opsd repository probe, then opsd backup --dry-run",
     };
-    format!(
-        "{}: ok: {}\n  \
-           only the file was read, and nothing was connected to\n  \
-           next: {next}{likewise}",
-        config.path.display(),
-        said.join(", "),
-    )
+    let found: String = ways.iter().map(|(name, way)| format!("  postgres {name}: {way}\n")).collect();
+    let looked = match ways.is_empty() {
+        true => "only the file was read, and nothing was connected to",
+        false => "the file was read, and these containers were looked for; nothing was asked of a server",
+    };
+    format!("{}: ok: {}\n{found}  {looked}\n  next: {next}{likewise}", config.path.display(), said.join(", "))
 }
 
 /// Mistakes and warnings about the files with secrets. A file that this user cannot open is only a

@@ -16,7 +16,6 @@ use super::{Global, output, ping, progress};
 use crate::config::libpq::Resolved;
 use crate::config::{BackupJob, Config};
 use crate::error::{Error, Kind, Result};
-use crate::postgres::tools;
 use crate::printable;
 use crate::restore::role_changes::RoleChanges;
 use crate::restore::selection::Selection;
@@ -435,9 +434,10 @@ async fn run_to(
     let Resolved { connection, warnings, .. } = resolved;
     // A URL says nothing of programs: then those of the job's own server are at hand.
     let bin_dir = server.or(config.postgres.get(&job.postgres)).and_then(|s| s.bin_dir.as_deref());
-    let prefix = server.map_or(&[][..], |s| s.tool_prefix.as_slice());
     let work = async {
-        let tools = tools::find(set.manifest.dump_major(), bin_dir, prefix).await?;
+        let major = set.manifest.dump_major();
+        let look = place::reach(connection, server, bin_dir, major);
+        let place::At { connection, tools, way } = shutdown.guard(look).await?;
         let sends_password = tools.password_warning(&connection).await?;
         if let Some(warning) = &sends_password {
             output::note("warning: ", warning);
@@ -468,7 +468,7 @@ async fn run_to(
         if args.dry_run {
             let preview = shutdown.guard(to::preview(&origin, &set.manifest, database, &options)).await?;
             drop(bars);
-            return plan::print(args, &job.name, &set.manifest.id, &options.connection, preview);
+            return plan::print(args, &job.name, &set.manifest.id, &options, way, preview);
         }
         let agreed =
             async |replaced: &_| approve(args, global, &bars, (&set.manifest.id, database), replaced).await;

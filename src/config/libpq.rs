@@ -20,7 +20,7 @@ use super::require_auth::{AuthMethod, ChannelBinding, RequireAuth};
 use super::secret::Secret;
 use super::units;
 use super::walk::Env;
-use super::{Connection, SslMode};
+use super::{Connection, Route, SslMode};
 use crate::error::{Error, Result};
 use crate::regular_file;
 
@@ -234,6 +234,17 @@ type Settings = BTreeMap<&'static str, Zeroizing<String>>;
 
 /// Resolves a URL or key=value string, reading the environment and the files that libpq reads.
 pub fn resolve(dsn: &str, env: Env<'_>) -> Result<Resolved, Vec<Error>> {
+    resolve_at(dsn, None, env)
+}
+
+/// The same for a server in a container, which is called `host` and whose address is looked up later.
+pub fn resolve_in_container(dsn: &str, host: &str, env: Env<'_>) -> Result<Resolved, Vec<Error>> {
+    let mut resolved = resolve_at(dsn, Some(host), env)?;
+    resolved.connection.route = Route::Unfound;
+    Ok(resolved)
+}
+
+fn resolve_at(dsn: &str, host: Option<&str>, env: Env<'_>) -> Result<Resolved, Vec<Error>> {
     let mut issues = Vec::new();
     let mut warnings = Vec::new();
     let mut settings = dsn::parse(dsn, &mut issues);
@@ -256,6 +267,14 @@ pub fn resolve(dsn: &str, env: Env<'_>) -> Result<Resolved, Vec<Error>> {
             }),
             Err(found) => issues.extend(found),
         }
+    }
+    if let Some(host) = host
+        && settings.insert("host", Zeroizing::new(host.to_owned())).is_some_and(|named| !named.is_empty())
+    {
+        issues.push(
+            Error::usage("names a host, and the container is one already")
+                .with_hint("leave the host out, as in postgres://USER@/DATABASE; opsd looks up the address"),
+        );
     }
     for (key, variable) in SUPPORTED {
         if let Some(value) = env(variable).filter(|_| !settings.contains_key(key)) {
@@ -365,6 +384,7 @@ fn build(
     let options = get("options").map(str::to_string);
     Some(Connection {
         hosts,
+        route: Route::Direct,
         user,
         password,
         passfile,

@@ -1,24 +1,21 @@
 //! The schema of `opsd.toml`: TOML text in, [`Config`] out, or every mistake at once.
 
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use toml_edit::Document;
 
 use super::finding::{Finding, Mistake, Warning};
-use super::libpq;
 use super::monitoring::{self, Known, named};
+use super::postgres::postgres;
 use super::units::{GIB, MIB};
 use super::verify::{ping, verify};
 use super::walk::{self, Env, Place, Section, Text, Walk};
 use super::{
-    BackupJob, Config, Databases, Encryption, Location, LockMode, ObjectLock, Postgres, Repository,
-    Retention, SECTIONS, SslMode, encryption, restore,
+    BackupJob, Config, Databases, Encryption, Location, LockMode, ObjectLock, Repository, Retention,
+    SECTIONS, encryption, restore,
 };
-use crate::error::Error;
-use crate::regular_file;
 
 /// S3's bounds on the parts of a multipart upload (the last one may be smaller).
 const S3_PART_MIN: u64 = 5 * MIB;
@@ -306,99 +303,6 @@ fn endpoint(walk: &mut Walk<'_>, text: Text) -> Option<String> {
     };
     walk.mistake(&text.place, message, "as in https://s3.example.org");
     None
-}
-
-fn postgres(walk: &mut Walk<'_>, section: &Section<'_>, name: &str) -> Option<Postgres> {
-    walk.only(section, &["url", "bin_dir", "tool_prefix"]);
-    let bin_dir = walk.path(section, "bin_dir").map(|(place, path)| {
-        program(walk, &place, &path.join("pg_dump"));
-        path
-    });
-    let mut tool_prefix = Vec::new();
-    if let Some((place, words)) = walk.strings(section, "tool_prefix") {
-        if words.iter().any(|word| word.value.contains("PGPASSWORD=")) {
-            walk.mistake(
-                &place,
-                "a password on a command line is visible to everybody on the host",
-                "opsd hands it on by environment: with docker, \"-e\", \"PGPASSWORD\" without a value",
-            );
-        }
-        if section.has("bin_dir") {
-            walk.mistake(&place, "stands beside bin_dir", "give one of the two");
-        }
-        if let Some(first) = words.first().filter(|word| word.value.starts_with('/')) {
-            program(walk, &first.place, Path::new(&first.value));
-        }
-        tool_prefix = words.into_iter().map(|word| word.value).collect();
-    }
-    let Some(mut url) = walk.filled(section, "url") else {
-        if !section.has("url") {
-            walk.missing(
-                section,
-                "url",
-                "url = \"postgres://USER@HOST:5432/DATABASE\"; what it leaves out comes from PG* variables",
-            );
-        }
-        return None;
-    };
-    let value = url.take();
-    match libpq::resolve(&value, walk.env()) {
-        Ok(resolved) => {
-            for warning in &resolved.warnings {
-                walk.warn(&url.place, warning.as_str(), None);
-            }
-            if let Some(host) = resolved.connection.unprotected_host() {
-                let mode = resolved.connection.sslmode;
-                let may = match mode {
-                    SslMode::Require => "answer in its place, because nobody checks its certificate",
-                    _ => "read and change all of it",
-                };
-                let password = match resolved.connection.trusting_host() {
-                    None => "",
-                    Some(_) => ", and is handed the password itself, which require_auth allows",
-                };
-                let message = format!(
-                    "sslmode={}: whoever is between here and {host} may {may}{password}",
-                    mode.as_str()
-                );
-                let hint = match resolved.connection.guarded_host() {
-                    None => "sslmode=verify-full with sslrootcert=/path/of/ca.crt",
-                    Some(_) => {
-                        "sslmode=verify-full with sslrootcert=/path/of/ca.crt; client tools whose libpq is older \
-                         than 16 send the password in clear to whoever asks"
-                    }
-                };
-                walk.warn(&url.place, message, Some(hint));
-            }
-            if let Some(key) = &resolved.connection.sslkey {
-                walk.secret_files.push((url.place.clone(), key.clone()));
-            }
-            if resolved.password_in_dsn && url.literal {
-                walk.warn(
-                    &url.place,
-                    PASSWORD_STANDS_HERE,
-                    Some("keep it in ~/.pgpass, PGPASSWORD or a ${VARIABLE}"),
-                );
-            }
-            Some(Postgres { name: name.into(), connection: resolved.connection, bin_dir, tool_prefix })
-        }
-        Err(issues) => {
-            for issue in issues {
-                walk.mistake_from(&url.place, &issue, "as in postgres://USER@HOST:5432/DATABASE");
-            }
-            None
-        }
-    }
-}
-
-/// Root runs no program that somebody else may change. One that is missing is found out when it is needed.
-fn program(walk: &mut Walk<'_>, place: &Place, path: &Path) {
-    match regular_file::trusted(path) {
-        Err(error) if error.kind() == ErrorKind::InvalidInput => {
-            walk.mistake_from(place, &Error::from(error), "name a program of root's");
-        }
-        _ => {}
-    }
 }
 
 fn job(

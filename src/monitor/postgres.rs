@@ -33,6 +33,7 @@ use crate::config::{self, Connection, Databases, Postgres};
 use crate::error::{Context, Error, Result};
 use crate::metrics::Sample;
 use crate::postgres::connect::{self, Session};
+use crate::postgres::reach::reach;
 use crate::postgres::sql::Sql;
 
 use others::Others;
@@ -117,6 +118,8 @@ struct Found {
 /// A monitor of one server.
 pub struct Target {
     name: String,
+    server: Postgres,
+    /// The server's settings, with the way to it that was found last.
     connection: Connection,
     databases: Databases,
     timeout: Duration,
@@ -135,6 +138,7 @@ pub struct Target {
 pub fn open(monitor: &config::Monitor, server: &Postgres, databases: &Databases, board: &Board) -> Target {
     Target {
         name: monitor.name.clone(),
+        server: server.clone(),
         connection: server.connection.clone(),
         databases: databases.clone(),
         timeout: monitor.timeout,
@@ -199,7 +203,12 @@ impl Target {
         self.tried = Some(Instant::now());
         self.late = (self.late + 1).min(LATE_MAX);
         self.pause = (1 << (self.late - 1)) - 1;
-        let connected = self.connect(None).await;
+        // A container that was made anew has another address.
+        let found = reach(&self.server).await;
+        let connected = match found.map(|reached| self.connection = reached.connection) {
+            Ok(()) => self.connect(None).await,
+            Err(error) => Err(Failure::new(Reason::Unreachable, error)),
+        };
         if !connected.as_ref().is_err_and(|failure| failure.reason == Reason::Timeout) {
             (self.late, self.pause) = (0, 0);
         }

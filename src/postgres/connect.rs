@@ -21,7 +21,7 @@ use super::bounded::Bounded;
 use super::require_auth::{Inspected, InspectedTls, Rule};
 use super::{dial, messages, settings as pinned, tls};
 use crate::config::require_auth::ChannelBinding;
-use crate::config::{Connection, SslMode};
+use crate::config::{Connection, Route, SslMode};
 use crate::error::{Error, Result};
 
 /// Who answered, and with which of the settings that are pinned.
@@ -164,6 +164,14 @@ impl Target<'_> {
     }
 
     fn label(&self) -> String {
+        match &self.connection.route {
+            Route::Direct | Route::Unfound => {}
+            Route::At(address) => return format!("{} ({address})", self.host),
+            Route::Through { words } => {
+                let client = words.first().map_or("", String::as_str);
+                return format!("{}:{} (through {client} exec)", self.host, self.port);
+            }
+        }
         if self.is_socket() {
             format!("{}/.s.PGSQL.{}", self.host.trim_end_matches('/'), self.port)
         } else if self.host.contains(':') {
@@ -237,7 +245,7 @@ impl Target<'_> {
     async fn attempt(&self, config: &tokio_postgres::Config, mode: Tls) -> Result<Opened, Attempt> {
         let mut config = config.clone();
         config.ssl_mode(mode);
-        let stream = dial::dial(self.host, self.port).await.map_err(Attempt::Dial)?;
+        let stream = dial::dial(self.host, self.port, &self.connection.route).await.map_err(Attempt::Dial)?;
         let rule = Rule::new(self.connection, self.host);
         if mode == Tls::Disable {
             let stream = Inspected::new(Bounded::plain(stream), rule, false);

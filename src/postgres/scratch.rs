@@ -23,7 +23,7 @@ use super::connect::{self, Session};
 use super::sql::Sql;
 use super::tools::ServerBinaries;
 use crate::config::require_auth::ChannelBinding;
-use crate::config::{Connection, SslMode};
+use crate::config::{Connection, Route, SslMode};
 use crate::error::{Context, Error, Kind, Result};
 use crate::process::{self, Child, Input, Output};
 use crate::sandbox::{self, Account, Containment, Level, Limits, Program, Ring, Said, Sandbox};
@@ -328,6 +328,7 @@ impl Scratch {
     fn connection_as(&self, role: &str, dbname: &str) -> Connection {
         Connection {
             hosts: vec![(self.place.sockets().display().to_string(), PORT)],
+            route: Route::Direct,
             user: role.to_owned(),
             password: None,
             passfile: None,

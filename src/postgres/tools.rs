@@ -16,7 +16,7 @@ use tokio::process::Command;
 
 use super::messages::explain_dump;
 use super::settings;
-use crate::config::{Connection, SslMode, path};
+use crate::config::{Connection, Route, SslMode, path};
 use crate::error::{Context, Error, Result};
 use crate::{printable, process, regular_file};
 
@@ -51,6 +51,8 @@ pub struct Tools {
     /// Where they are; absent means that the prefix's PATH decides.
     pub bin_dir: Option<PathBuf>,
     prefix: Vec<String>,
+    /// Whether they are in the server's own container, where it is on the loopback address.
+    is_inside: bool,
 }
 
 /// Server programs for a scratch server, with client tools beside them.
@@ -74,7 +76,8 @@ pub async fn find(server_major: u32, bin_dir: Option<&Path>, tool_prefix: &[Stri
             match version_of(&dir, "pg_dump").await {
                 Ok((major, version)) => {
                     let bin_dir = Some(dir);
-                    found.push(Tools { major, version, server_major, bin_dir, prefix: Vec::new() });
+                    let prefix = Vec::new();
+                    found.push(Tools { major, version, server_major, bin_dir, prefix, is_inside: false });
                 }
                 Err(e) => broken.push(format!("{}: {e}", dir.display())),
             }
@@ -87,6 +90,7 @@ pub async fn find(server_major: u32, bin_dir: Option<&Path>, tool_prefix: &[Stri
             server_major,
             bin_dir: bin_dir.map(Path::to_owned),
             prefix: tool_prefix.to_owned(),
+            is_inside: false,
         };
         let command = tools.bare("pg_dump", &[])?;
         (tools.major, tools.version) =
@@ -117,6 +121,15 @@ pub async fn find(server_major: u32, bin_dir: Option<&Path>, tool_prefix: &[Stri
              distribution has none), or set bin_dir"
         ))
     })
+}
+
+/// The tools in the server's own container; `words` start a program there.
+pub async fn find_inside(server_major: u32, words: &[String]) -> Result<Tools> {
+    let tools = find(server_major, None, words).await.map_err(|error| {
+        let own = format!("postgresql-client-{server_major} on this host does where the network leads there");
+        Error::new(error).context("the container has no pg_dump that fits").with_hint(own)
+    })?;
+    Ok(Tools { is_inside: true, ..tools })
 }
 
 /// Finds server programs of at least `min_major`, the lowest major that will do.
@@ -156,6 +169,7 @@ impl ServerBinaries {
             server_major: self.major,
             bin_dir: Some(self.bin_dir.clone()),
             prefix: Vec::new(),
+            is_inside: false,
         }
     }
 
@@ -202,6 +216,15 @@ impl Tools {
         self
     }
 
+    /// Their version and where they are, for people.
+    pub fn describe(&self) -> String {
+        match &self.bin_dir {
+            _ if self.is_inside => format!("{} of the container", self.version),
+            Some(dir) => format!("{} in {}", self.version, dir.display()),
+            None => self.version.clone(),
+        }
+    }
+
     /// Whether they see this host's files; behind a prefix they do not.
     pub fn run_here(&self) -> bool {
         self.prefix.is_empty()
@@ -215,6 +238,8 @@ impl Tools {
         dbname: &str,
         application_name: &str,
     ) -> Result<Command> {
+        let inside = self.is_inside.then(|| inside(connection));
+        let connection = inside.as_ref().unwrap_or(connection);
         self.bare(tool, &child_env(connection, self.server_major, dbname, application_name))
     }
 
@@ -229,6 +254,11 @@ impl Tools {
     /// Adds to an error of a tool that is started behind a prefix what is often wrong there.
     pub fn explain_prefix(&self, error: Error, connection: &Connection) -> Error {
         let Some(program) = self.prefix.first() else { return error };
+        if self.is_inside {
+            return error.with_hint(
+                "this program runs in the container, and connects to the server on 127.0.0.1 there",
+            );
+        }
         let hosts: Vec<&str> = connection.hosts.iter().map(|(host, _)| host.as_str()).collect();
         error.with_hint(format!(
             "opsd connects from here, and this program from where tool_prefix ({} …) starts it: host {} must mean the \
@@ -241,7 +271,7 @@ impl Tools {
     /// What an operator should know before a password is given to tools whose libpq sends it in whatever way it
     /// is asked. opsd's own sessions do not, but who stands between may let those pass.
     pub async fn password_warning(&self, connection: &Connection) -> Result<Option<String>> {
-        let Some(host) = connection.guarded_host() else { return Ok(None) };
+        let Some(host) = connection.guarded_host().filter(|_| !self.is_inside) else { return Ok(None) };
         Ok((!self.know_require_auth().await?).then(|| {
             format!(
                 "pg_dump {} does not know require_auth: whoever is between here and {host} can have it send the \
@@ -325,6 +355,24 @@ fn container_command(first: &str, rest: &[String]) -> Option<usize> {
 pub const KEEPALIVES: &str =
     "keepalives_idle=60 keepalives_interval=10 keepalives_count=6 tcp_user_timeout=120000";
 
+/// The same server as its own container sees it: on the loopback address, which nobody else is on. The certificates
+/// that the configuration names are files of this host.
+fn inside(connection: &Connection) -> Connection {
+    let port = connection.hosts.first().map_or(5432, |(_, port)| *port);
+    Connection {
+        hosts: vec![("127.0.0.1".to_owned(), port)],
+        route: Route::Direct,
+        sslmode: match connection.sslmode {
+            SslMode::Disable => SslMode::Disable,
+            _ => SslMode::Prefer,
+        },
+        sslrootcert: None,
+        sslcert: None,
+        sslkey: None,
+        ..connection.clone()
+    }
+}
+
 /// The connection as libpq's environment variables. An odd database name is safe here: PGDATABASE
 /// is never read as a connection string, unlike an argument.
 fn child_env(
@@ -348,6 +396,12 @@ fn child_env(
         // exists, and libpq is silent about that.
         ("PGPASSFILE", "/dev/null/none".to_owned()),
     ];
+    if let Route::At(address) = connection.route {
+        // The host's name stays what a certificate has to name.
+        env.retain(|(name, _)| *name != "PGPORT");
+        env.push(("PGHOSTADDR", address.ip().to_string()));
+        env.push(("PGPORT", address.port().to_string()));
+    }
     // libpq knows it from 16 on; older ones do not look at it.
     if let Some(require) = connection.require_auth_of_tools() {
         env.push(("PGREQUIREAUTH", require.to_string()));
@@ -492,6 +546,7 @@ mod tests {
     fn connection() -> Connection {
         Connection {
             hosts: vec![("a".into(), 5432), ("/run/pg".into(), 5433)],
+            route: Route::Direct,
             user: "u".into(),
             password: Some(Secret::new("s3cret")),
             passfile: None,
@@ -520,7 +575,7 @@ mod tests {
 
     fn behind(prefix: &[&str]) -> Tools {
         let prefix = prefix.iter().map(|word| (*word).to_owned()).collect();
-        Tools { major: 17, version: "17.1".into(), server_major: 17, bin_dir: None, prefix }
+        Tools { major: 17, version: "17.1".into(), server_major: 17, bin_dir: None, prefix, is_inside: false }
     }
 
     fn words(command: &Command) -> Vec<String> {

@@ -33,6 +33,8 @@ mod databases;
 mod demo;
 mod dropped;
 mod dry_run;
+#[cfg(feature = "engine")]
+mod engine;
 mod exporter;
 mod foreign_text;
 mod forgery;

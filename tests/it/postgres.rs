@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use opsd::config::require_auth::ChannelBinding;
 use opsd::config::secret::Secret;
-use opsd::config::{Connection, SslMode};
+use opsd::config::{Connection, Route, SslMode};
 
 use crate::support::postgres::{PASSWORD, SUPERUSER, Server};
 
@@ -23,6 +23,7 @@ fn connection(server: &Server) -> Connection {
 
 fn connection_to(host: &str, port: u16) -> Connection {
     Connection {
+        route: Route::Direct,
         hosts: vec![(host.to_owned(), port)],
         user: SUPERUSER.to_owned(),
         password: Some(Secret::new(PASSWORD)),

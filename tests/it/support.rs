@@ -3,6 +3,8 @@
 pub mod alerting;
 pub mod certificates;
 pub mod compare;
+#[cfg(feature = "engine")]
+pub mod engine;
 pub mod exporter;
 pub mod fixtures;
 pub mod hostile;

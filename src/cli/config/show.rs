@@ -7,7 +7,9 @@ use serde_json::{Map, Value, json};
 use super::monitors::monitor;
 use crate::cli::output;
 use crate::config::monitoring::{Auth, RedisAddress, SecretSource};
-use crate::config::{BackupJob, Config, Databases, Exporter, Location, Ping, Postgres, Redis};
+use crate::config::{
+    BackupJob, Client, Config, Connection, Databases, Exporter, Location, Ping, Place, Postgres, Redis,
+};
 use crate::error::Result;
 
 /// Where a section stands, and its keys in the order they are shown.
@@ -125,8 +127,16 @@ fn redis(server: &Redis) -> Vec<(&'static str, Value)> {
 
 fn postgres(server: &Postgres) -> Vec<(&'static str, Value)> {
     let connection = &server.connection;
-    vec![
-        ("url", json!(connection.describe())),
+    let url = match &server.container {
+        None => connection.describe(),
+        // The container is the host, and stands in a key of its own.
+        Some(_) => {
+            let hosts = connection.hosts.iter().map(|(_, port)| (String::new(), *port)).collect();
+            Connection { hosts, ..connection.clone() }.describe()
+        }
+    };
+    let mut entries = vec![
+        ("url", json!(url)),
         // Whether there is one is worth knowing; nothing else about it is.
         ("password", json!(connection.password.as_ref().map(ToString::to_string))),
         ("sslmode", json!(connection.sslmode.as_str())),
@@ -139,7 +149,14 @@ fn postgres(server: &Postgres) -> Vec<(&'static str, Value)> {
         ("options", json!(connection.options)),
         ("bin_dir", json!(server.bin_dir)),
         ("tool_prefix", json!(server.tool_prefix)),
-    ]
+    ];
+    let Some(wanted) = &server.container else { return entries };
+    entries.push(match &wanted.place {
+        Place::Named(name) => ("container", json!(name)),
+        Place::Compose { project, service } => ("compose", json!({ "project": project, "service": service })),
+    });
+    entries.push(("container_client", json!(wanted.client.map(Client::program))));
+    entries
 }
 
 fn backup(job: &BackupJob) -> Vec<(&'static str, Value)> {

@@ -1,5 +1,7 @@
 //! Where a set is restored to, and whether a person agrees with that.
 
+use std::path::Path;
+
 use chrono::Utc;
 
 use super::Args;
@@ -8,6 +10,8 @@ use crate::cli::{Global, output};
 use crate::config::libpq::Resolved;
 use crate::config::{BackupJob, Config, Connection, Postgres};
 use crate::error::{Context, Error, Result};
+use crate::postgres::reach;
+use crate::postgres::tools::{self, Tools};
 use crate::printable;
 use crate::restore::target::Replaced;
 use crate::set::manifest::{Database, Manifest};
@@ -86,6 +90,32 @@ pub fn target<'c>(
     let shown = printable::word(to);
     Err(Error::usage(format!("--to {shown} is neither a postgres:// URL nor a [postgres.NAME]"))
         .with_hint(hint))
+}
+
+/// A server that was found, and the programs for it.
+pub struct At {
+    pub connection: Connection,
+    pub tools: Tools,
+    /// The way to a server in a container.
+    pub way: Option<String>,
+}
+
+/// Finds the server and the programs that restore into it.
+pub async fn reach(
+    connection: Connection,
+    server: Option<&Postgres>,
+    bin_dir: Option<&Path>,
+    major: u32,
+) -> Result<At> {
+    let Some(server) = server else {
+        return Ok(At { connection, tools: tools::find(major, bin_dir, &[]).await?, way: None });
+    };
+    let reached = reach::reach(server).await.with_context(|| format!("postgres.{}", server.name))?;
+    let tools = reached.tools(major, bin_dir).await?;
+    if let Some(way) = &reached.way {
+        tracing::info!("postgres {}: {way}; pg_restore {}", server.name, tools.describe());
+    }
+    Ok(At { connection: reached.lead(&connection), tools, way: reached.way })
 }
 
 /// Whether a URL says which database is meant, and not only where to connect to.

@@ -4,9 +4,8 @@ use serde::Serialize;
 
 use super::Args;
 use crate::cli::output;
-use crate::config::Connection;
 use crate::error::Result;
-use crate::restore::to::Preview;
+use crate::restore::to::{Options, Preview};
 
 #[derive(Serialize)]
 struct Plan<'a> {
@@ -14,6 +13,9 @@ struct Plan<'a> {
     id: &'a str,
     /// The server and the database, as a URL without a password.
     to: String,
+    /// The way to a server in a container.
+    way: Option<String>,
+    pg_restore: String,
     database: String,
     /// Whether that database would be made, or filled as it is.
     made: bool,
@@ -30,11 +32,19 @@ struct Replaces {
 }
 
 /// Prints the plan.
-pub fn print(args: &Args, job: &str, id: &str, connection: &Connection, preview: Preview) -> Result<()> {
+pub fn print(
+    args: &Args,
+    job: &str,
+    id: &str,
+    options: &Options,
+    way: Option<String>,
+    preview: Preview,
+) -> Result<()> {
     let Preview { database, is_made, replaced, preflights, warnings } = preview;
     let replaces = replaced.map(|of| Replaces { bytes: of.size, objects: of.objects, sessions: of.sessions });
-    let plan =
-        Plan { job, id, to: connection.describe(), database, made: is_made, replaces, preflights, warnings };
+    let (to, pg_restore) = (options.connection.describe(), options.tools.describe());
+    let made = is_made;
+    let plan = Plan { job, id, to, way, pg_restore, database, made, replaces, preflights, warnings };
     if args.json {
         return output::json(&plan);
     }
@@ -46,8 +56,12 @@ pub fn print(args: &Args, job: &str, id: &str, connection: &Connection, preview:
     let mut lines = vec![
         format!("job {job}, set {id}"),
         format!("  to          {}", plan.to),
+        format!("  pg_restore  {}", plan.pg_restore),
         format!("  database    {:?} would be {how}", plan.database),
     ];
+    if let Some(way) = &plan.way {
+        lines.insert(2, format!("  reached as  {way}"));
+    }
     if let Some(Replaces { bytes, objects, sessions }) = &plan.replaces {
         let size = bytes.map(output::size).unwrap_or_else(|| "of unknown size".into());
         lines.push(format!(

@@ -1,0 +1,3 @@
+//! What is said of Docker, against a real Engine: `make engine`.
+
+mod images;
