@@ -361,6 +361,9 @@ pub struct Verify {
     pub scratch_dir: PathBuf,
     /// Whom they run as when opsd is root; absent means `opsd-scratch` if it exists, else `nobody`.
     pub scratch_user: Option<String>,
+    /// The image that they run in, in a throw-away container; absent means that of the server's container, where it has
+    /// one, else this host's programs.
+    pub image: Option<String>,
     /// Queries that must return one row with one true column.
     pub assert: Vec<String>,
     /// How long a rehearsal may take.

@@ -18,6 +18,7 @@ pub(super) fn default_verify() -> Verify {
     Verify {
         scratch_dir: default_scratch_dir(geteuid().as_raw()),
         scratch_user: None,
+        image: None,
         assert: Vec::new(),
         timeout: REHEARSAL_TIMEOUT,
         ping: Ping::default(),
@@ -27,13 +28,22 @@ pub(super) fn default_verify() -> Verify {
 /// Resolves the section of a job.
 pub(super) fn verify(walk: &mut Walk<'_>, job: &Section<'_>, mut verify: Verify) -> Verify {
     let Some(section) = walk.section(job, "verify") else { return verify };
-    walk.only(&section, &["scratch_dir", "scratch_user", "assert", "timeout", "ping_url"]);
+    walk.only(&section, &["scratch_dir", "scratch_user", "image", "assert", "timeout", "ping_url"]);
     verify.timeout = timeout(walk, &section, verify.timeout, "a rehearsal");
     if let Some((_, dir)) = walk.path(&section, "scratch_dir") {
         verify.scratch_dir = dir;
     }
     verify.ping = ping(walk, &section);
     verify.scratch_user = walk.filled(&section, "scratch_user").map(|text| text.value);
+    if let Some(image) = walk.filled(&section, "image") {
+        // It becomes a word of a command line.
+        if image.value.starts_with('-') || image.value.contains(|c: char| c.is_whitespace() || c.is_control())
+        {
+            walk.mistake(&image.place, "is no name of an image", "as in image = \"postgres:17\"");
+        } else {
+            verify.image = Some(image.value);
+        }
+    }
     if let Some((_, queries)) = walk.strings(&section, "assert") {
         verify.assert = queries.into_iter().map(|q| q.value).collect();
     }

@@ -4,7 +4,9 @@
 //! change nothing of what a set holds. No background worker of a library runs there: a restored job (of pg_cron,
 //! say) would change the rows that are to be proven.
 
-use super::tools::ServerBinaries;
+use std::path::Path;
+
+use super::scratch::Programs;
 use crate::error::Result;
 
 /// Extensions that refuse to be made where their library was not loaded at the start: for a set whose server did
@@ -27,16 +29,17 @@ pub fn listed(setting: &str) -> Vec<String> {
 }
 
 /// Which of them a server of these programs is to load for databases with these extensions.
-pub fn wanted(
-    preloaded: Option<&[String]>,
-    extensions: &[&str],
-    binaries: &ServerBinaries,
-) -> Result<Vec<String>> {
+pub fn wanted(preloaded: Option<&[String]>, extensions: &[&str], programs: &Programs) -> Result<Vec<String>> {
     let known: Vec<String> = KNOWN.map(str::to_owned).to_vec();
-    let bin = binaries.real_bin_dir()?;
-    let is_here = |name: &String| {
-        let home = bin.parent().unwrap_or(&bin);
-        DIRECTORIES.iter().any(|dir| home.join(dir).join(format!("{name}.so")).exists())
+    let home = match programs {
+        Programs::Host(binaries) => binaries.real_bin_dir()?.parent().map(Path::to_owned),
+        Programs::Image(_) => None,
+    };
+    let is_here = |name: &String| match programs {
+        Programs::Image(image) => image.has_library(name),
+        Programs::Host(_) => home
+            .iter()
+            .any(|home| DIRECTORIES.iter().any(|dir| home.join(dir).join(format!("{name}.so")).exists())),
     };
     // The list is somebody else's word.
     let is_name = |name: &String| name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));

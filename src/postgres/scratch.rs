@@ -15,7 +15,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, geteuid};
-use rustix::thread::CapabilitySet;
 use tokio::process::Command;
 use tokio::sync::oneshot;
 
@@ -29,9 +28,12 @@ use crate::process::{self, Child, Input, Output};
 use crate::sandbox::{self, Account, Containment, Level, Limits, Program, Ring, Said, Sandbox};
 use crate::shutdown;
 
+pub mod image;
 mod place;
 mod settings;
+mod user;
 
+use image::Image;
 use place::{MARK, Place};
 
 /// The role that opsd restores as.
@@ -41,9 +43,6 @@ pub const READER: &str = "opsd_reader";
 
 /// Part of the socket's name and nothing else.
 const PORT: u16 = 5432;
-
-/// Users to run as where opsd is root, in order of preference.
-const DEFAULT_USERS: [&str; 2] = ["opsd-scratch", "nobody"];
 
 /// The sandbox is made within this time, initdb has run and the server answers within that one. Slow disks
 /// and emulators are included.
@@ -58,6 +57,33 @@ const FREE_PART: u64 = 50;
 const MAX_FREE: u64 = 1 << 30;
 const POLL: Duration = Duration::from_millis(20);
 
+/// Where the programs of a scratch server are.
+#[derive(Debug, Clone)]
+pub enum Programs {
+    /// On this host: they run in a sandbox.
+    Host(ServerBinaries),
+    /// In an image: they run in a throw-away container of it.
+    Image(Image),
+}
+
+impl Programs {
+    /// The server's major.
+    pub fn major(&self) -> u32 {
+        match self {
+            Programs::Host(binaries) => binaries.major,
+            Programs::Image(image) => image.major,
+        }
+    }
+
+    /// The server's version, `17.11`.
+    pub fn version(&self) -> &str {
+        match self {
+            Programs::Host(binaries) => &binaries.version,
+            Programs::Image(image) => &image.version,
+        }
+    }
+}
+
 /// What a scratch server should be.
 #[derive(Debug, Clone)]
 pub struct ScratchOptions {
@@ -66,7 +92,7 @@ pub struct ScratchOptions {
     /// Whom it runs as when opsd is root; absent means `opsd-scratch` if it exists, else `nobody`.
     pub user: Option<String>,
     /// The programs.
-    pub binaries: ServerBinaries,
+    pub programs: Programs,
     /// Connections that restore at the same time.
     pub jobs: usize,
     /// Tables, indexes and sequences that there will be, roughly: a dump of all locks them, and the lock table is
@@ -112,24 +138,24 @@ type Last = Arc<Mutex<Option<Said>>>;
 
 /// Starts a server and waits until it answers.
 pub async fn start(options: ScratchOptions) -> Result<Scratch> {
-    let version = options.binaries.version.clone();
+    let version = options.programs.version().to_owned();
     start_server(options)
         .await
         .with_context(|| format!("cannot start a scratch server, PostgreSQL {version}"))
 }
 
 async fn start_server(options: ScratchOptions) -> Result<Scratch> {
-    let (user, mut warnings) = server_user(options.user.as_deref())?;
+    let (user, mut warnings) = user::server_user(options.user.as_deref())?;
     if user.is_some() {
-        can_serve_as_another()?;
+        user::can_serve_as_another()?;
     }
     let own_uid = geteuid().as_raw();
     let own = place::user_by_uid(own_uid).ok_or_else(|| {
         Error::new(format!("user id {own_uid}, which opsd runs as, has no name"))
             .with_hint("PostgreSQL needs one: add the user to /etc/passwd")
     })?;
-    let binaries = &options.binaries;
-    if let Some(user) = &user
+    if let Programs::Host(binaries) = &options.programs
+        && let Some(user) = &user
         && let Some(dir) = place::blocked_at(user, &binaries.bin_dir)
     {
         return Err(Error::new(format!(
@@ -140,16 +166,18 @@ async fn start_server(options: ScratchOptions) -> Result<Scratch> {
         ))
         .with_hint(format!("chmod o+x {}, or name another bin_dir", dir.display())));
     }
-    let readable = binaries.directories().await?;
     // Before there is a directory: from then on there is little time in which nobody would remove it.
-    let mut keeper = spawn_keeper(&options.keeper)?;
+    let mut keeper = match &options.programs {
+        Programs::Host(_) => Some(spawn_keeper(&options.keeper)?),
+        Programs::Image(_) => None,
+    };
     let place = {
         let (dir, user) = (options.scratch_dir.clone(), user.clone());
         blocking(move || Place::create(&dir, user.as_ref())).await?
     };
     let memory = options.memory.unwrap_or_else(settings::available_memory);
     let sizing = settings::Sizing {
-        major: binaries.major,
+        major: options.programs.major(),
         jobs: options.jobs,
         objects: options.objects,
         memory,
@@ -158,20 +186,90 @@ async fn start_server(options: ScratchOptions) -> Result<Scratch> {
     let conf = settings::postgresql_conf(place.root(), sizing, &options.settings);
     place.write("postgresql.conf", &conf, user.as_ref())?;
     place.write("pg_hba.conf", &settings::pg_hba_conf(), user.as_ref())?;
-    place.write("pg_ident.conf", &settings::pg_ident_conf(&own.name), user.as_ref())?;
+    let may_connect = match (&options.programs, &user) {
+        // Client tools that this host lacks run beside the server, as its user.
+        (Programs::Image(_), Some(user)) => vec![own.name.as_str(), &user.name],
+        _ => vec![own.name.as_str()],
+    };
+    place.write("pg_ident.conf", &settings::pg_ident_conf(&may_connect), user.as_ref())?;
+    let limits = Limits { memory, tasks: MAX_TASKS, free_space: free_at_least(place.root())? };
+    let begun = match (&options.programs, keeper.take()) {
+        (Programs::Host(binaries), Some(keeper)) => {
+            begin_in_sandbox(keeper, binaries, &place, (&own, user), limits, options.uncontained).await?
+        }
+        (Programs::Host(_), None) => return Err(Error::new("the sandbox has no keeper")),
+        (Programs::Image(image), _) => Begun {
+            keeper: image::start(image, &place, (&own, user.as_ref().unwrap_or(&own)), &limits)?,
+            containment: image::containment(),
+            said: Last::default(),
+            alone: None,
+        },
+    };
+    let Begun { keeper, containment, said, alone } = begun;
+    tracing::debug!(
+        "a scratch server of PostgreSQL {} starts in {}, contained {containment}",
+        options.programs.version(),
+        place.root().display()
+    );
+    if containment.level() != Level::Full {
+        warnings.push(format!("the scratch server is contained {containment}"));
+    }
+    let mut scratch = Scratch {
+        warnings,
+        version: options.programs.version().to_owned(),
+        major: options.programs.major(),
+        containment,
+        keeper,
+        place,
+        said,
+        _user: alone,
+    };
+    let session = scratch.ready().await?;
+    // A PID namespace ends with its keeper, and numbers its processes by itself.
+    if scratch.containment.processes != Ring::Held {
+        scratch.place.record_server()?;
+    }
+    let mut roles = Sql::new("CREATE ROLE ").ident(READER).then(" LOGIN BYPASSRLS");
+    // Before that, a restore must grant by itself.
+    if scratch.major >= 14 {
+        roles = roles.then("; GRANT pg_read_all_data TO ").ident(READER);
+    }
+    roles.run(&session.client).await.context("cannot create its roles")?;
+    session.close().await;
+    Ok(scratch)
+}
 
+/// What holds a server that is about to start.
+struct Begun {
+    /// The server ends with its stdin.
+    keeper: Child,
+    containment: Containment,
+    said: Last,
+    /// Keeps others from running as the same user.
+    alone: Option<File>,
+}
+
+/// Closes a sandbox around the programs and lets them go.
+async fn begin_in_sandbox(
+    mut keeper: Child,
+    binaries: &ServerBinaries,
+    place: &Place,
+    (own, user): (&Account, Option<Account>),
+    limits: Limits,
+    uncontained: bool,
+) -> Result<Begun> {
     let sandbox = Sandbox {
         directory: place.root().to_owned(),
         writable: vec![place.data(), place.sockets()],
-        readable,
-        accounts: user.iter().cloned().chain([own]).collect(),
+        readable: binaries.directories().await?,
+        accounts: user.iter().cloned().chain([own.clone()]).collect(),
         user,
-        programs: programs(binaries, &place)?,
-        limits: Limits { memory, tasks: MAX_TASKS, free_space: free_at_least(place.root())? },
+        programs: programs(binaries, place)?,
+        limits,
     };
     let (containment, said) = contain(&mut keeper, &sandbox).await?;
     let go = async {
-        if containment.level() == Level::No && !options.uncontained {
+        if containment.level() == Level::No && !uncontained {
             return Err(Error::new(format!(
                 "a rehearsal runs code of the database's users, and this machine does not contain it: {}",
                 containment.lacking().join("; ")
@@ -194,37 +292,7 @@ async fn start_server(options: ScratchOptions) -> Result<Scratch> {
             return Err(error);
         }
     };
-    tracing::debug!(
-        "a scratch server of PostgreSQL {} starts in {}, contained {containment}",
-        binaries.version,
-        place.root().display()
-    );
-    if containment.level() != Level::Full {
-        warnings.push(format!("the scratch server is contained {containment}"));
-    }
-    let mut scratch = Scratch {
-        warnings,
-        version: binaries.version.clone(),
-        major: binaries.major,
-        containment,
-        keeper,
-        place,
-        said,
-        _user: alone,
-    };
-    let session = scratch.ready().await?;
-    // A PID namespace ends with its keeper, and numbers its processes by itself.
-    if scratch.containment.processes != Ring::Held {
-        scratch.place.record_server()?;
-    }
-    let mut roles = Sql::new("CREATE ROLE ").ident(READER).then(" LOGIN BYPASSRLS");
-    // Before that, a restore must grant by itself.
-    if scratch.major >= 14 {
-        roles = roles.then("; GRANT pg_read_all_data TO ").ident(READER);
-    }
-    roles.run(&session.client).await.context("cannot create its roles")?;
-    session.close().await;
-    Ok(scratch)
+    Ok(Begun { keeper, containment, said, alone })
 }
 
 /// Starts a keeper that has no sandbox yet. It ends with its stdin.
@@ -346,6 +414,11 @@ impl Scratch {
         }
     }
 
+    /// The words that start a program where the server runs, which is in a container of this image.
+    pub fn exec(&self, image: &Image) -> Vec<String> {
+        image::exec(image, self.place.root())
+    }
+
     /// Its directory, for free space and for messages.
     pub fn directory(&self) -> &Path {
         self.place.root()
@@ -439,58 +512,6 @@ pub fn free_space(path: &Path) -> Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// Whom the server runs as (absent: opsd's own user), and what to say about that.
-fn server_user(wanted: Option<&str>) -> Result<(Option<Account>, Vec<String>)> {
-    if !geteuid().is_root() {
-        return Ok((None, Vec::new()));
-    }
-    let missing = |name: &str| {
-        Error::usage(format!("scratch_user {name:?} does not exist"))
-            .with_hint(format!("useradd --system --no-create-home --shell /usr/sbin/nologin {name}"))
-    };
-    let user = match wanted {
-        Some(name) => place::user_by_name(name).ok_or_else(|| missing(name))?,
-        None => DEFAULT_USERS
-            .iter()
-            .find_map(|name| place::user_by_name(name))
-            .ok_or_else(|| missing(DEFAULT_USERS[0]))?,
-    };
-    if user.uid == 0 {
-        return Err(Error::usage(format!("scratch_user {:?} is root", user.name))
-            .with_hint("a restored database's code runs as this user; name one without privileges"));
-    }
-    let mut warnings = Vec::new();
-    if wanted.is_none() && user.name != DEFAULT_USERS[0] {
-        warnings.push(format!(
-            "the scratch server runs as {:?}, whom other services may share; create user {:?} for it alone",
-            user.name, DEFAULT_USERS[0]
-        ));
-    }
-    Ok((Some(user), warnings))
-}
-
-/// Whether root is root enough to run a server as somebody else, reach its socket and end it: a container may
-/// withhold that.
-fn can_serve_as_another() -> Result<()> {
-    let needed = [
-        (CapabilitySet::CHOWN, "CHOWN"),
-        (CapabilitySet::DAC_OVERRIDE, "DAC_OVERRIDE"),
-        (CapabilitySet::KILL, "KILL"),
-        (CapabilitySet::SETGID, "SETGID"),
-        (CapabilitySet::SETUID, "SETUID"),
-    ];
-    let own = rustix::thread::capabilities(None).map_err(std::io::Error::from);
-    let own = own.context("cannot ask for this process's capabilities")?.effective;
-    let lacking: Vec<&str> =
-        needed.iter().filter(|(one, _)| !own.contains(*one)).map(|(_, name)| *name).collect();
-    if lacking.is_empty() {
-        return Ok(());
-    }
-    let lacking = lacking.join(", ");
-    Err(Error::new(format!("opsd runs as root without the capabilities {lacking}"))
-        .with_hint(format!("run it as an ordinary user, or with them (in Compose, cap_add: [{lacking}])")))
-}
-
 /// What runs in the sandbox, with nothing of opsd's in its environment. Both set their umask to 077.
 fn programs(binaries: &ServerBinaries, place: &Place) -> Result<Vec<Program>> {
     let text = |path: &Path| {
@@ -548,19 +569,5 @@ mod tests {
     fn free_space_of_what_does_not_exist_yet() {
         let tmp = tempfile::tempdir().unwrap();
         assert!(free_space(&tmp.path().join("a/b/c")).unwrap() > 0);
-    }
-
-    #[test]
-    fn root_is_refused_and_missing_users_are_named() {
-        if geteuid().is_root() {
-            let root = server_user(Some("root")).unwrap_err();
-            assert_eq!(root.to_string(), "scratch_user \"root\" is root");
-            assert!(server_user(Some("no-such-user-here")).is_err());
-            let (user, _) = server_user(None).unwrap();
-            assert_ne!(user.unwrap().uid, 0);
-        } else {
-            let (user, warnings) = server_user(None).unwrap();
-            assert!(user.is_none() && warnings.is_empty());
-        }
     }
 }

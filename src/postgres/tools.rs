@@ -529,7 +529,7 @@ async fn ask_version(program: &str, mut command: Command) -> Result<(u32, String
 }
 
 /// `pg_dump (PostgreSQL) 17.11 (Debian 17.11-1)`, `postgres (PostgreSQL) 19beta1`.
-fn parse_version(text: &str) -> Option<(u32, String)> {
+pub(super) fn parse_version(text: &str) -> Option<(u32, String)> {
     let version = text.split_once("(PostgreSQL) ")?.1.split_whitespace().next()?;
     let digits: String = version.chars().take_while(char::is_ascii_digit).collect();
     Some((digits.parse().ok()?, version.to_owned()))

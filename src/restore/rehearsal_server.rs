@@ -1,11 +1,14 @@
 //! The scratch server that a set is rehearsed on: where it is, how large, and what it loads.
 
 use super::verify::{Uncontained, jobs, scratch_name};
-use crate::config::BackupJob;
+use std::path::Path;
+
+use crate::config::{BackupJob, Client, Config};
+use crate::container;
 use crate::error::{Error, Result};
 use crate::postgres::libraries;
-use crate::postgres::scratch::{self, Scratch, ScratchOptions};
-use crate::postgres::tools::ServerBinaries;
+use crate::postgres::scratch::{self, Programs, Scratch, ScratchOptions, image};
+use crate::postgres::tools::{self, ServerBinaries, Tools};
 use crate::set::manifest::Manifest;
 
 /// Bytes that a scratch server needs before it holds anything: its system catalogs and WAL.
@@ -13,12 +16,103 @@ const SCRATCH_OVERHEAD: u64 = 256 << 20;
 /// This program again, which makes and keeps the sandbox; `cli::keep_scratch` is the other side.
 const KEEPER: [&str; 2] = ["/proc/self/exe", "keep-scratch"];
 
+/// A server for a set, tools that fit it, and what the operator should know: of the newer of the source's and pg_dump's
+/// major, because an older pg_restore refuses the archive and an older server some of its settings.
+///
+/// An image that is named, or that the source runs in, goes before this host's programs: it has the extensions and the
+/// locales that the set needs. Where no container of it can be had, this host's programs are taken.
+pub(super) async fn find(
+    config: &Config,
+    job: &BackupJob,
+    manifest: &Manifest,
+    uncontained: Uncontained,
+) -> Result<(Scratch, Tools, Vec<String>)> {
+    let major = manifest.dump_major().max(manifest.server.version_num / 10_000);
+    let in_container = match wanted_image(config, job).await {
+        None => None,
+        Some(Ok((client, name))) => Some(in_image(job, manifest, major, client, &name, uncontained).await),
+        Some(Err(error)) => Some(Err(error)),
+    };
+    let no_container = match in_container {
+        Some(Ok(found)) => return Ok(found),
+        Some(Err(error)) => Some(error.context("no throw-away container")),
+        None => None,
+    };
+    let configured = config.postgres.get(&job.postgres).and_then(|p| p.bin_dir.as_deref());
+    let binaries = match (binaries(configured, major).await, no_container) {
+        (Ok(binaries), None) => (binaries, Vec::new()),
+        (Ok(binaries), Some(why)) => {
+            let said = format!("{why}; the server's programs of this host are used");
+            (binaries, vec![said])
+        }
+        (Err(error), None) => return Err(error),
+        // The first says what somebody wanted, the second what else would do.
+        (Err(error), Some(why)) => {
+            let hint = error.hint().unwrap_or_default().to_owned();
+            return Err(Error::new(error).context(why).with_hint(hint));
+        }
+    };
+    let (binaries, mut warnings) = binaries;
+    let tools = binaries.tools();
+    let (scratch, without) = start(job, manifest, &Programs::Host(binaries), uncontained).await?;
+    warnings.extend(without);
+    Ok((scratch, tools, warnings))
+}
+
+/// The image that a rehearsal is to run in: the one that is named, else the one of the container that the source is in.
+async fn wanted_image(config: &Config, job: &BackupJob) -> Option<Result<(Client, String)>> {
+    let server = config.postgres.get(&job.postgres).and_then(|server| server.container.as_ref());
+    if let Some(name) = &job.verify.image {
+        let client = container::client(server.and_then(|wanted| wanted.client));
+        return Some(client.map(|client| (client, name.clone())));
+    }
+    let found = container::find(server?).await;
+    Some(found.map(|container| (container.client, container.image)))
+}
+
+async fn in_image(
+    job: &BackupJob,
+    manifest: &Manifest,
+    major: u32,
+    client: Client,
+    name: &str,
+    uncontained: Uncontained,
+) -> Result<(Scratch, Tools, Vec<String>)> {
+    if let Err(error) = image::sweep(client).await {
+        tracing::warn!("cannot look for containers that earlier rehearsals left: {error}");
+    }
+    let image = image::look(client, name).await?;
+    if image.major < major {
+        return Err(Error::new(format!(
+            "image {name} holds PostgreSQL {}, and the set needs {major} or newer",
+            image.version
+        )));
+    }
+    let programs = Programs::Image(image.clone());
+    let (scratch, without) = start(job, manifest, &programs, uncontained).await?;
+    let tools = match tools::find(image.major, None, &[]).await {
+        Ok(tools) => tools,
+        // The server's socket is where it is here.
+        Err(_) => tools::find(image.major, None, &scratch.exec(&image)).await?,
+    };
+    Ok((scratch, tools, without.into_iter().collect()))
+}
+
+async fn binaries(configured: Option<&Path>, major: u32) -> Result<ServerBinaries> {
+    if let Some(dir) = configured
+        && let Ok(found) = tools::find_server(major, Some(dir)).await
+    {
+        return Ok(found);
+    }
+    tools::find_server(major, None).await
+}
+
 /// Starts it, with the libraries that extensions of the set need. Where it does not start with them, it is started
 /// without, and why is said.
 pub(super) async fn start(
     job: &BackupJob,
     manifest: &Manifest,
-    binaries: &ServerBinaries,
+    programs: &Programs,
     uncontained: Uncontained,
 ) -> Result<(Scratch, Option<String>)> {
     let dir = &job.verify.scratch_dir;
@@ -36,13 +130,13 @@ pub(super) async fn start(
     let tables = manifest.databases.iter().fold(0, |sum: u64, d| sum.saturating_add(d.tables));
     let extensions: Vec<&str> =
         manifest.databases.iter().flat_map(|d| &d.extensions).map(|e| e.name.as_str()).collect();
-    let libraries = libraries::wanted(manifest.server.preloaded.as_deref(), &extensions, binaries)?;
+    let libraries = libraries::wanted(manifest.server.preloaded.as_deref(), &extensions, programs)?;
     let cron = manifest.databases.iter().find(|d| d.extensions.iter().any(|e| e.name == libraries::CRON.0));
     let cron = cron.map(|database| scratch_name(&database.name));
     let options = ScratchOptions {
         scratch_dir: dir.clone(),
         user: job.verify.scratch_user.clone(),
-        binaries: binaries.clone(),
+        programs: programs.clone(),
         jobs: jobs(job),
         // A table comes with indexes, sequences and a TOAST table.
         objects: tables.saturating_mul(5).saturating_add(1_000),

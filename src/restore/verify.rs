@@ -5,7 +5,6 @@
 //! running (no space, no server programs, a missing extension) is a failure, and recorded like the others:
 //! whoever watches must hear that nothing is proven any more.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -26,7 +25,7 @@ use crate::postgres::locale::{self, Fallback};
 use crate::postgres::properties::{self, Setting};
 use crate::postgres::scratch::{self, Scratch};
 use crate::postgres::sql::Sql;
-use crate::postgres::tools::{self, ServerBinaries, Tools};
+use crate::postgres::tools::Tools;
 use crate::progress::{Event, Progress};
 use crate::set;
 use crate::set::archive::Entry;
@@ -272,14 +271,13 @@ impl Run<'_> {
         self.lap("check");
 
         self.phase("starting a scratch server");
-        let binaries = binaries(self.config, self.job, self.manifest).await?;
-        let starting = rehearsal_server::start(self.job, self.manifest, &binaries, self.uncontained);
-        let (scratch, without_libraries) = starting.await?;
-        self.record.warnings.extend(without_libraries);
+        let finding = rehearsal_server::find(self.config, self.job, self.manifest, self.uncontained);
+        let (scratch, tools, warnings) = finding.await?;
+        self.record.warnings.extend(warnings);
         self.record.server_version = Some(scratch.version.clone());
         self.record.contained = Some(scratch.containment.to_string());
         self.hints.extend(scratch.warnings.iter().cloned());
-        Ok((scratch, binaries.tools(), globals))
+        Ok((scratch, tools, globals))
     }
 
     async fn rehearse_on(&mut self, scratch: &Scratch, tools: &Tools, globals: &Globals) -> Result<bool> {
@@ -508,19 +506,6 @@ async fn check_restore_md(origin: &Origin, manifest: &Manifest) -> Result<()> {
         return Ok(());
     }
     Err(changed(&object.key, &format!("its SHA-256 is {found}, the manifest says {}", object.sha256)))
-}
-
-/// Server programs for a set: of the newer of the source's and pg_dump's major, because an older
-/// pg_restore refuses the archive and an older server some of its settings.
-async fn binaries(config: &Config, job: &BackupJob, manifest: &Manifest) -> Result<ServerBinaries> {
-    let major = manifest.dump_major().max(manifest.server.version_num / 10_000);
-    let configured: Option<PathBuf> = config.postgres.get(&job.postgres).and_then(|p| p.bin_dir.clone());
-    if let Some(dir) = &configured
-        && let Ok(found) = tools::find_server(major, Some(dir)).await
-    {
-        return Ok(found);
-    }
-    tools::find_server(major, None).await
 }
 
 async fn create(admin: &Session, name: &str, database: &Database) -> Result<Vec<String>> {

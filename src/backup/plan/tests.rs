@@ -31,6 +31,7 @@ pub(in crate::backup) fn job(exclude: &[&str]) -> BackupJob {
         verify: Verify {
             scratch_dir: "/nonexistent".into(),
             scratch_user: None,
+            image: None,
             assert: Vec::new(),
             timeout: Duration::from_secs(60),
             ping: Ping::default(),

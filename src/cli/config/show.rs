@@ -62,6 +62,7 @@ fn sections(config: &Config) -> Vec<Section> {
             vec![
                 ("scratch_dir", json!(job.verify.scratch_dir)),
                 ("scratch_user", json!(job.verify.scratch_user)),
+                ("image", json!(job.verify.image)),
                 ("assert", json!(job.verify.assert)),
                 ("timeout", json!(exact_duration(job.verify.timeout.as_secs()))),
                 ("ping_url", ping(&job.verify.ping)),

@@ -86,10 +86,13 @@ pub(super) fn pg_hba_conf() -> String {
     format!("local all {SUPERUSER},{READER} peer map=opsd\nlocal all all reject\n")
 }
 
-/// `pg_ident.conf`: the user that opsd runs as may be either role.
-pub(super) fn pg_ident_conf(os_user: &str) -> String {
-    let os_user = os_user.replace('"', "\"\"");
-    format!("opsd \"{os_user}\" {SUPERUSER}\nopsd \"{os_user}\" {READER}\n")
+/// `pg_ident.conf`: the users that opsd and its tools run as may be either role.
+pub(super) fn pg_ident_conf(os_users: &[&str]) -> String {
+    let lines = os_users.iter().map(|os_user| {
+        let os_user = os_user.replace('"', "\"\"");
+        format!("opsd \"{os_user}\" {SUPERUSER}\nopsd \"{os_user}\" {READER}\n")
+    });
+    lines.collect()
 }
 
 /// Bytes that a scratch server may count on: what is available, within the control group's limit.
@@ -132,6 +135,6 @@ mod tests {
     fn nobody_else_gets_in() {
         assert!(pg_hba_conf().ends_with("local all all reject\n"));
         assert!(!pg_hba_conf().contains("trust"));
-        assert!(pg_ident_conf("ro\"ot").starts_with("opsd \"ro\"\"ot\" opsd_scratch\n"));
+        assert!(pg_ident_conf(&["ro\"ot"]).starts_with("opsd \"ro\"\"ot\" opsd_scratch\n"));
     }
 }

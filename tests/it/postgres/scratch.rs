@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use opsd::error::Result;
 use opsd::postgres::connect::{Session, connect};
 use opsd::postgres::locale::{Fallback, Locale, create_database};
-use opsd::postgres::scratch::{self, Scratch, ScratchOptions};
+use opsd::postgres::scratch::{self, Programs, Scratch, ScratchOptions};
 use opsd::postgres::tools;
 use rustix::process::geteuid;
 
@@ -37,7 +37,7 @@ impl Ground {
             settings: Vec::new(),
             scratch_dir: self.0.clone(),
             user: None,
-            binaries: tools::find_server(major, Some(&bin_dir(major))).await.unwrap(),
+            programs: Programs::Host(tools::find_server(major, Some(&bin_dir(major))).await.unwrap()),
             jobs: 2,
             objects: 1000,
             memory: Some(512 << 20),

@@ -1,0 +1,173 @@
+//! A rehearsal in a throw-away container: where the host has no server that fits, and however it ends.
+
+use std::process::Command;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::engine::{Engine, engine};
+use crate::support::fixtures;
+use crate::support::opsd::{Opsd, finish_child, quoted, quoted_list};
+use crate::support::postgres::{Server, default_server};
+use crate::support::processes::until;
+use crate::support::sets::{back_up, result};
+
+/// Newer than the servers that tests use otherwise, and than what a distribution has.
+const MAJOR: u32 = 18;
+
+/// A site with a set, and a host that finds no program of PostgreSQL but those that a distribution put there.
+fn site(engine: &Engine, verify: &[(&str, String)]) -> (&'static Server, Opsd, String) {
+    let server = default_server();
+    let contents = [fixtures::ROLES, fixtures::CONSTRAINTS, fixtures::NAMES, fixtures::LARGE_OBJECTS];
+    let database = fixtures::database_with(server, "image", &contents);
+    fixtures::rows(server, &database, "big", 2_000);
+    let mut opsd = Opsd::new(server, &[&database]);
+    opsd.verify.set("image", quoted(&engine.postgres_image(MAJOR)));
+    for (key, value) in verify {
+        opsd.verify.set(key, value.clone());
+    }
+    back_up(&opsd);
+    opsd.postgres.unset("bin_dir");
+    opsd.env("PATH", "/usr/local/bin:/usr/bin:/bin").env("DOCKER_HOST", engine.host());
+    (server, opsd, database)
+}
+
+/// Containers of rehearsals of this site, whether they run or not.
+fn containers(engine: &Engine, opsd: &Opsd) -> Vec<String> {
+    let said = engine.docker(&["ps", "-a", "--format", "{{.ID}} {{.Label \"opsd.scratch\"}}"]);
+    let scratch = opsd.path("scratch").display().to_string();
+    said.lines()
+        .filter_map(|line| line.split_once(' '))
+        .filter(|(_, at)| at.starts_with(&scratch))
+        .map(|(id, _)| id.to_owned())
+        .collect()
+}
+
+/// Whether code of the set is at work in a container.
+fn runs_a_query(engine: &Engine, id: &str) -> bool {
+    // It may be gone, or not there yet.
+    engine.try_docker(&["top", id]).stdout.contains("SELECT")
+}
+
+fn left(opsd: &Opsd) -> usize {
+    std::fs::read_dir(opsd.path("scratch")).map_or(0, Iterator::count)
+}
+
+#[test]
+fn a_set_is_proven_in_a_container_that_has_nothing_and_leaves_nothing() {
+    let engine = engine();
+    let (server, opsd, database) = site(engine, &[]);
+    let volumes = engine.docker(&["volume", "ls", "-q"]);
+    let run = opsd.ok(&["restore", "--verify", "--json"]);
+    let found = result(&run);
+    assert_eq!(found["verdict"], "proven", "{run}");
+    assert!(found["server_version"].as_str().unwrap().starts_with("18."), "{run}");
+    assert_eq!(found["contained"], "full", "{run}");
+    assert!(containers(engine, &opsd).is_empty());
+    assert_eq!(left(&opsd), 0);
+    assert_eq!(engine.docker(&["volume", "ls", "-q"]), volumes);
+    server.drop_database(&database);
+}
+
+/// What the Engine says of the container, while code of the set runs in it.
+#[test]
+fn the_container_has_no_network_no_volume_and_bounds() {
+    let engine = engine();
+    let (server, opsd, database) =
+        site(engine, &[("assert", quoted_list(&["SELECT pg_sleep(600) IS NOT NULL"]))]);
+    let child = opsd.command(&["restore", "--verify", "--json"]).spawn().unwrap();
+    until("the assertion runs", || containers(engine, &opsd).iter().any(|id| runs_a_query(engine, id)));
+    let id = containers(engine, &opsd).remove(0);
+    let host = engine.inspect(
+        &id,
+        "{{.HostConfig.NetworkMode}} {{.HostConfig.ReadonlyRootfs}} {{.HostConfig.CapDrop}} {{.HostConfig.SecurityOpt}} {{.HostConfig.LogConfig.Type}}",
+    );
+    assert_eq!(host, "none true [ALL] [no-new-privileges] none");
+    let bounds = engine.inspect(&id, "{{.HostConfig.Memory}} {{.HostConfig.PidsLimit}}");
+    assert!(bounds.split(' ').all(|bound| bound.parse::<u64>().unwrap() > 0), "{bounds}");
+    let user = engine.docker(&["exec", &id, "id", "-u"]);
+    assert_ne!(user, "0");
+    let mounts = engine.inspect(&id, "{{range .Mounts}}{{.Type}} {{.Source}}\n{{end}}");
+    let scratch = opsd.path("scratch").display().to_string();
+    let foreign: Vec<&str> =
+        mounts.lines().filter(|line| line.starts_with("bind ") && !line.contains(&scratch)).collect();
+    assert_eq!(foreign, Vec::<&str>::new());
+    // Ctrl-C.
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    finish_child(child, "restore --verify".into()).expect_code(130);
+    assert!(containers(engine, &opsd).is_empty());
+    assert_eq!(left(&opsd), 0);
+    server.drop_database(&database);
+}
+
+#[test]
+fn a_rehearsal_that_is_killed_takes_its_container_along() {
+    let engine = engine();
+    let (server, mut opsd, database) =
+        site(engine, &[("assert", quoted_list(&["SELECT pg_sleep(600) IS NOT NULL"]))]);
+    // Early, while the container is made, and late.
+    for moment in ["opsd-scratch", "SELECT"] {
+        let mut child = opsd.command(&["restore", "--verify", "--json"]).spawn().unwrap();
+        until("its moment", || {
+            let there = containers(engine, &opsd);
+            there.iter().any(|id| moment != "SELECT" || runs_a_query(engine, id))
+        });
+        child.kill().unwrap();
+        child.wait().unwrap();
+        until("the container is gone", || containers(engine, &opsd).is_empty());
+    }
+    assert!(left(&opsd) > 0, "nobody was there to remove it");
+    opsd.verify.unset("assert");
+    opsd.ok(&["restore", "--verify"]);
+    assert_eq!(left(&opsd), 0);
+    server.drop_database(&database);
+}
+
+/// Made and never started, by an Engine whose client was killed at the wrong moment.
+#[test]
+fn the_next_rehearsal_removes_a_container_that_never_began() {
+    let engine = engine();
+    let (server, opsd, database) = site(engine, &[]);
+    let directory = opsd.path("scratch").join("opsd-scratch-gone");
+    let label = format!("opsd.scratch={}", directory.display());
+    engine.docker(&["create", "--label", &label, &engine.postgres_image(MAJOR)]);
+    let mine = engine.docker(&["create", "--label", "somebody=else", &engine.postgres_image(MAJOR)]);
+    assert_eq!(containers(engine, &opsd).len(), 1);
+    opsd.ok(&["restore", "--verify"]);
+    assert!(containers(engine, &opsd).is_empty());
+    engine.docker(&["rm", "-v", &mine]);
+    server.drop_database(&database);
+}
+
+#[test]
+fn without_the_image_the_hosts_programs_are_used_and_without_those_both_are_told() {
+    let engine = engine();
+    let (server, mut opsd, database) = site(engine, &[("image", quoted("no/such:image"))]);
+    let run = opsd.run(&["restore", "--verify", "--json"]);
+    // The distribution's server is of the default major or newer, or there is none.
+    let said = result(&run).to_string() + &run.stderr;
+    assert!(said.contains("no throw-away container") && said.contains("no/such:image"), "{run}");
+    opsd.env("DOCKER_HOST", "unix:///nonexistent/docker.sock");
+    let run = opsd.run(&["restore", "--verify", "--json"]);
+    let said = result(&run).to_string() + &run.stderr;
+    assert!(said.contains("no throw-away container"), "{run}");
+    server.drop_database(&database);
+}
+
+/// It is held by its stdin, whoever holds that.
+#[test]
+fn a_container_ends_with_its_client() {
+    let engine = engine();
+    let (server, opsd, database) =
+        site(engine, &[("assert", quoted_list(&["SELECT pg_sleep(600) IS NOT NULL"]))]);
+    let child = opsd.command(&["restore", "--verify", "--json"]).spawn().unwrap();
+    until("the assertion runs", || containers(engine, &opsd).iter().any(|id| runs_a_query(engine, id)));
+    let clients = crate::support::processes::descendants(child.id());
+    let client = clients.iter().find(|process| process.command_line().contains("run")).expect("docker run");
+    let killed = Command::new("kill").arg("-9").arg(client.pid.to_string()).status().unwrap();
+    assert!(killed.success());
+    let run = finish_child(child, "restore --verify".into());
+    assert_eq!(run.code, Some(1), "{run}");
+    until("the container is gone", || containers(engine, &opsd).is_empty());
+    assert_eq!(left(&opsd), 0);
+    server.drop_database(&database);
+}
