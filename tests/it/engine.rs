@@ -1,3 +1,4 @@
 //! What is said of Docker, against a real Engine: `make engine`.
 
 mod images;
+mod sidecar;
