@@ -242,7 +242,12 @@ async fn ask(client: Client, command: Command) -> Result<String> {
             "run opsd as root, or as a user who may use {name}: whoever may is as good as root"
         ))
     } else if lower.contains("cannot connect") || lower.contains("connection refused") {
-        error.with_hint(format!("start {name}'s daemon, or set DOCKER_HOST to where it listens"))
+        error.with_hint(match client {
+            Client::Docker => {
+                "start Docker's daemon, set DOCKER_HOST to where it listens, or container_client = \"podman\""
+            }
+            Client::Podman => "start Podman's service, or set CONTAINER_HOST to where it listens",
+        })
     } else {
         error
     })
@@ -483,10 +488,11 @@ mod tests {
         assert!(address("127.0.0.9", 8, "").is_on_link());
         assert!(!address("127.0.0.9", 0, "").is_on_link());
         // Whatever leads there, it is somebody else's network.
-        assert!(!address("192.0.2.1", 24, "").is_on_link());
+        assert!(!address("198.51.100.1", 24, "").is_on_link());
         assert!(address("127.0.0.9", 8, "127.0.0.1").is_on_host());
         assert!(
-            !address("127.0.0.9", 8, "192.0.2.9").is_on_host() && !address("127.0.0.9", 8, "").is_on_host()
+            !address("127.0.0.9", 8, "198.51.100.9").is_on_host()
+                && !address("127.0.0.9", 8, "").is_on_host()
         );
         let same = |one: &str, other: &str, prefix| {
             is_same_network(one.parse().unwrap(), other.parse().unwrap(), prefix)

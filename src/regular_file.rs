@@ -26,6 +26,9 @@ use crate::error::Error;
 /// Links that are followed on the way to a file: the kernel's own bound.
 const LINKS: usize = 40;
 
+/// Where Docker and Podman mount the secrets of a container, which cannot change their mode.
+const CONTAINER_SECRETS: &str = "/run/secrets";
+
 /// Opens a file for reading; what is none (a directory, a pipe, a device) is an error.
 pub fn open(path: &Path) -> io::Result<File> {
     let flags = OFlags::NONBLOCK.bits().cast_signed();
@@ -88,10 +91,14 @@ fn private(file: &File, path: &Path) -> io::Result<()> {
     if mode & 0o077 == 0 {
         return Ok(());
     }
-    Err(refusal(
-        Error::usage(format!("mode {:04o} lets others read it", mode & 0o7777))
-            .with_hint(format!("chmod 600 {}", path.display())),
-    ))
+    let hint = if path.starts_with(CONTAINER_SECRETS) {
+        "a secret of Compose has the owner and the mode of its file on the host: chown it to the container's user and \
+         chmod 400 it there; one of a Swarm is given both beside its name: uid, and mode: 0400"
+            .to_owned()
+    } else {
+        format!("chmod 600 {}", path.display())
+    };
+    Err(refusal(Error::usage(format!("mode {:04o} lets others read it", mode & 0o7777)).with_hint(hint)))
 }
 
 /// What is wrong with the file itself; the error that is made of it keeps its kind and its hint.

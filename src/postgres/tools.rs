@@ -125,11 +125,29 @@ pub async fn find(server_major: u32, bin_dir: Option<&Path>, tool_prefix: &[Stri
 
 /// The tools in the server's own container; `words` start a program there.
 pub async fn find_inside(server_major: u32, words: &[String]) -> Result<Tools> {
-    let tools = find(server_major, None, words).await.map_err(|error| {
-        let own = format!("postgresql-client-{server_major} on this host does where the network leads there");
-        Error::new(error).context("the container has no pg_dump that fits").with_hint(own)
-    })?;
-    Ok(Tools { is_inside: true, ..tools })
+    let mut tools = Tools {
+        major: 0,
+        version: String::new(),
+        server_major,
+        bin_dir: None,
+        prefix: words.to_vec(),
+        is_inside: true,
+    };
+    let on_host = || {
+        format!(
+            "with postgresql-client-{server_major} on this host opsd uses its programs, where a network leads to the \
+             container"
+        )
+    };
+    let command = tools.bare("pg_dump", &[])?;
+    let found = ask_version("pg_dump", command).await.context("the container has no pg_dump that works");
+    (tools.major, tools.version) = found.map_err(|error| error.with_hint(on_host()))?;
+    if tools.major < server_major {
+        let old =
+            format!("the container has pg_dump {}, and PostgreSQL {server_major} is needed", tools.version);
+        return Err(Error::new(old).with_hint(on_host()));
+    }
+    Ok(tools)
 }
 
 /// Finds server programs of at least `min_major`, the lowest major that will do.

@@ -20,6 +20,7 @@ fail() { echo "docker: $1" >&2; exit 125; }
 [ -f @DIR@/fault ] && { cat @DIR@/fault >&2; exit 1; }
 case "$1" in
     exec) shift ;;
+    info) echo false; exit ;;
     context) echo unix:///var/run/docker.sock; exit ;;
     ps) case "$*" in
             *Names*) echo site_db_1; echo site_web_1 ;;
@@ -121,7 +122,7 @@ fn a_container_is_found_by_each_of_its_ways() {
         ("127.0.0.1", "", format!("container site_db_1, at 127.0.0.1:{port} (network site_default)")),
         ("", &*port.to_string(), format!("container site_db_1, at 127.0.0.1:{port} (its published port)")),
         // This host is not on that network, whoever answers there.
-        ("192.0.2.1", "", "container site_db_1, through docker exec".to_owned()),
+        ("198.51.100.1", "", "container site_db_1, through docker exec".to_owned()),
     ];
     for (address, published, way) in &ways {
         site.says("running", address, published);
@@ -143,6 +144,15 @@ fn a_container_is_found_by_each_of_its_ways() {
     site.opsd.more = "[monitor.main]\npostgres = \"main\"\n".to_owned();
     let run = site.opsd.ok(&["status"]);
     assert!(run.stdout.contains("primary"), "{run}");
+
+    // Podman is asked and used the same way.
+    std::fs::rename(site.client.join("docker"), site.client.join("podman")).unwrap();
+    site.opsd.postgres.set("container_client", quoted("podman"));
+    let run = site.opsd.ok(&["backup", "--dry-run", "--json"]);
+    assert_eq!(run.json()["plans"][0]["way"], "container site_db_1, through podman exec", "{run}");
+    site.opsd.ok(&["backup"]);
+    site.opsd.postgres.unset("container_client");
+    std::fs::rename(site.client.join("podman"), site.client.join("docker")).unwrap();
 
     // Programs of this host that fit are taken where they can connect.
     let found = format!("{}:{}:/usr/bin:/bin", site.client.display(), bin_dir(server.major).display());

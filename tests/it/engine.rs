@@ -2,3 +2,5 @@
 
 mod images;
 mod rehearsal;
+mod servers;
+mod sidecar;

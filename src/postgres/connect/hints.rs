@@ -6,6 +6,7 @@ use std::io;
 use tokio_postgres::error::{DbError, SqlState};
 
 use super::{Target, rustls_cause, tls};
+use crate::config::Route;
 
 /// Hints go by SQLSTATE; texts are looked at only where one state means several things, and only for
 /// words that no translation changes.
@@ -75,6 +76,9 @@ pub(super) fn socket_hint(e: &io::Error, target: &Target<'_>) -> Option<String> 
     let hint = match e.kind() {
         Io::ConnectionRefused if target.is_socket() => {
             "a socket is left over, but no server listens on it; start the server"
+        }
+        Io::ConnectionRefused if target.connection.route != Route::Direct => {
+            "the container runs and its server does not listen: see its log, the port of the URL, listen_addresses"
         }
         Io::ConnectionRefused => "start the server, or check host, port and listen_addresses",
         Io::NotFound if target.is_socket() => {

@@ -19,7 +19,8 @@ pub struct Keys {
 }
 
 impl Keys {
-    fn new(name: &str) -> Self {
+    /// Keys that nobody else has.
+    pub fn new(name: &str) -> Self {
         Self {
             access_key: format!("{name}{:08x}", rand::random::<u32>()),
             secret_key: format!("secret-{name}-{:032x}", rand::random::<u128>()),
@@ -262,7 +263,8 @@ impl Drop for SeaweedFs {
     }
 }
 
-fn weed_binary() -> PathBuf {
+/// Where `make setup` put SeaweedFS.
+pub fn weed_binary() -> PathBuf {
     let path = std::env::var_os("OPSD_TEST_WEED").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test-servers/seaweedfs/weed"),
         PathBuf::from,
