@@ -9,6 +9,9 @@ pub const ACT: &str = "What to do";
 /// The section that says when to stop.
 pub const OVER: &str = "It is over when";
 
+/// How the line begins that says what a page's commands are in Compose; it comes out of a table, which is compared.
+pub const IN_COMPOSE: &str = "In Compose: ";
+
 /// Programs and statements that begin a command; what else stands in a span is a name.
 const STATEMENTS: &[&str] = &[
     "ALTER", "ANALYZE", "COMMIT", "DROP", "EXPLAIN", "GRANT", "REINDEX", "ROLLBACK", "SELECT", "SET", "SHOW",
@@ -73,7 +76,8 @@ pub fn snippets(is_program: impl Fn(&str) -> bool) -> Vec<Snippet> {
             Kind::Word
         }
     };
-    all.iter().flat_map(|(page, text)| of_page(page, text, &kind_of)).collect()
+    let found = all.iter().flat_map(|(page, text)| of_page(page, text, &kind_of));
+    found.filter(|snippet| !snippet.around.starts_with(IN_COMPOSE)).collect()
 }
 
 fn of_page(page: &str, text: &str, kind_of: &impl Fn(&str) -> Kind) -> Vec<Snippet> {
