@@ -216,9 +216,9 @@ fn summary(config: &Config, ways: &BTreeMap<String, String>, is_named: bool) -> 
         _ => "opsd repository probe, then opsd backup --dry-run",
     };
     let found: String = ways.iter().map(|(name, way)| format!("  postgres {name}: {way}\n")).collect();
-    let looked = match ways.is_empty() {
-        true => "only the file was read, and nothing was connected to",
-        false => "the file was read, and these containers were looked for; nothing was asked of a server",
+    let looked = match config.postgres.values().any(|server| server.container.is_some()) {
+        false => "only the file was read, and nothing was connected to",
+        true => "the file was read, and containers were looked for; no server was asked",
     };
     format!("{}: ok: {}\n{found}  {looked}\n  next: {next}{likewise}", config.path.display(), said.join(", "))
 }

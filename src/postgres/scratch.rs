@@ -146,6 +146,11 @@ pub async fn start(options: ScratchOptions) -> Result<Scratch> {
 
 async fn start_server(options: ScratchOptions) -> Result<Scratch> {
     let (user, mut warnings) = user::server_user(options.user.as_deref())?;
+    if let Programs::Image(image) = &options.programs {
+        // In a container of its own it meets nobody else of that user.
+        warnings.clear();
+        tracing::info!("the scratch server runs in a throw-away container of image {}", image.name);
+    }
     if user.is_some() {
         user::can_serve_as_another()?;
     }

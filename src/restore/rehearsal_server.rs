@@ -20,7 +20,8 @@ const KEEPER: [&str; 2] = ["/proc/self/exe", "keep-scratch"];
 /// major, because an older pg_restore refuses the archive and an older server some of its settings.
 ///
 /// An image that is named, or that the source runs in, goes before this host's programs: it has the extensions and the
-/// locales that the set needs. Where no container of it can be had, this host's programs are taken.
+/// locales that the set needs. Where no container of the source's can be had, this host's programs are taken; one that
+/// somebody named is meant.
 pub(super) async fn find(
     config: &Config,
     job: &BackupJob,
@@ -35,6 +36,12 @@ pub(super) async fn find(
     };
     let no_container = match in_container {
         Some(Ok(found)) => return Ok(found),
+        Some(Err(error)) if job.verify.image.is_some() => {
+            return Err(error.with_hint(format!(
+                "docker pull gets an image that is not here; backup.{}.verify.image names another one, or none",
+                job.name
+            )));
+        }
         Some(Err(error)) => Some(error.context("no throw-away container")),
         None => None,
     };
@@ -48,7 +55,11 @@ pub(super) async fn find(
         (Err(error), None) => return Err(error),
         // The first says what somebody wanted, the second what else would do.
         (Err(error), Some(why)) => {
-            let hint = error.hint().unwrap_or_default().to_owned();
+            let hint = format!(
+                "start the server's container, name the image in backup.{}.verify.image, or install: {}",
+                job.name,
+                error.hint().unwrap_or_default()
+            );
             return Err(Error::new(error).context(why).with_hint(hint));
         }
     };

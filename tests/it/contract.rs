@@ -193,7 +193,7 @@ fn a_dry_run_tells_streams_sizes_keys_and_versions_and_dumps_nothing() {
     let plan = &document["plans"][0];
     assert_eq!(
         keys(plan),
-        ["databases", "job", "pg_dump", "prefix", "recipients", "repository", "server_version"]
+        ["databases", "job", "pg_dump", "prefix", "recipients", "repository", "server_version", "way"]
     );
     assert_eq!(plan["recipients"], serde_json::json!([opsd.recipient]));
     // As the programs themselves say it.

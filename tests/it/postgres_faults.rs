@@ -316,7 +316,8 @@ pub fn the_snapshot_is_taken_anew(server: &Server) {
     opsd.env("OPSD_LOG", "info");
     let run = Background::start(&opsd);
     until("pg_dump is started", || held.join("reached").exists());
-    assert_eq!(terminate(server, &database, "state = 'idle in transaction'"), 1);
+    // Between two statements, and not in the middle of one.
+    until("the coordinator is ended", || terminate(server, &database, "state = 'idle in transaction'") == 1);
     std::fs::write(held.join("go"), "").unwrap();
     let run = run.finish().expect_code(0);
     assert!(run.stderr.contains("starting over (1/"), "the reason is in the log: {run}");

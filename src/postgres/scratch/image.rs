@@ -93,7 +93,12 @@ pub async fn look(client: Client, name: &str) -> Result<Image> {
     let program = client.program();
     let look = async {
         let (exit, said) = process::run(program, command, LOOK_BOUND).await?;
-        exit.check()?;
+        if !exit.status.success() {
+            // What follows the first line is advice about the client's options.
+            let stderr = exit.stderr_lines();
+            let said = stderr.iter().map(|line| line.trim()).find(|line| !line.is_empty());
+            return Err(Error::new(said.unwrap_or("it said nothing")));
+        }
         let (major, version) = tools::parse_version(&said)
             .ok_or_else(|| Error::new("it does not say which version of PostgreSQL it holds"))?;
         let libraries = said.lines().skip(1).map(str::to_owned).collect();

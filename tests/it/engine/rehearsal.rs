@@ -141,17 +141,19 @@ fn the_next_rehearsal_removes_a_container_that_never_began() {
 }
 
 #[test]
-fn without_the_image_the_hosts_programs_are_used_and_without_those_both_are_told() {
+fn an_image_that_is_named_is_meant_and_the_servers_own_may_be_replaced_by_the_hosts_programs() {
     let engine = engine();
     let (server, mut opsd, database) = site(engine, &[("image", quoted("no/such:image"))]);
-    let run = opsd.run(&["restore", "--verify", "--json"]);
-    // The distribution's server is of the default major or newer, or there is none.
-    let said = result(&run).to_string() + &run.stderr;
-    assert!(said.contains("no throw-away container") && said.contains("no/such:image"), "{run}");
-    opsd.env("DOCKER_HOST", "unix:///nonexistent/docker.sock");
-    let run = opsd.run(&["restore", "--verify", "--json"]);
-    let said = result(&run).to_string() + &run.stderr;
-    assert!(said.contains("no throw-away container"), "{run}");
+    opsd.run(&["restore", "--verify"])
+        .expect_failure(1, &["no throw-away container", "no/such:image", "verify.image"]);
+    opsd.verify.unset("image");
+    opsd.postgres.set("container", quoted("nowhere")).set("url", quoted(&format!("postgres://postgres@/{database}")));
+    // The distribution's server is of the default major or newer.
+    let run = opsd.ok(&["restore", "--verify", "--json"]);
+    let found = result(&run);
+    assert_eq!(found["verdict"], "proven", "{run}");
+    let warnings = found["warnings"].to_string();
+    assert!(warnings.contains("container nowhere") && warnings.contains("of this host are used"), "{run}");
     server.drop_database(&database);
 }
 
