@@ -147,7 +147,8 @@ pub async fn find(wanted: &Wanted) -> Result<Container> {
         };
         let found = inspect(client, &ids).await?;
         let candidates = match &wanted.place {
-            Place::Named(_) => found,
+            // Docker takes the beginning of an id for a name, too: a short one may be anybody's.
+            Place::Named(name) => found.into_iter().filter(|one| one.is_called(name)).collect(),
             // A command that Compose ran once for a service is not the service.
             Place::Compose { .. } => found.into_iter().filter(|one| !one.is_one_off()).collect(),
         };
@@ -355,6 +356,12 @@ impl Inspected {
         printable::line(self.name.trim_start_matches('/')).into_owned()
     }
 
+    fn is_called(&self, name: &str) -> bool {
+        const SHORT_ID: usize = 12;
+        self.name.trim_start_matches('/') == name.trim_start_matches('/')
+            || name.len() >= SHORT_ID && self.id.starts_with(name)
+    }
+
     fn is_one_off(&self) -> bool {
         let labels = self.config.labels.as_ref();
         let one_off = labels.and_then(|labels| labels.get("com.docker.compose.oneoff"));
@@ -502,6 +509,14 @@ mod tests {
         assert!(
             same("10.1.2.3", "10.1.2.3", 32) && !same("10.1.2.3", "fd00::1", 8) && !same("::1", "::1", 129)
         );
+    }
+
+    /// `db` is hexadecimal.
+    #[test]
+    fn the_beginning_of_an_id_is_no_name() {
+        let one = &read(&DOCKER.replace("ab12", "db1234567890abcdef"))[0];
+        assert!(one.is_called("site_db_1") && one.is_called("db1234567890"));
+        assert!(!one.is_called("db") && !one.is_called("site_db"));
     }
 
     #[test]

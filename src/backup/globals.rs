@@ -24,6 +24,8 @@ const TIMEOUT: Duration = Duration::from_secs(300);
 /// How often roles are dumped at most. pg_dumpall has no snapshot: it reads first which roles there are, and then what is
 /// said of them, so that one that is made in between is spoken of and not made.
 const ATTEMPTS: u32 = 3;
+/// Between two of them: who makes roles makes several.
+const PAUSE: Duration = Duration::from_secs(1);
 /// Bytes of role definitions that are held in memory; a hundred thousand roles fit.
 const LIMIT: u64 = 64 << 20;
 
@@ -45,7 +47,10 @@ pub(super) async fn dump(source: &Source, warnings: &mut Vec<String>) -> Result<
     let mut attempt = 1;
     loop {
         let (sql, said) = pg_dumpall(source, more).await.context("cannot dump roles")?;
-        let unmade = unmade(&String::from_utf8_lossy(&sql))?;
+        let unmade = unmade(&String::from_utf8_lossy(&sql)).unwrap_or_else(|error| {
+            add(warnings, format!("what was dumped of roles is not looked at: {error}"));
+            BTreeSet::new()
+        });
         if unmade.is_empty() || attempt == ATTEMPTS {
             said.into_iter().for_each(|warning| add(warnings, warning));
             let names: Vec<String> = unmade.iter().map(|name| format!("{name:?}")).collect();
@@ -56,6 +61,7 @@ pub(super) async fn dump(source: &Source, warnings: &mut Vec<String>) -> Result<
             return Ok(sql);
         }
         attempt += 1;
+        tokio::time::sleep(PAUSE).await;
     }
 }
 

@@ -211,9 +211,11 @@ pub fn of_restore(text: &str, details: &str) -> Fault {
     let Some((_, said)) = servers_words(text) else { return Fault::Trouble };
     let is_refused = severity(said).is_some_and(|(severity, _)| goes_on(severity));
     let said = &without_names(said);
-    // libpq begins a line with it; the server's lines begin with `DETAIL:  ` and the like.
-    let is_lost =
-        is_lost(said) || details.lines().any(|line| LOST.iter().any(|words| line.starts_with(words)));
+    // libpq begins a line with it, before what the server tells beside its message: there a row may have any line.
+    let of_server =
+        |line: &&str| ["DETAIL:  ", "HINT:  ", "CONTEXT:  "].iter().any(|word| line.starts_with(word));
+    let mut of_libpq = details.lines().take_while(|line| !of_server(line));
+    let is_lost = is_lost(said) || of_libpq.any(|line| LOST.iter().any(|words| line.starts_with(words)));
     if !is_refused || is_lost || is_lock_table_full(details) || is_trouble(said) {
         Fault::Trouble
     } else if is_elsewhere(said) {
@@ -497,7 +499,8 @@ mod tests {
                 ),
                 format!("{QUERY}ERROR:  relation \"{name}\" already exists"),
             ] {
-                let context = format!("CONTEXT:  COPY {name}, line 1");
+                let context =
+                    format!("DETAIL:  Failing row contains (1,\n{name}).\nCONTEXT:  COPY {name}, line 1");
                 assert_eq!(of_restore(&said, &context), Fault::Refused, "{said}");
             }
         }

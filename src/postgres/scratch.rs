@@ -124,6 +124,7 @@ pub struct Scratch {
     keeper: Child,
     place: Place,
     said: Last,
+    held: Option<Held>,
     /// Keeps others from running as the same user where they would see each other.
     _user: Option<File>,
 }
@@ -203,14 +204,17 @@ async fn start_server(options: ScratchOptions) -> Result<Scratch> {
             begin_in_sandbox(keeper, binaries, &place, (&own, user), limits, options.uncontained).await?
         }
         (Programs::Host(_), None) => return Err(Error::new("the sandbox has no keeper")),
-        (Programs::Image(image), _) => Begun {
-            keeper: image::start(image, &place, (&own, user.as_ref().unwrap_or(&own)), &limits)?,
-            containment: image::containment(),
-            said: Last::default(),
-            alone: None,
-        },
+        (Programs::Image(image), _) => {
+            let keeper = image::start(image, &place, (&own, user.as_ref().unwrap_or(&own)), &limits)?;
+            let said = Last::default();
+            let watched =
+                image::watch_disk(image.clone(), place.root().to_owned(), limits.free_space, said.clone());
+            let held = Held { image: image.clone(), watch: tokio::spawn(watched) };
+            let containment = image::containment();
+            Begun { keeper, containment, said, alone: None, held: Some(held) }
+        }
     };
-    let Begun { keeper, containment, said, alone } = begun;
+    let Begun { keeper, containment, said, alone, held } = begun;
     tracing::debug!(
         "a scratch server of PostgreSQL {} starts in {}, contained {containment}",
         options.programs.version(),
@@ -227,6 +231,7 @@ async fn start_server(options: ScratchOptions) -> Result<Scratch> {
         keeper,
         place,
         said,
+        held,
         _user: alone,
     };
     let session = scratch.ready().await?;
@@ -252,6 +257,15 @@ struct Begun {
     said: Last,
     /// Keeps others from running as the same user.
     alone: Option<File>,
+    held: Option<Held>,
+}
+
+/// The container that a server runs in.
+#[derive(Debug)]
+struct Held {
+    image: Image,
+    /// Looks after the disk until it is aborted.
+    watch: tokio::task::JoinHandle<()>,
 }
 
 /// Closes a sandbox around the programs and lets them go.
@@ -297,7 +311,7 @@ async fn begin_in_sandbox(
             return Err(error);
         }
     };
-    Ok(Begun { keeper, containment, said, alone })
+    Ok(Begun { keeper, containment, said, alone, held: None })
 }
 
 /// Starts a keeper that has no sandbox yet. It ends with its stdin.
@@ -466,6 +480,11 @@ impl Scratch {
         if let Err(error) = ended {
             tracing::debug!("{error}");
         }
+        if let Some(Held { image, watch }) = self.held.take() {
+            watch.abort();
+            // Code of the set may have ended what ends the container.
+            image::remove(&image, self.place.root()).await?;
+        }
         blocking(move || self.place.take_away()).await
     }
 
@@ -552,6 +571,10 @@ impl Drop for Scratch {
     /// blocking the thread.
     fn drop(&mut self) {
         self.keeper.stdin = None;
+        if let Some(Held { image, watch }) = self.held.take() {
+            watch.abort();
+            image::start_to_remove(&image, self.place.root());
+        }
         let begun = Instant::now();
         while self.place.is_there()
             && begun.elapsed() < STOP_BOUND

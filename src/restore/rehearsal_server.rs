@@ -37,7 +37,7 @@ pub(super) async fn find(
     let no_container = match in_container {
         Some(Ok(found)) => return Ok(found),
         Some(Err(error)) if job.verify.image.is_some() => {
-            return Err(error.with_hint(format!(
+            return Err(error.context("no throw-away container").with_hint(format!(
                 "docker pull gets an image that is not here; backup.{}.verify.image names another one, or none",
                 job.name
             )));
@@ -89,7 +89,13 @@ async fn in_image(
     name: &str,
     uncontained: Uncontained,
 ) -> Result<(Scratch, Tools, Vec<String>)> {
-    if let Err(error) = image::sweep(client).await {
+    if !container::is_here(client).await {
+        return Err(Error::new(format!(
+            "{} leads to another host, and a rehearsal's directory is on this one",
+            client.program()
+        )));
+    }
+    if let Err(error) = image::sweep(client, &job.verify.scratch_dir).await {
         tracing::warn!("cannot look for containers that earlier rehearsals left: {error}");
     }
     let image = image::look(client, name).await?;

@@ -1,39 +1,49 @@
 //! A scratch server in a throw-away container, for hosts without PostgreSQL's server programs.
 //!
-//! The container has no network, no volume of anybody's and no privilege; of the host it sees the scratch directory
-//! alone, at the path that it has here, so that its socket leads in and its room is that of `scratch_dir`. Its first
-//! process is a shell that ends with its stdin: whoever is killed, opsd or the client of the container engine, takes the
-//! container along, and the engine removes it. What was made and never started is removed by the next rehearsal.
+//! The container has no network, no volume and no privilege; of the host it sees the scratch directory alone, at the path
+//! that it has here, so that its socket leads in and its room is that of `scratch_dir`. It may write the server's data and
+//! its socket, and nothing else.
+//!
+//! Its first process is a shell that ends with its stdin, so that a killed opsd takes the container along. Code of the set
+//! can end what listens there. So opsd itself watches the disk and removes the container, and the next rehearsal removes
+//! what a killed one left, before or after it began.
 //!
 //! Deliberately absent: pulling an image. A rehearsal takes what the host has, which is what the site runs.
 
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 use std::time::Duration;
 
-use rustix::process::Signal;
+use rustix::process::{Signal, geteuid};
 use tokio::process::Command;
 
-use super::SUPERUSER;
 use super::place::Place;
+use super::{Last, SUPERUSER, free_space as free_space_at};
 use crate::config::Client;
 use crate::container;
 use crate::error::{Context, Error, Result};
 use crate::postgres::tools;
 use crate::process::{self, Child, Input, Output};
-use crate::sandbox::{Account, Containment, Limits, Ring};
+use crate::sandbox::{Account, Containment, Limits, Ring, Said};
 
 /// How long a container may take that looks at an image, or that is removed.
 const LOOK_BOUND: Duration = Duration::from_secs(60);
 /// On each container, with the directory that it serves.
 const LABEL: &str = "opsd.scratch";
+/// And with the host that the directory is on: an engine may have several.
+const HOST: &str = "opsd.host";
+/// How often the disk is looked at.
+const WATCH: Duration = Duration::from_secs(1);
 /// What keeps every container of an image away from everything.
-const ALONE: [&str; 11] = [
+const ALONE: [&str; 12] = [
     "--rm",
     "--pull=never",
     "--network=none",
     "--read-only",
     "--cap-drop=ALL",
     "--security-opt=no-new-privileges",
+    // Where SELinux is on, it would keep the container out of the scratch directory.
+    "--security-opt=label=disable",
     "--log-driver=none",
     "--ulimit=core=0",
     "--tmpfs=/tmp",
@@ -42,11 +52,10 @@ const ALONE: [&str; 11] = [
 ];
 
 /// Says the version, and what libraries there are.
-const LOOK: &str = r#"postgres --version && ls "$(pg_config --pkglibdir)""#;
+const LOOK: &str = r#"postgres --version && { ls "$(pg_config --pkglibdir)" || true; }"#;
 
 /// Makes a cluster and serves it until its stdin ends. A shell starts what it does not wait for with this signal ignored,
-/// until the server has its own handler: hence more than once. `$1` is the directory, `$2` an option of initdb or nothing, `$3` the superuser, `$4` the
-/// KiB of the disk that stay free: what else is there goes on.
+/// until the server has its own handler: hence more than once. `$1` is the directory, `$2` an option of initdb or nothing, `$3` the superuser.
 const SERVE: &str = r#"umask 077
 export HOME="$1/data" TZ=UTC LC_ALL=C
 initdb --pgdata "$1/data" --username "$3" --auth reject --no-sync --encoding UTF8 --locale C $2 > /dev/null || exit
@@ -54,14 +63,6 @@ exec 3<&0
 postgres -D "$1/data" -c "config_file=$1/postgresql.conf" < /dev/null &
 server=$!
 { cat > /dev/null; while kill -QUIT "$server"; do sleep 1; done; } <&3 &
-{
-    while sleep 1; do
-        set -- "$1" "$2" "$3" "$4" $(df -Pk "$1" | tail -n 1)
-        [ "${8:-$4}" -ge "$4" ] 2> /dev/null || break
-    done
-    echo "opsd: the disk is nearly full" >&2
-    kill -QUIT "$server"
-} &
 wait "$server""#;
 
 /// An image that is here, and what is in it.
@@ -77,6 +78,8 @@ pub struct Image {
     pub version: String,
     /// Files beside the server's libraries.
     libraries: Vec<String>,
+    /// Where it wants volumes, which it does not get: a container could fill the engine's disk there.
+    volumes: Vec<String>,
 }
 
 impl Image {
@@ -88,10 +91,12 @@ impl Image {
 
 /// Looks into an image.
 pub async fn look(client: Client, name: &str) -> Result<Image> {
-    let mut command = run(client);
-    command.args(ALONE).args(["--user=65534:65534", name, "-c", LOOK]);
     let program = client.program();
     let look = async {
+        let volumes = volumes(client, name).await?;
+        let mut command = run(client);
+        command.args(ALONE).args(volumes.iter().map(|path| no_volume(path)));
+        command.args(["--memory=512m", "--pids-limit=64", "--user=65534:65534", name, "-c", LOOK]);
         let (exit, said) = process::run(program, command, LOOK_BOUND).await?;
         if !exit.status.success() {
             // What follows the first line is advice about the client's options.
@@ -102,9 +107,44 @@ pub async fn look(client: Client, name: &str) -> Result<Image> {
         let (major, version) = tools::parse_version(&said)
             .ok_or_else(|| Error::new("it does not say which version of PostgreSQL it holds"))?;
         let libraries = said.lines().skip(1).map(str::to_owned).collect();
-        Ok::<_, Error>(Image { client, name: name.to_owned(), major, version, libraries })
+        Ok::<_, Error>(Image { client, name: name.to_owned(), major, version, libraries, volumes })
     };
     look.await.with_context(|| format!("cannot run a container of image {name}"))
+}
+
+/// The paths that an image declares as volumes.
+async fn volumes(client: Client, name: &str) -> Result<Vec<String>> {
+    let program = client.program();
+    let mut command = container::command(&[program.to_owned()]);
+    command.args([
+        "image",
+        "inspect",
+        "--format",
+        "{{range $path, $_ := .Config.Volumes}}{{println $path}}{{end}}",
+        name,
+    ]);
+    let (exit, said) = process::run(program, command, LOOK_BOUND).await?;
+    if !exit.status.success() {
+        let stderr = exit.stderr_lines();
+        return Err(Error::new(
+            stderr.iter().find(|line| !line.trim().is_empty()).map_or("", |line| line.trim()),
+        ));
+    }
+    let volumes: Vec<String> = said.lines().filter(|path| !path.is_empty()).map(str::to_owned).collect();
+    match volumes.iter().find(|path| !path.starts_with('/') || path.contains([':', ','])) {
+        Some(path) => Err(Error::new(format!("it wants a volume at {path:?}, which is no plain path"))),
+        None => Ok(volumes),
+    }
+}
+
+/// An empty directory in a volume's place, which nobody writes to.
+fn no_volume(path: &str) -> String {
+    format!("--tmpfs={path}:ro,size=4k")
+}
+
+/// The name of this host, as far as containers are concerned: one has a name of its own.
+fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 fn run(client: Client) -> Command {
@@ -140,19 +180,23 @@ pub(super) fn start(
     command.args([
         format!("--name={}", name(root)),
         format!("--label={LABEL}={text}"),
+        format!("--label={HOST}={}", host()),
         format!("--user={}:{}", user.uid, user.gid),
         format!("--memory={}", limits.memory),
         format!("--pids-limit={}", limits.tasks),
-        format!("--volume={text}:{text}"),
-        format!("--volume={text}/passwd:/etc/passwd:ro"),
+        // Unlike --volume this makes nothing where nothing is.
+        format!("--mount=type=bind,source={text},target={text},readonly"),
+        format!("--mount=type=bind,source={text}/data,target={text}/data"),
+        format!("--mount=type=bind,source={text}/s,target={text}/s"),
+        format!("--mount=type=bind,source={text}/passwd,target=/etc/passwd,readonly"),
     ]);
-    if image.client == Client::Podman {
+    command.args(image.volumes.iter().map(|path| no_volume(path)));
+    if image.client == Client::Podman && !geteuid().is_root() {
         // Whoever is not root has its own number inside, too.
         command.arg("--userns=keep-id");
     }
     let checksums = if image.major >= 18 { "--no-data-checksums" } else { "" };
     command.args([&image.name, "-c", SERVE, "opsd", text, checksums, SUPERUSER]);
-    command.arg((limits.free_space >> 10).to_string());
     process::spawn_stopped_by("the container", command, Input::Pipe, Output::Null, Signal::KILL)
 }
 
@@ -178,8 +222,49 @@ pub(super) fn containment() -> Containment {
     }
 }
 
-/// Removes containers whose directory is gone: of rehearsals that were killed before theirs had begun.
-pub async fn sweep(client: Client) -> Result<()> {
+/// The words that remove the container of a scratch directory, whatever still runs in it.
+fn remove_words(image: &Image, root: &Path) -> Vec<String> {
+    [image.client.program(), "rm", "--force", "--volumes", &name(root)].map(str::to_owned).to_vec()
+}
+
+/// Removes the container of a scratch directory, if it is still there.
+pub(super) async fn remove(image: &Image, root: &Path) -> Result<()> {
+    let command = container::command(&remove_words(image, root));
+    let (exit, _) = process::run(image.client.program(), command, LOOK_BOUND).await?;
+    match exit.check() {
+        Err(error) if !error.message().to_ascii_lowercase().contains("no such container") => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The same without a runtime, for a server that is dropped. The client goes on by itself.
+pub(super) fn start_to_remove(image: &Image, root: &Path) {
+    let command = container::command(&remove_words(image, root));
+    let mut command = command.into_std();
+    let null = std::process::Stdio::null;
+    if let Err(error) = command.stdin(null()).stdout(null()).stderr(null()).spawn() {
+        tracing::error!("cannot remove container {}: {error}", name(root));
+    }
+}
+
+/// Removes the container when the disk is nearly full, and says why: what else is there goes on.
+pub(super) async fn watch_disk(image: Image, root: PathBuf, free_space: u64, said: Last) {
+    loop {
+        tokio::time::sleep(WATCH).await;
+        if free_space_at(&root).is_ok_and(|free| free < free_space) {
+            let why = format!("the disk of {} is nearly full", root.display());
+            let hint = "choose a scratch_dir on a larger disk".to_owned();
+            *said.lock().unwrap_or_else(PoisonError::into_inner) = Some(Said::Failed(why, Some(hint)));
+            if let Err(error) = remove(&image, &root).await {
+                tracing::error!("cannot remove container {}: {error}", name(&root));
+            }
+            return;
+        }
+    }
+}
+
+/// Removes containers of this host whose directory in `scratch_dir` is gone: of rehearsals that were killed.
+pub async fn sweep(client: Client, scratch_dir: &Path) -> Result<()> {
     let program = client.program();
     let ask = async |words: &[&str]| {
         let mut command = container::command(&[program.to_owned()]);
@@ -187,17 +272,18 @@ pub async fn sweep(client: Client) -> Result<()> {
         let (exit, said) = process::run(program, command, LOOK_BOUND).await?;
         exit.check().map(|()| said)
     };
-    let filter = format!("label={LABEL}");
-    let format = format!("{{{{.ID}}}} {{{{.Label \"{LABEL}\"}}}}");
-    let said = match client {
-        Client::Docker => {
-            ask(&["ps", "--all", "--no-trunc", "--filter", &filter, "--format", &format]).await?
-        }
-        // Its formats know no labels by name. What is left there is as it was before.
-        Client::Podman => return Ok(()),
-    };
-    for (id, directory) in said.lines().filter_map(|line| line.split_once(' ')) {
-        if id.bytes().all(|b| b.is_ascii_hexdigit()) && !PathBuf::from(directory).exists() {
+    let scratch_dir = scratch_dir.canonicalize().unwrap_or_else(|_| scratch_dir.to_owned());
+    let (ours, here) = (format!("label={LABEL}"), format!("label={HOST}={}", host()));
+    let ids =
+        ask(&["ps", "--all", "--no-trunc", "--filter", &ours, "--filter", &here, "--format", "{{.ID}}"])
+            .await?;
+    for id in ids.lines().filter(|id| !id.is_empty() && id.bytes().all(|b| b.is_ascii_hexdigit())) {
+        let format = format!("{{{{index .Config.Labels \"{LABEL}\"}}}}");
+        // It may have ended by itself meanwhile.
+        let Ok(directory) = ask(&["container", "inspect", "--format", &format, id]).await else { continue };
+        let directory = PathBuf::from(directory.trim_end());
+        // What cannot be seen may be somebody else's.
+        if directory.parent() == Some(&scratch_dir) && matches!(directory.try_exists(), Ok(false)) {
             ask(&["rm", "--force", "--volumes", id]).await?;
         }
     }

@@ -79,7 +79,7 @@ fn the_container_has_no_network_no_volume_and_bounds() {
         &id,
         "{{.HostConfig.NetworkMode}} {{.HostConfig.ReadonlyRootfs}} {{.HostConfig.CapDrop}} {{.HostConfig.SecurityOpt}} {{.HostConfig.LogConfig.Type}}",
     );
-    assert_eq!(host, "none true [ALL] [no-new-privileges] none");
+    assert_eq!(host, "none true [ALL] [no-new-privileges label=disable] none");
     let bounds = engine.inspect(&id, "{{.HostConfig.Memory}} {{.HostConfig.PidsLimit}}");
     assert!(bounds.split(' ').all(|bound| bound.parse::<u64>().unwrap() > 0), "{bounds}");
     let user = engine.docker(&["exec", &id, "id", "-u"]);
@@ -89,14 +89,23 @@ fn the_container_has_no_network_no_volume_and_bounds() {
     let foreign: Vec<&str> =
         mounts.lines().filter(|line| line.starts_with("bind ") && !line.contains(&scratch)).collect();
     assert_eq!(foreign, Vec::<&str>::new());
-    // The image declares one, which is this container's alone.
-    let volume = engine.inspect(&id, "{{range .Mounts}}{{if eq .Type \"volume\"}}{{.Name}}{{end}}{{end}}");
-    assert!(engine.docker(&["volume", "ls", "-q"]).contains(&volume) && !volume.is_empty(), "{mounts}");
+    assert!(!mounts.contains("volume "), "{mounts}");
+    // Of all that is mounted it writes to its data, its socket and its own /tmp alone.
+    let script = r#"while read -r _ path _; do
+            [ -d "$path" ] && touch "$path/tried" 2>/dev/null && echo "$path"
+        done < /proc/mounts; true"#;
+    let tried = engine.docker(&["exec", &id, "sh", "-c", script]);
+    let own = |path: &str| path.starts_with(&scratch) && (path.ends_with("/data") || path.ends_with("/s"));
+    let written: Vec<&str> =
+        tried.lines().filter(|p| !own(p) && !["/tmp", "/dev/shm", "/dev/mqueue"].contains(p)).collect();
+    assert_eq!(written, Vec::<&str>::new(), "{tried}");
+    // Code of the set ends what would end the container.
+    let kill = "kill -STOP $(pidof postgres); kill -9 $(pidof cat)";
+    engine.try_docker(&["exec", &id, "sh", "-c", kill]);
     // Ctrl-C.
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     finish_child(child, "restore --verify".into()).expect_code(130);
     assert!(containers(engine, &opsd).is_empty());
-    assert!(!engine.docker(&["volume", "ls", "-q"]).contains(&volume));
     assert_eq!(left(&opsd), 0);
     server.drop_database(&database);
 }
@@ -131,12 +140,19 @@ fn the_next_rehearsal_removes_a_container_that_never_began() {
     let (server, opsd, database) = site(engine, &[]);
     let directory = opsd.path("scratch").join("opsd-scratch-gone");
     let label = format!("opsd.scratch={}", directory.display());
-    engine.docker(&["create", "--label", &label, &engine.postgres_image(MAJOR)]);
+    let here = format!("opsd.host={}", rustix::system::uname().nodename().to_str().unwrap());
+    let image = engine.postgres_image(MAJOR);
+    engine.docker(&["create", "--label", &label, "--label", &here, &image]);
+    // Of another host, and of another scratch directory.
+    let elsewhere =
+        engine.docker(&["create", "--label", "opsd.scratch=/nowhere/x", "--label", &here, &image]);
+    let far = label.replace("gone", "far");
+    let others = engine.docker(&["create", "--label", &far, "--label", "opsd.host=far", &image]);
     let mine = engine.docker(&["create", "--label", "somebody=else", &engine.postgres_image(MAJOR)]);
-    assert_eq!(containers(engine, &opsd).len(), 1);
+    assert_eq!(containers(engine, &opsd).len(), 2);
     opsd.ok(&["restore", "--verify"]);
-    assert!(containers(engine, &opsd).is_empty());
-    engine.docker(&["rm", "-v", &mine]);
+    assert_eq!(containers(engine, &opsd).len(), 1);
+    engine.docker(&["rm", "-v", &mine, &elsewhere, &others]);
     server.drop_database(&database);
 }
 
@@ -147,7 +163,9 @@ fn an_image_that_is_named_is_meant_and_the_servers_own_may_be_replaced_by_the_ho
     opsd.run(&["restore", "--verify"])
         .expect_failure(1, &["no throw-away container", "no/such:image", "verify.image"]);
     opsd.verify.unset("image");
-    opsd.postgres.set("container", quoted("nowhere")).set("url", quoted(&format!("postgres://postgres@/{database}")));
+    opsd.postgres
+        .set("container", quoted("nowhere"))
+        .set("url", quoted(&format!("postgres://postgres@/{database}")));
     // The distribution's server is of the default major or newer.
     let run = opsd.ok(&["restore", "--verify", "--json"]);
     let found = result(&run);
