@@ -82,7 +82,7 @@ impl Error {
         self
     }
 
-    /// The same error with its fault.
+    /// Says whose fault it is that the statement failed.
     pub fn with_fault(mut self, fault: Fault) -> Self {
         self.fault = Some(fault);
         self

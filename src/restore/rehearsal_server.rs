@@ -38,7 +38,7 @@ pub(super) async fn find(
         Some(Ok(found)) => return Ok(found),
         Some(Err(error)) if job.verify.image.is_some() => {
             return Err(error.context("no throw-away container").with_hint(format!(
-                "docker pull gets an image that is not here; backup.{}.verify.image names another one, or none",
+                "backup.{}.verify.image names an image that this host has, and scratch_dir a directory that the engine sees",
                 job.name
             )));
         }

@@ -4,9 +4,9 @@
 //! that it has here, so that its socket leads in and its room is that of `scratch_dir`. It may write the server's data and
 //! its socket, and nothing else.
 //!
-//! Its first process is a shell that ends with its stdin, so that a killed opsd takes the container along. Code of the set
-//! can end what listens there. So opsd itself watches the disk and removes the container, and the next rehearsal removes
-//! what a killed one left, before or after it began.
+//! Its first process is a shell that ends with its stdin, so that a killed opsd takes the container along. The kernel lets
+//! nothing inside kill or stop that process. opsd itself watches the disk and removes the container, and the next
+//! rehearsal removes what a killed one left, before or after it began.
 //!
 //! Deliberately absent: pulling an image. A rehearsal takes what the host has, which is what the site runs.
 
@@ -30,13 +30,16 @@ use crate::sandbox::{Account, Containment, Limits, Ring, Said};
 const LOOK_BOUND: Duration = Duration::from_secs(60);
 /// On each container, with the directory that it serves.
 const LABEL: &str = "opsd.scratch";
-/// And with the host that the directory is on: an engine may have several.
-const HOST: &str = "opsd.host";
+/// And with the device and the inode of what that is in: an engine may have several hosts, and a host several file systems
+/// with one path.
+const SCRATCH_DIR: &str = "opsd.scratch_dir";
 /// How often the disk is looked at.
 const WATCH: Duration = Duration::from_secs(1);
 /// What keeps every container of an image away from everything.
-const ALONE: [&str; 12] = [
+const ALONE: [&str; 13] = [
     "--rm",
+    // The shell is the first process.
+    "--init=false",
     "--pull=never",
     "--network=none",
     "--read-only",
@@ -54,16 +57,15 @@ const ALONE: [&str; 12] = [
 /// Says the version, and what libraries there are.
 const LOOK: &str = r#"postgres --version && { ls "$(pg_config --pkglibdir)" || true; }"#;
 
-/// Makes a cluster and serves it until its stdin ends. A shell starts what it does not wait for with this signal ignored,
-/// until the server has its own handler: hence more than once. `$1` is the directory, `$2` an option of initdb or nothing, `$3` the superuser.
+/// Makes a cluster and serves it until its stdin ends: then the first process ends, and all others with it. `$1` is the
+/// directory, `$2` an option of initdb or nothing, `$3` the superuser.
 const SERVE: &str = r#"umask 077
 export HOME="$1/data" TZ=UTC LC_ALL=C
-initdb --pgdata "$1/data" --username "$3" --auth reject --no-sync --encoding UTF8 --locale C $2 > /dev/null || exit
-exec 3<&0
-postgres -D "$1/data" -c "config_file=$1/postgresql.conf" < /dev/null &
-server=$!
-{ cat > /dev/null; while kill -QUIT "$server"; do sleep 1; done; } <&3 &
-wait "$server""#;
+initdb --pgdata "$1/data" --username "$3" --auth reject --no-sync --encoding UTF8 --locale C $2 < /dev/null > /dev/null ||
+    exit
+trap 'exit 1' TERM
+{ postgres -D "$1/data" -c "config_file=$1/postgresql.conf" < /dev/null; kill -TERM $$; } &
+while read -r _; do :; done"#;
 
 /// An image that is here, and what is in it.
 #[derive(Debug, Clone)]
@@ -142,9 +144,11 @@ fn no_volume(path: &str) -> String {
     format!("--tmpfs={path}:ro,size=4k")
 }
 
-/// The name of this host, as far as containers are concerned: one has a name of its own.
-fn host() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
+/// The device and the inode of a directory, which no other has.
+fn identity(directory: &Path) -> Result<String> {
+    use std::os::unix::fs::MetadataExt;
+    let found = directory.metadata().with_context(|| format!("cannot look at {}", directory.display()))?;
+    Ok(format!("{}:{}", found.dev(), found.ino()))
 }
 
 fn run(client: Client) -> Command {
@@ -170,7 +174,7 @@ pub(super) fn start(
     }
     let mut passwd = String::new();
     for account in [own, user] {
-        if !passwd.contains(&format!("{}:", account.name)) {
+        if !passwd.lines().any(|line| line.split(':').next() == Some(&account.name)) {
             passwd += &format!("{}:x:{}:{}::/:/bin/sh\n", account.name, account.uid, account.gid);
         }
     }
@@ -180,7 +184,7 @@ pub(super) fn start(
     command.args([
         format!("--name={}", name(root)),
         format!("--label={LABEL}={text}"),
-        format!("--label={HOST}={}", host()),
+        format!("--label={SCRATCH_DIR}={}", identity(root.parent().unwrap_or(root))?),
         format!("--user={}:{}", user.uid, user.gid),
         format!("--memory={}", limits.memory),
         format!("--pids-limit={}", limits.tasks),
@@ -192,7 +196,7 @@ pub(super) fn start(
     ]);
     command.args(image.volumes.iter().map(|path| no_volume(path)));
     if image.client == Client::Podman && !geteuid().is_root() {
-        // Whoever is not root has its own number inside, too.
+        // An ordinary user has the same number inside.
         command.arg("--userns=keep-id");
     }
     let checksums = if image.major >= 18 { "--no-data-checksums" } else { "" };
@@ -231,13 +235,15 @@ fn remove_words(image: &Image, root: &Path) -> Vec<String> {
 pub(super) async fn remove(image: &Image, root: &Path) -> Result<()> {
     let command = container::command(&remove_words(image, root));
     let (exit, _) = process::run(image.client.program(), command, LOOK_BOUND).await?;
+    // The engine may be about to remove it by itself.
+    let is_gone = |said: &str| said.contains("no such container") || said.contains("already in progress");
     match exit.check() {
-        Err(error) if !error.message().to_ascii_lowercase().contains("no such container") => Err(error),
+        Err(error) if !is_gone(&error.message().to_ascii_lowercase()) => Err(error),
         _ => Ok(()),
     }
 }
 
-/// The same without a runtime, for a server that is dropped. The client goes on by itself.
+/// Starts the client that removes the container, for a server that is dropped: nobody can wait for it there.
 pub(super) fn start_to_remove(image: &Image, root: &Path) {
     let command = container::command(&remove_words(image, root));
     let mut command = command.into_std();
@@ -263,7 +269,7 @@ pub(super) async fn watch_disk(image: Image, root: PathBuf, free_space: u64, sai
     }
 }
 
-/// Removes containers of this host whose directory in `scratch_dir` is gone: of rehearsals that were killed.
+/// Removes containers whose directory in this `scratch_dir` is gone: of rehearsals that were killed.
 pub async fn sweep(client: Client, scratch_dir: &Path) -> Result<()> {
     let program = client.program();
     let ask = async |words: &[&str]| {
@@ -272,8 +278,9 @@ pub async fn sweep(client: Client, scratch_dir: &Path) -> Result<()> {
         let (exit, said) = process::run(program, command, LOOK_BOUND).await?;
         exit.check().map(|()| said)
     };
-    let scratch_dir = scratch_dir.canonicalize().unwrap_or_else(|_| scratch_dir.to_owned());
-    let (ours, here) = (format!("label={LABEL}"), format!("label={HOST}={}", host()));
+    // Nothing was ever started in a directory that is not there.
+    let Ok(scratch_dir) = scratch_dir.canonicalize() else { return Ok(()) };
+    let (ours, here) = (format!("label={LABEL}"), format!("label={SCRATCH_DIR}={}", identity(&scratch_dir)?));
     let ids =
         ask(&["ps", "--all", "--no-trunc", "--filter", &ours, "--filter", &here, "--format", "{{.ID}}"])
             .await?;

@@ -1,5 +1,6 @@
 //! A rehearsal in a throw-away container: where the host has no server that fits, and however it ends.
 
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -99,8 +100,8 @@ fn the_container_has_no_network_no_volume_and_bounds() {
     let written: Vec<&str> =
         tried.lines().filter(|p| !own(p) && !["/tmp", "/dev/shm", "/dev/mqueue"].contains(p)).collect();
     assert_eq!(written, Vec::<&str>::new(), "{tried}");
-    // Code of the set ends what would end the container.
-    let kill = "kill -STOP $(pidof postgres); kill -9 $(pidof cat)";
+    // Code of the set stops all that it may.
+    let kill = "kill -STOP $(pidof postgres sh)";
     engine.try_docker(&["exec", &id, "sh", "-c", kill]);
     // Ctrl-C.
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
@@ -122,6 +123,10 @@ fn a_rehearsal_that_is_killed_takes_its_container_along() {
             let there = containers(engine, &opsd);
             there.iter().any(|id| moment != "SELECT" || runs_a_query(engine, id))
         });
+        // Code of the set stops all that it may; nothing may stop the container's first process.
+        containers(engine, &opsd).iter().filter(|_| moment == "SELECT").for_each(|id| {
+            engine.try_docker(&["exec", id, "sh", "-c", "kill -STOP $(pidof postgres sh)"]);
+        });
         child.kill().unwrap();
         child.wait().unwrap();
         until("the container is gone", || containers(engine, &opsd).is_empty());
@@ -140,14 +145,16 @@ fn the_next_rehearsal_removes_a_container_that_never_began() {
     let (server, opsd, database) = site(engine, &[]);
     let directory = opsd.path("scratch").join("opsd-scratch-gone");
     let label = format!("opsd.scratch={}", directory.display());
-    let here = format!("opsd.host={}", rustix::system::uname().nodename().to_str().unwrap());
+    std::fs::create_dir_all(opsd.path("scratch")).unwrap();
+    let found = std::fs::metadata(opsd.path("scratch")).unwrap();
+    let here = format!("opsd.scratch_dir={}:{}", found.dev(), found.ino());
     let image = engine.postgres_image(MAJOR);
     engine.docker(&["create", "--label", &label, "--label", &here, &image]);
-    // Of another host, and of another scratch directory.
+    // Of another scratch directory, and of one that has the same path elsewhere (another host, or a private /var/tmp).
     let elsewhere =
         engine.docker(&["create", "--label", "opsd.scratch=/nowhere/x", "--label", &here, &image]);
     let far = label.replace("gone", "far");
-    let others = engine.docker(&["create", "--label", &far, "--label", "opsd.host=far", &image]);
+    let others = engine.docker(&["create", "--label", &far, "--label", "opsd.scratch_dir=1:2", &image]);
     let mine = engine.docker(&["create", "--label", "somebody=else", &engine.postgres_image(MAJOR)]);
     assert_eq!(containers(engine, &opsd).len(), 2);
     opsd.ok(&["restore", "--verify"]);
