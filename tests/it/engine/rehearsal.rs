@@ -12,6 +12,9 @@ use crate::support::postgres::{Server, default_server};
 use crate::support::processes::until;
 use crate::support::sets::{back_up, result};
 
+/// Stops every process of a container but the shell that does it.
+const STOP_ALL: &str = "for p in $(pidof postgres sh cat); do [ $p = $$ ] || kill -STOP $p; done";
+
 /// Newer than the servers that tests use otherwise, and than what a distribution has.
 const MAJOR: u32 = 18;
 
@@ -101,8 +104,7 @@ fn the_container_has_no_network_no_volume_and_bounds() {
         tried.lines().filter(|p| !own(p) && !["/tmp", "/dev/shm", "/dev/mqueue"].contains(p)).collect();
     assert_eq!(written, Vec::<&str>::new(), "{tried}");
     // Code of the set stops all that it may.
-    let kill = "kill -STOP $(pidof postgres sh)";
-    engine.try_docker(&["exec", &id, "sh", "-c", kill]);
+    engine.try_docker(&["exec", &id, "sh", "-c", STOP_ALL]);
     // Ctrl-C.
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     finish_child(child, "restore --verify".into()).expect_code(130);
@@ -125,7 +127,7 @@ fn a_rehearsal_that_is_killed_takes_its_container_along() {
         });
         // Code of the set stops all that it may; nothing may stop the container's first process.
         containers(engine, &opsd).iter().filter(|_| moment == "SELECT").for_each(|id| {
-            engine.try_docker(&["exec", id, "sh", "-c", "kill -STOP $(pidof postgres sh)"]);
+            engine.try_docker(&["exec", id, "sh", "-c", STOP_ALL]);
         });
         child.kill().unwrap();
         child.wait().unwrap();
