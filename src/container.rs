@@ -494,7 +494,7 @@ mod tests {
         };
         assert!(address("127.0.0.9", 8, "").is_on_link());
         assert!(!address("127.0.0.9", 0, "").is_on_link());
-        // Whatever leads there, it is somebody else's network.
+        // A route leads there, and the network is somebody else's.
         assert!(!address("198.51.100.1", 24, "").is_on_link());
         assert!(address("127.0.0.9", 8, "127.0.0.1").is_on_host());
         assert!(

@@ -237,7 +237,7 @@ pub fn resolve(dsn: &str, env: Env<'_>) -> Result<Resolved, Vec<Error>> {
     resolve_at(dsn, None, env)
 }
 
-/// The same for a server in a container, which is called `host` and whose address is looked up later.
+/// Resolves the URL of a server in a container, which is called `host` and whose address is looked up later.
 pub fn resolve_in_container(dsn: &str, host: &str, env: Env<'_>) -> Result<Resolved, Vec<Error>> {
     let mut resolved = resolve_at(dsn, Some(host), env)?;
     resolved.connection.route = Route::Unfound;

@@ -36,7 +36,7 @@ pub(super) fn verify(walk: &mut Walk<'_>, job: &Section<'_>, mut verify: Verify)
     verify.ping = ping(walk, &section);
     verify.scratch_user = walk.filled(&section, "scratch_user").map(|text| text.value);
     if let Some(image) = walk.filled(&section, "image") {
-        // It becomes a word of a command line.
+        // The name becomes a word of a command line.
         if image.value.starts_with('-') || image.value.contains(|c: char| c.is_whitespace() || c.is_control())
         {
             walk.mistake(&image.place, "is no name of an image", "as in image = \"postgres:17\"");

@@ -149,7 +149,7 @@ fn unreachable(container: &Container, port: u16, tried: &[Candidate], error: io:
 }
 
 impl Reached {
-    /// The same for another database, or with other settings: what leads to the server stays.
+    /// Gives a connection to another database, or with other settings, the way to the same server.
     pub fn lead(&self, connection: &Connection) -> Connection {
         Connection { route: self.connection.route.clone(), ..connection.clone() }
     }
