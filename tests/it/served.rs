@@ -4,6 +4,8 @@
 //! DROP DATABASE waits for it, whatever database it is in, and so do the replay of WAL on a standby and a
 //! promotion.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::compare::{assert_same_content, db};
@@ -11,7 +13,8 @@ use crate::support::opsd::{Opsd, quoted};
 use crate::support::postgres::{self, Options, SUPERUSER, Server, bin_dir, unique};
 use crate::support::processes::until;
 use crate::support::s3::SeaweedFs;
-use crate::support::s3_proxy::{Fate, Proxy};
+use crate::support::s3_proxy::{Fate, Proxy, error};
+use crate::support::torture::torture;
 use crate::traps::Background;
 
 /// Tables whose rows zstd cannot make smaller, each of more than all that lies between a server and opsd.
@@ -27,10 +30,26 @@ const LARGE: &str = "
 /// Far above what anything here takes, and far below what a table takes to arrive in the bucket.
 const BOUND: Duration = Duration::from_secs(3);
 
-/// Backs up into a bucket whose every request takes this long.
-async fn slow_site(server: &Server, database: &str, weed: &SeaweedFs, streams: usize) -> (Opsd, Proxy) {
+/// How long a bucket stands still: longer than reading a part and all that is on its way takes then.
+const OUTAGE: Duration = Duration::from_secs(60);
+
+/// Backs up into a bucket whose every request takes this long, and which takes nothing while it is down.
+async fn slow_site(
+    server: &Server,
+    database: &str,
+    weed: &SeaweedFs,
+    streams: usize,
+    is_down: Arc<AtomicBool>,
+) -> (Opsd, Proxy) {
     let delay = Duration::from_millis(1000);
-    let proxy = Proxy::start(&weed.endpoint, 1, delay, |_, _| Fate::Forward).await;
+    let proxy = Proxy::start(&weed.endpoint, 1, delay, move |request, _| {
+        if is_down.load(Ordering::Relaxed) && request.writes() {
+            error(503, "SlowDown")
+        } else {
+            Fate::Forward
+        }
+    })
+    .await;
     let mut opsd = Opsd::new(server, &[database]);
     opsd.env("PATH", format!("{}:/usr/bin:/bin", bin_dir(server.major).display()));
     let keys = &weed.admin;
@@ -68,7 +87,7 @@ async fn a_backup_into_a_slow_bucket_keeps_nobody_waiting() {
     let database = server.fresh_database("served");
     server.psql(&database, LARGE);
     for streams in [1, 2] {
-        let (opsd, _proxy) = slow_site(server, &database, &weed, streams).await;
+        let (opsd, _proxy) = slow_site(server, &database, &weed, streams, Arc::default()).await;
         let mut run = Background::start(&opsd);
         until("rows are on their way", || copying(server, &database) >= streams);
         let mut drops = Vec::new();
@@ -78,6 +97,22 @@ async fn a_backup_into_a_slow_bucket_keeps_nobody_waiting() {
         run.finish().expect_code(0);
         assert!(drops.len() >= 3, "the backup was too fast to tell: {drops:?}");
     }
+    if !torture() {
+        return;
+    }
+    // One that takes nothing at all for a while.
+    let is_down = Arc::new(AtomicBool::new(false));
+    let (opsd, _proxy) = slow_site(server, &database, &weed, 1, is_down.clone()).await;
+    let mut run = Background::start(&opsd);
+    until("rows are on their way", || copying(server, &database) >= 1);
+    is_down.store(true, Ordering::Relaxed);
+    let begun = Instant::now();
+    while begun.elapsed() < OUTAGE {
+        drop_elsewhere(server);
+        assert!(!run.has_ended(), "the backup was too fast to tell");
+    }
+    is_down.store(false, Ordering::Relaxed);
+    run.finish().expect_code(0);
 }
 
 /// On a standby it is worse: its startup process waits, so no WAL is replayed, and nobody can promote it.
@@ -92,7 +127,7 @@ async fn a_standby_that_is_backed_up_replays_and_is_promoted() {
     primary.psql(&database, LARGE);
     let standby = primary.standby(&[]);
     standby.catch_up(&primary);
-    let (opsd, _proxy) = slow_site(&standby, &database, &weed, 1).await;
+    let (opsd, _proxy) = slow_site(&standby, &database, &weed, 1, Arc::default()).await;
     let mut run = Background::start(&opsd);
     until("rows are on their way", || copying(&standby, &database) >= 1);
     for _ in 0..3 {

@@ -18,12 +18,17 @@ use crate::set::manifest::Header;
 /// Parts of a stream that exist at the same time: one is filled while two are on their way. This is what
 /// a stream costs in memory; whoever fills waits until one comes back.
 const PARTS: usize = 3;
+/// Parts of a stream that are held beyond those while none comes back. Rows are then read at 320 KiB/s
+/// (`backup::streams`), and a store that stands still is waited for some 240 s (`store::s3::retry`, with its last attempt):
+/// that is 75 MiB of rows that cannot be compressed, in parts of 8 MiB. A writer that waited before would keep the
+/// server's session in a write.
+const HELD: usize = 10;
 /// How long to wait for a part's memory. An attempt that was given up, on a connection that nobody closes,
 /// keeps its part; then there is one more.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Pieces that wait for the upload. Memory is bounded by the parts; a writer that has one left must not wait for
-/// an upload that is being begun or committed.
-pub(super) const QUEUE: usize = 4;
+/// an upload that is being begun or committed, or that stands still.
+pub(super) const QUEUE: usize = PARTS + HELD + 1;
 /// How often to look whether anybody still wants parts.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -44,14 +49,14 @@ struct State {
     /// Not taken yet.
     left: usize,
     idle: Vec<Buffer>,
-    /// Whether there is one more than there should be.
-    has_extra: bool,
+    /// How many there are beyond those.
+    extra: usize,
 }
 
 impl PartBuffers {
     /// Memory for one stream at a time, and for `more` parts of others that are begun and not written.
     pub fn new(size: usize, pool: BufferPool, more: usize) -> Self {
-        let state = State { left: PARTS + more, idle: Vec::new(), has_extra: false };
+        let state = State { left: PARTS + more, idle: Vec::new(), extra: 0 };
         Self(Arc::new(Shared { size, pool, state: Mutex::new(state), returned: Condvar::new() }))
     }
 
@@ -70,11 +75,28 @@ impl PartBuffers {
         has_room(&state)
     }
 
-    /// Takes an empty buffer. Waits as long as `may_wait` allows, by how long it has waited; then there is
-    /// one more.
+    /// A buffer beyond those that go round, unless there are as many already as may be held.
+    fn take_extra(&self) -> Option<Buffer> {
+        let mut state = self.state();
+        if state.extra >= HELD {
+            return None;
+        }
+        state.extra += 1;
+        Some(self.0.pool.take(self.0.size))
+    }
+
+    /// Takes an empty buffer, one beyond those that go round where none of them comes back. Where there is neither, waits
+    /// as long as `may_wait` allows, by how long it has waited; then there is one more.
     fn take(&self, may_wait: impl Fn(Duration) -> bool) -> Buffer {
         let begun = Instant::now();
-        while !self.has_room(LOOK) && may_wait(begun.elapsed()) {}
+        while !self.has_room(LOOK) {
+            if let Some(extra) = self.take_extra() {
+                return extra;
+            }
+            if !may_wait(begun.elapsed()) {
+                break;
+            }
+        }
         let mut state = self.state();
         if let Some(buffer) = state.idle.pop() {
             return buffer;
@@ -85,10 +107,8 @@ impl PartBuffers {
 
     /// Takes a stream's first buffer, which does not wait for the last ones of the stream before.
     fn take_first(&self, may_wait: impl Fn(Duration) -> bool) -> Buffer {
-        if !self.has_room(Duration::ZERO) && !std::mem::replace(&mut self.state().has_extra, true) {
-            return self.0.pool.take(self.0.size);
-        }
-        self.take(may_wait)
+        let extra = if self.has_room(Duration::ZERO) { None } else { self.take_extra() };
+        extra.unwrap_or_else(|| self.take(may_wait))
     }
 }
 
@@ -110,7 +130,9 @@ impl Drop for Part {
         let (Some(mut buffer), Some(buffers)) = (self.buffer.take(), self.buffers.upgrade()) else { return };
         buffer.clear();
         let mut state = buffers.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if !std::mem::take(&mut state.has_extra) {
+        if state.extra > 0 {
+            state.extra -= 1;
+        } else {
             state.idle.push(buffer);
             buffers.returned.notify_all();
         }
@@ -237,12 +259,17 @@ mod tests {
     fn memory_that_does_not_come_back_is_not_waited_for_without_end() {
         let pool = BufferPool::new(10);
         let buffers = PartBuffers::new(10, pool.clone(), 0);
-        let mut kept: Vec<Buffer> = (0..PARTS).map(|_| buffers.take(|_| true)).collect();
+        let mut kept: Vec<Buffer> = (0..PARTS + HELD).map(|_| buffers.take(|_| panic!("it waits"))).collect();
         assert!(!buffers.has_room(Duration::ZERO));
         assert_eq!(buffers.take(|waited| waited < LOOK * 2).capacity(), 10);
         assert_eq!(buffers.take(|_| false).capacity(), 10, "the upload has failed");
         let mut part = || Part { buffer: kept.pop(), buffers: Arc::downgrade(&buffers.0) };
         let late = part();
+        (0..HELD).for_each(|_| drop(part()));
+        assert!(
+            !buffers.has_room(Duration::ZERO),
+            "the first that come back are those beyond the ones that go round"
+        );
         drop(part());
         assert!(buffers.has_room(Duration::ZERO));
         assert!(buffers.take(|_| true).is_empty());
