@@ -22,8 +22,8 @@ use super::builds::{Build, Builds, TableName};
 use super::complaints::{Complaint, Fault, HARMLESS_TIMEOUT, is_lacking, is_sql_error, lacking, of_rows};
 use super::copy::copy_table;
 use super::pg_restore::{
-    Part, Restored, after_rows, fetch_contents, fetch_schema, run_after_rows, run_before_rows, run_schema,
-    run_stream,
+    Part, Restored, after_rows, fetch_contents, fetch_schema, later_in_memory, run_after_rows,
+    run_before_rows, run_schema, run_stream,
 };
 use super::rest::{self, Attempt};
 use super::{Origin, Target, foreign_keys, refresh};
@@ -69,7 +69,11 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
         // None at all: an archive version that the parser does not know.
         let is_known = loaded.warnings.is_empty() && !entries.is_empty();
         let arguments: &[&str] = if is_known { &[] } else { &[NO_TABLESPACES] };
-        let without = target.wanted.as_ref().map(|wanted| wanted.without(&entries)).unwrap_or_default();
+        let mut without = target.wanted.as_ref().map(|wanted| wanted.without(&entries)).unwrap_or_default();
+        // A server that never answers keeps nothing else waiting.
+        let mut far = refresh::asking_others(target, &entries).await?;
+        far.retain(|id| !without.contains(id));
+        without.extend(&far);
         let restored = run_stream(origin, database, full, target, arguments, without, true).await?;
         loaded.schema = restored.entries;
         loaded.warnings.extend(restored.warnings);
@@ -80,6 +84,13 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
         let (lost, failed): (Vec<_>, Vec<_>) = restored.failed.into_iter().partition(is_of_rows);
         loaded.lost = lost.iter().map(|c| lacking(of_rows(c), &failed)).collect();
         loaded.failed = failed;
+        let entries = std::mem::take(&mut loaded.schema);
+        let archive = later_in_memory(&entries)?;
+        if !far.is_empty() {
+            loaded.finish(refresh::fill(target, &archive, &entries, far, arguments).await?);
+        }
+        retry(target, &archive, &entries, arguments, &mut loaded).await?;
+        loaded.schema = entries;
         if let Some(extra) = stream(EXTENSION_TABLES) {
             let may_bundle = !loaded.warnings.iter().any(|warning| warning == HARMLESS_TIMEOUT);
             if let Some(without) = unwanted(origin, extra, target).await? {
@@ -148,7 +159,8 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
     // A guard against changes must not meet the restore that brings it: up to 16 nothing turns it off.
     let guards = take(&mut left, &|e| e.desc == "EVENT TRIGGER" || e.tag.starts_with("EVENT TRIGGER "));
     // A server that never answers keeps nothing else waiting.
-    let far = take(&mut left, &|e| refresh::asks_others(e, &entries));
+    let asking = refresh::asking_others(target, &entries).await?;
+    let far = take(&mut left, &|e| asking.contains(&e.dump_id));
     if !rows.again.is_empty() {
         // A row may name an index. But keys, triggers and materialized views want all rows before them.
         let ready = take(&mut left, &|e| !wants_all_rows(e));

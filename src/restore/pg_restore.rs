@@ -25,7 +25,7 @@ use crate::process::{self, Exit, Input, Output};
 use crate::progress::Event;
 use crate::set::archive::parser::Parser;
 use crate::set::archive::select::{rewrite, select};
-use crate::set::archive::split::{Piece, Splitter, To};
+use crate::set::archive::split::{EVERYWHERE, Piece, Splitter, To};
 use crate::set::archive::{Entry, Section, write};
 use crate::set::fingerprint::RowSecret;
 use crate::set::manifest::{Database, Stream};
@@ -155,18 +155,27 @@ pub fn after_rows(entries: &[Entry]) -> impl Iterator<Item = &Entry> {
     })
 }
 
-/// A stream's table of contents, without reading what follows it.
+/// An archive of what comes after the rows, in anonymous memory, out of a table of contents with definitions.
+pub fn later_in_memory(entries: &[Entry]) -> Result<File> {
+    let first = entries.iter().filter(|e| EVERYWHERE.contains(&e.desc.as_str()));
+    let later: Vec<Entry> = first.chain(after_rows(entries)).cloned().collect();
+    in_file(&write::contents("", Utc::now(), &later))
+}
+
+/// A stream's table of contents, without reading what follows it. A stream that holds definitions comes with them.
 pub async fn fetch_contents(origin: &Origin, stream: &Stream) -> Result<Vec<Entry>> {
     let mut source =
         read_stream(origin.store.clone(), &origin.prefix, stream, origin.identities.clone(), |_| ())?;
-    let fetched =
-        tokio::task::spawn_blocking(move || contents(&mut source).map_err(|error| source.cause(error)));
+    let has_definitions = stream.name == "full";
+    let fetched = tokio::task::spawn_blocking(move || {
+        contents(&mut source, has_definitions).map_err(|error| source.cause(error))
+    });
     let fetched = fetched.await.map_err(|e| Error::new(format!("reading a stream stopped: {e}")))?;
     fetched.with_context(|| format!("stream {}", stream.name))
 }
 
-fn contents(source: &mut Unsealed) -> Result<Vec<Entry>> {
-    let mut parser = Parser::new(&RowSecret::generate(), false);
+fn contents(source: &mut Unsealed, keep_definitions: bool) -> Result<Vec<Entry>> {
+    let mut parser = Parser::new(&RowSecret::generate(), keep_definitions);
     let mut buffer = vec![0; COPY_SIZE];
     loop {
         if let Some(entries) = parser.contents() {

@@ -34,10 +34,27 @@ const EMPTY: &str =
     "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
       WHERE c.relkind = 'm' AND NOT c.relispopulated";
 
-/// Whether this fills a view of a database that names other servers, or may do so.
-pub fn asks_others(entry: &Entry, entries: &[Entry]) -> bool {
-    entry.desc == "MATERIALIZED VIEW DATA"
-        && entries.iter().any(|e| e.desc == "SERVER" || (e.desc == "EXTENSION" && e.tag == "dblink"))
+/// Whether the target names other servers, or can be asked for any.
+const NAMES_OTHERS: &str = "SELECT EXISTS (SELECT FROM pg_foreign_server)
+        OR EXISTS (SELECT FROM pg_extension WHERE extname = 'dblink')";
+
+/// Those of these entries that fill views, by dump id, where the database names other servers, or may do so. Where a part
+/// of a set is restored, the target may name them, too.
+pub async fn asking_others(target: &Target, entries: &[Entry]) -> Result<HashSet<i32>> {
+    let names = |e: &Entry| e.desc == "SERVER" || (e.desc == "EXTENSION" && e.tag == "dblink");
+    let views = entries.iter().filter(|e| e.desc == "MATERIALIZED VIEW DATA").map(|e| e.dump_id);
+    let views: HashSet<i32> = views.collect();
+    if views.is_empty() || entries.iter().any(names) {
+        return Ok(views);
+    }
+    if target.wanted.is_none() {
+        return Ok(HashSet::new());
+    }
+    let session = target.connect(&[]).await?;
+    let found = session.client.query_one(NAMES_OTHERS, &[]).await.map_err(error);
+    session.close().await;
+    let found: bool = found.context("cannot see whether the database names other servers")?.get(0);
+    Ok(if found { views } else { HashSet::new() })
 }
 
 /// Fills these views, in several turns where one reads another through a function. What fails to the last, or is not

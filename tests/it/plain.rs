@@ -3,11 +3,12 @@
 //! that no row needs.
 
 use crate::support::compare::{assert_same, assert_same_content, db, plain_restore};
+use crate::support::fixtures;
 use crate::support::opsd::Opsd;
 use crate::support::postgres::{
     Options, SUPERUSER, Server, bin_dir, default_server, for_some_majors, identifier, unique,
 };
-use crate::support::sets::{back_up, result};
+use crate::support::sets::{back_up, manifest, result};
 
 /// A database made by this SQL, and a job for it.
 fn site(server: &Server, sql: &str) -> (Opsd, String) {
@@ -238,9 +239,17 @@ fn mute() -> (std::net::TcpListener, u16) {
 /// Up to 15 no timeout of the server's and no `pg_terminate_backend` ends a session that waits for such a one.
 #[test]
 fn a_view_of_a_server_that_never_answers_keeps_nothing_else_waiting() {
-    let server = &Server::start(15, &Options::default());
+    // Without room for more locks there is one archive.
+    let tight: &[(&str, &str)] = &[("max_locks_per_transaction", "10"), ("max_connections", "20")];
+    for (settings, first) in [(tight, "full"), (&[], "schema")] {
+        let server = &Server::start(15, &Options { settings, ..Options::default() });
+        one_view_is_mute(server, first);
+    }
+}
+
+fn one_view_is_mute(server: &Server, first: &str) {
     let (_listener, port) = mute();
-    let (mut opsd, _) = site(
+    let (mut opsd, source) = site(
         server,
         &format!(
             "CREATE EXTENSION postgres_fdw;
@@ -258,7 +267,11 @@ fn a_view_of_a_server_that_never_answers_keeps_nothing_else_waiting() {
              UPDATE pg_class SET relispopulated = true WHERE relname = 'of_far'"
         ),
     );
-    back_up(&opsd);
+    if first == "full" {
+        fixtures::many_tables(server, &source, 90);
+    }
+    let id = back_up(&opsd);
+    assert_eq!(manifest(&opsd, &id)["databases"][0]["streams"][0]["name"], first);
     // Nobody is reached from there.
     let verdict = result(&opsd.run(&["restore", "--verify", "--json"]));
     assert_eq!(verdict["verdict"], "unproven", "{verdict}");
