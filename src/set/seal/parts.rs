@@ -75,10 +75,10 @@ impl PartBuffers {
         has_room(&state)
     }
 
-    /// A buffer beyond those that go round, unless there are as many already as may be held.
-    fn take_extra(&self) -> Option<Buffer> {
+    /// A buffer beyond those that go round, unless there are as many of these already.
+    fn take_extra(&self, most: usize) -> Option<Buffer> {
         let mut state = self.state();
-        if state.extra >= HELD {
+        if state.extra >= most {
             return None;
         }
         state.extra += 1;
@@ -90,7 +90,7 @@ impl PartBuffers {
     fn take(&self, may_wait: impl Fn(Duration) -> bool) -> Buffer {
         let begun = Instant::now();
         while !self.has_room(LOOK) {
-            if let Some(extra) = self.take_extra() {
+            if let Some(extra) = self.take_extra(HELD) {
                 return extra;
             }
             if !may_wait(begun.elapsed()) {
@@ -107,7 +107,7 @@ impl PartBuffers {
 
     /// Takes a stream's first buffer, which does not wait for the last ones of the stream before.
     fn take_first(&self, may_wait: impl Fn(Duration) -> bool) -> Buffer {
-        let extra = if self.has_room(Duration::ZERO) { None } else { self.take_extra() };
+        let extra = if self.has_room(Duration::ZERO) { None } else { self.take_extra(1) };
         extra.unwrap_or_else(|| self.take(may_wait))
     }
 }
