@@ -101,7 +101,7 @@ async fn a_read_that_fails_once_refuses_no_set_and_a_refused_one_is_looked_at_ag
     let store = Arc::new(MemoryStore::new());
     let bytes = serde_json::to_string(&manifest).unwrap();
     store.overwrite(&format!("{prefix}/manifest.json"), bytes);
-    for object in manifest.databases.iter().flat_map(|d| &d.streams).flat_map(|s| &s.objects) {
+    for object in manifest.stored() {
         store.overwrite(&format!("{prefix}/{}", object.key), "x".repeat(object.size as usize));
     }
     let mut target = Target { site: manifest.site.clone(), ..target() };
