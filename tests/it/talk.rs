@@ -102,6 +102,14 @@ fn advice_is_given_where_it_can_be_followed() {
             assert_eq!(words(&run).contains(advice), is_said, "{arguments}: {run}");
         }
     }
+    // A daemon's log begins with what concerns it, and keys do not.
+    opsd.more.push_str("[exporter]\nlisten = \"127.0.0.1:0\"\n");
+    let mut exporter = opsd.command(&["exporter"]).spawn().unwrap();
+    let log = BufReader::new(exporter.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let said = log.take_while(|line| !line.starts_with("serving ")).collect::<Vec<_>>().join(" ");
+    exporter.kill().unwrap();
+    exporter.wait().unwrap();
+    assert!(said.contains(WRITTEN_OUT) && !said.contains(ONE_KEY), "{said}");
     let run = at_terminal(&opsd, "keygen -o new.txt").expect_code(0);
     assert!(words(&run).contains("make a second one, keep it elsewhere"), "{run}");
     assert_eq!(opsd.ok(&["keygen", "-o", "newer.txt"]).stderr, "");
