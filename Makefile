@@ -16,9 +16,10 @@ build: ## The binary, optimised: target/release/opsd
 	@scripts/setup --demo
 	$(CARGO) build --release
 
-# Tests wait for servers more than they compute: two at a time a core.
+# Tests wait for servers more than they compute: three at a time a core.
 test: setup ## Every test, against real servers
-	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$$(($$(nproc) * 2))} $(CARGO) test --no-fail-fast
+	TMPDIR=$$(scripts/tmpdir) RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$$(($$(nproc) * 3))} \
+		$(CARGO) test --no-fail-fast
 
 # OPSD_TEST_PG and OPSD_TEST_INPUT choose one major and one file.
 corpus: ## Databases of tests/fixtures/corpus on every major, beside plain pg_dump and pg_restore

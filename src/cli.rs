@@ -30,6 +30,7 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use indicatif::MultiProgress;
 
 use crate::config::Config;
+use crate::config::finding::Warning;
 use crate::error::{Error, Kind, Result};
 use crate::printable;
 use crate::shutdown::Shutdown;
@@ -110,24 +111,28 @@ impl Global {
     }
 
     /// Reads the configuration and does the work with it. `opsd config check` says all warnings, to
-    /// everybody; the one about keys is said besides where sets are made.
+    /// everybody; a backup and an exporter say what is advice, too.
     async fn with_config<T>(
         &self,
-        keys: KeyAdvice,
+        advice: Advice,
         shutdown: &Shutdown,
         work: impl AsyncFnOnce(Config) -> Result<T>,
     ) -> Result<T> {
-        let (config, warnings) = self.load_config(keys, shutdown).await?;
+        let (config, mut warnings, said) = self.load_config(shutdown).await?;
+        if advice == Advice::Said {
+            warnings.extend(said);
+        }
         // Boxed, because a command's future is large, and deep for the compiler.
         let work: Pin<Box<dyn Future<Output = Result<T>>>> = Box::pin(work(config));
         self.with_warnings(warnings, work).await
     }
 
-    /// The configuration, and what there is to say about it.
-    async fn load_config(&self, keys: KeyAdvice, shutdown: &Shutdown) -> Result<(Config, Vec<String>)> {
-        let (config, mut warnings) = self.read_config(shutdown, crate::config::load).await?;
-        warnings.retain(|w| keys == KeyAdvice::Said || w.message != crate::config::raw::ONE_RECIPIENT);
-        Ok((config, warnings.iter().map(ToString::to_string).collect()))
+    /// The configuration, what is odd about it, and what is advice.
+    async fn load_config(&self, shutdown: &Shutdown) -> Result<(Config, Vec<String>, Vec<String>)> {
+        let (config, warnings) = self.read_config(shutdown, crate::config::load).await?;
+        let (advice, warnings): (Vec<_>, Vec<_>) = warnings.iter().partition(|warning| warning.is_advice);
+        let texts = |all: Vec<&Warning>| all.into_iter().map(ToString::to_string).collect();
+        Ok((config, texts(warnings), texts(advice)))
     }
 
     /// Reads the configuration in a thread of its own. It may be a pipe that nobody ever feeds, and then a signal
@@ -162,9 +167,9 @@ impl Global {
     }
 }
 
-/// Whether a command is the place to say that one key is easily lost.
+/// Whether a command is the place for advice about the configuration, as that one key is easily lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum KeyAdvice {
+enum Advice {
     Said,
     LeftOut,
 }
@@ -259,22 +264,23 @@ pub async fn run(cli: Cli, shutdown: &Shutdown) -> Result<u8> {
         Command::Check(args) => return check::run(args, global, shutdown).await,
         Command::Alerts(args) => return alerts::run(args, global, shutdown).await,
         Command::Backup(args) => {
-            let work = async |config| Box::pin(backup::run(args, &config, global, shutdown)).await;
-            global.with_config(KeyAdvice::LeftOut, shutdown, work).await
+            let (config, warnings, advice) = global.load_config(shutdown).await?;
+            let work = Box::pin(backup::run(args, &config, &advice, global, shutdown));
+            global.with_warnings(warnings, work).await
         }
         Command::Config(args) => config::run(args, global, shutdown).await,
         Command::Backups(args) => {
             let work = async |config| Box::pin(backups::run(args, &config, global, shutdown)).await;
-            global.with_config(KeyAdvice::LeftOut, shutdown, work).await
+            global.with_config(Advice::LeftOut, shutdown, work).await
         }
         Command::Keygen(args) => keygen::run(args, global),
         Command::Restore(args) => {
             let work = async |config| Box::pin(restore::run(args, &config, global, shutdown)).await;
-            global.with_config(KeyAdvice::LeftOut, shutdown, work).await
+            global.with_config(Advice::LeftOut, shutdown, work).await
         }
         Command::Repository(args) => {
             let work = async |config| Box::pin(repository::run(args, &config, shutdown)).await;
-            global.with_config(KeyAdvice::Said, shutdown, work).await
+            global.with_config(Advice::Said, shutdown, work).await
         }
         Command::Completions(args) => completions::run(&args),
         Command::KeepScratch | Command::ScratchInit => {
@@ -283,7 +289,7 @@ pub async fn run(cli: Cli, shutdown: &Shutdown) -> Result<u8> {
         Command::Exporter(args) => exporter::run(args, global, shutdown).await,
         Command::Status(args) => {
             let work = async |config| Box::pin(status::run(args, &config, shutdown)).await;
-            global.with_config(KeyAdvice::LeftOut, shutdown, work).await
+            global.with_config(Advice::LeftOut, shutdown, work).await
         }
         Command::Metrics(args) => metrics::run(&args),
     };

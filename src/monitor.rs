@@ -23,6 +23,7 @@ pub mod tls;
 pub mod trust;
 
 use std::fmt;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -41,6 +42,11 @@ pub trait Monitor: Send {
 
     /// Collects once. The future may be dropped at any await; the next call must work nevertheless.
     async fn collect(&mut self) -> Result<Collected, Failure>;
+
+    /// How soon it looks again, where that is sooner than the interval: somebody waits for what it did not find.
+    fn looks_again_in(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// What one collection found.

@@ -100,6 +100,8 @@ pub fn quoted(schema: &str, name: &str) -> String {
 /// The lists a plan is made of.
 #[derive(Debug, Clone, Default)]
 pub struct Inventory {
+    /// Our role, by its name.
+    pub role: String,
     /// Encoding of names and values.
     pub encoding: String,
     /// Tables outside the system's schemas.
@@ -231,9 +233,9 @@ pub async fn read(client: &Client, known: Option<&Inventory>) -> Result<Inventor
         .await
         .map_err(error)
         .context("cannot list schemas")?;
-    let encoding = client
+    let whole = client
         .query_one(
-            "SELECT pg_encoding_to_char(encoding)::text FROM pg_database WHERE datname = current_database()",
+            "SELECT pg_encoding_to_char(encoding)::text, current_user FROM pg_database WHERE datname = current_database()",
             &[],
         )
         .await
@@ -248,7 +250,8 @@ pub async fn read(client: &Client, known: Option<&Inventory>) -> Result<Inventor
         undumped: undumped::read(client).await?,
         superusers_only: superusers_only(client).await?,
         foreign_keys: foreign_keys.iter().map(|row| (row.get(0), row.get(1))).collect(),
-        encoding: encoding.get(0),
+        role: whole.get::<_, Name>(1).0,
+        encoding: whole.get(0),
         tables,
         sequences,
         large_objects: u64::try_from(large_objects.get::<_, i64>(0)).unwrap_or(0),

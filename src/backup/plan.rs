@@ -243,7 +243,7 @@ pub fn plan(
         inventory.tables.iter().map(|t| (t.oid, t.display())).chain(beside.map(|t| (t.oid, t.display())));
     let excluded_names = all.filter(|(oid, _)| excluded.contains(oid)).map(|(_, name)| name).collect();
     let preflights = vec![
-        format!("our role may read all {tables} tables and {sequences} sequences"),
+        format!("role {:?} may read all tables ({tables}) and sequences ({sequences})", inventory.role),
         "row security hides no rows from it".to_owned(),
         format!("it may read all {} large objects", inventory.large_objects),
         format!("{locks} locks needed, {} free", capacity.free_locks),

@@ -4,9 +4,9 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use super::output::entry;
 use super::{Global, output, ping, progress};
 use crate::backup::{self, Created, Preview};
-use crate::config::raw::ONE_RECIPIENT;
 use crate::config::{BackupJob, Config};
 use crate::error::{Error, Kind, Result};
 use crate::printable;
@@ -100,7 +100,14 @@ struct StreamPlan {
 }
 
 /// Runs the command. A job that fails does not keep the others from running.
-pub async fn run(args: Args, config: &Config, global: &Global, shutdown: &Shutdown) -> Result<()> {
+/// `advice` is what the configuration gives reason for; it is said with the first set of a day.
+pub async fn run(
+    args: Args,
+    config: &Config,
+    advice: &[String],
+    global: &Global,
+    shutdown: &Shutdown,
+) -> Result<()> {
     let jobs = select(config, &args.jobs)?;
     if args.dry_run {
         return shutdown.guard(dry_run(config, &jobs, args.json)).await;
@@ -108,9 +115,10 @@ pub async fn run(args: Args, config: &Config, global: &Global, shutdown: &Shutdo
     let mut store = shutdown.guard(store::open(&config.repository)).await?;
     let mut report = Report { sets: Vec::new() };
     let mut failures: Vec<(&str, Error)> = Vec::new();
+    let mut unsaid = advice;
     for job in jobs {
         let begun = Instant::now();
-        let bars = progress::bars(global);
+        let bars = progress::bars(global, &format!("connecting to {}", job.postgres));
         let every = backup::heartbeat::EVERY;
         let work = async {
             let mut result =
@@ -137,12 +145,10 @@ pub async fn run(args: Args, config: &Config, global: &Global, shutdown: &Shutdo
         let is_whole = |created: &Created| created.manifest.lacking.is_empty();
         match ping::around(&job.ping, global, work, is_whole).await {
             Ok(created) => {
-                if global.is_watched()
-                    && is_first_of_its_day(&created)
-                    && created.manifest.recipients.len() == 1
-                {
-                    let advice = "add a second one whose identity is kept elsewhere (said once a day)";
-                    output::note("warning: ", format!("{ONE_RECIPIENT}; {advice}"));
+                if global.is_watched() && is_first_of_its_day(&created) {
+                    for advice in std::mem::take(&mut unsaid) {
+                        output::note("warning: ", format!("{advice} (said once a day)"));
+                    }
                 }
                 let set = set_report(&created, begun.elapsed().as_secs_f64());
                 match (args.json || global.quiet, global.is_watched()) {
@@ -328,12 +334,12 @@ fn job_plan(config: &Config, job: &BackupJob, preview: Preview) -> JobPlan {
 fn render(plan: &JobPlan) -> String {
     let mut lines = vec![
         format!("job {}", plan.job),
-        format!("  server      PostgreSQL {}", plan.server_version),
-        format!("  pg_dump     {}", plan.pg_dump),
-        format!("  to          {}/{}", plan.repository, plan.prefix),
+        entry("  server      ", format!("PostgreSQL {}", plan.server_version)),
+        entry("  pg_dump     ", &plan.pg_dump),
+        entry("  to          ", format!("{}/{}", plan.repository, plan.prefix)),
     ];
     if let Some(way) = &plan.way {
-        lines.insert(2, format!("  reached as  {way}"));
+        lines.insert(2, entry("  reached as  ", way));
     }
     for (i, recipient) in plan.recipients.iter().enumerate() {
         lines.push(format!("  {}{recipient}", if i == 0 { "readable by " } else { "            " }));
@@ -359,12 +365,10 @@ fn render(plan: &JobPlan) -> String {
             ));
         }
         if !database.excluded.is_empty() {
-            lines.push(format!("    without the rows of {}", database.excluded.join(", ")));
+            lines.push(entry("    without the rows of ", database.excluded.join(", ")));
         }
-        lines.extend(database.preflights.iter().map(|p| format!("    ok: {p}")));
-        lines.extend(
-            database.warnings.iter().map(|w| output::wrapped("    warning: ", w).trim_end().to_owned()),
-        );
+        lines.extend(database.preflights.iter().map(|p| entry("    ok: ", p)));
+        lines.extend(database.warnings.iter().map(|w| entry("    warning: ", w)));
     }
     lines.push("  nothing was dumped".into());
     lines.iter().map(|line| line.trim_end()).collect::<Vec<_>>().join("\n")

@@ -14,6 +14,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::{Global, output};
+use crate::backup::prune::{self as prune_sets, Removal};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::printable;
@@ -67,8 +68,10 @@ pub async fn run(args: Args, config: &Config, global: &Global, shutdown: &Shutdo
     }
 }
 
-/// Does work that removes things, under the site's lease. Where the store has none, that is said once.
+/// Does work that removes things, under the site's lease; a dry run needs none. Where the store has none, that is said
+/// once.
 async fn under_lease<T>(
+    dry_run: bool,
     config: &Config,
     store: &dyn Store,
     command: &str,
@@ -76,6 +79,9 @@ async fn under_lease<T>(
     shutdown: &Shutdown,
     work: impl Future<Output = Result<T>>,
 ) -> Result<T> {
+    if dry_run {
+        return work.await;
+    }
     let key = crate::set::lease_key(&config.site);
     match shutdown.guard(lease::acquire(store, &key, command, lease::DURATION)).await? {
         Acquired::Held(mut lease) => {
@@ -93,6 +99,16 @@ async fn under_lease<T>(
             work.await
         }
     }
+}
+
+/// Removes a set: whether it is gone, and why not.
+async fn removed(
+    store: &dyn Store,
+    removal: &Removal,
+    shutdown: &Shutdown,
+) -> (Option<bool>, Option<String>) {
+    let removed = shutdown.guard(prune_sets::remove(store, removal)).await;
+    (Some(removed.is_ok()), removed.err().map(|error| error.to_string()))
 }
 
 /// What is said where the credential may not ask what is locked.

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
-use super::{Global, KeyAdvice, output};
+use super::{Advice, Global, output};
 use crate::check::{self, Report, Verdict};
 use crate::config;
 use crate::error::{Error, Kind, Result};
@@ -31,7 +31,7 @@ pub struct Args {
 /// Runs it; the number is the exit code.
 pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<u8> {
     let work = async |config| judge(&args, &config, shutdown).await;
-    match global.with_config(KeyAdvice::LeftOut, shutdown, work).await {
+    match global.with_config(Advice::LeftOut, shutdown, work).await {
         Ok(verdict) => Ok(verdict.exit_code()),
         Err(error) if matches!(error.kind(), Kind::Interrupted | Kind::Terminated) => Err(error),
         Err(error) => {

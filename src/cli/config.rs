@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{Global, KeyAdvice, output};
+use super::{Advice, Global, output};
 use crate::config::finding::{Finding, mistakes_error};
 use crate::config::monitoring::SecretSource;
 use crate::config::raw::{Parsed, SecretFile};
@@ -66,7 +66,7 @@ pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<()>
         Action::Init { path } => init(&path),
         Action::Check { json } => check(global, json, shutdown).await,
         Action::Show { json } => {
-            global.with_config(KeyAdvice::LeftOut, shutdown, async |config| show::run(&config, json)).await
+            global.with_config(Advice::LeftOut, shutdown, async |config| show::run(&config, json)).await
         }
     }
 }
@@ -153,6 +153,7 @@ fn finding(path: &Path, key: String, error: &Error) -> Finding {
         line: None,
         message: error.to_string(),
         hint: error.hint().map(str::to_owned),
+        is_advice: false,
     }
 }
 
@@ -190,6 +191,7 @@ fn trusts_nobody(path: &Path) -> Finding {
                   where it is restored"
                 .into(),
         hint: Some("`opsd keygen --sign` makes a key for sign_key_file; its public half goes here".into()),
+        is_advice: false,
     }
 }
 
@@ -215,12 +217,14 @@ fn summary(config: &Config, ways: &BTreeMap<String, String>, is_named: bool) -> 
         (true, false) => "opsd status",
         _ => "opsd repository probe, then opsd backup --dry-run",
     };
-    let found: String = ways.iter().map(|(name, way)| format!("  postgres {name}: {way}\n")).collect();
+    let mut lines = vec![output::entry("", format!("{}: ok: {}", config.path.display(), said.join(", ")))];
+    lines.extend(ways.iter().map(|(name, way)| output::entry("  ", format!("postgres {name}: {way}"))));
     let looked = match config.postgres.values().any(|server| server.container.is_some()) {
         false => "only the file was read, and nothing was connected to",
         true => "the file was read, and containers were looked for; no server was asked",
     };
-    format!("{}: ok: {}\n{found}  {looked}\n  next: {next}{likewise}", config.path.display(), said.join(", "))
+    lines.extend([output::entry("  ", looked), output::entry("  next: ", format!("{next}{likewise}"))]);
+    lines.join("\n")
 }
 
 /// Mistakes and warnings about the files with secrets. A file that this user cannot open is only a
@@ -234,6 +238,7 @@ fn secret_files(path: &Path, encryption: &Encryption, files: &[SecretFile]) -> (
             line: Some(*line),
             message,
             hint: hint.map(str::to_string),
+            is_advice: false,
         };
         if let Err(error) = regular_file::open(file)
             && error.kind() != ErrorKind::InvalidInput

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::{Global, KeyAdvice, output};
+use super::{Global, output};
+use crate::config::raw::ONE_RECIPIENT;
 use crate::error::Result;
 use crate::exporter;
 use crate::shutdown::Shutdown;
@@ -19,11 +20,12 @@ pub struct Args {
 
 /// Runs it.
 pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<()> {
-    let (config, warnings) = global.load_config(KeyAdvice::LeftOut, shutdown).await?;
+    let (config, mut warnings, advice) = global.load_config(shutdown).await?;
     if let Some(file) = args.textfile {
         return global.with_warnings(warnings, exporter::textfile(&config, &file, shutdown)).await;
     }
-    // Somebody reads a daemon's log, and not only when it fails.
+    // Somebody reads a daemon's log, and not only when it fails. Of keys it needs none.
+    warnings.extend(advice.into_iter().filter(|advice| !advice.contains(ONE_RECIPIENT)));
     warnings.iter().for_each(|warning| output::note("warning: ", warning));
     let say = |address: &str| {
         if !global.quiet {

@@ -80,6 +80,13 @@ pub fn note(first: &str, text: impl AsRef<str>) {
     }
 }
 
+/// Lines for stdout of a name and what there is to say, at a terminal wrapped under themselves.
+pub fn entry(first: &str, text: impl AsRef<str>) -> String {
+    let text = printable::line(text.as_ref());
+    let entry = if is_stdout_terminal() { wrapped(first, &text) } else { format!("{first}{text}") };
+    entry.trim_end().to_owned()
+}
+
 /// Reports the error that ends the process.
 pub fn error(error: &Error) {
     note("error: ", error.to_string());

@@ -28,19 +28,20 @@ struct Lines {
     is_over: bool,
 }
 
-/// Bars on a terminal, unless silence was asked for.
-pub fn bars(global: &Global) -> Bars {
+/// Bars on a terminal, unless silence was asked for; `first` is what is done until work says more.
+pub fn bars(global: &Global, first: &str) -> Bars {
     if global.quiet || !output::is_terminal() {
         return Bars(None);
     }
     let all = global.screen.clone();
     let phase = all.add(ProgressBar::new_spinner());
     phase.set_style(style("{spinner} {msg} {elapsed}"));
+    phase.set_message(first.to_owned());
     phase.enable_steady_tick(TICK);
     Bars(Some(Arc::new(Mutex::new(Lines {
         all,
         phase,
-        phase_text: String::new(),
+        phase_text: first.to_owned(),
         streams: HashMap::new(),
         is_over: false,
     }))))

@@ -158,6 +158,8 @@ struct ResultReport {
     seconds: Phases,
     total_seconds: f64,
     server_version: Option<String>,
+    /// Where the server's programs were.
+    place: Option<String>,
     /// Absent where no scratch server was started.
     contained: Option<String>,
     warnings: Vec<String>,
@@ -280,7 +282,7 @@ async fn run_verify(
     let mut results = Results { results: Vec::new() };
     let mut failures: Vec<(&str, Error)> = Vec::new();
     for job in &jobs {
-        let bars = progress::bars(global);
+        let bars = progress::bars(global, "looking for the set");
         let uncontained = if args.uncontained { Uncontained::Allowed } else { Uncontained::Refused };
         let work = verify::verify(config, job, selector, store.clone(), uncontained, bars.progress());
         let is_good = |r: &Rehearsal| matches!(r.record.verdict, Verdict::Proven | Verdict::Unproven);
@@ -331,6 +333,7 @@ fn judged(job: &str, rehearsal: Rehearsal) -> (ResultReport, Option<Error>) {
         seconds: record.seconds,
         total_seconds,
         server_version: record.server_version,
+        place: record.place,
         contained: record.contained,
         warnings: record.warnings,
         hints,
@@ -355,6 +358,7 @@ fn unread(job: &str, error: &Error) -> ResultReport {
         seconds: Phases::default(),
         total_seconds: 0.0,
         server_version: None,
+        place: None,
         contained: None,
         warnings: Vec::new(),
         hints: Vec::new(),
@@ -382,6 +386,9 @@ fn say(report: &ResultReport) {
             output::counted(d.rows, "row")
         ));
     }
+    if let (Some(version), Some(place)) = (&report.server_version, &report.place) {
+        output::note("  ", rehearsed_on(version, place));
+    }
     for scope in report.scope.iter().filter(|scope| !scope.covered) {
         output::note("  not covered: ", scope.to_string());
     }
@@ -398,6 +405,11 @@ fn say(report: &ResultReport) {
     for hint in &report.hints {
         output::note("  note: ", hint);
     }
+}
+
+/// Where the set came back.
+pub(super) fn rehearsed_on(version: &str, place: &str) -> String {
+    format!("on PostgreSQL {version} ({place})")
 }
 
 /// `data 12s, post-data 4.0s`.
@@ -463,7 +475,7 @@ async fn run_to(
             },
             refresh_timeout: config.refresh_timeout,
         };
-        let bars = progress::bars(global);
+        let bars = progress::bars(global, "looking at the server");
         let origin = restore::origin(store, &set.manifest, identities, bars.progress());
         if args.dry_run {
             let preview = shutdown.guard(to::preview(&origin, &set.manifest, database, &options)).await?;

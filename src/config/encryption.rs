@@ -77,11 +77,11 @@ pub(super) fn encryption(walk: &mut Walk<'_>, section: &Section<'_>) -> Option<E
         0 if identity_file.is_none() => {
             walk.mistake(&place, "no recipient", "recipients = [\"age1…\"]; `opsd keygen` makes a key");
         }
-        0 => walk.warn(&place, "no recipient: this host can restore but not back up", None),
+        0 => walk.advise(&place, "no recipient: this host can restore but not back up", None),
         1 if !spoken_of => {
             let hint =
                 Some("add a second one whose identity is kept elsewhere, on paper or with a colleague");
-            walk.warn(&place, ONE_RECIPIENT, hint);
+            walk.advise(&place, ONE_RECIPIENT, hint);
         }
         n if n > keys::MAX_RECIPIENTS => walk.mistake(
             &place,
@@ -110,7 +110,7 @@ fn trusted(walk: &mut Walk<'_>, section: &Section<'_>) -> Trusted {
         && (section.has("trusted_backup_keys") || section.has("trusted_verify_keys"))
     {
         let both = "trusted_keys stands beside a list for one kind, and its keys may sign both";
-        walk.warn(&section.place, both, Some("remove trusted_keys, if each key is to sign one kind"));
+        walk.advise(&section.place, both, Some("remove trusted_keys, if each key is to sign one kind"));
     }
     for (name, list) in
         [("trusted_backup_keys", &mut trusted.backups), ("trusted_verify_keys", &mut trusted.verifications)]

@@ -21,6 +21,10 @@ pub struct Finding {
     pub message: String,
     /// The next step, where one is known.
     pub hint: Option<String>,
+    /// Whether it is about what somebody may well have chosen, and explains no failure: told where it can be changed,
+    /// and not by each command.
+    #[serde(skip)]
+    pub is_advice: bool,
 }
 
 /// A path that is not UTF-8 is still worth a report.

@@ -122,6 +122,11 @@ impl Connection {
         connection
     }
 
+    /// `host:port` as a password file names a server.
+    pub fn password_file_server(&self, host: &str, port: u16) -> String {
+        format!("{}:{port}", files::host_in_password_file(host).replace('\\', "\\\\").replace(':', "\\:"))
+    }
+
     /// Settings from a URL or key=value string on the command line. A password in it is refused:
     /// everybody on the host can read command lines.
     pub fn from_arg(dsn: &str) -> Result<Resolved> {

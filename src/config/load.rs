@@ -140,6 +140,7 @@ fn read_found(found: Found, env: Env<'_>) -> Result<(PathBuf, Parsed)> {
         line: None,
         message,
         hint: Some(hint),
+        is_advice: false,
     };
     // A pipe or /dev/stdin has no mode worth a remark.
     if let Some(why) = writable_by_others(meta.mode()).filter(|_| meta.is_file()) {
@@ -150,6 +151,7 @@ fn read_found(found: Found, env: Env<'_>) -> Result<(PathBuf, Parsed)> {
         for warning in parsed.warnings.iter_mut().filter(|w| w.message == raw::PASSWORD_STANDS_HERE) {
             let mode = meta.mode() & 0o7777;
             warning.message.push_str(&format!(", and mode {mode:04o} lets others read it"));
+            warning.is_advice = false;
         }
     }
     Ok((path, parsed))

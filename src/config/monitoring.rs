@@ -328,7 +328,7 @@ fn secret(walk: &mut Walk<'_>, section: &Section<'_>, key: &str, file_key: &str)
     if let Some(text) = value {
         if text.literal {
             let hint = format!("keep it in a ${{VARIABLE}} or in {file_key}");
-            walk.warn(&text.place, raw::PASSWORD_STANDS_HERE, Some(&hint));
+            walk.advise(&text.place, raw::PASSWORD_STANDS_HERE, Some(&hint));
         }
         return Some(SecretSource::Value(Secret::new(text.value)));
     }
@@ -365,7 +365,7 @@ pub(super) fn monitor(
         positive(walk, &place, given);
         if matches!(kind, Some(MonitorKind::Backups(_))) && given < OFTEN {
             let hint = "every listing is paid for; a few minutes are often enough";
-            walk.warn(&place, "reads the repository more often than once a minute", Some(hint));
+            walk.advise(&place, "reads the repository more often than once a minute", Some(hint));
         }
         interval = given;
     }

@@ -78,13 +78,13 @@ pub(super) fn postgres(walk: &mut Walk<'_>, section: &Section<'_>, name: &str) -
                          than 16 send the password in clear to whoever asks"
                     }
                 };
-                walk.warn(&url.place, message, Some(hint));
+                walk.advise(&url.place, message, Some(hint));
             }
             if let Some(key) = &resolved.connection.sslkey {
                 walk.secret_files.push((url.place.clone(), key.clone()));
             }
             if resolved.password_in_dsn && url.literal {
-                walk.warn(
+                walk.advise(
                     &url.place,
                     PASSWORD_STANDS_HERE,
                     Some("keep it in ~/.pgpass, PGPASSWORD or a ${VARIABLE}"),

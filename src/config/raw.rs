@@ -353,7 +353,7 @@ fn job(
         } else if size > PART_MAX {
             walk.mistake(&place, "is above 5GiB, the most that S3 takes", "as in \"8MiB\"");
         } else if size.saturating_mul(PARTS_HELD).saturating_mul(streams.unsigned_abs()) > MEMORY_WARNING {
-            walk.warn(
+            walk.advise(
                 &place,
                 format!(
                     "about {} GiB of memory for buffers ({PARTS_HELD} parts a stream)",

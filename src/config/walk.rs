@@ -117,6 +117,7 @@ impl<'a> Walk<'a> {
             line: Some(place.line),
             message: message.into(),
             hint: hint.map(str::to_string),
+            is_advice: false,
         }
     }
 
@@ -134,6 +135,12 @@ impl<'a> Walk<'a> {
     pub(super) fn warn(&mut self, place: &Place, message: impl Into<String>, hint: Option<&str>) {
         let finding = self.finding(place, message, hint);
         self.warnings.push(finding);
+    }
+
+    /// A warning that explains no failure, and that somebody may hear once and leave at that.
+    pub(super) fn advise(&mut self, place: &Place, message: impl Into<String>, hint: Option<&str>) {
+        let finding = self.finding(place, message, hint);
+        self.warnings.push(Finding { is_advice: true, ..finding });
     }
 
     /// Where `key` of a section stands, or would have to stand.

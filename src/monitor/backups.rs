@@ -28,10 +28,14 @@ use crate::set::{MANIFEST, set_prefix};
 use crate::store::{self, Store, StoreError};
 
 pub use figures::{THRESHOLDS, headline};
-use history::{Job, Known, Standing};
+use history::{Freshness, Job, Known, Standing};
 
 /// Refused sets that a collection looks at again, the newest of them.
 const REFUSED_AGAIN: usize = 10;
+
+/// How soon a repository is looked at again in which a set is missing or overdue. Whoever makes the first one looks
+/// then, and should not read for a quarter of an hour that there is none.
+const AWAITED: Duration = Duration::from_secs(60);
 
 /// A monitor of one repository.
 pub struct Target {
@@ -48,6 +52,8 @@ pub struct Target {
     rpo: Option<Duration>,
     store: Option<Arc<dyn Store>>,
     known: BTreeMap<(String, String), (u64, Known)>,
+    /// Whether a job has no set that is new enough.
+    is_awaited: bool,
 }
 
 /// A monitor that has read nothing yet.
@@ -66,6 +72,7 @@ pub fn open(name: &str, config: &Config, options: &Backups) -> Target {
         rpo: options.rpo,
         store: None,
         known: BTreeMap::new(),
+        is_awaited: false,
     }
 }
 
@@ -100,6 +107,10 @@ impl Monitor for Target {
         };
         self.read(&*store).await
     }
+
+    fn looks_again_in(&self) -> Option<Duration> {
+        self.is_awaited.then_some(AWAITED)
+    }
 }
 
 impl Target {
@@ -133,6 +144,7 @@ impl Target {
         ];
         let now = Utc::now();
         let mut samples = Vec::new();
+        self.is_awaited = false;
         for (name, entries) in jobs {
             let sets = entries.iter().map(|entry| {
                 let known = self.known.get(&(name.clone(), entry.id.clone()));
@@ -140,6 +152,7 @@ impl Target {
             });
             let rpo = self.jobs.get(&name).copied().unwrap_or(self.rpo);
             let job = Job::new(sets, rpo, readable, now);
+            self.is_awaited |= matches!(job.freshness, Freshness::Missing | Freshness::Overdue);
             samples.extend(figures::samples(&name, &job, &self.recipients));
         }
         Ok(Collected { samples, concerns })

@@ -158,7 +158,13 @@ async fn run(mut target: Target) {
     let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + phase, config.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
-        ticks.tick().await;
+        match target.monitor.looks_again_in() {
+            None => {
+                ticks.tick().await;
+            }
+            // The next one in its turn, or this bound: whichever comes first.
+            Some(soon) => drop(tokio::time::timeout(soon, ticks.tick()).await),
+        }
         let before = target.watch.view().last;
         collect(&mut target).await;
         say(&target.watch, before);

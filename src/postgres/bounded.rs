@@ -46,8 +46,9 @@ const INPUT: usize = 32 << 10;
 /// A connection to a server that sends no more than is bearable.
 pub struct Bounded<S> {
     inner: S,
+    /// Room for what is read at once, of which so much is filled, and so much of that was handed on.
     input: Vec<u8>,
-    /// What of `input` was handed on.
+    filled: usize,
     at: usize,
     phase: Phase,
 }
@@ -72,7 +73,7 @@ impl<S> Bounded<S> {
     }
 
     fn new(inner: S, phase: Phase) -> Self {
-        Self { inner, input: Vec::new(), at: 0, phase }
+        Self { inner, input: Vec::new(), filled: 0, at: 0, phase }
     }
 }
 
@@ -102,7 +103,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
         };
         let before = out.filled().len();
         loop {
-            this.at += messages.pass(this.input.get(this.at..).unwrap_or_default(), out)?;
+            this.at += messages.pass(this.input.get(this.at..this.filled).unwrap_or_default(), out)?;
             if out.filled().len() > before || out.remaining() == 0 {
                 return Poll::Ready(Ok(()));
             }
@@ -110,11 +111,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
             this.input.resize(INPUT, 0);
             let mut read = ReadBuf::new(&mut this.input);
             let polled = Pin::new(&mut this.inner).poll_read(context, &mut read);
-            let filled = if polled.is_ready() { read.filled().len() } else { 0 };
-            this.input.truncate(filled);
+            this.filled = if polled.is_ready() { read.filled().len() } else { 0 };
             this.at = 0;
             ready!(polled)?;
-            if filled == 0 {
+            if this.filled == 0 {
                 return Poll::Ready(Ok(()));
             }
         }

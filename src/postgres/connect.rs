@@ -16,7 +16,7 @@ use tokio_postgres::config::{self, SslMode as Tls};
 use tokio_postgres::error::{DbError, SqlState};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
-use self::hints::{client_hint, server_hint, socket_hint};
+use self::hints::{client_hint, password_hint, server_hint, socket_hint};
 use super::bounded::Bounded;
 use super::require_auth::{Inspected, InspectedTls, Rule};
 use super::{dial, messages, settings as pinned, tls};
@@ -427,8 +427,7 @@ fn refused(e: &tokio_postgres::Error) -> Option<&Error> {
 /// Why a connection was not made, in the operator's words.
 fn explain(e: tokio_postgres::Error, target: &Target<'_>) -> Error {
     if is_password_missing(&e) {
-        return Error::usage(NO_PASSWORD)
-            .with_hint("give one in the URL (${VAR} expands), PGPASSWORD or the password file");
+        return Error::usage(NO_PASSWORD).with_hint(password_hint(target));
     }
     if let Some(refused) = refused(&e) {
         return refused.clone();

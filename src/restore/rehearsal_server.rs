@@ -16,7 +16,18 @@ const SCRATCH_OVERHEAD: u64 = 256 << 20;
 /// This program again, which makes and keeps the sandbox; `cli::keep_scratch` is the other side.
 const KEEPER: [&str; 2] = ["/proc/self/exe", "keep-scratch"];
 
-/// A server for a set, tools that fit it, and what the operator should know: of the newer of the source's and pg_dump's
+/// A server for a set, and what goes with it.
+pub(super) struct Found {
+    pub(super) scratch: Scratch,
+    /// Client tools that fit it.
+    pub(super) tools: Tools,
+    /// Where its programs are, for people.
+    pub(super) place: String,
+    /// What the operator should know.
+    pub(super) warnings: Vec<String>,
+}
+
+/// A server for a set, and tools that fit it: of the newer of the source's and pg_dump's
 /// major, because an older pg_restore refuses the archive and an older server some of its settings.
 ///
 /// An image that is named, or that the source runs in, goes before this host's programs: it has the extensions and the
@@ -27,7 +38,7 @@ pub(super) async fn find(
     job: &BackupJob,
     manifest: &Manifest,
     uncontained: Uncontained,
-) -> Result<(Scratch, Tools, Vec<String>)> {
+) -> Result<Found> {
     let major = manifest.dump_major().max(manifest.server.version_num / 10_000);
     let in_container = match wanted_image(config, job).await {
         None => None,
@@ -65,9 +76,10 @@ pub(super) async fn find(
     };
     let (binaries, mut warnings) = binaries;
     let tools = binaries.tools();
+    let place = format!("programs of this host, {}", binaries.bin_dir.display());
     let (scratch, without) = start(job, manifest, &Programs::Host(binaries), uncontained).await?;
     warnings.extend(without);
-    Ok((scratch, tools, warnings))
+    Ok(Found { scratch, tools, place, warnings })
 }
 
 /// The image that a rehearsal is to run in: the one that is named, else the one of the container that the source is in.
@@ -88,7 +100,7 @@ async fn in_image(
     client: Client,
     name: &str,
     uncontained: Uncontained,
-) -> Result<(Scratch, Tools, Vec<String>)> {
+) -> Result<Found> {
     if !container::is_here(client).await {
         return Err(Error::new(format!(
             "{} leads to another host, and a rehearsal's directory is on this one",
@@ -112,7 +124,8 @@ async fn in_image(
         // The server's socket is where it is here.
         Err(_) => tools::find(image.major, None, &scratch.exec(&image)).await?,
     };
-    Ok((scratch, tools, without.into_iter().collect()))
+    let place = format!("a throw-away container of image {}, {}", image.name, client.program());
+    Ok(Found { scratch, tools, place, warnings: without.into_iter().collect() })
 }
 
 async fn binaries(configured: Option<&Path>, major: u32) -> Result<ServerBinaries> {

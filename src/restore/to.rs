@@ -268,7 +268,7 @@ pub async fn preview(
         },
         preflights: vec![
             format!("the set can be read, {} MiB of it before compression", rows >> 20),
-            "our role may connect, and the place is as it should be".into(),
+            format!("role {:?} may connect, and the place is as it should be", options.connection.user),
             "extensions and roles that the set needs are there".into(),
             "the lock table has room".into(),
             format!("pg_restore {} gets through", options.tools.version),

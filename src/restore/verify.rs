@@ -13,6 +13,7 @@ use tokio::time::timeout_at;
 
 use super::complaints;
 use super::record::{MOST_FAILURES, has_failed_often, uncounted, write_record};
+use super::rehearsal_server::Found;
 use super::{
     Origin, Target, assertions, check_extensions, collations, computed, coverage, definitions, extensions,
     identities, load, origin, own_properties, prove, read_globals, read_proof, rehearsal_server, role_proof,
@@ -102,6 +103,7 @@ pub async fn verify(
         reason: None,
         warnings: Vec::new(),
         server_version: None,
+        place: None,
         contained: None,
         opsd_version: env!("CARGO_PKG_VERSION").into(),
     };
@@ -272,7 +274,8 @@ impl Run<'_> {
 
         self.phase("starting a scratch server");
         let finding = rehearsal_server::find(self.config, self.job, self.manifest, self.uncontained);
-        let (scratch, tools, warnings) = finding.await?;
+        let Found { scratch, tools, place, warnings } = finding.await?;
+        self.record.place = Some(place);
         self.record.warnings.extend(warnings);
         self.record.server_version = Some(scratch.version.clone());
         self.record.contained = Some(scratch.containment.to_string());

@@ -169,6 +169,34 @@ impl What {
         ),
     ];
 
+    /// For people: what it is that was compared, or was not.
+    pub fn words(self) -> &'static str {
+        match self {
+            What::Databases => "databases",
+            What::Rows => "tables with their rows",
+            What::ExcludedRows => "rows of tables that exclude_table_data names",
+            What::LargeObjects => "large objects",
+            What::Sequences => "sequences",
+            What::Definitions => "definitions",
+            What::StatisticsObjects => "statistics objects",
+            What::ExtensionVersions => "versions of extensions",
+            What::GeneratedColumns => "generated columns",
+            What::MaterializedViewRows => "rows of materialized views",
+            What::UndumpedRows => "rows that pg_dump leaves out",
+            What::ForeignTableRows => "rows of foreign tables",
+            What::DatabaseSettings => "settings of the database",
+            What::DatabaseProperties => {
+                "the database's own owner, privileges, comment, connection limit and security labels"
+            }
+            What::Tablespaces => "tablespaces",
+            What::Roles => "roles",
+            What::Memberships => "memberships of roles",
+            What::RoleSettings => "settings of roles",
+            What::Passwords => "passwords of roles",
+            What::OtherGlobals => "what the server has beside databases and roles",
+        }
+    }
+
     /// As in JSON.
     pub fn as_str(self) -> &'static str {
         What::ALL.into_iter().find(|(what, ..)| *what == self).map_or("", |(_, name, ..)| name)
@@ -216,7 +244,11 @@ impl fmt::Display for Scope {
         if let Some(database) = &self.database {
             write!(f, "{database}: ")?;
         }
-        write!(f, "{} ({})", self.what.as_str(), self.count)?;
+        f.write_str(self.what.words())?;
+        // A database has one of each of those.
+        if self.what != What::DatabaseProperties {
+            write!(f, " ({})", self.count)?;
+        }
         match &self.note {
             Some(note) => write!(f, ": {note}"),
             None => Ok(()),
@@ -245,6 +277,16 @@ mod tests {
             assert_eq!(serde_json::to_value(what).unwrap(), name);
             let row = format!("| `{name}` | {} | {} |", dash(covered), dash(not));
             assert!(page.contains(&row), "docs/proven.md lacks:\n{row}");
+        }
+    }
+
+    /// `database-properties` is a key, and no English.
+    #[test]
+    fn people_read_words() {
+        for (what, name, ..) in What::ALL {
+            assert!(!what.words().contains('-'), "{name}");
+            let line = Scope::uncovered(what, Some("app"), 3, "").unwrap().to_string();
+            assert!(line.starts_with(&format!("app: {}", what.words())), "{line}");
         }
     }
 

@@ -57,6 +57,9 @@ pub struct Verification {
     pub warnings: Vec<String>,
     /// The scratch server's `server_version`; absent where none was started.
     pub server_version: Option<String>,
+    /// Where its programs were: of which directory of the host, or in a container of which image; the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
     /// How far the code of the dump was contained: `full`, `partly: …`, `no: …`; absent where no scratch
     /// server was started.
     pub contained: Option<String>,
@@ -239,15 +242,19 @@ impl Verification {
     }
 }
 
-/// Name of the record of a rehearsal that ended at `time`, relative to the set's folder.
+/// Name of the record of a rehearsal that ended at `time`, relative to the set's folder. Two rehearsals of a set may end
+/// in the same second, and neither record may take the other's place.
 pub fn name(time: DateTime<Utc>) -> String {
-    format!("verified-{}.json", time.format("%Y%m%dT%H%M%SZ"))
+    format!("verified-{}.json", time.format(NAME_TIME))
 }
+
+/// The time in a name. Names in their order are records in their order.
+const NAME_TIME: &str = "%Y%m%dT%H%M%S%.6fZ";
 
 /// Whether it is a name as [`name`] makes them.
 pub fn is_written_name(relative: &str) -> bool {
     let time = relative.strip_prefix("verified-").and_then(|rest| rest.strip_suffix(".json"));
-    time.is_some_and(|time| chrono::NaiveDateTime::parse_from_str(time, "%Y%m%dT%H%M%SZ").is_ok())
+    time.is_some_and(|time| chrono::NaiveDateTime::parse_from_str(time, NAME_TIME).is_ok())
 }
 
 /// Whether a key relative to a set's folder is a record's.
@@ -283,6 +290,7 @@ pub(crate) mod tests {
             reason: None,
             warnings: vec![],
             server_version: Some("17.11".into()),
+            place: Some("programs of this host, /usr/lib/postgresql/17/bin".into()),
             contained: Some("full".into()),
             opsd_version: "0.1.0".into(),
         }
@@ -352,10 +360,13 @@ pub(crate) mod tests {
 
     #[test]
     fn names() {
-        let name = name("2026-11-21T04:02:00.5Z".parse().unwrap());
-        assert_eq!(name, "verified-20261121T040200Z.json");
-        assert!(is_name(&name));
-        assert!(!is_name("verified-20261121T040200Z.json.minisig"));
+        let at = |time: &str| name(time.parse().unwrap());
+        let name = at("2026-11-21T04:02:00.5Z");
+        assert_eq!(name, "verified-20261121T040200.500000Z.json");
+        assert!(is_name(&name) && is_written_name(&name));
+        assert!(at("2026-11-21T04:02:00Z") < name && name < at("2026-11-21T04:02:00.500001Z"));
+        assert!(!is_written_name("verified-x.json"));
+        assert!(!is_name("verified-20261121T040200.500000Z.json.minisig"));
         assert!(!is_name("verified-x/schema.json"), "a database's folder is no record");
     }
 }

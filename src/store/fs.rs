@@ -14,10 +14,10 @@
 mod coordinate;
 
 use std::fs::{DirBuilder, File, TryLockError};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -184,8 +184,12 @@ impl Store for FsStore {
             let length = usize::try_from(end.saturating_sub(range.start))
                 .map_err(|_| StoreError::Other(format!("range of {key} is too large")))?;
             let mut bytes = ranges.take(length);
-            bytes.resize(length, 0);
-            file.read_exact_at(&mut bytes, range.start).map_err(failed)?;
+            // Memory that is filled anew is not filled with zeros before.
+            (&file).seek(SeekFrom::Start(range.start)).map_err(failed)?;
+            let read = (&file).take(length as u64).read_to_end(&mut bytes).map_err(failed)?;
+            if read < length {
+                return Err(failed(io::ErrorKind::UnexpectedEof.into()));
+            }
             Ok(bytes.freeze())
         })
         .await

@@ -127,6 +127,7 @@ impl<'k> Repository<'k> {
             reason: None,
             warnings: vec![],
             server_version: Some("17.11".into()),
+            place: None,
             contained: None,
             opsd_version: "0.1.0".into(),
         };

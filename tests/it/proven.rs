@@ -154,7 +154,7 @@ fn what_is_not_covered_is_said_to_people() {
     let opsd = site(server);
     let id = back_up(&opsd);
     let run = opsd.ok(&["-v", "restore", "--verify"]);
-    let line = "not covered: app: materialized-view-rows (1): public.stale";
+    let line = "not covered: app: rows of materialized views (1): public.stale";
     assert!(run.stderr.contains(line), "{run}");
     let shown = opsd.ok(&["backups", "show", &id]).stdout;
     assert!(shown.contains(line), "{shown}");

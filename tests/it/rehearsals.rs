@@ -215,6 +215,23 @@ pub const ORPHAN: &str = "CREATE TABLE parent (id integer PRIMARY KEY);
     INSERT INTO parent VALUES (1);
     SET session_replication_role = replica; INSERT INTO child VALUES (424242)";
 
+/// More rehearsals than seconds: on some of them the clock shows the same second.
+#[test]
+fn rehearsals_that_end_in_the_same_second_are_each_recorded() {
+    let (server, mut opsd, database) = site("CREATE TABLE own AS SELECT generate_series(1, 7) AS id");
+    back_up(&opsd);
+    opsd.encryption.set("identity_file", quoted("/nonexistent/identity.txt"));
+    let commands: Vec<_> = (0..8).map(|_| opsd.command(&["restore", "--verify", "--json"])).collect();
+    let runs: Vec<_> = commands.into_iter().map(|mut command| command.spawn().unwrap()).collect();
+    for run in runs {
+        let run = finish_child(run, "restore --verify".to_owned()).expect_failure(1, &["identity.txt"]);
+        assert!(!result(&run)["warnings"].to_string().contains("recorded"), "{run}");
+    }
+    let is_record = |name: &&String| name.contains("/verified-") && !name.ends_with(".minisig");
+    assert_eq!(opsd.repository_files().iter().filter(is_record).count(), 8);
+    server.drop_database(&database);
+}
+
 /// Only so many records of a set are read: a host on which no rehearsal runs must not hide what was proven before.
 #[test]
 fn failures_without_end_are_not_recorded_without_end() {

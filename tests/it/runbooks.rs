@@ -141,6 +141,21 @@ fn in_compose() -> Vec<(String, String)> {
     rows.map(|(host, compose)| (host.to_owned(), compose.to_owned())).collect()
 }
 
+/// The recipe for one table has commands of the table's, too.
+#[test]
+fn the_recipe_for_one_table_says_what_its_commands_are_in_compose() {
+    let (page, table) = (std::fs::read_to_string("docs/one-table.md").unwrap(), in_compose());
+    let form = |host: &str| {
+        let (_, compose) = table.iter().find(|(name, _)| name == host).unwrap();
+        // What the functions of the page are made of.
+        let function = format!("{host}() {{ {} \"$@\"; }}", compose.replacen("exec", "exec -T", 1));
+        assert!(page.lines().any(|line| line == function), "docs/one-table.md lacks:\n{function}");
+        format!("`{host}` is `{compose}`")
+    };
+    let line = format!("{}{}.", page::IN_COMPOSE, ["opsd", "psql", "pg_dump", "dropdb"].map(form).join(", "));
+    assert!(page.lines().any(|found| found == line), "docs/one-table.md lacks:\n{line}");
+}
+
 /// What only a host has, and a site in Compose does not.
 const OF_THE_HOST: &[&str] =
     &["systemctl", "journalctl -u", "sudo -u postgres", "tail -n 50 /var/log", "tail -n 100 /var/log"];

@@ -2,6 +2,7 @@
 
 use std::process::{Command, Stdio};
 
+use crate::security::executable;
 use crate::support::compare::{assert_same, assert_same_content, db};
 use crate::support::opsd::{Opsd, Run, finish_child, quoted};
 use crate::support::postgres::{
@@ -253,12 +254,21 @@ fn a_database_is_replaced_once_its_name_was_typed() {
     [database, old].iter().for_each(|name| server.drop_database(name));
 }
 
-/// The page's commands under a heading, as somebody would paste them.
-fn pasted(opsd: &Opsd, server: &Server, live: &str, heading: &str) {
+/// The page's commands under a heading, as somebody would paste them; in Compose after the block that is for it, with
+/// a client that runs what the container would.
+fn pasted(opsd: &Opsd, server: &Server, live: &str, heading: &str, in_compose: bool) {
     let page = std::fs::read_to_string("docs/one-table.md").unwrap();
     let section = page.split("\n## ").find(|section| section.starts_with(heading)).expect(heading);
     let blocks = section.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap());
-    let script = blocks.collect::<String>().replace("-d app ", &format!("-d {live} "));
+    let mut script = blocks.collect::<String>().replace("-d app ", &format!("-d {live} "));
+    let docker = opsd.path("docker");
+    if in_compose {
+        let functions = page.split("```sh compose\n").nth(1).unwrap().split("```").next().unwrap();
+        script.insert_str(0, functions);
+        let words = "#!/bin/sh\n[ \"$1 $2 $3\" = 'compose exec -T' ] || exit 9\nshift 4\nexec \"$@\"\n";
+        std::fs::create_dir_all(&docker).unwrap();
+        executable(&docker.join("docker"), words);
+    }
     let mut shell = server.client("psql");
     let environment: Vec<_> =
         shell.get_envs().map(|(k, v)| (k.to_owned(), v.map(ToOwned::to_owned))).collect();
@@ -267,7 +277,7 @@ fn pasted(opsd: &Opsd, server: &Server, live: &str, heading: &str) {
     shell.envs(environment.into_iter().filter_map(|(name, value)| Some((name, value?))));
     let own = std::path::Path::new(env!("CARGO_BIN_EXE_opsd")).parent().unwrap();
     let bin = bin_dir(server.major);
-    shell.env("PATH", format!("{}:{}:/usr/bin:/bin", own.display(), bin.display()));
+    shell.env("PATH", format!("{}:{}:{}:/usr/bin:/bin", docker.display(), own.display(), bin.display()));
     let config = opsd.command(&["restore"]);
     let config = config.get_envs().find(|(name, _)| *name == "OPSD_CONFIG").unwrap().1.unwrap();
     shell.env("OPSD_CONFIG", config).current_dir(opsd.path("")).stdin(Stdio::null());
@@ -297,14 +307,14 @@ fn the_page_brings_one_table_back_whatever_happened_to_it() {
         assert_same(db(&server, &live), db(&server, &source));
         assert_same_content(db(&server, &live), db(&server, &source));
     };
-    for (accident, heading) in [
-        ("DELETE FROM accounts WHERE id > 50", "2a."),
-        ("UPDATE accounts SET name = 'oops' WHERE id < 10", "2b."),
-        ("DROP TABLE accounts CASCADE", "2c."),
+    for (accident, heading, in_compose) in [
+        ("DELETE FROM accounts WHERE id > 50", "2a.", false),
+        ("UPDATE accounts SET name = 'oops' WHERE id < 10", "2b.", true),
+        ("DROP TABLE accounts CASCADE", "2c.", true),
     ] {
         server.psql(&live, accident);
         for step in ["1.", heading, "3."] {
-            pasted(&opsd, &server, &live, step);
+            pasted(&opsd, &server, &live, step, in_compose);
         }
         same();
     }

@@ -49,6 +49,13 @@ fn what_may_explain_a_failure_is_said_with_it() {
         assert_eq!(run.stderr.matches("is ignored").count(), 1, "{run}");
         assert!(!run.stderr.contains(PASSWORD) && !run.stderr.contains(ONE_KEY), "{run}");
     }
+    // Where it was looked for, and as what; a line that can be copied.
+    let looked = format!(
+        "looked for 127.0.0.1:{} in {}, where a line would be 127.0.0.1:{0}:*:{SUPERUSER}:PASSWORD",
+        server.port,
+        passfile.display()
+    );
+    opsd.run(&["backup"]).expect_failure(2, &[&looked]);
     // A URL on the command line finds the same file.
     let to = server.url(SUPERUSER, "elsewhere");
     let run = opsd.run(&["restore", "db", "--to", &to, "--create"]);
@@ -60,14 +67,29 @@ fn what_may_explain_a_failure_is_said_with_it() {
     server.drop_database(&database);
 }
 
-/// That one key is easily lost is said where keys are made, configured and used to write.
+/// That one key is easily lost, or that a password stands in the configuration, is said where keys are made, configured
+/// and used to write, there once a day, and by no other command.
 #[test]
-fn one_recipient_alone_is_mentioned_where_it_can_be_changed() {
-    let (server, opsd, database) = site();
+fn advice_is_given_where_it_can_be_followed() {
+    const WRITTEN_OUT: &str = "the password stands in this file";
+    let (server, mut opsd, database) = site();
+    let password = percent_encoding::utf8_percent_encode(PASSWORD, percent_encoding::NON_ALPHANUMERIC);
+    let url = server.url(SUPERUSER, &database).replacen('@', &format!(":{password}@"), 1);
+    opsd.postgres.set("url", quoted(&url));
+    opsd.more = "[monitor.host]\nhost = {}\n".to_owned();
+    let first = at_terminal(&opsd, "backup").expect_code(0);
+    let second = at_terminal(&opsd, "backup").expect_code(0);
+    let day = |run: &Run| words(run).split("db 2").nth(1).unwrap()[..7].to_owned();
+    for advice in [ONE_KEY, WRITTEN_OUT] {
+        assert!(words(&first).contains(advice), "{first}");
+        // Unless midnight went by.
+        assert!(!words(&second).contains(advice) || day(&first) != day(&second), "{second}");
+    }
     let id = back_up(&opsd);
     for (arguments, is_said) in [
         ("config check", true),
         ("repository probe", true),
+        ("status", false),
         ("backup --dry-run", false),
         ("config show", false),
         ("backups list", false),
@@ -76,8 +98,18 @@ fn one_recipient_alone_is_mentioned_where_it_can_be_changed() {
         ("restore --verify", false),
     ] {
         let run = at_terminal(&opsd, arguments).expect_code(0);
-        assert_eq!(words(&run).contains(ONE_KEY), is_said, "{arguments}: {run}");
+        for advice in [ONE_KEY, WRITTEN_OUT] {
+            assert_eq!(words(&run).contains(advice), is_said, "{arguments}: {run}");
+        }
     }
+    // A daemon's log begins with what concerns it, and keys do not.
+    opsd.more.push_str("[exporter]\nlisten = \"127.0.0.1:0\"\n");
+    let mut exporter = opsd.command(&["exporter"]).spawn().unwrap();
+    let log = BufReader::new(exporter.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let said = log.take_while(|line| !line.starts_with("serving ")).collect::<Vec<_>>().join(" ");
+    exporter.kill().unwrap();
+    exporter.wait().unwrap();
+    assert!(said.contains(WRITTEN_OUT) && !said.contains(ONE_KEY), "{said}");
     let run = at_terminal(&opsd, "keygen -o new.txt").expect_code(0);
     assert!(words(&run).contains("make a second one, keep it elsewhere"), "{run}");
     assert_eq!(opsd.ok(&["keygen", "-o", "newer.txt"]).stderr, "");

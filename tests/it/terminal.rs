@@ -208,6 +208,7 @@ fn a_backup_draws_a_bar_for_each_stream_and_ends_with_a_summary() {
     let lines = lines(&run);
     let said =
         |text: &str| lines.iter().position(|l| l.contains(text)).unwrap_or_else(|| panic!("{text}: {run}"));
+    assert!(lines[0].contains("connecting to main"), "the first thing to be seen says nothing: {run}");
     assert!(said("dumping ") < said("stored and signed in "), "{run}");
     let stored = &lines[said("stored and signed in ")];
     assert!(stored.starts_with("db 20") && stored.contains(" MiB as "), "{stored}");
@@ -233,11 +234,34 @@ fn a_rehearsal_draws_a_bar_for_each_stream_and_ends_with_the_verdict() {
     let lines = lines(&run);
     let said =
         |text: &str| lines.iter().position(|l| l.contains(text)).unwrap_or_else(|| panic!("{text}: {run}"));
+    assert!(lines[0].contains("looking for the set"), "{run}");
+    // Where it came back, without being asked.
+    let place = said(&format!("on PostgreSQL {}.", server.major));
+    assert!(said("PROVEN") < place && lines[place].contains("(programs of this host,"), "{run}");
     for phase in ["checking the set", "starting a scratch server", ": rows", ": proving"] {
         assert!(said(phase) < said("PROVEN, every row came back"), "{phase}: {run}");
     }
     assert!(said("PROVEN") < said(&format!("{database}: 3 of 3 tables proven, 2,410 rows")), "{run}");
     assert!(said(" in all: check ") > said("PROVEN"), "{run}");
+    server.drop_database(&database);
+}
+
+/// Lines that a terminal breaks where it ends, in the middle of a word.
+#[test]
+fn no_line_is_longer_than_the_terminal() {
+    let (server, mut opsd, database) = site();
+    opsd.more = (1..=6).map(|n| format!("[monitor.a_monitor_with_a_name_{n}]\nhost = {{}}\n")).collect();
+    opsd.job.set("exclude_table_data", "[\"public.a\", \"public.b\", \"public.small\", \"pu*.a\", \"p*.b\"]");
+    for arguments in ["config check", "backup --dry-run"] {
+        let run = at_terminal(&opsd, arguments).expect_code(0);
+        for line in run.stdout.lines().map(str::trim_end) {
+            let word = line.trim_start().rsplit("  ").next().unwrap();
+            assert!(line.chars().count() <= COLUMNS || !word.contains(' '), "{line:?}: {run}");
+        }
+    }
+    // Without a terminal nothing is broken for whoever reads it.
+    let plain = opsd.ok(&["config", "check"]);
+    assert!(plain.stdout.lines().any(|line| line.chars().count() > COLUMNS), "{plain}");
     server.drop_database(&database);
 }
 

@@ -8,8 +8,7 @@ use crate::restore_md;
 use crate::support::compare::{assert_same, assert_same_content, db, plain_restore};
 use crate::support::opsd::{Opsd, Run, quoted_list};
 use crate::support::postgres::{
-    Options, SUPERUSER, Server, default_major, default_server, for_each_major, for_some_majors, shared,
-    unique,
+    Options, SUPERUSER, Server, default_major, default_server, for_some_majors, shared, unique,
 };
 use crate::support::sets::{self, back_up};
 use crate::traps::site;
@@ -72,7 +71,7 @@ fn rows_of_a_table_that_is_a_member_of_an_extension_are_told() {
 
 #[test]
 fn a_job_takes_the_tables_of_an_extension_along() {
-    for_each_major(|server| {
+    for_some_majors(|server| {
         // Its pg_dump, of an old minor version, writes the definition of an identity column alone.
         if server.major == 13 {
             return;
@@ -228,7 +227,7 @@ fn a_pattern_that_names_no_such_table_is_a_mistake() {
 /// pg_dump takes neither the table nor its sequence; the value was looked for in vain.
 #[test]
 fn an_identity_sequence_of_an_extensions_table_fails_no_backup() {
-    for_each_major(|server| {
+    for_some_majors(|server| {
         let database = server.fresh_database("identity");
         server.psql(
             &database,

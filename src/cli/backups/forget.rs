@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::{entries, locks_unknown, named, under_lease};
-use crate::backup::{forget, prune};
+use super::{entries, locks_unknown, named, removed, under_lease};
+use crate::backup::forget;
 use crate::cli::Global;
 use crate::cli::output::{self, counted, wrapped};
 use crate::config::Config;
@@ -64,10 +64,7 @@ pub async fn run(
     shutdown: &Shutdown,
 ) -> Result<()> {
     let work = planned_and_followed(args, config, store, now, global, shutdown);
-    if args.dry_run {
-        return work.await;
-    }
-    under_lease(config, store, "backups forget", global, shutdown, work).await
+    under_lease(args.dry_run, config, store, "backups forget", global, shutdown, work).await
 }
 
 async fn planned_and_followed(
@@ -94,9 +91,7 @@ async fn planned_and_followed(
             if shutdown.is_requested() {
                 break;
             }
-            let removed = shutdown.guard(prune::remove(store, &item.removal)).await;
-            line.removed = Some(removed.is_ok());
-            line.error = removed.err().map(|error| error.to_string());
+            (line.removed, line.error) = removed(store, &item.removal, shutdown).await;
         }
     }
     let gone = document.sets.iter().filter(|line| line.removed == Some(true));

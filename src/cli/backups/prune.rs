@@ -5,7 +5,7 @@ use std::fmt::Write;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::{entries, locks_unknown, under_lease};
+use super::{entries, locks_unknown, removed, under_lease};
 use crate::backup::prune::{self, JobPlan};
 use crate::cli::Global;
 use crate::cli::output::{self, counted, wrapped};
@@ -82,10 +82,7 @@ pub async fn run(
     shutdown: &Shutdown,
 ) -> Result<()> {
     let work = planned_and_followed(args, config, store, now, global, shutdown);
-    if args.dry_run {
-        return work.await;
-    }
-    under_lease(config, store, "backups prune", global, shutdown, work).await
+    under_lease(args.dry_run, config, store, "backups prune", global, shutdown, work).await
 }
 
 async fn planned_and_followed(
@@ -148,13 +145,7 @@ async fn follow(plan: &JobPlan, job: &mut Job, store: &dyn Store, shutdown: &Shu
         if shutdown.is_requested() {
             return;
         }
-        match shutdown.guard(prune::remove(store, removal)).await {
-            Ok(()) => set.removed = Some(true),
-            Err(error) => {
-                set.removed = Some(false);
-                set.error = Some(error.to_string());
-            }
-        }
+        (set.removed, set.error) = removed(store, removal, shutdown).await;
     }
 }
 

@@ -56,9 +56,8 @@ struct Outcome {
 
 /// Scrubs set after set; one that differs or cannot be read does not spare the others.
 pub async fn run(args: &Args, config: &Config, store: &dyn Store, global: &Global) -> Result<()> {
-    let bars = progress::bars(global);
+    let bars = progress::bars(global, "listing");
     let events = bars.progress();
-    events(Event::Phase("listing".into()));
     let (jobs, id) = match args.backup.as_deref().and_then(|b| b.rsplit_once('/')) {
         Some((job, id)) => (vec![job.to_owned()], Some(id)),
         None => (args.jobs.clone(), args.backup.as_deref()),

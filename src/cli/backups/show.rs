@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{Summary, ago, entries, rows_known, time, warnings};
 use crate::cli::output::{self, seconds, wrapped};
+use crate::cli::restore::rehearsed_on;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::printable;
@@ -237,6 +238,9 @@ fn describe_record(out: &mut String, record: &Verification) {
         record.seconds.0.iter().map(|(phase, took)| format!("{phase} {}", seconds(*took))).collect();
     if !phases.is_empty() {
         out.push_str(&wrapped("    ", &phases.join(", ")));
+    }
+    if let (Some(version), Some(place)) = (&record.server_version, &record.place) {
+        out.push_str(&wrapped("    ", &rehearsed_on(version, place)));
     }
     for database in &record.databases {
         let proven = format!(

@@ -85,7 +85,7 @@ pub async fn run(
     if args.dry_run {
         return shutdown.guard(work).await;
     }
-    under_lease(config, store, "backups sweep", global, shutdown, work).await
+    under_lease(false, config, store, "backups sweep", global, shutdown, work).await
 }
 
 async fn planned_and_followed(

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::Args;
-use crate::cli::output;
+use crate::cli::output::{self, entry};
 use crate::error::Result;
 use crate::restore::to::{Options, Preview};
 
@@ -55,22 +55,20 @@ pub fn print(
     };
     let mut lines = vec![
         format!("job {job}, set {id}"),
-        format!("  to          {}", plan.to),
-        format!("  pg_restore  {}", plan.pg_restore),
-        format!("  database    {:?} would be {how}", plan.database),
+        entry("  to          ", &plan.to),
+        entry("  pg_restore  ", &plan.pg_restore),
+        entry("  database    ", format!("{:?} would be {how}", plan.database)),
     ];
     if let Some(way) = &plan.way {
-        lines.insert(2, format!("  reached as  {way}"));
+        lines.insert(2, entry("  reached as  ", way));
     }
     if let Some(Replaces { bytes, objects, sessions }) = &plan.replaces {
         let size = bytes.map(output::size).unwrap_or_else(|| "of unknown size".into());
-        lines.push(format!(
-            "  replaces    {size}, {objects} tables, views and sequences, {sessions} sessions"
-        ));
+        let what = format!("{size}, {objects} tables, views and sequences, {sessions} sessions");
+        lines.push(entry("  replaces    ", what));
     }
-    lines.extend(plan.preflights.iter().map(|line| format!("  ok: {line}")));
-    let warnings = plan.warnings.iter();
-    lines.extend(warnings.map(|line| output::wrapped("  warning: ", line).trim_end().to_owned()));
+    lines.extend(plan.preflights.iter().map(|line| entry("  ok: ", line)));
+    lines.extend(plan.warnings.iter().map(|line| entry("  warning: ", line)));
     lines.push("  nothing was restored".into());
     output::text(lines.join("\n"))
 }

@@ -96,10 +96,14 @@ fn entry(line: &str) -> Option<Entry> {
     Some(Entry { host, port, dbname, user, password }).filter(|e| !e.password.expose().is_empty())
 }
 
+/// The local server is called localhost in password files.
+pub(super) fn host_in_password_file(host: &str) -> &str {
+    if host == default_socket_dir() { "localhost" } else { host }
+}
+
 /// The first entry that fits.
 pub(super) fn password(entries: &[Entry], host: &str, port: u16, dbname: &str, user: &str) -> Option<Secret> {
-    // The local server is called localhost in password files.
-    let host = if host == default_socket_dir() { "localhost" } else { host };
+    let host = host_in_password_file(host);
     let port = port.to_string();
     let fits = |pattern: &Option<String>, value: &str| pattern.as_ref().is_none_or(|p| p == value);
     let entry = entries.iter().find(|e| {

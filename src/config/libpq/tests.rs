@@ -174,6 +174,17 @@ fn password_file() {
     assert_eq!(find("postgres://h1/db", &[("PGPASSWORD", "env")]).as_deref(), Some("env"));
     assert_eq!(find("postgres://h1/db", &[("PGPASSFILE", "/nonexistent/pgpass")]), None);
 
+    // A server in a container has its own name there, or its service's.
+    let inside = |name: &str| {
+        let env = env(&[("HOME", home), ("PGUSER", "u")]);
+        resolve_in_container("postgres:///db", name, &env).expect("resolve").connection
+    };
+    assert_eq!(password(&inside("h1")), Some("one"));
+    assert_eq!(password(&inside("site_db_1")), None);
+    let named = |host: &str| inside("h1").password_file_server(host, 5432);
+    assert_eq!([named("site_db_1"), named("::1")], ["site_db_1:5432", r"\:\:1:5432"]);
+    assert_eq!(named(&files::default_socket_dir()), "localhost:5432");
+
     let text = issues("postgres://h1:5432,h2:7/db", &[("HOME", home), ("PGUSER", "u")]);
     assert!(text.contains("same password for all hosts"), "{text}");
 

@@ -81,7 +81,7 @@ pub(in crate::config) fn redis(walk: &mut Walk<'_>, section: &Section<'_>, name:
     }
     if let Some(text) = parts.password {
         if url.literal {
-            walk.warn(
+            walk.advise(
                 &url.place,
                 raw::PASSWORD_STANDS_HERE,
                 Some("keep it in a ${VARIABLE} or in password_file"),

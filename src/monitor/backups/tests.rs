@@ -36,6 +36,7 @@ fn target() -> Target {
         rpo: None,
         store: None,
         known: BTreeMap::new(),
+        is_awaited: false,
     }
 }
 
@@ -100,11 +101,17 @@ async fn a_read_that_fails_once_refuses_no_set_and_a_refused_one_is_looked_at_ag
     let store = Arc::new(MemoryStore::new());
     let bytes = serde_json::to_string(&manifest).unwrap();
     store.overwrite(&format!("{prefix}/manifest.json"), bytes);
-    for object in manifest.databases.iter().flat_map(|d| &d.streams).flat_map(|s| &s.objects) {
+    for object in manifest.stored() {
         store.overwrite(&format!("{prefix}/{}", object.key), "x".repeat(object.size as usize));
     }
     let mut target = Target { site: manifest.site.clone(), ..target() };
     target.jobs = BTreeMap::from([(manifest.job.clone(), None)]);
+    assert_eq!(target.looks_again_in(), None, "nobody has looked yet");
+    target.read(&MemoryStore::new()).await.unwrap();
+    assert_eq!(target.looks_again_in(), Some(AWAITED), "there is no set");
+    target.read(&*store).await.unwrap();
+    assert_eq!(target.looks_again_in(), None, "there is one");
+    target.known.clear();
     let refused = |found: &Collected| value(found, &metrics::BACKUP_SETS, Some("refused"));
     // The first call asks whether anything may be read, the second reads the manifest.
     let fails = |nth| Rule::new(Operation::Read, nth, Fault::Fail(StoreError::Other("broken".into())));

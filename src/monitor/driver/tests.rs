@@ -15,6 +15,7 @@ enum Act {
 }
 
 struct Script {
+    soon: Option<Duration>,
     acts: Vec<Act>,
     calls: usize,
     dropped: Arc<AtomicUsize>,
@@ -32,6 +33,10 @@ impl Drop for Guard {
 impl Monitor for Script {
     fn name(&self) -> &str {
         "script"
+    }
+
+    fn looks_again_in(&self) -> Option<Duration> {
+        self.soon.filter(|_| self.calls > 0)
     }
 
     async fn collect(&mut self) -> Result<Collected, Failure> {
@@ -69,7 +74,7 @@ fn target(acts: Vec<Act>) -> (Target, Arc<AtomicUsize>) {
         thresholds: Vec::new(),
         replaced: Vec::new(),
     };
-    let monitor = Script { acts, calls: 0, dropped: dropped.clone() };
+    let monitor = Script { soon: None, acts, calls: 0, dropped: dropped.clone() };
     (Target::new(config, Box::new(monitor)), dropped)
 }
 
@@ -145,4 +150,19 @@ fn phases_are_stable_and_differ() {
     assert_eq!(phase("a", span), phase("a", span));
     assert_ne!(phase("a", span), phase("b", span));
     assert!((0..200).all(|i| phase(&i.to_string(), span) <= span));
+}
+
+/// The exporter runs before the first backup is made, and is looked at when it was.
+#[tokio::test]
+async fn a_monitor_that_waits_for_something_looks_again_before_its_interval() {
+    let (mut target, dropped) = target(vec![]);
+    let soon = Some(Duration::from_millis(1));
+    target.monitor = Box::new(Script { soon, acts: vec![Act::Good(1.0)], calls: 0, dropped });
+    let (watch, began) = (target.watch.clone(), Instant::now());
+    let tasks = start(vec![target]);
+    while watch.view().collections < 3 {
+        assert!(began.elapsed() < watch.config.interval, "it waits for its interval");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(tasks);
 }

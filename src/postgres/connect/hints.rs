@@ -49,6 +49,20 @@ pub(super) fn server_hint(db: &DbError, target: &Target<'_>) -> Option<String> {
     Some(hint)
 }
 
+/// Where a password was looked for, by which name, and what would have been found there: a server in a container has a
+/// name that stands in no URL.
+pub(super) fn password_hint(target: &Target<'_>) -> String {
+    let ways = "give one in the URL (${VAR} expands), PGPASSWORD or the password file";
+    let Some(file) = &target.connection.passfile else { return ways.to_owned() };
+    let server = target.connection.password_file_server(target.host, target.port);
+    let missing = if file.exists() { "" } else { " (there is no such file)" };
+    format!(
+        "{ways}: looked for {server} in {}{missing}, where a line would be {server}:*:{}:PASSWORD",
+        file.display(),
+        target.connection.user
+    )
+}
+
 pub(super) fn client_hint(e: &tokio_postgres::Error, target: &Target<'_>) -> Option<String> {
     if let Some(tls) = rustls_cause(e) {
         return tls::hint(tls).map(str::to_owned);
