@@ -27,6 +27,7 @@ mod wraparound;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use futures_util::future::try_join;
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSql, Type};
@@ -141,7 +142,7 @@ enum Scope {
 #[derive(Default)]
 struct Found {
     samples: Vec<Sample>,
-    identifier: Option<String>,
+    kept: server::Kept,
     position: Option<f64>,
     knows_positions: bool,
     senders: Vec<(String, String, verdict::Sender)>,
@@ -159,6 +160,7 @@ pub struct Target {
     timeout: Duration,
     /// Absent while a collection has it, and after one that failed or was dropped.
     session: Option<Session>,
+    kept: server::Kept,
     others: Others,
     /// Attempts to connect in a row that did not end, collections that are to pass before the next, and when
     /// the last one began.
@@ -184,6 +186,7 @@ pub fn open(
         excluded: excluded.to_vec(),
         timeout: monitor.timeout,
         session: None,
+        kept: server::Kept::default(),
         others: Others::default(),
         late: 0,
         pause: 0,
@@ -205,16 +208,31 @@ impl Monitor for Target {
             None => {
                 // It may be long ago that they were asked.
                 self.others.forget();
+                self.kept = server::Kept::default();
                 self.reconnect().await?
             }
         };
         let mut pass = Pass::new(started, self.timeout);
-        let mut facts = server::facts(&session, self.connection.dbname.clone()).await.map_err(whole)?;
-        facts.may = server::privileges(&session).await.map_err(whole)?;
-        for concern in server::CONCERNS {
-            pass.ask(concern, &session, &facts).await?;
+        // Asked together, they take one way to the server and back.
+        let database = self.connection.dbname.clone();
+        let (mut facts, may) =
+            try_join(server::facts(&session, database), server::privileges(&session)).await.map_err(whole)?;
+        facts.may = may;
+        let pieces = [
+            (&server::IDENTITY, self.kept.identifier.is_some()),
+            (&server::START, self.kept.started.is_some()),
+            (&server::WAL_POSITION, false),
+        ];
+        for (piece, is_kept) in pieces {
+            if is_kept {
+                pass.note(piece.name, None);
+            } else {
+                pass.ask(piece, &session, &facts).await?;
+            }
         }
-        facts.system_identifier = pass.found.identifier.take();
+        self.kept.identifier = self.kept.identifier.take().or(pass.found.kept.identifier.take());
+        self.kept.started = self.kept.started.or(pass.found.kept.started);
+        (facts.system_identifier, facts.started) = (self.kept.identifier.clone(), self.kept.started);
         (facts.position, facts.knows_positions) = (pass.found.position, pass.found.knows_positions);
         pass.found.samples.splice(0..0, server::samples(&facts));
         let own = self.has_own_database();

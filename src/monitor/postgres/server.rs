@@ -18,6 +18,8 @@ pub struct Facts {
     pub version_text: String,
     /// Of the cluster; a primary and its standbys share it. Absent where the role may not ask.
     pub system_identifier: Option<String>,
+    /// Seconds since 1970, by its clock.
+    pub started: Option<f64>,
     /// Whether this is a standby.
     pub in_recovery: bool,
     /// What the role may.
@@ -71,10 +73,14 @@ const PRIVILEGES: &str = "
            has_function_privilege(to_regprocedure('pg_catalog.pg_ls_archive_statusdir()')::oid, 'EXECUTE')
                AS archive_status";
 
-/// Pieces about the server itself, which the facts are completed with.
-pub(super) const CONCERNS: &[&Concern] = &[&IDENTITY, &START, &WAL_POSITION];
+/// What does not change as long as a session lasts.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Kept {
+    pub(super) identifier: Option<String>,
+    pub(super) started: Option<f64>,
+}
 
-const IDENTITY: Concern = Concern {
+pub(super) static IDENTITY: Concern = Concern {
     name: "identity",
     need: Need::ControlSystem,
     scope: Scope::Server,
@@ -82,13 +88,13 @@ const IDENTITY: Concern = Concern {
     sql: |_| Some("SELECT system_identifier::text AS identifier FROM pg_control_system()".into()),
     read: |_, rows, found| {
         for row in rows {
-            found.identifier = Some(text(row, "identifier")?);
+            found.kept.identifier = Some(text(row, "identifier")?);
         }
         Ok(())
     },
 };
 
-const START: Concern = Concern {
+pub(super) static START: Concern = Concern {
     name: "start",
     need: Need::Nothing,
     scope: Scope::Server,
@@ -96,13 +102,13 @@ const START: Concern = Concern {
     sql: |_| Some("SELECT extract(epoch FROM pg_postmaster_start_time())::float8 AS started".into()),
     read: |_, rows, found| {
         for row in rows {
-            found.plain(&metrics::POSTGRES_START_TIMESTAMP, get(row, "started")?);
+            found.kept.started = get(row, "started")?;
         }
         Ok(())
     },
 };
 
-const WAL_POSITION: Concern = Concern {
+pub(super) static WAL_POSITION: Concern = Concern {
     name: "wal_position",
     need: Need::Nothing,
     scope: Scope::Server,
@@ -136,6 +142,7 @@ pub async fn facts(session: &Session, database: String) -> Result<Facts> {
         version: session.server_version_num,
         version_text: text(row, "version")?,
         system_identifier: None,
+        started: None,
         in_recovery: get(row, "in_recovery")?.unwrap_or(false),
         may: Privileges::default(),
         position: None,
@@ -188,6 +195,7 @@ pub fn samples(facts: &Facts) -> Vec<Sample> {
         Sample::new(&metrics::POSTGRES_SERVER, [version, identifier], 1.0),
         Sample::plain(&metrics::POSTGRES_IN_RECOVERY, truth(facts.in_recovery)),
     ];
+    samples.extend(facts.started.map(|at| Sample::plain(&metrics::POSTGRES_START_TIMESTAMP, at)));
     let role = facts.may.monitor_role.map(truth);
     samples.extend(role.map(|has| Sample::plain(&metrics::POSTGRES_MONITOR_ROLE, has)));
     samples
@@ -202,6 +210,7 @@ mod tests {
             version: 170_000,
             version_text: "17.0".into(),
             system_identifier: None,
+            started: None,
             in_recovery: false,
             may: Privileges::default(),
             position: None,

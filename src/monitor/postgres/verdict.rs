@@ -530,6 +530,7 @@ mod tests {
             version: 170_000,
             version_text: "17.0".into(),
             system_identifier: Some("7".into()),
+            started: None,
             in_recovery: position.is_none(),
             position,
             knows_positions: true,
