@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use crate::config::monitoring::Bound;
 use crate::config::{self, Threshold};
 use crate::metrics::{Kind, Metric, Sample, Unit};
-use crate::monitor::{self, Reason, View};
+use crate::monitor::{self, Failure, Reason, View};
 
 /// How bad it is; the greater the worse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,12 +47,35 @@ impl Verdict {
 pub struct Report {
     /// The worst of its findings.
     pub verdict: Verdict,
-    /// What is not ok, the worst first, each in a few words.
-    pub findings: Vec<(Verdict, String)>,
+    /// What is not ok, the worst first.
+    pub findings: Vec<Finding>,
     /// Every figure that a threshold speaks of.
     pub figures: Vec<Figure>,
     /// Pieces that are not judged, because the role may not read them.
     pub forbidden: Vec<&'static str>,
+}
+
+/// Something that is not ok.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// How bad it is.
+    pub verdict: Verdict,
+    /// What it is, in a few words.
+    pub text: String,
+    /// What to do about it, where that is known.
+    pub hint: Option<String>,
+}
+
+impl Finding {
+    fn new(verdict: Verdict, text: impl Into<String>) -> Self {
+        Self { verdict, text: text.into(), hint: None }
+    }
+
+    /// What could not be collected, and the hint of its error.
+    fn failed(verdict: Verdict, what: &str, failure: &Failure) -> Self {
+        let hint = failure.error.hint().map(str::to_owned);
+        Self { verdict, text: format!("{what}, {failure}"), hint }
+    }
 }
 
 /// A figure beside its thresholds.
@@ -87,38 +110,44 @@ pub fn judge(config: &config::Monitor, view: &View, now: SystemTime) -> Report {
     let mut figures = Vec::new();
     let mut forbidden = Vec::new();
     match &view.last {
-        None => findings.push((Verdict::Unknown, "nothing was collected yet".to_owned())),
+        None => findings.push(Finding::new(Verdict::Unknown, "nothing was collected yet")),
         Some(last) => match (&last.failure, &view.snapshot) {
-            (Some(failure), _) => findings.push((Verdict::Critical, format!("down, {failure}"))),
-            (None, None) => findings.push((Verdict::Unknown, "its figures are stale".to_owned())),
+            (Some(failure), _) => findings.push(Finding::failed(Verdict::Critical, "down", failure)),
+            (None, None) => findings.push(Finding::new(Verdict::Unknown, "its figures are stale")),
             (None, Some(_)) => {}
         },
     }
     if view.dropped > 0 {
         let text = format!("{} series beyond max_series were left out, and not judged", view.dropped);
-        findings.push((Verdict::Warning, text));
+        findings.push(Finding::new(Verdict::Warning, text));
     }
     if let Some(snapshot) = &view.snapshot {
         for concern in &snapshot.concerns {
             match &concern.failure {
                 // What the role was not given is a decision.
                 Some(failure) if failure.reason == Reason::Permission => forbidden.push(concern.name),
-                Some(failure) => findings.push((Verdict::Unknown, format!("no {}, {failure}", concern.name))),
+                Some(failure) => {
+                    let what = format!("no {}", concern.name);
+                    findings.push(Finding::failed(Verdict::Unknown, &what, failure));
+                }
                 None => {}
             }
         }
         for threshold in thresholds(config) {
-            for sample in snapshot.samples.iter().filter(|sample| concerns(threshold, sample)) {
+            let judged = |sample: &&Sample| {
+                concerns(threshold, sample) && !monitor::is_meant(&config.kind, sample, &snapshot.samples)
+            };
+            for sample in snapshot.samples.iter().filter(judged) {
                 let (verdict, figure) = compare(threshold, sample, now);
                 if verdict != Verdict::Ok {
-                    findings.push((verdict, words(&figure, sample)));
+                    findings.push(Finding::new(verdict, words(&figure, sample)));
                 }
                 figures.push(figure);
             }
         }
     }
-    findings.sort_by_key(|(verdict, _)| std::cmp::Reverse(*verdict));
-    let verdict = findings.first().map_or(Verdict::Ok, |(verdict, _)| *verdict);
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.verdict));
+    let verdict = findings.first().map_or(Verdict::Ok, |finding| finding.verdict);
     Report { verdict, findings, figures, forbidden }
 }
 
@@ -218,7 +247,7 @@ pub fn plugin_line(reports: &[(&str, &Report)]) -> String {
     let verdict = worst(reports.iter().map(|(_, report)| report.verdict));
     let mut said: Vec<String> = Vec::new();
     for (name, report) in reports {
-        let findings: Vec<&str> = report.findings.iter().map(|(_, text)| text.as_str()).collect();
+        let findings: Vec<String> = report.findings.iter().map(with_hint).collect();
         if !findings.is_empty() {
             said.push(format!("{name}: {}", findings.join(", ")));
         }
@@ -242,6 +271,13 @@ pub fn plugin_line(reports: &[(&str, &Report)]) -> String {
         line.push_str(&perf.join(" "));
     }
     line
+}
+
+fn with_hint(finding: &Finding) -> String {
+    match &finding.hint {
+        Some(hint) => format!("{} (hint: {hint})", finding.text),
+        None => finding.text.clone(),
+    }
 }
 
 /// The worst figure of each metric: a line that grew with every database would be cut off, and one

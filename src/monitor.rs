@@ -47,6 +47,11 @@ pub trait Monitor: Send {
     fn looks_again_in(&self) -> Option<Duration> {
         None
     }
+
+    /// Its figures once more, where others that collected at the same time found what changes them.
+    fn settle(&self, _samples: &[Sample]) -> Option<Vec<Sample>> {
+        None
+    }
 }
 
 /// What one collection found.
@@ -177,11 +182,11 @@ pub fn open(config: &Config, names: &[String]) -> Result<Vec<Target>> {
             continue;
         }
         let opened: Box<dyn Monitor> = match &monitor.kind {
-            MonitorKind::Postgres { server, databases } => {
+            MonitorKind::Postgres { server, databases, excluded } => {
                 let server = config.postgres.get(server).ok_or_else(|| {
                     Error::usage(format!("[monitor.{name}] names a [postgres.…] that is not there"))
                 })?;
-                Box::new(postgres::open(monitor, server, databases, &board))
+                Box::new(postgres::open(monitor, server, databases, excluded, &board))
             }
             MonitorKind::Backups(options) => Box::new(backups::open(name, config, options)),
             MonitorKind::Http(http) => Box::new(http::open(name, http)),
@@ -219,6 +224,11 @@ pub fn thresholds(kind: &MonitorKind) -> &'static [Threshold] {
         MonitorKind::Redis { .. } => redis::THRESHOLDS,
         MonitorKind::Queue(_) => queue::THRESHOLDS,
     }
+}
+
+/// Whether a figure is as somebody wants it, so that no threshold holds for it.
+pub fn is_meant(kind: &MonitorKind, sample: &Sample, samples: &[Sample]) -> bool {
+    matches!(kind, MonitorKind::Postgres { .. }) && postgres::is_meant(sample, samples)
 }
 
 /// The figures that matter most, for a person: a few words.

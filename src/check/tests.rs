@@ -24,7 +24,11 @@ impl Monitor for Once {
 fn monitor(thresholds: Vec<Threshold>) -> config::Monitor {
     config::Monitor {
         name: "db".into(),
-        kind: MonitorKind::Postgres { server: "main".into(), databases: Databases::Url },
+        kind: MonitorKind::Postgres {
+            server: "main".into(),
+            databases: Databases::Url,
+            excluded: Vec::new(),
+        },
         interval: Duration::from_secs(15),
         timeout: Duration::from_secs(1),
         max_series: 100,
@@ -61,7 +65,7 @@ async fn a_timestamp_is_judged_by_its_age_and_a_state_by_its_name() {
     let aged = report(monitor(Vec::new()), found(vec![oldest(1_000_000.0 - 3_601.0)])).await;
     assert_eq!(
         aged.findings,
-        [(Verdict::Warning, "postgres_oldest_transaction_timestamp_seconds is 3601 s ago".into())]
+        [Finding::new(Verdict::Warning, "postgres_oldest_transaction_timestamp_seconds is 3601 s ago")]
     );
     // A clock that is ahead is no age.
     assert_eq!(report(monitor(Vec::new()), found(vec![oldest(2_000_000.0)])).await.verdict, Verdict::Ok);
@@ -95,6 +99,10 @@ async fn what_could_not_be_read_is_unknown_and_what_is_down_is_critical() {
     let failure = |reason| Failure::new(reason, Error::new("why | not\nso"));
     let down = report(monitor(Vec::new()), Err(failure(Reason::Timeout))).await;
     assert_eq!(plugin_line(&[("db", &down)]), "OPSD CRITICAL - db: down, timeout: why / not so");
+    let hinted = Failure::new(Reason::Unreachable, Error::new("nobody").with_hint("start\nit"));
+    let down = report(monitor(Vec::new()), Err(hinted)).await;
+    let said = "OPSD CRITICAL - db: down, unreachable: nobody (hint: start it)";
+    assert_eq!(plugin_line(&[("db", &down)]), said);
     for (reason, verdict) in [(Reason::Locked, Verdict::Unknown), (Reason::Permission, Verdict::Ok)] {
         let concerns = vec![Concern { name: "slots", failure: Some(failure(reason)) }];
         let report = report(monitor(Vec::new()), Ok(Collected { samples: Vec::new(), concerns })).await;

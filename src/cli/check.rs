@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use serde_json::{Value, json};
 
 use super::{Advice, Global, output};
-use crate::check::{self, Report, Verdict};
+use crate::check::{self, Finding, Report, Verdict};
 use crate::config;
 use crate::error::{Error, Kind, Result};
 use crate::monitor::{self, View, driver};
@@ -39,7 +39,11 @@ pub async fn run(args: Args, global: &Global, shutdown: &Shutdown) -> Result<u8>
             let lines: Vec<String> = error.to_string().lines().map(|line| line.trim().to_owned()).collect();
             let first = lines.join("; ").replace('|', "/");
             if args.json {
-                output::json(&json!({ "verdict": Verdict::Unknown.as_str(), "error": error.to_string() }))?;
+                output::json(&json!({
+                    "verdict": Verdict::Unknown.as_str(),
+                    "error": error.to_string(),
+                    "hint": error.hint(),
+                }))?;
             } else {
                 output::text(format!("OPSD UNKNOWN - {first}"))?;
             }
@@ -102,7 +106,9 @@ impl Judged {
             .report
             .findings
             .iter()
-            .map(|(verdict, text)| json!({ "verdict": verdict.as_str(), "text": text }))
+            .map(|Finding { verdict, text, hint }| {
+                json!({ "verdict": verdict.as_str(), "text": text, "hint": hint })
+            })
             .collect();
         let figures: Vec<Value> = self
             .report
@@ -118,7 +124,12 @@ impl Judged {
             .flat_map(|snapshot| &snapshot.concerns)
             .filter_map(|concern| Some((concern.name, concern.failure.as_ref()?)))
             .map(|(name, failure)| {
-                json!({ "concern": name, "reason": failure.reason.as_str(), "error": failure.error.to_string() })
+                json!({
+                    "concern": name,
+                    "reason": failure.reason.as_str(),
+                    "error": failure.error.to_string(),
+                    "hint": failure.error.hint(),
+                })
             })
             .collect();
         json!({

@@ -44,8 +44,11 @@ fn line(one: &Judged, width: usize) -> String {
         format!("{:9}{:width$}  {:9}", mark(one.report.verdict), one.config.name, one.config.kind.as_str());
     let mut text = output::wrapped(&head, &headline);
     let findings = &one.report.findings;
-    for (verdict, finding) in findings.iter().take(FINDINGS) {
-        text.push_str(&output::wrapped(&format!("           {}: ", verdict.as_str()), finding));
+    for finding in findings.iter().take(FINDINGS) {
+        text.push_str(&output::wrapped(&format!("           {}: ", finding.verdict.as_str()), &finding.text));
+        if let Some(hint) = &finding.hint {
+            text.push_str(&output::wrapped("             hint: ", hint));
+        }
     }
     if findings.len() > FINDINGS {
         text.push_str(&format!("           and {} more\n", findings.len() - FINDINGS));

@@ -145,6 +145,8 @@ pub enum MonitorKind {
         server: String,
         /// Where figures local to a database come from.
         databases: Databases,
+        /// Of all databases, those where they do not come from.
+        excluded: Vec<String>,
     },
     /// The sets in the repository.
     Backups(Backups),
@@ -342,7 +344,7 @@ pub(super) fn monitor(
     known: &Known<'_>,
 ) -> Option<Monitor> {
     let kinds: Vec<&str> = KINDS.iter().copied().filter(|kind| section.has(kind)).collect();
-    let own: &[&str] = if kinds == ["postgres"] { &["databases"] } else { &[] };
+    let own: &[&str] = if kinds == ["postgres"] { &["databases", "exclude_databases"] } else { &[] };
     let keys: Vec<&str> = KINDS.iter().chain(COMMON).chain(own).copied().collect();
     walk.only(section, &keys);
     let kind = match kinds.as_slice() {
@@ -413,9 +415,27 @@ fn kind(walk: &mut Walk<'_>, section: &Section<'_>, key: &str, known: &Known<'_>
                 None => Databases::Url,
                 Some((place, names)) => raw::databases(walk, &place, names),
             };
+            let excluded = match walk.strings(section, "exclude_databases") {
+                None => Vec::new(),
+                Some((place, _)) if databases != Databases::All => {
+                    walk.mistake(
+                        &place,
+                        "leaves out some of all",
+                        "databases = [\"*\"] beside it, or leave it out",
+                    );
+                    Vec::new()
+                }
+                Some((place, names)) => match raw::databases(walk, &place, names) {
+                    Databases::Named(names) => names,
+                    Databases::Url | Databases::All => {
+                        walk.mistake(&place, "leaves out all", "name the databases that are not to be asked");
+                        Vec::new()
+                    }
+                },
+            };
             let server = walk.filled(section, "postgres")?;
             let server = reference(walk, server, known.postgres, "postgres")?;
-            Some(MonitorKind::Postgres { server, databases })
+            Some(MonitorKind::Postgres { server, databases, excluded })
         }
         "backups" if !known.repository => {
             let place = walk.place(section, "backups");

@@ -34,7 +34,7 @@ super::rows! {
         "When the oldest prepared transaction was prepared; absent when there is none.";
 
     POSTGRES_DATABASE_SIZE = Gauge Bytes "opsd_postgres_database_size_bytes" ["database"]
-        "Size on disk.";
+        "Size on disk; absent of a database that opsd's role may neither enter nor see the figures of.";
     POSTGRES_DATABASE_COMMITS = Counter None "opsd_postgres_database_commits" ["database"]
         "Transactions committed.";
     POSTGRES_DATABASE_ROLLBACKS = Counter None "opsd_postgres_database_rollbacks" ["database"]
@@ -67,6 +67,17 @@ super::rows! {
         of ["reserved", "extended", "unreserved", "lost"]
         "Whether the WAL that the slot needs is there (wal_status); lost cannot be repaired.";
 
+    POSTGRES_LOGICAL_SLOT_STATE = Gauge None "opsd_postgres_logical_slot_state" ["slot", "database", "state"]
+        of ["active", "inactive"]
+        "Whether somebody reads from a logical slot; without a reader it keeps WAL and old rows.";
+    POSTGRES_SUBSCRIPTION_STATE = Gauge None "opsd_postgres_subscription_state" ["database", "subscription", "state"]
+        of ["running", "not_running", "disabled"]
+        "On a subscriber: whether a subscription is on, and its worker there.";
+    POSTGRES_SUBSCRIPTION_ERRORS = Counter None "opsd_postgres_subscription_errors" ["database", "subscription"]
+        "On a subscriber: changes that could not be applied and tables that could not be copied; absent before version 15.";
+    POSTGRES_SUBSCRIPTION_MESSAGE_TIMESTAMP = Gauge Timestamp "opsd_postgres_subscription_message_timestamp_seconds" ["database", "subscription"]
+        "On a subscriber: when the publisher was last heard; absent without a worker.";
+
     POSTGRES_STANDBY_STREAM_STATE = Gauge None "opsd_postgres_standby_stream_state" ["standby", "client", "state"]
         of ["startup", "catchup", "streaming", "stopping"]
         "On the sending server: what the connection of a standby is doing.";
@@ -95,9 +106,11 @@ super::rows! {
         "On a standby: when the last replayed transaction was committed; old on an idle primary.";
     POSTGRES_REPLAY_PAUSED = Gauge None "opsd_postgres_replay_paused" []
         "On a standby: whether replay is paused.";
+    POSTGRES_REPLAY_DELAY = Gauge Seconds "opsd_postgres_replay_delay_seconds" []
+        "On a standby: how late it replays on purpose (recovery_min_apply_delay).";
     POSTGRES_REPLICATION_STATE = Gauge None "opsd_postgres_replication_state" ["standby", "client", "state"]
-        of ["caught_up", "replaying", "link_cut", "source_idle", "paused", "unknown"]
-        "The verdict on a pair of servers, from the pieces of both ends as far as they are watched.";
+        of ["caught_up", "replaying", "link_cut", "source_idle", "paused", "delayed", "unknown"]
+        "The verdict on a pair of servers, from the pieces of both ends as far as they are watched; delayed: the standby is late on purpose.";
 
     POSTGRES_ARCHIVER_STATE = Gauge None "opsd_postgres_archiver_state" ["state"]
         of ["off", "working", "failing"]

@@ -149,7 +149,17 @@ pub async fn collect_once(targets: &mut [Target]) -> Vec<View> {
         collect(target).await;
         target.watch.view()
     });
-    join_all(looks).await
+    let mut views = join_all(looks).await;
+    for (target, view) in targets.iter().zip(&mut views) {
+        let Some(snapshot) = &view.snapshot else { continue };
+        if let Some(samples) = target.monitor.settle(&snapshot.samples) {
+            let (samples, _) = admit(samples, target.watch.config.max_series);
+            let concerns = snapshot.concerns.clone();
+            let (at, taken) = (snapshot.at, snapshot.taken);
+            view.snapshot = Some(Arc::new(Snapshot { samples: Arc::new(samples), concerns, at, taken }));
+        }
+    }
+    views
 }
 
 async fn run(mut target: Target) {

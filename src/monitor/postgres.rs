@@ -2,8 +2,9 @@
 //!
 //! A concern is a file in `postgres/` and a line in `CONCERNS`. The server itself ends a statement
 //! that takes too long or waits for a lock, so that a late collection leaves nothing behind; the
-//! connection is kept between collections, and given up with one that was dropped. Everything works
-//! for a role with only `pg_monitor`; pieces that need it are not asked for without it, and named.
+//! connection is kept between collections, and given up with one that was dropped. Only who does not say its version,
+//! whether it is in recovery and what its clock says is down; all else is a piece. Everything works for a role with only
+//! `pg_monitor`. What a piece needs is tried as a privilege, whatever role it came with, and not asked for without.
 //! Deliberately absent: query texts and ids, client ports, process ids, index names; pools.
 
 mod activity;
@@ -17,6 +18,7 @@ mod sequences;
 mod server;
 mod slots;
 mod standby;
+mod subscriptions;
 mod summary;
 mod vacuum;
 pub mod verdict;
@@ -25,20 +27,22 @@ mod wraparound;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use futures_util::future::try_join;
 use tokio_postgres::Row;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSql, Type};
 
 use super::{Collected, Failure, Monitor, Reason};
 use crate::config::{self, Connection, Databases, Postgres};
 use crate::error::{Context, Error, Result};
-use crate::metrics::Sample;
+use crate::metrics::{self, Sample};
 use crate::postgres::connect::{self, Session};
 use crate::postgres::reach::reach;
 use crate::postgres::sql::Sql;
 
 use others::Others;
 use server::Facts;
-pub use summary::{THRESHOLDS, headline};
+pub use summary::{THRESHOLDS, headline, is_meant};
 pub use verdict::Board;
 
 /// In the order in which they are collected: where time or series run out, the first ones are there.
@@ -47,6 +51,7 @@ const CONCERNS: &[&Concern] = &[
     &replication::CONCERN,
     &standby::CONCERN,
     &slots::CONCERN,
+    &subscriptions::CONCERN,
     &activity::CONCERN,
     &activity::PREPARED,
     &archiver::CONCERN,
@@ -86,8 +91,8 @@ type Next = fn(&[Row]) -> Option<i64>;
 struct Concern {
     /// A label's value.
     name: &'static str,
-    /// Whether it shows enough only with the privileges of `pg_monitor`.
-    privileged: bool,
+    /// Without what it would show too little, or be refused.
+    need: Need,
     /// Where it is asked.
     scope: Scope,
     /// The query for this server; none where it has nothing to answer.
@@ -96,6 +101,32 @@ struct Concern {
     pages: Option<Next>,
     /// What the rows say.
     read: fn(&Facts, &[Row], &mut Found) -> Result<()>,
+}
+
+/// A privilege that a concern lives by. The others are tried by asking.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// None.
+    Nothing,
+    /// Other sessions' figures.
+    Statistics,
+    /// Who the cluster is.
+    ControlSystem,
+    /// What waits to be archived.
+    ArchiveStatus,
+}
+
+impl Need {
+    /// What of it this role has not.
+    fn lacking(self, may: server::Privileges) -> Option<&'static str> {
+        let (has, what) = match self {
+            Need::Nothing => return None,
+            Need::Statistics => (may.statistics, "the privileges of pg_read_all_stats"),
+            Need::ControlSystem => (may.control_system, "EXECUTE on pg_control_system()"),
+            Need::ArchiveStatus => (may.archive_status, "EXECUTE on pg_ls_archive_statusdir()"),
+        };
+        (!has).then_some(what)
+    }
 }
 
 /// Where a concern is asked.
@@ -111,6 +142,9 @@ enum Scope {
 #[derive(Default)]
 struct Found {
     samples: Vec<Sample>,
+    kept: server::Kept,
+    position: Option<f64>,
+    knows_positions: bool,
     senders: Vec<(String, String, verdict::Sender)>,
     receiver: Option<(String, verdict::Receiver)>,
 }
@@ -122,9 +156,11 @@ pub struct Target {
     /// The server's settings, with the way to it that was found last.
     connection: Connection,
     databases: Databases,
+    excluded: Vec<String>,
     timeout: Duration,
     /// Absent while a collection has it, and after one that failed or was dropped.
     session: Option<Session>,
+    kept: server::Kept,
     others: Others,
     /// Attempts to connect in a row that did not end, collections that are to pass before the next, and when
     /// the last one began.
@@ -135,19 +171,27 @@ pub struct Target {
 }
 
 /// A monitor that is not connected yet.
-pub fn open(monitor: &config::Monitor, server: &Postgres, databases: &Databases, board: &Board) -> Target {
+pub fn open(
+    monitor: &config::Monitor,
+    server: &Postgres,
+    databases: &Databases,
+    excluded: &[String],
+    board: &Board,
+) -> Target {
     Target {
         name: monitor.name.clone(),
         server: server.clone(),
         connection: server.connection.clone(),
         databases: databases.clone(),
+        excluded: excluded.to_vec(),
         timeout: monitor.timeout,
         session: None,
+        kept: server::Kept::default(),
         others: Others::default(),
         late: 0,
         pause: 0,
         tried: None,
-        pairs: verdict::Pairs::new(board.clone(), monitor.interval),
+        pairs: verdict::Pairs::new(board.clone(), &monitor.name, monitor.interval),
     }
 }
 
@@ -164,12 +208,33 @@ impl Monitor for Target {
             None => {
                 // It may be long ago that they were asked.
                 self.others.forget();
+                self.kept = server::Kept::default();
                 self.reconnect().await?
             }
         };
         let mut pass = Pass::new(started, self.timeout);
-        let facts = server::facts(&session, self.connection.dbname.clone()).await.map_err(whole)?;
-        pass.found.samples.extend(server::samples(&facts));
+        // Asked together, they take one way to the server and back.
+        let database = self.connection.dbname.clone();
+        let (mut facts, may) =
+            try_join(server::facts(&session, database), server::privileges(&session)).await.map_err(whole)?;
+        facts.may = may;
+        let pieces = [
+            (&server::IDENTITY, self.kept.identifier.is_some()),
+            (&server::START, self.kept.started.is_some()),
+            (&server::WAL_POSITION, false),
+        ];
+        for (piece, is_kept) in pieces {
+            if is_kept {
+                pass.note(piece.name, None);
+            } else {
+                pass.ask(piece, &session, &facts).await?;
+            }
+        }
+        self.kept.identifier = self.kept.identifier.take().or(pass.found.kept.identifier.take());
+        self.kept.started = self.kept.started.or(pass.found.kept.started);
+        (facts.system_identifier, facts.started) = (self.kept.identifier.clone(), self.kept.started);
+        (facts.position, facts.knows_positions) = (pass.found.position, pass.found.knows_positions);
+        pass.found.samples.splice(0..0, server::samples(&facts));
         let own = self.has_own_database();
         for concern in CONCERNS.iter().filter(|c| c.scope == Scope::Server || own) {
             pass.ask(concern, &session, &facts).await?;
@@ -183,8 +248,15 @@ impl Monitor for Target {
         self.session = Some(session);
         self.visit(&mut pass, &facts).await;
         let mut samples = pass.found.samples;
-        server::set_clock(&mut samples, facts.ahead);
+        server::set_clock(&mut samples, &facts);
         Ok(Collected { samples, concerns: pass.concerns })
+    }
+
+    /// Who looks once has not heard of the other end where that one answered later.
+    fn settle(&self, samples: &[Sample]) -> Option<Vec<Sample>> {
+        let others = samples.iter().filter(|sample| sample.metric != &metrics::POSTGRES_REPLICATION_STATE);
+        let verdicts = Some(self.pairs.verdicts()).filter(|verdicts| !verdicts.is_empty())?;
+        Some(verdicts.into_iter().chain(others.cloned()).collect())
     }
 }
 
@@ -235,7 +307,8 @@ impl Target {
     /// Whether figures local to a database are wanted from the URL's.
     fn has_own_database(&self) -> bool {
         match &self.databases {
-            Databases::Url | Databases::All => true,
+            Databases::Url => true,
+            Databases::All => !self.excluded.contains(&self.connection.dbname),
             Databases::Named(names) => names.contains(&self.connection.dbname),
         }
     }
@@ -268,8 +341,8 @@ impl Pass {
     /// Asks one concern. Only a connection that is gone fails the collection.
     async fn ask(&mut self, concern: &Concern, session: &Session, facts: &Facts) -> Result<(), Failure> {
         let Some(sql) = (concern.sql)(facts) else { return Ok(()) };
-        if concern.privileged && !facts.monitor_role {
-            let error = Error::new("needs the privileges of pg_monitor")
+        if let Some(lacking) = concern.need.lacking(facts.may) {
+            let error = Error::new(format!("needs {lacking}"))
                 .with_hint("GRANT pg_monitor TO the role that opsd connects as");
             self.note(concern.name, Some(Failure::new(Reason::Permission, error)));
             return Ok(());
@@ -278,10 +351,15 @@ impl Pass {
             self.run_out(concern.name);
             return Ok(());
         }
-        let answer = match concern.pages {
-            None => sql.query_typed(&session.client, &[]).await.map(Some),
-            Some(next) => self.pages(session, &sql, next).await,
-        };
+        let mut answer = self.rows(concern, session, &sql).await;
+        // Names that are stored in another encoding than the database's: they come as they are from now on.
+        if answer.as_ref().is_err_and(is_about_encoding) {
+            let whole_session = session.client.batch_execute("SET client_encoding = 'SQL_ASCII'").await;
+            answer = match whole_session {
+                Ok(()) => self.rows(concern, session, &sql).await,
+                Err(error) => Err(error),
+            };
+        }
         let failure = match answer {
             Ok(None) => {
                 self.run_out(concern.name);
@@ -305,6 +383,19 @@ impl Pass {
         Ok(())
     }
 
+    /// A concern's rows; none where there is no time for all of them.
+    async fn rows(
+        &self,
+        concern: &Concern,
+        session: &Session,
+        sql: &Sql,
+    ) -> Result<Option<Vec<Row>>, tokio_postgres::Error> {
+        match concern.pages {
+            None => sql.query_typed(&session.client, &[]).await.map(Some),
+            Some(next) => self.pages(session, sql, next).await,
+        }
+    }
+
     /// All pages of a query that is asked page by page; none where there is no time for all of them.
     async fn pages(
         &self,
@@ -324,10 +415,16 @@ impl Pass {
         Ok(Some(rows))
     }
 
-    /// A concern is asked in several databases, and is up if it could be read in all.
+    /// A concern is asked in several databases, and is up if it could be read in all. Of several failures the
+    /// worst is kept: what is not permitted is somebody's decision, and hides nothing else.
     fn note(&mut self, name: &'static str, failure: Option<Failure>) {
+        let is_decided = |failure: &Option<Failure>| {
+            failure.as_ref().is_none_or(|failure| failure.reason == Reason::Permission)
+        };
         match self.concerns.iter_mut().find(|concern| concern.name == name) {
-            Some(known) => known.failure = known.failure.take().or(failure),
+            Some(known) if known.failure.is_none() => known.failure = failure,
+            Some(known) if is_decided(&known.failure) && !is_decided(&failure) => known.failure = failure,
+            Some(_) => {}
             None => self.concerns.push(super::Concern { name, failure }),
         }
     }
@@ -343,6 +440,12 @@ fn alone(error: &tokio_postgres::Error) -> Option<Reason> {
     (!code.starts_with("57P") && !error.is_closed()).then(|| by_state(code))
 }
 
+/// Whether the server could not put a text into the client's encoding.
+fn is_about_encoding(error: &tokio_postgres::Error) -> bool {
+    let codes = [SqlState::CHARACTER_NOT_IN_REPERTOIRE, SqlState::UNTRANSLATABLE_CHARACTER];
+    error.code().is_some_and(|code| codes.contains(code))
+}
+
 /// A failure that leaves nothing of the collection.
 fn whole(error: Error) -> Failure {
     Failure::new(reason(&error).unwrap_or(Reason::Unreachable), error)
@@ -354,6 +457,10 @@ fn reason(error: &Error) -> Option<Reason> {
     }
     if connect::is_without_password(error) {
         return Some(Reason::Authentication);
+    }
+    // It answered.
+    if connect::is_about_pooler(error) {
+        return Some(Reason::Refused);
     }
     if connect::is_about_tls(error) {
         return Some(Reason::Tls);
@@ -383,9 +490,29 @@ fn number(row: &Row, column: &str) -> Result<f64> {
     get(row, column)?.ok_or_else(|| Error::new(format!("column {column} is null")))
 }
 
-/// A text that must be there.
-fn text<'a>(row: &'a Row, column: &str) -> Result<&'a str> {
-    get(row, column)?.ok_or_else(|| Error::new(format!("column {column} is null")))
+/// A text that must be there. Bytes that are no UTF-8 are shown as `\xE9`: a database's name is stored in the encoding
+/// of the database that it was made from.
+fn text(row: &Row, column: &str) -> Result<String> {
+    let Text(text) = get(row, column)?.ok_or_else(|| Error::new(format!("column {column} is null")))?;
+    Ok(text)
+}
+
+/// A text of any bytes.
+struct Text(String);
+
+impl<'a> FromSql<'a> for Text {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        let mut text = String::with_capacity(raw.len());
+        for chunk in raw.utf8_chunks() {
+            text.push_str(chunk.valid());
+            chunk.invalid().iter().for_each(|byte| text.push_str(&format!("\\x{byte:02X}")));
+        }
+        Ok(Self(text))
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        matches!(*ty, Type::NAME | Type::TEXT)
+    }
 }
 
 impl Found {

@@ -273,7 +273,8 @@ pub static THRESHOLDS: &[Threshold] = &[
 /// `sidekiq: 1200 waiting in 3 queues, 7 that nobody reads, default is empty in 40 s`.
 pub fn headline(samples: &[Sample]) -> String {
     let of = |metric: &'static Metric| samples.iter().filter(move |sample| sample.metric == metric);
-    let sum = |metric| of(metric).map(|sample| sample.value).sum::<f64>();
+    // A sum of nothing would be -0.
+    let sum = |metric| of(metric).fold(0.0, |sum, sample| sum + sample.value);
     let kind =
         of(&metrics::QUEUE_SOURCE).filter_map(|sample| sample.label("kind")).next().unwrap_or("queues");
     let count = of(&metrics::QUEUE_WAITING).count();

@@ -59,7 +59,9 @@ fn number(text: &str) -> Option<f64> {
 
 /// The comparisons of a metric with a number.
 fn conditions(expr: &str) -> Vec<Condition> {
+    // What an alert leaves out is no condition of it.
     let parts = expr.split(" or ").flat_map(|part| part.split(" and "));
+    let parts = parts.map(|part| part.split(" unless ").next().unwrap_or_default());
     let condition = |part: &str| {
         let start = part.find("opsd_")?;
         let rest = &part[start..];

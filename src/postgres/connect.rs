@@ -292,12 +292,12 @@ impl Target<'_> {
         };
         let found = [("search_path", column(2)), ("extra_float_digits", column(3))];
         if let Some((name, value)) = found.iter().find(|(name, value)| wanted(name) != *value) {
-            return Err(Error::new(format!(
-                "asked for {name}={:?}, the server uses {value:?}",
-                wanted(name)
-            ))
-            .context(on())
-            .with_hint("a connection pooler drops session settings; connect to the server itself"));
+            return Err(Error::new(format!("{ASKED} {name}={:?}, the server uses {value:?}", wanted(name)))
+                .context(on())
+                .with_hint(
+                    "a connection pooler drops session settings, as with transaction pooling; \
+                     connect to the server itself",
+                ));
         }
         let Ok(backend) = column(4).parse() else {
             return Err(Error::new("the server does not say which process serves it").context(on()));
@@ -505,6 +505,14 @@ pub fn is_starting(error: &Error) -> bool {
 /// Whether an error says that a server did not answer in time.
 pub fn is_late(error: &Error) -> bool {
     error.message().starts_with(NO_ANSWER)
+}
+
+/// What a session without its settings is said to be.
+const ASKED: &str = "asked for";
+
+/// Whether an error says that a pooler answered, and gave no session of its own.
+pub fn is_about_pooler(error: &Error) -> bool {
+    error.message().starts_with(ASKED)
 }
 
 /// Whether an error says that a server asked for a password that nobody gave.

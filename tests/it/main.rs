@@ -58,6 +58,8 @@ mod machine;
 mod majors;
 mod minimal_role;
 mod monitor_backups;
+mod monitor_cascades;
+mod monitor_pieces;
 mod monitor_postgres;
 mod monitor_probes;
 mod monitor_queues;

@@ -3,6 +3,7 @@
 use rustix::process::Signal;
 use tokio::runtime::Runtime;
 
+use crate::settings::HOSTILE;
 use crate::support::alerting::watched;
 use crate::support::exporter::{Exporter, Scrape, postgres_monitor, site};
 use crate::support::opsd::{Opsd, quoted};
@@ -81,6 +82,12 @@ fn every_major_answers_and_a_role_with_pg_monitor_is_enough() {
             &format!("CREATE ROLE {role} LOGIN; GRANT pg_monitor TO {role}; CREATE ROLE {plain} LOGIN"),
         );
 
+        // What would end, stall or change the sessions of a backup does nothing to those of a monitor.
+        for (_, name, value) in HOSTILE.iter().filter(|(since, ..)| *since <= server.major) {
+            let set = format!("SET exit_on_error = off; ALTER ROLE {role} SET {name} = {}", literal(value));
+            server.psql("postgres", &set);
+        }
+
         let mut opsd = Opsd::without_server();
         let databases = format!("databases = [\"postgres\", {}]\ntimeout = \"20s\"\n", quoted(&database));
         for (name, user) in [("super", SUPERUSER), ("watcher", &*role), ("plain", &*plain)] {
@@ -110,8 +117,8 @@ fn every_major_answers_and_a_role_with_pg_monitor_is_enough() {
 
         // What pg_monitor does not include, and only that, is missing.
         assert_eq!(down(&scrape, "watcher"), ["sequences permission"], "{}", scrape.text);
-        let restricted = ["activity", "archive_backlog", "database_size", "replication", "sequences"]
-            .map(|c| format!("{c} permission"));
+        let restricted =
+            ["activity", "archive_backlog", "replication", "sequences"].map(|c| format!("{c} permission"));
         assert_eq!(down(&scrape, "plain"), restricted);
         assert_eq!(["super", "watcher", "plain"].map(|m| scrape.up(m)), [Some(1.0); 3]);
         assert_eq!(
@@ -193,7 +200,7 @@ fn a_pair_of_servers_is_judged_from_both_ends() {
     let scrape = pair.until_both("source_idle");
     assert_eq!(scrape.one("opsd_postgres_receiver_up", &[]), Some(1.0));
     let states = scrape.of("opsd_postgres_replication_state", &["monitor=\"standby\""]);
-    assert_eq!(states.len(), 6, "{states:?}");
+    assert_eq!(states.len(), 7, "{states:?}");
     pair.opsd.ok(&["check"]);
     pair.exporter.until_quiet();
 

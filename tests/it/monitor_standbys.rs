@@ -88,13 +88,13 @@ fn two_standbys_of_one_name_are_judged_apart() {
     };
     exporter.scrape_until("all is well", |scrape| all(scrape) == ["source_idle"; 4]);
 
-    // One is paused: the other does not hear of it, and nobody says it of both.
+    // One is paused: the primary hears which one, and the other does not hear of it.
     standbys[1].psql("postgres", "SELECT pg_wal_replay_pause()");
     let idle = "source_idle";
-    exporter.scrape_until("one is paused", |scrape| all(scrape) == [idle, idle, idle, "paused"]);
+    exporter.scrape_until("one is paused", |scrape| all(scrape) == [idle, "paused", idle, "paused"]);
     primary.psql("postgres", "CREATE TABLE t AS SELECT repeat('x', 1000) FROM generate_series(1, 5000)");
     standbys[0].catch_up(&primary);
-    exporter.scrape_until("and falls behind", |scrape| all(scrape) == [idle, "replaying", idle, "paused"]);
+    exporter.scrape_until("and stays so", |scrape| all(scrape) == [idle, "paused", idle, "paused"]);
     standbys[1].psql("postgres", "SELECT pg_wal_replay_resume()");
     standbys[1].catch_up(&primary);
     exporter.scrape_until("all is well again", |scrape| all(scrape) == [idle; 4]);

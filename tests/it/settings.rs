@@ -14,7 +14,7 @@ use crate::traps::{paused, wait_for};
 
 /// Settings that end, stall or change a session, each with a value that does so, and the major that brought it.
 /// The server must hear of the newer ones from us, and a busy machine takes a moment until it does.
-const HOSTILE: &[(u32, &str, &str)] = &[
+pub const HOSTILE: &[(u32, &str, &str)] = &[
     (13, "statement_timeout", "1"),
     (13, "lock_timeout", "1"),
     (13, "idle_in_transaction_session_timeout", "1"),

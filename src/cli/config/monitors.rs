@@ -21,13 +21,18 @@ pub(super) fn monitor(monitor: &Monitor) -> Vec<(&'static str, Value)> {
 
 fn kind(kind: &MonitorKind) -> Vec<(&'static str, Value)> {
     match kind {
-        MonitorKind::Postgres { server, databases } => {
+        MonitorKind::Postgres { server, databases, excluded } => {
             let databases = match databases {
                 Databases::Url => Value::Null,
                 Databases::All => json!(["*"]),
                 Databases::Named(names) => json!(names),
             };
-            vec![("postgres", json!(server)), ("databases", databases)]
+            let excluded = Some(excluded).filter(|names| !names.is_empty());
+            vec![
+                ("postgres", json!(server)),
+                ("databases", databases),
+                ("exclude_databases", json!(excluded)),
+            ]
         }
         MonitorKind::Redis { server } => vec![("redis", json!(server))],
         MonitorKind::Queue(queue) => vec![("queue", self::queue(queue))],

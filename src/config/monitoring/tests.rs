@@ -41,7 +41,7 @@ fn defaults() {
     let monitor = &config.monitor["main-db"];
     assert_eq!((monitor.interval, monitor.timeout), (INTERVAL, TIMEOUT));
     assert_eq!((monitor.max_series, monitor.thresholds.len()), (5_000, 0));
-    let MonitorKind::Postgres { server, databases } = &monitor.kind else {
+    let MonitorKind::Postgres { server, databases, .. } = &monitor.kind else {
         panic!("{monitor:?}");
     };
     assert_eq!((server.as_str(), databases), ("main", &Databases::Url));

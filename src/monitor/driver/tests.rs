@@ -67,7 +67,11 @@ fn target(acts: Vec<Act>) -> (Target, Arc<AtomicUsize>) {
     let dropped = Arc::new(AtomicUsize::new(0));
     let config = config::Monitor {
         name: "script".into(),
-        kind: MonitorKind::Postgres { server: "main".into(), databases: Databases::Url },
+        kind: MonitorKind::Postgres {
+            server: "main".into(),
+            databases: Databases::Url,
+            excluded: Vec::new(),
+        },
         interval: Duration::from_secs(15),
         timeout: Duration::from_millis(20),
         max_series: 2,

@@ -3,13 +3,13 @@
 
 use tokio_postgres::Row;
 
-use super::{Concern, Facts, Found, Scope, get, number};
+use super::{Concern, Facts, Found, Need, Scope, get, number};
 use crate::error::Result;
 use crate::metrics;
 use crate::postgres::sql::Sql;
 
 pub(super) const CONCERN: Concern =
-    Concern { name: "activity", privileged: true, scope: Scope::Server, sql, pages: None, read };
+    Concern { name: "activity", need: Need::Statistics, scope: Scope::Server, sql, pages: None, read };
 
 /// Waits are counted by their wait event, which costs nothing; `pg_blocking_pids` locks the lock
 /// table. When a wait began is known since version 14.
@@ -44,7 +44,7 @@ fn read(_: &Facts, rows: &[Row], found: &mut Found) -> Result<()> {
 
 pub(super) const PREPARED: Concern = Concern {
     name: "prepared_transactions",
-    privileged: false,
+    need: Need::Nothing,
     scope: Scope::Server,
     pages: None,
     sql: |_| {

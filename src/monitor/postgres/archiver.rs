@@ -1,6 +1,6 @@
 //! Whether WAL gets into the archive.
 
-use super::{Concern, Scope, get, number};
+use super::{Concern, Need, Scope, get, number};
 use crate::metrics;
 use crate::postgres::sql::Sql;
 
@@ -10,7 +10,7 @@ const ENABLED: &str = "current_setting('archive_mode') IN \
 
 pub(super) const CONCERN: Concern = Concern {
     name: "archiver",
-    privileged: false,
+    need: Need::Nothing,
     scope: Scope::Server,
     pages: None,
     sql: |_| {
@@ -48,7 +48,7 @@ pub(super) const CONCERN: Concern = Concern {
 
 pub(super) const BACKLOG: Concern = Concern {
     name: "archive_backlog",
-    privileged: true,
+    need: Need::ArchiveStatus,
     scope: Scope::Server,
     pages: None,
     sql: |_| {

@@ -1,6 +1,6 @@
 //! Checkpoints. Version 17 moved them from `pg_stat_bgwriter` to a view of their own.
 
-use super::{Concern, Scope, number};
+use super::{Concern, Need, Scope, number};
 use crate::metrics;
 
 const SINCE_17: &str = "
@@ -16,7 +16,7 @@ const UNTIL_16: &str = "
 
 pub(super) const CONCERN: Concern = Concern {
     name: "checkpointer",
-    privileged: false,
+    need: Need::Nothing,
     scope: Scope::Server,
     pages: None,
     sql: |facts| Some(if facts.version >= 170_000 { SINCE_17 } else { UNTIL_16 }.into()),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tokio_postgres::Row;
 
-use super::{Concern, Facts, Found, Scope, number, text};
+use super::{Concern, Facts, Found, Need, Scope, number, text};
 use crate::error::Result;
 use crate::metrics;
 use crate::postgres::sql::Sql;
@@ -21,7 +21,7 @@ const STATES: &[&str] = &[
 ];
 
 pub(super) const CONCERN: Concern =
-    Concern { name: "connections", privileged: false, scope: Scope::Server, sql, pages: None, read };
+    Concern { name: "connections", need: Need::Nothing, scope: Scope::Server, sql, pages: None, read };
 
 /// Since 10 the view has background processes, too. A role without `pg_monitor` sees that others'
 /// sessions are there, but neither their kind nor their state; their database is visible. States that later versions
@@ -47,7 +47,7 @@ fn sql(facts: &Facts) -> Option<Sql> {
 fn read(_: &Facts, rows: &[Row], found: &mut Found) -> Result<()> {
     let mut total = 0.0;
     let mut usable = None;
-    let mut counts: BTreeMap<&str, f64> = BTreeMap::new();
+    let mut counts: BTreeMap<String, f64> = BTreeMap::new();
     for row in rows {
         let count = number(row, "count")?;
         counts.insert(text(row, "state")?, count);
@@ -56,7 +56,7 @@ fn read(_: &Facts, rows: &[Row], found: &mut Found) -> Result<()> {
     }
     for (state, count) in counts {
         // Label values are words; the view's have blanks and brackets.
-        let label = match state {
+        let label = match state.as_str() {
             "idle in transaction" => "idle_in_transaction",
             "idle in transaction (aborted)" => "idle_in_transaction_aborted",
             "fastpath function call" => "fastpath",

@@ -1,18 +1,24 @@
 //! Counters of each database, and its size.
 
-use super::{Concern, Scope, get, text};
+use super::{Concern, Need, Scope, get, text};
+use crate::error::Error;
 use crate::metrics;
+use crate::postgres::sql::Sql;
 
-/// The databases that `["*"]` means: templates aside, what can be connected to.
+/// The databases that `["*"]` means: templates aside, what can be connected to, but for those that hosters keep for
+/// themselves, and let nobody into.
 pub(super) const NAMES: &str = "SELECT datname::text AS name FROM pg_database
-                      WHERE datallowconn AND NOT datistemplate ORDER BY datname";
+                      WHERE datallowconn AND NOT datistemplate
+                        AND datname NOT IN ('rdsadmin', 'azure_maintenance', 'azure_sys', 'cloudsqladmin',
+                                            'alloydbadmin', 'alloydbmetadata')
+                      ORDER BY datname";
 
 /// Instead of a database's name.
 const SHARED: &str = "(shared)";
 
 pub(super) const CONCERN: Concern = Concern {
     name: "databases",
-    privileged: false,
+    need: Need::Nothing,
     scope: Scope::Server,
     pages: None,
     sql: |_| {
@@ -28,14 +34,13 @@ pub(super) const CONCERN: Concern = Concern {
     read: |_, rows, found| {
         for row in rows {
             let checksums = get(row, "checksums")?;
-            let name = match text(row, "name")? {
-                // The catalogs that all databases share: nobody commits there, and a page may be damaged.
-                "" => {
-                    found.add(&metrics::POSTGRES_DATABASE_CHECKSUM_FAILURES, [SHARED], checksums);
-                    continue;
-                }
-                name => [name],
-            };
+            let name = text(row, "name")?;
+            // The catalogs that all databases share: nobody commits there, and a page may be damaged.
+            if name.is_empty() {
+                found.add(&metrics::POSTGRES_DATABASE_CHECKSUM_FAILURES, [SHARED], checksums);
+                continue;
+            }
+            let name = [&*name];
             found.add(&metrics::POSTGRES_DATABASE_COMMITS, name, get(row, "commits")?);
             found.add(&metrics::POSTGRES_DATABASE_ROLLBACKS, name, get(row, "rollbacks")?);
             found.add(&metrics::POSTGRES_DATABASE_BLOCK_HITS, name, get(row, "hits")?);
@@ -50,20 +55,32 @@ pub(super) const CONCERN: Concern = Concern {
 };
 
 /// A piece of its own: it reads directories, and takes as long as there are files. A database that is
-/// dropped meanwhile has no size.
+/// dropped meanwhile has no size, nor has one that the role may neither enter nor see the figures of.
 pub(super) const SIZE: Concern = Concern {
     name: "database_size",
-    privileged: true,
+    need: Need::Nothing,
     scope: Scope::Server,
     pages: None,
-    sql: |_| {
-        let sql = "SELECT datname::text AS name, pg_database_size(oid)::float8 AS size
-                     FROM pg_database WHERE NOT datistemplate ORDER BY datname";
-        Some(sql.into())
+    sql: |facts| {
+        let all = if facts.may.statistics { "true" } else { "false" };
+        let sql = Sql::template(
+            "SELECT datname::text AS name, may,
+                    CASE WHEN may THEN pg_database_size(oid)::float8 END AS size
+               FROM (SELECT oid, datname, {all} OR has_database_privilege(oid, 'CONNECT') AS may
+                       FROM pg_database WHERE NOT datistemplate OFFSET 0) AS d ORDER BY datname",
+            &[("all", all.into())],
+        );
+        Some(sql)
     },
     read: |_, rows, found| {
+        let mut forbidden = 0;
         for row in rows {
-            found.add(&metrics::POSTGRES_DATABASE_SIZE, [text(row, "name")?], get(row, "size")?);
+            forbidden += usize::from(get(row, "may")? == Some(false));
+            found.add(&metrics::POSTGRES_DATABASE_SIZE, [&*text(row, "name")?], get(row, "size")?);
+        }
+        if forbidden > 0 && forbidden == rows.len() {
+            let error = Error::new("permission denied for all databases (SQLSTATE 42501)");
+            return Err(error.with_hint("GRANT pg_read_all_stats, or CONNECT ON DATABASE, to opsd's role"));
         }
         Ok(())
     },

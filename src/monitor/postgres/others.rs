@@ -10,7 +10,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::{CONCERNS, Facts, Pass, Scope, Target, alone, databases, no_time, text, whole};
+use tokio_postgres::Row;
+
+use super::{CONCERNS, Facts, Pass, Scope, Target, alone, databases, get, no_time, whole};
 use crate::config::Databases;
 use crate::error::Error;
 use crate::metrics::Sample;
@@ -101,7 +103,7 @@ impl Target {
             Databases::Url => return Ok(()),
             Databases::Named(names) => names.clone(),
             Databases::All => match session.client.query_typed(databases::NAMES, &[]).await {
-                Ok(rows) => rows.iter().filter_map(|row| text(row, "name").ok()).map(str::to_owned).collect(),
+                Ok(rows) => listed(&rows),
                 Err(error) => {
                     let reason = alone(&error).ok_or_else(|| whole(connect::error(error)))?;
                     let failure = Failure::new(reason, Error::new("the databases cannot be listed"));
@@ -110,13 +112,15 @@ impl Target {
                 }
             },
         };
-        names.retain(|name| *name != self.connection.dbname);
+        names.retain(|name| *name != self.connection.dbname && !self.excluded.contains(name));
         self.others.names = names;
         if !self.others.names.is_empty() {
-            let rows = session.client.query_typed(LOCKED, &[]).await;
-            let rows = rows.map_err(|error| whole(connect::error(error)))?;
-            self.others.locked =
-                rows.iter().filter_map(|row| text(row, "name").ok()).map(str::to_owned).collect();
+            self.others.locked = match session.client.query_typed(LOCKED, &[]).await {
+                Ok(rows) => listed(&rows),
+                // Then each is tried, and whoever hangs rests.
+                Err(error) if alone(&error).is_some() => Vec::new(),
+                Err(error) => return Err(whole(connect::error(error))),
+            };
         }
         Ok(())
     }
@@ -166,6 +170,11 @@ impl Target {
             }
         }
     }
+}
+
+/// Names of databases; one that is no text cannot be connected to.
+fn listed(rows: &[Row]) -> Vec<String> {
+    rows.iter().filter_map(|row| get(row, "name").ok().flatten()).collect()
 }
 
 /// Concerns that are local to a database.

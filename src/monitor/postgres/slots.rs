@@ -2,31 +2,39 @@
 
 use tokio_postgres::Row;
 
-use super::{Concern, Facts, Found, Scope, get, text, truth};
+use super::{Concern, Facts, Found, Need, Scope, get, text, truth};
 use crate::error::Result;
 use crate::metrics;
 use crate::postgres::sql::Sql;
 
 pub(super) const CONCERN: Concern =
-    Concern { name: "slots", privileged: false, scope: Scope::Server, sql, pages: None, read };
+    Concern { name: "slots", need: Need::Nothing, scope: Scope::Server, sql, pages: None, read };
 
+/// Since 17 a standby may have copies of its primary's slots, which nobody reads there: their figures are the primary's.
 fn sql(facts: &Facts) -> Option<Sql> {
+    let own = if facts.version >= 170_000 && facts.in_recovery { "NOT synced" } else { "true" };
     let sql = Sql::template(
         "SELECT slot_name::text AS slot, slot_type AS type, coalesce(database::text, '') AS database, active,
                 pg_wal_lsn_diff({now}, restart_lsn)::float8 AS retained,
-                wal_status, safe_wal_size::float8 AS safe
-           FROM pg_replication_slots ORDER BY slot_name",
-        &[("now", super::replication::written(facts).into())],
+                wal_status, safe_wal_size::float8 AS safe, temporary
+           FROM pg_replication_slots WHERE {own} ORDER BY slot_name",
+        &[("now", super::replication::written(facts).into()), ("own", own.into())],
     );
     Some(sql)
 }
 
 fn read(_: &Facts, rows: &[Row], found: &mut Found) -> Result<()> {
     for row in rows {
-        let slot = text(row, "slot")?;
-        let labels = [slot, text(row, "type")?, text(row, "database")?];
-        found.add(&metrics::POSTGRES_SLOT, labels, Some(1.0));
-        found.add(&metrics::POSTGRES_SLOT_ACTIVE, [slot], get(row, "active")?.map(truth));
+        let (slot, kind, database) = (&*text(row, "slot")?, text(row, "type")?, text(row, "database")?);
+        found.add(&metrics::POSTGRES_SLOT, [slot, &kind, &database], Some(1.0));
+        let active: Option<bool> = get(row, "active")?;
+        found.add(&metrics::POSTGRES_SLOT_ACTIVE, [slot], active.map(truth));
+        // A temporary one goes with its session.
+        if kind == "logical" && !get(row, "temporary")?.unwrap_or(false) {
+            let state = if active == Some(true) { "active" } else { "inactive" };
+            let labels = [slot, &*database];
+            found.samples.extend(metrics::states(&metrics::POSTGRES_LOGICAL_SLOT_STATE, &labels, state));
+        }
         let retained: Option<f64> = get(row, "retained")?;
         found.add(&metrics::POSTGRES_SLOT_RETAINED, [slot], retained.map(|bytes| bytes.max(0.0)));
         found.add(&metrics::POSTGRES_SLOT_SAFE, [slot], get(row, "safe")?);

@@ -1,6 +1,6 @@
 //! Replication as a standby sees it: its receiver, and how far replay has come.
 
-use super::{Concern, Scope, get, text, truth, verdict};
+use super::{Concern, Need, Scope, get, text, truth, verdict};
 use crate::metrics;
 
 /// A receiver gives up after `wal_receiver_timeout`; where that is off, its default.
@@ -16,6 +16,8 @@ const SQL: &str = "
            extract(epoch FROM clock_timestamp() - r.last_msg_receipt_time)::float8 AS silence,
            (SELECT coalesce(nullif(setting::float8, 0), 60000) / 1000
               FROM pg_settings WHERE name = 'wal_receiver_timeout') AS patience,
+           (SELECT extract(epoch FROM a.backend_start)::float8 FROM pg_stat_activity a WHERE a.pid = r.pid) AS since,
+           (SELECT setting::float8 / 1000 FROM pg_settings WHERE name = 'recovery_min_apply_delay') AS delay,
            (SELECT setting <> '' FROM pg_settings WHERE name = 'primary_conninfo') AS configured,
            pg_wal_lsn_diff(r.latest_end_lsn, '0/0')::float8 AS latest_end,
            pg_wal_lsn_diff(pg_last_wal_receive_lsn(), '0/0')::float8 AS received,
@@ -26,11 +28,11 @@ const SQL: &str = "
 
 pub(super) const CONCERN: Concern = Concern {
     name: "standby",
-    privileged: true,
+    need: Need::Statistics,
     scope: Scope::Server,
     pages: None,
     sql: |facts| facts.in_recovery.then_some(SQL.into()),
-    read: |_, rows, found| {
+    read: |facts, rows, found| {
         for row in rows {
             let silence: Option<f64> = get(row, "silence")?;
             let patience: f64 = get(row, "patience")?.unwrap_or(60.0);
@@ -45,6 +47,8 @@ pub(super) const CONCERN: Concern = Concern {
             found.plain(&metrics::POSTGRES_REPLAYED_POSITION, replayed);
             found.plain(&metrics::POSTGRES_REPLAYED_TRANSACTION_TIMESTAMP, get(row, "committed")?);
             found.plain(&metrics::POSTGRES_REPLAY_PAUSED, Some(truth(paused)));
+            let delay: Option<f64> = get(row, "delay")?;
+            found.plain(&metrics::POSTGRES_REPLAY_DELAY, delay);
             let latest_end: Option<f64> = get(row, "latest_end")?;
             let receiver = verdict::Receiver {
                 configured: get(row, "configured")?,
@@ -53,10 +57,12 @@ pub(super) const CONCERN: Concern = Concern {
                 replayed,
                 paused,
                 moved: None,
+                since: get(row, "since")?.map(|since: f64| since - facts.ahead),
+                delayed: delay > Some(0.0),
                 before: None,
                 replays: false,
             };
-            found.receiver = Some((text(row, "standby")?.to_owned(), receiver));
+            found.receiver = Some((text(row, "standby")?, receiver));
         }
         Ok(())
     },

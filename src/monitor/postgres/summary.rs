@@ -14,6 +14,9 @@ pub static THRESHOLDS: &[Threshold] = &[
     above(&metrics::POSTGRES_STANDBY_REPLAY_LAG_BYTES, None, Some(1_073_741_824.0)),
     above(&metrics::POSTGRES_STANDBY_REPLAY_LAG, Some(60.0), None),
     above(&metrics::POSTGRES_SLOT_RETAINED, Some(10.0 * 1_073_741_824.0), None),
+    is(&metrics::POSTGRES_LOGICAL_SLOT_STATE, "inactive", Some(Above(0.5)), None),
+    is(&metrics::POSTGRES_SUBSCRIPTION_STATE, "disabled", Some(Above(0.5)), None),
+    is(&metrics::POSTGRES_SUBSCRIPTION_STATE, "not_running", None, Some(Above(0.5))),
     is(&metrics::POSTGRES_SLOT_WAL_STATE, "unreserved", None, Some(Above(0.5))),
     is(&metrics::POSTGRES_SLOT_WAL_STATE, "lost", None, Some(Above(0.5))),
     // Autovacuum forces itself at a tenth.
@@ -51,6 +54,18 @@ const fn is(
     Threshold { metric, state: Some(Cow::Borrowed(state)), warning, critical }
 }
 
+/// Whether a figure is as somebody wants it: how far a standby is behind that is late on purpose.
+pub fn is_meant(sample: &Sample, samples: &[Sample]) -> bool {
+    let lags = [&metrics::POSTGRES_STANDBY_REPLAY_LAG_BYTES, &metrics::POSTGRES_STANDBY_REPLAY_LAG];
+    let is_delayed = |state: &Sample| {
+        state.metric == &metrics::POSTGRES_REPLICATION_STATE
+            && state.value == 1.0
+            && state.label("state") == Some("delayed")
+            && ["standby", "client"].iter().all(|label| state.label(label) == sample.label(label))
+    };
+    lags.contains(&sample.metric) && samples.iter().any(is_delayed)
+}
+
 /// `17.2 primary, 12 of 97 connections, replication: caught_up`.
 pub fn headline(samples: &[Sample]) -> String {
     let of = |metric: &'static Metric| samples.iter().filter(move |sample| sample.metric == metric);
@@ -59,7 +74,8 @@ pub fn headline(samples: &[Sample]) -> String {
     let version = of(&metrics::POSTGRES_SERVER).filter_map(|sample| sample.label("version")).next();
     let role = if value(&metrics::POSTGRES_IN_RECOVERY) == Some(1.0) { "standby" } else { "primary" };
     parts.extend(version.map(|version| format!("{version} {role}")));
-    let used: f64 = of(&metrics::POSTGRES_CONNECTIONS).map(|sample| sample.value).sum();
+    // A sum of nothing would be -0.
+    let used = of(&metrics::POSTGRES_CONNECTIONS).fold(0.0, |sum, sample| sum + sample.value);
     let usable = value(&metrics::POSTGRES_CONNECTIONS_USABLE);
     parts.extend(usable.map(|usable| format!("{used} of {usable} connections")));
     let states = of(&metrics::POSTGRES_REPLICATION_STATE).filter(|sample| sample.value == 1.0);

@@ -3,7 +3,7 @@
 
 use tokio_postgres::Row;
 
-use super::{Concern, Facts, Found, Scope, get, number, text};
+use super::{Concern, Facts, Found, Need, Scope, get, number, text};
 use crate::error::Result;
 use crate::metrics;
 use crate::postgres::sql::Sql;
@@ -12,7 +12,7 @@ use crate::postgres::sql::Sql;
 const WORST: u32 = 10;
 
 pub(super) const CONCERN: Concern =
-    Concern { name: "vacuum", privileged: false, scope: Scope::Database, sql, pages: None, read };
+    Concern { name: "vacuum", need: Need::Nothing, scope: Scope::Database, sql, pages: None, read };
 
 /// A standby does not vacuum, and knows of no dead rows. Options of a table's own win. The first row is
 /// the sum, and has no table.
@@ -62,11 +62,11 @@ fn read(facts: &Facts, rows: &[Row], found: &mut Found) -> Result<()> {
     let database = facts.database.as_str();
     for row in rows {
         let dead = Some(number(row, "dead")?);
-        if get::<&str>(row, "name")?.is_none() {
+        if get::<super::Text>(row, "name")?.is_none() {
             found.add(&metrics::POSTGRES_DEAD_ROWS, [database], dead);
             continue;
         }
-        let labels = [database, text(row, "schema")?, text(row, "name")?];
+        let labels = [database, &*text(row, "schema")?, &*text(row, "name")?];
         found.add(&metrics::POSTGRES_TABLE_DEAD_ROWS, labels, dead);
         found.add(&metrics::POSTGRES_TABLE_VACUUM_DEBT, labels, get(row, "debt")?);
         found.add(&metrics::POSTGRES_TABLE_VACUUMED_TIMESTAMP, labels, get(row, "vacuumed")?);

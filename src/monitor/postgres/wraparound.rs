@@ -1,12 +1,12 @@
 //! How near each database is to running out of transaction ids and multixacts.
 
-use super::{Concern, Facts, Scope, number, text};
+use super::{Concern, Facts, Need, Scope, number, text};
 use crate::metrics;
 use crate::postgres::sql::Sql;
 
 pub(super) const CONCERN: Concern = Concern {
     name: "wraparound",
-    privileged: false,
+    need: Need::Nothing,
     scope: Scope::Server,
     pages: None,
     sql,
@@ -14,7 +14,7 @@ pub(super) const CONCERN: Concern = Concern {
         for row in rows {
             let name = text(row, "name")?;
             for kind in ["transactions", "multixacts"] {
-                found.add(&metrics::POSTGRES_WRAPAROUND, [name, kind], Some(number(row, kind)?));
+                found.add(&metrics::POSTGRES_WRAPAROUND, [&*name, kind], Some(number(row, kind)?));
             }
         }
         Ok(())

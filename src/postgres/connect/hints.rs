@@ -40,8 +40,8 @@ pub(super) fn server_hint(db: &DbError, target: &Target<'_>) -> Option<String> {
     } else if *code == SqlState::INSUFFICIENT_PRIVILEGE {
         format!("GRANT CONNECT ON DATABASE to role {user:?}")
     } else if message.contains("unsupported startup parameter") {
-        "this is PgBouncer; connect to the server itself, because pg_dump needs its own session and \
-         session settings"
+        "this is PgBouncer; connect to the server itself: opsd and pg_dump need a session and settings of their \
+         own, which transaction pooling does not keep"
             .to_owned()
     } else {
         return None;

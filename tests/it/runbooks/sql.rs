@@ -12,6 +12,7 @@ use crate::support::processes::until;
 const FINDS_NOTHING: &[(&str, &str)] = &[
     ("checksum_failures > 0", "no page is damaged"),
     ("pg_stat_progress_vacuum", "no vacuum takes long enough to be met"),
+    ("subscription", "nobody subscribes here; monitor_cascades has a subscriber"),
 ];
 
 /// Statements for the standby, wherever they stand.
