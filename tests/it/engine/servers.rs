@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::engine::{Engine, engine};
+use crate::support::engine::{Compose, Engine, engine};
 use crate::support::exporter::Exporter;
 use crate::support::opsd::{Opsd, Run, finish, quoted};
 use crate::support::postgres::{bin_dir, unique};
@@ -120,6 +120,12 @@ fn way(run: &Run) -> String {
 
 #[test]
 fn a_service_of_compose_is_found_again_at_another_address() {
+    for compose in Compose::BOTH {
+        is_found_again(compose);
+    }
+}
+
+fn is_found_again(version: Compose) {
     let engine = engine();
     let project = unique("servers").replace('_', "-");
     let opsd = site(engine, "compose", &format!("{{ project = {}, service = \"db\" }}", quoted(&project)));
@@ -133,8 +139,8 @@ fn a_service_of_compose_is_found_again_at_another_address() {
     let directory = opsd.path("compose");
     std::fs::create_dir(&directory).unwrap();
     std::fs::write(directory.join("docker-compose.yml"), file).unwrap();
-    let compose = |args: &[&str]| engine.compose(&directory, &[&["-p", &project], args].concat());
-    let container = format!("{project}_db_1");
+    let compose = |args: &[&str]| engine.compose(version, &directory, &[&["-p", &project], args].concat());
+    let container = version.container(&project, "db");
     let address = || engine.inspect(&container, "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}");
 
     compose(&["up", "-d", "db"]);
@@ -144,9 +150,11 @@ fn a_service_of_compose_is_found_again_at_another_address() {
     let run = beside(engine, &opsd, &["backup", "--dry-run", "--json"]);
     assert_eq!(way(&run), format!("container {container}, at {before}:5432 (network {project}_back)"));
     assert!(run.json()["plans"][0]["pg_dump"].as_str().unwrap().ends_with(" of the container"), "{run}");
+    // A command that was started in a container of the service's kind is not the service.
+    compose(&["run", "-d", "--no-deps", "db", "sleep", "600"]);
     beside(engine, &opsd, &["backup"]);
 
-    compose(&["down"]);
+    compose(&["down", "--remove-orphans"]);
     // What comes first has the address from now on.
     compose(&["up", "-d", "first"]);
     compose(&["up", "-d", "db"]);

@@ -1,13 +1,13 @@
 //! opsd as a container beside the servers of a site, as `docs/docker.md` has it: its commands are run as they stand there,
 //! with the files of `examples/docker` and the shipped Dockerfile. What differs: the builder's image holds the binary of
-//! the tests, and `docker compose` is the Compose of old.
+//! the tests, and `docker compose` is the Compose of old the first time.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::security::executable;
-use crate::support::engine::{Engine, engine};
+use crate::support::engine::{Compose, Engine, engine};
 use crate::support::opsd::{Run, finish, write_private};
 use crate::support::processes::until;
 use crate::support::s3::{Keys, weed_binary};
@@ -15,10 +15,10 @@ use crate::support::s3::{Keys, weed_binary};
 /// The major of the example.
 const MAJOR: u32 = 17;
 
-/// Says `docker compose` where only `docker-compose` is, and builds on an image that holds the tests' binary.
+/// Says `docker compose` where that is another program, and builds on an image that holds the tests' binary.
 const DOCKER: &str = r#"#!/bin/sh
 case "$1" in
-compose) shift; exec docker-compose "$@" ;;
+compose) shift; PATH=/usr/local/bin:/usr/bin:/bin; exec @COMPOSE@ "$@" ;;
 build) shift; cd @ROOT@; set -- build --build-arg RUST=rust:prebuilt "$@" ;;
 esac
 PATH=/usr/local/bin:/usr/bin:/bin exec docker "$@"
@@ -40,22 +40,24 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 /// A directory with the files of the example, and the bucket.
 struct Site {
     engine: &'static Engine,
+    compose: Compose,
     root: tempfile::TempDir,
     keys: Keys,
     _alone: MutexGuard<'static, ()>,
 }
 
 impl Site {
-    fn new() -> Site {
+    fn new(compose: Compose) -> Site {
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let engine = engine();
         let image = engine.postgres_image(MAJOR);
         engine.redis_image();
         engine.program_image("weed:test", "weed", &weed_binary());
         let root = tempfile::tempdir_in("/var/tmp").unwrap();
-        let site = Site { engine, keys: Keys::new("docker"), root, _alone: alone };
+        let site = Site { engine, compose, keys: Keys::new("docker"), root, _alone: alone };
         std::fs::create_dir(site.path("bin")).unwrap();
-        executable(&site.path("bin/docker"), &DOCKER.replace("@ROOT@", env!("CARGO_MANIFEST_DIR")));
+        let docker = DOCKER.replace("@ROOT@", env!("CARGO_MANIFEST_DIR"));
+        executable(&site.path("bin/docker"), &docker.replace("@COMPOSE@", &compose.words().join(" ")));
         // Whoever runs this is root, with or without sudo.
         executable(&site.path("bin/sudo"), "#!/bin/sh\nexec \"$@\"\n");
 
@@ -126,22 +128,33 @@ impl Site {
         self.typed(block.split("```").next().unwrap())
     }
 
+    /// What Compose calls the container of a service.
+    fn container(&self, service: &str) -> String {
+        self.compose.container("site", service)
+    }
+
     /// Runs a script there; all of it must succeed.
     fn typed(&self, script: &str) -> Run {
+        let run = finish(self.shell(script));
+        if run.code != Some(0) {
+            let services = ["db", "redis", "opsd"].map(|service| self.container(service));
+            for container in services.iter().map(String::as_str).chain(["store"]) {
+                let log = self.engine.try_docker(&["logs", "--tail", "20", container]);
+                eprintln!("{container}:\n{}{}", log.stdout, log.stderr);
+            }
+        }
+        run.expect_code(0)
+    }
+
+    /// A shell there, for those who start it themselves.
+    fn shell(&self, script: &str) -> Command {
         let mut shell = self.engine.client("/bin/bash", &["-euo", "pipefail", "-c", script]);
         shell
             .env("PATH", format!("{}:/usr/local/bin:/usr/bin:/bin", self.path("bin").display()))
             .env("AWS_ACCESS_KEY_ID", &self.keys.access_key)
             .env("AWS_SECRET_ACCESS_KEY", &self.keys.secret_key)
             .current_dir(self.path("site"));
-        let run = finish(shell);
-        if run.code != Some(0) {
-            for container in ["store", "site_db_1", "site_redis_1", "site_opsd_1"] {
-                let log = self.engine.try_docker(&["logs", "--tail", "20", container]);
-                eprintln!("{container}:\n{}{}", log.stdout, log.stderr);
-            }
-        }
-        run.expect_code(0)
+        shell
     }
 
     /// Puts what is right here in the place of a text that stands in a file once.
@@ -237,12 +250,17 @@ impl Drop for Site {
 
 #[test]
 fn a_site_in_compose_is_backed_up_rehearsed_watched_and_comes_back_on_the_worst_day() {
-    let site = Site::new();
+    for compose in Compose::BOTH {
+        comes_back(&Site::new(compose));
+    }
+}
+
+fn comes_back(site: &Site) {
     site.prepare();
     let up = "docker compose up -d db && docker network connect site_default store";
     site.typed(up);
     until("the server answers", || {
-        let ready = ["exec", "site_db_1", "pg_isready", "-h", "127.0.0.1"];
+        let ready = ["exec", &site.container("db"), "pg_isready", "-h", "127.0.0.1"];
         site.engine.try_docker(&ready).code == Some(0)
     });
     site.sql("CREATE ROLE rails LOGIN; CREATE TABLE accounts AS SELECT i AS id FROM generate_series(1, 1000) i; ALTER TABLE accounts OWNER TO rails");
@@ -251,7 +269,7 @@ fn a_site_in_compose_is_backed_up_rehearsed_watched_and_comes_back_on_the_worst_
     let run = site.typed("docker compose run --rm opsd backups list --json");
     assert!(run.stdout.contains("\"verdict\": \"proven\""), "{run}");
     until("the exporter is healthy", || {
-        site.engine.inspect("site_opsd_1", "{{.State.Health.Status}}") == "healthy"
+        site.engine.inspect(&site.container("opsd"), "{{.State.Health.Status}}") == "healthy"
     });
     for monitor in ["main", "cache", "backups"] {
         site.is_watched("site_default", monitor);
@@ -289,7 +307,7 @@ fn a_site_in_compose_is_backed_up_rehearsed_watched_and_comes_back_on_the_worst_
 
 #[test]
 fn a_site_in_a_swarm_is_backed_up_rehearsed_and_watched() {
-    let site = Site::new();
+    let site = Site::new(Compose::V2);
     let engine = site.engine;
     site.prepare();
     engine.docker(&["swarm", "init", "--advertise-addr", "127.0.0.1"]);
