@@ -11,7 +11,7 @@ use crate::support::exporter::Exporter;
 use crate::support::opsd::{Opsd, Run, finish, quoted};
 use crate::support::postgres::{bin_dir, unique};
 use crate::support::processes::until;
-use crate::support::sets::complete;
+use crate::support::sets::{complete, result};
 
 /// No distribution that the tests run on has programs of this one.
 const MAJOR: u32 = 17;
@@ -176,6 +176,13 @@ fn is_found_again(version: Compose) {
     beside(engine, &opsd, &["backup"]);
     beside(engine, &opsd, &["restore", "db", "--to", "main", "--replace", "--yes"]);
     left_alone(engine, &container);
+
+    // A rehearsal needs the image of the service, and not its server.
+    compose(&["stop", "db"]);
+    opsd.env("PATH", opsd.path("programs").display().to_string());
+    let run = opsd.ok(&["restore", "--verify", "--json"]);
+    let found = result(&run);
+    assert_eq!((&found["verdict"], &found["contained"]), (&"proven".into(), &"full".into()), "{run}");
     compose(&["down", "-v"]);
 }
 
