@@ -202,14 +202,45 @@ fn a_server_that_no_network_leads_to_is_reached_through_its_container() {
     assert_eq!(psql(engine, &name, "rescue", sum), psql(engine, &name, "site", sum));
     left_alone(engine, &name);
 
-    // A run that is killed leaves nobody behind, neither a relay nor a pg_dump.
-    let mut child = opsd.command(&["backup"]).spawn().unwrap();
-    until("a pg_dump runs", || strangers(engine, &name).iter().any(|line| line.contains("pg_dump")));
-    assert!(strangers(engine, &name).iter().any(|line| line.contains("dd ")));
-    child.kill().unwrap();
-    child.wait().unwrap();
+    // A run that is killed leaves nobody behind, neither a relay nor a pg_dump. An image without bash has nc.
+    for relay in ["dd ", "nc 127.0.0.1"] {
+        let mut child = opsd.command(&["backup"]).spawn().unwrap();
+        until("a pg_dump runs", || strangers(engine, &name).iter().any(|line| line.contains("pg_dump")));
+        assert!(strangers(engine, &name).iter().any(|line| line.contains(relay)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        left_alone(engine, &name);
+        engine.docker(&["exec", "-u", "0", &name, "rm", "-f", "/usr/bin/bash"]);
+    }
+    let before = complete(&opsd).len();
+    opsd.ok(&["backup"]);
+    assert_eq!(complete(&opsd).len(), before + 1);
     left_alone(engine, &name);
     engine.docker(&["rm", "-f", "-v", &name]);
+}
+
+/// Where opsd is on the Engine's host, and not on the container's network: a route of the host's own leads there.
+#[test]
+fn a_published_port_is_taken_where_no_address_of_the_containers_own_is() {
+    let engine = engine();
+    let name = unique("servers");
+    started(engine, &name, &["-p", "127.0.0.1:5440:5432"]);
+    let opsd = site(engine, "container", &quoted(&name));
+    let address = engine.inspect(&name, "{{.NetworkSettings.IPAddress}}");
+    let ip = |words: &str| {
+        let mut ip = Command::new("busybox");
+        ip.arg("ip").args(words.split(' '));
+        finish(engine.inside(&ip)).expect_code(0);
+    };
+    let plan = || way(&beside(engine, &opsd, &["backup", "--dry-run", "--json"]));
+    assert!(plan().contains(&format!("at {address}:5432 (network ")), "{}", plan());
+    ip("addr add 198.51.100.7/32 dev lo");
+    ip(&format!("route add {address}/32 dev docker0 src 198.51.100.7"));
+    assert_eq!(plan(), format!("container {name}, at 127.0.0.1:5440 (its published port)"));
+    beside(engine, &opsd, &["backup"]);
+    assert_eq!(complete(&opsd).len(), 1);
+    engine.docker(&["rm", "-f", "-v", &name]);
+    ip(&format!("route del {address}/32"));
 }
 
 #[test]
