@@ -173,6 +173,14 @@ impl Engine {
         behind(&["nsenter", "--target", &process, "--net"], command)
     }
 
+    /// The same command where the Engine's mounts and processes are.
+    pub fn among_its_mounts(&self, command: &Command) -> Command {
+        let unshare = self.keeper.id();
+        let children = std::fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"));
+        let first = children.expect("children");
+        behind(&["nsenter", "--target", first.trim(), "--mount", "--pid"], command)
+    }
+
     /// An image that behaves as the official `postgres` image does; its name.
     pub fn postgres_image(&self, major: u32) -> String {
         let name = format!("postgres:{major}");
