@@ -2,13 +2,17 @@
 //! with the files of `examples/docker` and the shipped Dockerfile. What differs: the builder's image holds the binary of
 //! the tests, and `docker compose` is the Compose of old the first time.
 
+use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rustix::process::{Pid, Signal, kill_process_group};
+
 use crate::security::executable;
 use crate::support::engine::{Compose, Engine, engine};
-use crate::support::opsd::{Run, finish, write_private};
+use crate::support::opsd::{Run, finish, finish_child, write_private};
 use crate::support::processes::until;
 use crate::support::s3::{Keys, weed_binary};
 
@@ -275,6 +279,8 @@ fn comes_back(site: &Site) {
         site.is_watched("site_default", monitor);
     }
 
+    ends_without_its_client(site);
+
     // The worst day: what is left is the identity, the Compose file, and its configuration.
     let (old_key, old_sum) = (site.public_key(), site.redis_sum());
     site.typed(
@@ -303,6 +309,101 @@ fn comes_back(site: &Site) {
     );
     assert!(run.stdout.contains("proven"), "{run}");
     site.typed("docker network disconnect site_default store && docker compose down -v");
+}
+
+/// `docker compose exec` passes no signal on: what it started ends by itself, or by a Ctrl-C that a terminal takes there.
+fn ends_without_its_client(site: &Site) {
+    let opsd = site.container("opsd");
+    let top = || site.engine.docker(&["top", &opsd, "-o", "pid,args"]);
+    let runs = || top().contains("opsd backup");
+    let sets = || {
+        let list = site.engine.docker(&["exec", &opsd, "opsd", "backups", "list", "--json"]);
+        list.matches("\"id\"").count()
+    };
+    // Somebody's lock keeps a backup waiting.
+    let locked = "SELECT count(*) FROM pg_locks WHERE granted AND relation = 'accounts'::regclass
+                  AND mode = 'AccessExclusiveLock'";
+    let lock = || {
+        let sql = "BEGIN; LOCK TABLE accounts; SELECT pg_sleep(600)";
+        site.engine.docker(&[
+            "exec",
+            "-d",
+            &site.container("db"),
+            "psql",
+            "-U",
+            "postgres",
+            "-c",
+            sql,
+            "app",
+        ]);
+        until("the table is locked", || site.sql(locked) == "1");
+    };
+    let unlock = || {
+        site.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'BEGIN; LOCK%'");
+    };
+    let spawn = |script: &str| {
+        let mut client = site.shell(script);
+        client.process_group(0).stdin(Stdio::null());
+        client.spawn().unwrap()
+    };
+
+    let before = sets();
+    // Whoever is killed, and Ctrl-C where no terminal is in the container.
+    for (signal, expected) in [(Signal::KILL, before + 1), (Signal::INT, before + 2)] {
+        lock();
+        let mut client = spawn("exec docker compose exec -T opsd opsd backup");
+        until("the backup waits in the container", &runs);
+        kill_process_group(Pid::from_child(&client), signal).unwrap();
+        client.wait().unwrap();
+        assert!(runs());
+        unlock();
+        until("the backup ends by itself", || !runs());
+        assert_eq!(sets(), expected);
+    }
+    // Nobody reads any more what is written there.
+    let mut client = spawn(
+        "exec docker compose exec -T opsd sh -c 'cd; until [ -e go ]; do sleep 0.1; done; yes | head -c 9999999; touch on'",
+    );
+    until("the writer waits", || top().contains("until "));
+    kill_process_group(Pid::from_child(&client), Signal::KILL).unwrap();
+    client.wait().unwrap();
+    site.engine.docker(&["exec", &opsd, "sh", "-c", "cd; touch go"]);
+    until("nothing keeps the writer", || {
+        site.engine.try_docker(&["exec", &opsd, "sh", "-c", "cd; rm on"]).code == Some(0)
+    });
+
+    lock();
+    let mut terminal =
+        site.shell("exec script --quiet --return --command 'docker compose exec opsd opsd backup' /dev/null");
+    let mut client = terminal.env("TERM", "xterm").stdin(Stdio::piped()).spawn().unwrap();
+    until("the backup waits in the container", &runs);
+    client.stdin.as_mut().unwrap().write_all(b"\x03").unwrap();
+    finish_child(client, "docker compose exec".to_owned()).expect_code(130);
+    assert!(!runs());
+    // A container of its own is told.
+    let one = site.typed("docker compose run -d opsd backup | tail -n 1").stdout;
+    let one = one.trim();
+    until("the backup waits", || site.engine.docker(&["top", one]).contains("opsd backup"));
+    site.engine.docker(&["stop", "--time", "60", one]);
+    assert_eq!(site.engine.inspect(one, "{{.State.ExitCode}}"), "143");
+    site.engine.docker(&["rm", one]);
+    // Whatever hangs there ends with the service, and the next run is not kept by it.
+    let mut client = spawn("exec docker compose exec -T opsd opsd backup");
+    until("the backup waits in the container", &runs);
+    site.typed("docker compose stop --timeout 60 opsd");
+    client.wait().unwrap();
+    // By itself, and not by the SIGKILL that follows.
+    assert_eq!(site.engine.inspect(&opsd, "{{.State.ExitCode}}"), "0");
+    unlock();
+    site.typed("docker compose start opsd && docker compose exec -T opsd opsd backup");
+    assert_eq!(sets(), before + 3);
+    // opsd's own exit codes arrive: 2 is for what is wrong with the command line.
+    site.typed("code=0; docker compose exec -T opsd opsd backup no-such-job || code=$?; [ $code = 2 ]");
+
+    // The container's first process takes in what is left without a parent.
+    site.engine.docker(&["exec", &opsd, "sh", "-c", "sleep 0.3 &"]);
+    let stat = ["exec", &opsd, "sh", "-c", "cat /proc/[0-9]*/stat 2> /dev/null; true"];
+    until("nothing is left of it", || !site.engine.docker(&stat).contains(") Z "));
 }
 
 #[test]
