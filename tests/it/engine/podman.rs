@@ -86,11 +86,11 @@ impl Drop for Podman {
         self.run(&["rm", "--all", "--force", "--volumes", "--time", "0"]);
         let mounted = self.directory.path().join("root/overlay");
         let _ = Command::new("umount").arg("--lazy").arg(mounted).stderr(Stdio::null()).status();
-        for controller in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            // Of the cgroups' first version; somebody else's is not empty.
-            let _ = std::fs::remove_dir(controller.path().join("libpod_parent"));
-        }
-        let _ = std::fs::remove_dir("/sys/fs/cgroup/libpod_parent");
+        // Somebody else's are not empty, and stay.
+        let mut groups = Command::new("find");
+        groups.args(["/sys/fs/cgroup", "-depth", "-type", "d", "-path", "*/libpod_parent*"]);
+        groups.args(["-exec", "rmdir", "{}", "+"]).stdout(Stdio::null()).stderr(Stdio::null());
+        let _ = groups.status();
     }
 }
 
