@@ -134,7 +134,7 @@ async fn look_inside(client: Client, image: &str, volumes: &[String]) -> Result<
         return Err(complaint_alone(&exit.stderr));
     }
     // The engine has removed it.
-    looking.is_over();
+    looking.let_go();
     Ok(said)
 }
 
@@ -146,7 +146,7 @@ struct Looking {
 }
 
 impl Looking {
-    fn is_over(mut self) {
+    fn let_go(mut self) {
         self.name.clear();
     }
 }
@@ -168,7 +168,7 @@ fn complaint(stderr: &str) -> Option<String> {
     let of_server =
         |line: &&str| [" FATAL:  ", " PANIC:  ", "initdb: error"].iter().any(|word| line.contains(word));
     let rest = || lines().find(|line| !line.contains(" LOG:  "));
-    let found = lines().find(begins).or_else(|| lines().filter(of_server).last()).or_else(rest);
+    let found = lines().find(begins).or_else(|| lines().filter(of_server).next_back()).or_else(rest);
     found.map(|line| printable::bounded(line, COMPLAINT_MAX).into_owned())
 }
 

@@ -38,11 +38,11 @@ impl Podman {
         let program = PODMAN.replace("@DIR@", path);
         let podman = Podman { directory };
         // The first copies nothing, and does not work on every file system.
-        let works = |driver: &&str| {
+        let works = |driver: &str| {
             executable(&podman.program(), &program.replace("@DRIVER@", driver));
             podman.run(&["info"]).code == Some(0)
         };
-        assert!(["overlay", "vfs"].iter().any(|driver| works(&driver)), "podman has no storage");
+        assert!(["overlay", "vfs"].iter().any(|driver| works(driver)), "podman has no storage");
         podman
     }
 
