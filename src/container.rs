@@ -39,10 +39,6 @@ pub struct Container {
     pub id: String,
     /// Its name.
     pub name: String,
-    /// The id of the image that it was made of.
-    pub image: String,
-    /// The image by the name that was asked for, `postgres:17`.
-    pub image_name: String,
     /// Its addresses, one a network or two.
     pub addresses: Vec<Address>,
     /// Its TCP ports that have one on this host.
@@ -141,19 +137,8 @@ fn of_client(client: Client) -> Command {
 pub async fn find(wanted: &Wanted) -> Result<Container> {
     let client = client(wanted.client)?;
     let look = async {
-        let ids = match &wanted.place {
-            Place::Named(name) => vec![name.clone()],
-            Place::Compose { project, service } => of_service(client, project, service).await?,
-        };
-        let found = inspect(client, &ids).await?;
-        let candidates = match &wanted.place {
-            // Docker takes the beginning of an id for a name, too: a short one may be anybody's.
-            Place::Named(name) => found.into_iter().filter(|one| one.is_called(name)).collect(),
-            // A command that Compose ran once for a service is not the service.
-            Place::Compose { .. } => found.into_iter().filter(|one| !one.is_one_off()).collect(),
-        };
         let client_name = client.program();
-        match chosen(candidates) {
+        match chosen(candidates(client, wanted).await?) {
             Choice::One(one) => one.into_container(client),
             Choice::None => Err(missing(client).await),
             Choice::NotRunning(name, state) => Err(Error::new(format!("{name} does not run: it is {state}"))
@@ -163,11 +148,52 @@ pub async fn find(wanted: &Wanted) -> Result<Container> {
                         "{client_name} start {name}, and {client_name} logs {name} if it does not stay up"
                     ),
                 })),
-            Choice::Several(names) => Err(Error::new(format!("several run: {}", names.join(", ")))
-                .with_hint("container = \"NAME\" says which one is meant")),
+            Choice::Several(names) => Err(several(&names)),
         }
     };
     look.await.with_context(|| wanted.place.to_string())
+}
+
+/// The id of the image that a container was made of, whether it runs or not, and whom to ask for it. A container that
+/// was stopped keeps its image, and one that runs says more about the site.
+pub async fn image_of(wanted: &Wanted) -> Result<(Client, String)> {
+    let client = client(wanted.client)?;
+    let look = async {
+        let candidates = candidates(client, wanted).await?;
+        let running: Vec<&Inspected> = candidates.iter().filter(|one| one.runs()).collect();
+        let meant = if running.is_empty() { candidates.iter().collect() } else { running };
+        match meant.as_slice() {
+            [] => Err(missing(client).await),
+            [one, others @ ..] if others.iter().all(|other| other.image == one.image) => {
+                Ok((client, one.image.clone()))
+            }
+            several_meant => {
+                let names: Vec<String> = several_meant.iter().map(|one| one.shown_name()).collect();
+                Err(several(&names).context("they were made of different images"))
+            }
+        }
+    };
+    look.await.with_context(|| wanted.place.to_string())
+}
+
+fn several(names: &[String]) -> Error {
+    Error::new(format!("several fit: {}", names.join(", ")))
+        .with_hint("container = \"NAME\" says which one is meant")
+}
+
+/// The containers that a configuration may mean, whether they run or not.
+async fn candidates(client: Client, wanted: &Wanted) -> Result<Vec<Inspected>> {
+    let ids = match &wanted.place {
+        Place::Named(name) => vec![name.clone()],
+        Place::Compose { project, service } => of_service(client, project, service).await?,
+    };
+    let found = inspect(client, &ids).await?;
+    Ok(match &wanted.place {
+        // Docker takes the beginning of an id for a name, too: a short one may be anybody's.
+        Place::Named(name) => found.into_iter().filter(|one| one.is_called(name)).collect(),
+        // A command that Compose ran once for a service is not the service.
+        Place::Compose { .. } => found.into_iter().filter(|one| !one.is_one_off()).collect(),
+    })
 }
 
 /// Whether the daemon is on this host, so that its containers' addresses mean the same here. A container's address on
@@ -207,8 +233,8 @@ async fn of_service(client: Client, project: &str, service: &str) -> Result<Vec<
     Ok(said.lines().map(str::to_owned).filter(|id| is_id(id)).collect())
 }
 
-/// What a client prints as an id becomes an argument of its own.
-fn is_id(text: &str) -> bool {
+/// Whether this may be an id: what a client prints as one becomes an argument of its own.
+pub fn is_id(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
@@ -279,8 +305,7 @@ enum Choice {
 }
 
 fn chosen(candidates: Vec<Inspected>) -> Choice {
-    let (running, others): (Vec<_>, Vec<_>) =
-        candidates.into_iter().partition(|one| one.state.status == "running");
+    let (running, others): (Vec<_>, Vec<_>) = candidates.into_iter().partition(Inspected::runs);
     let mut running = running.into_iter();
     match (running.next(), running.len()) {
         (Some(one), 0) => Choice::One(one),
@@ -315,7 +340,6 @@ struct State {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Config {
-    image: String,
     labels: Option<BTreeMap<String, String>>,
 }
 
@@ -351,6 +375,10 @@ struct Published {
 }
 
 impl Inspected {
+    fn runs(&self) -> bool {
+        self.state.status == "running"
+    }
+
     /// Docker's names begin with a slash.
     fn shown_name(&self) -> String {
         printable::line(self.name.trim_start_matches('/')).into_owned()
@@ -378,8 +406,6 @@ impl Inspected {
             addresses: self.addresses(),
             published: self.published(),
             id: self.id,
-            image: self.image,
-            image_name: self.config.image,
         })
     }
 
@@ -433,11 +459,10 @@ mod tests {
 
     #[test]
     fn what_docker_says_is_understood() {
-        let one = read(DOCKER).remove(0).into_container(Client::Docker).unwrap();
-        assert_eq!(
-            (one.name.as_str(), one.image.as_str(), one.image_name.as_str()),
-            ("site_db_1", "sha256:77", "postgres:17")
-        );
+        let one = read(DOCKER).remove(0);
+        assert_eq!(one.image, "sha256:77");
+        let one = one.into_container(Client::Docker).unwrap();
+        assert_eq!(one.name, "site_db_1");
         let addresses: Vec<String> = one
             .addresses
             .iter()

@@ -303,9 +303,14 @@ impl Child {
 
     /// Whether it has ended already, without waiting.
     pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.inner.is_none() || self.status()?.is_some())
+    }
+
+    /// How it ended, if it has, without waiting.
+    pub fn status(&mut self) -> Result<Option<ExitStatus>> {
         match &mut self.inner {
-            Some(inner) => Ok(inner.child.try_wait()?.is_some()),
-            None => Ok(true),
+            Some(inner) => Ok(inner.child.try_wait()?),
+            None => Ok(None),
         }
     }
 

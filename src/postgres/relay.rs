@@ -26,6 +26,7 @@ const END_BOUND: Duration = Duration::from_secs(5);
 ///
 /// Nothing may outlive this shell. Whoever is left without a parent becomes a child of the container's first process,
 /// which is mostly the postmaster, and one of its children that ends by a signal has it restart every session (until 17).
+/// One nc knows how to look whether somebody listens, and another one has no such option: it connects, and says nothing.
 /// dd reads and writes; cat may have the kernel do both, which holds on to what was written until more of it comes.
 const SCRIPT: &str = r#"export LC_ALL=C
 if command -v bash > /dev/null && command -v dd > /dev/null; then
@@ -41,7 +42,7 @@ if command -v bash > /dev/null && command -v dd > /dev/null; then
     ' relay "$1"
 fi
 command -v nc > /dev/null || { echo "there is neither bash nor nc in the container" >&2; exit 126; }
-nc -z 127.0.0.1 "$1" || exit 111
+nc -z 127.0.0.1 "$1" 2> /dev/null || nc -w 5 127.0.0.1 "$1" < /dev/null > /dev/null 2>&1 || exit 111
 printf +
 exec nc 127.0.0.1 "$1""#;
 

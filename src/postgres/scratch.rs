@@ -1,7 +1,7 @@
 //! Throw-away servers that rehearsals restore into.
 //!
 //! What is restored is code that the dumped database's users wrote, and a restoring superuser runs
-//! it. So the server runs in a [`sandbox`]: where opsd is root as a user with nothing to steal, and
+//! it. So the server runs in a [sandbox](crate::sandbox): where opsd is root as a user with nothing to steal, and
 //! wherever the machine allows it with processes, files and a network of its own. It has an empty
 //! environment, one Unix socket, and lets in opsd's own user alone, as the kernel tells it. It and
 //! its directory go when the rehearsal ends, however it ends: the sandbox's keeper sees to it, even
@@ -9,14 +9,11 @@
 //! next run [`sweep`]s it.
 
 use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Signal, geteuid};
-use tokio::process::Command;
-use tokio::sync::oneshot;
+use rustix::process::geteuid;
 
 use super::connect::{self, Session};
 use super::sql::Sql;
@@ -24,17 +21,19 @@ use super::tools::ServerBinaries;
 use crate::config::require_auth::ChannelBinding;
 use crate::config::{Connection, Route, SslMode};
 use crate::error::{Context, Error, Kind, Result};
-use crate::process::{self, Child, Input, Output};
-use crate::sandbox::{self, Account, Containment, Level, Limits, Program, Ring, Said, Sandbox};
+use crate::process::Child;
+use crate::sandbox::{Containment, Level, Limits, Ring, Said};
 use crate::shutdown;
 
+mod contained;
 pub mod image;
 mod place;
+mod sandboxed;
 mod settings;
 mod user;
 
 use image::Image;
-use place::{MARK, Place};
+use place::Place;
 
 /// The role that opsd restores as.
 pub const SUPERUSER: &str = "opsd_scratch";
@@ -44,12 +43,16 @@ pub const READER: &str = "opsd_reader";
 /// Part of the socket's name and nothing else.
 const PORT: u16 = 5432;
 
-/// The sandbox is made within this time, initdb has run and the server answers within that one. Slow disks
-/// and emulators are included.
-const SANDBOX_BOUND: Duration = Duration::from_secs(60);
+/// initdb has run and the server answers within this time. Slow disks and emulators are included.
 const START_BOUND: Duration = Duration::from_secs(300);
 /// The keeper asks the server to end, ends it, and removes its directory.
 const STOP_BOUND: Duration = Duration::from_secs(60);
+/// A container ends with its stdin. One that has not begun, or does not end, is removed after this time.
+const CONTAINER_STOP_BOUND: Duration = Duration::from_secs(10);
+/// The client of a container engine hears within this time that its container is gone.
+const LOST_BOUND: Duration = Duration::from_secs(20);
+/// A container that is being ended has nobody left who listens within this time.
+const GOING_BOUND: Duration = Duration::from_secs(2);
 /// Processes and threads of one server with everything that it starts.
 const MAX_TASKS: u64 = 4096;
 /// This much of the disk stays free, as a part of it and at most in bytes: what else is there goes on.
@@ -121,7 +124,7 @@ pub struct Scratch {
     /// How far what runs in it is contained.
     pub containment: Containment,
     // Before the place: the keeper removes the directory, and the place looks after it.
-    keeper: Child,
+    keeper: Mutex<Child>,
     place: Place,
     said: Last,
     held: Option<Held>,
@@ -174,7 +177,7 @@ async fn start_server(options: ScratchOptions) -> Result<Scratch> {
     }
     // Before there is a directory: from then on there is little time in which nobody would remove it.
     let mut keeper = match &options.programs {
-        Programs::Host(_) => Some(spawn_keeper(&options.keeper)?),
+        Programs::Host(_) => Some(sandboxed::spawn_keeper(&options.keeper)?),
         Programs::Image(_) => None,
     };
     let place = {
@@ -201,7 +204,7 @@ async fn start_server(options: ScratchOptions) -> Result<Scratch> {
     let limits = Limits { memory, tasks: MAX_TASKS, free_space: free_at_least(place.root())? };
     let begun = match (&options.programs, keeper.take()) {
         (Programs::Host(binaries), Some(keeper)) => {
-            begin_in_sandbox(keeper, binaries, &place, (&own, user), limits, options.uncontained).await?
+            sandboxed::begin(keeper, binaries, &place, (&own, user), limits, options.uncontained).await?
         }
         (Programs::Host(_), None) => return Err(Error::new("the sandbox has no keeper")),
         (Programs::Image(image), _) => {
@@ -210,31 +213,39 @@ async fn start_server(options: ScratchOptions) -> Result<Scratch> {
             let watched =
                 image::watch_disk(image.clone(), place.root().to_owned(), limits.free_space, said.clone());
             let held = Held { image: image.clone(), watch: tokio::spawn(watched) };
-            let containment = image::containment();
+            let containment = contained::asked_for();
             Begun { keeper, containment, said, alone: None, held: Some(held) }
         }
     };
     let Begun { keeper, containment, said, alone, held } = begun;
     tracing::debug!(
-        "a scratch server of PostgreSQL {} starts in {}, contained {containment}",
+        "a scratch server of PostgreSQL {} starts in {}",
         options.programs.version(),
         place.root().display()
     );
-    if containment.level() != Level::Full {
-        warnings.push(format!("the scratch server is contained {containment}"));
-    }
     let mut scratch = Scratch {
         warnings,
         version: options.programs.version().to_owned(),
         major: options.programs.major(),
         containment,
-        keeper,
+        keeper: Mutex::new(keeper),
         place,
         said,
         held,
         _user: alone,
     };
     let session = scratch.ready().await?;
+    if let Some(held) = &scratch.held {
+        // Nothing of the set has run yet that could answer in the container's place.
+        let words = image::exec(&held.image, scratch.place.root());
+        scratch.containment = contained::ask(&words, &limits).await;
+        contained_enough(&scratch.containment, options.uncontained)?;
+    }
+    let containment = &scratch.containment;
+    tracing::debug!("the scratch server is contained {containment}");
+    if containment.level() != Level::Full {
+        scratch.warnings.push(format!("the scratch server is contained {containment}"));
+    }
     // A PID namespace ends with its keeper, and numbers its processes by itself.
     if scratch.containment.processes != Ring::Held {
         scratch.place.record_server()?;
@@ -268,99 +279,16 @@ struct Held {
     watch: tokio::task::JoinHandle<()>,
 }
 
-/// Closes a sandbox around the programs and lets them go.
-async fn begin_in_sandbox(
-    mut keeper: Child,
-    binaries: &ServerBinaries,
-    place: &Place,
-    (own, user): (&Account, Option<Account>),
-    limits: Limits,
-    uncontained: bool,
-) -> Result<Begun> {
-    let sandbox = Sandbox {
-        directory: place.root().to_owned(),
-        writable: vec![place.data(), place.sockets()],
-        readable: binaries.directories().await?,
-        accounts: user.iter().cloned().chain([own.clone()]).collect(),
-        user,
-        programs: programs(binaries, place)?,
-        limits,
-    };
-    let (containment, said) = contain(&mut keeper, &sandbox).await?;
-    let go = async {
-        if containment.level() == Level::No && !uncontained {
-            return Err(Error::new(format!(
-                "a rehearsal runs code of the database's users, and this machine does not contain it: {}",
-                containment.lacking().join("; ")
-            ))
-            .with_hint(
-                "rehearse as root, or where user namespaces are allowed; --uncontained rehearses all the same",
-            ));
-        }
-        let alone = match containment.processes {
-            Ring::Held => None,
-            Ring::Weak(_) | Ring::Open(_) => Some(place.lock_user()?),
-        };
-        send(&mut keeper, sandbox::GO).await?;
-        Ok(alone)
-    };
-    let alone = match go.await {
-        Ok(alone) => alone,
-        Err(error) => {
-            end(keeper).await?;
-            return Err(error);
-        }
-    };
-    Ok(Begun { keeper, containment, said, alone, held: None })
-}
-
-/// Starts a keeper that has no sandbox yet. It ends with its stdin.
-fn spawn_keeper(words: &[String]) -> Result<Child> {
-    let (program, arguments) = words.split_first().ok_or_else(|| Error::new("the keeper has no program"))?;
-    let mut command = Command::new(program);
-    command.env_clear().args(arguments).current_dir("/");
-    process::spawn_stopped_by("the sandbox", command, Input::Pipe, Output::Pipe, Signal::KILL)
-}
-
-/// Hands a keeper its sandbox, and waits until the sandbox says how far it holds.
-async fn contain(keeper: &mut Child, sandbox: &Sandbox) -> Result<(Containment, Last)> {
-    let mut line = serde_json::to_vec(sandbox)?;
-    line.push(b'\n');
-    send(keeper, &line).await?;
-    let stdout = keeper.stdout.take().ok_or_else(|| Error::new("the sandbox has no stdout"))?;
-    let said = Last::default();
-    let (first, containment) = oneshot::channel();
-    let last = said.clone();
-    // A thread that ends with the sandbox.
-    tokio::task::spawn_blocking(move || listen(stdout, first, &last));
-    match tokio::time::timeout(SANDBOX_BOUND, containment).await {
-        Ok(Ok(containment)) => Ok((containment, said)),
-        Ok(Err(_)) => Err(ended(keeper, &said).await),
-        Err(_) => Err(Error::new(format!("it is not made after {} s", SANDBOX_BOUND.as_secs()))),
+/// Whether foreign code may run there.
+fn contained_enough(containment: &Containment, uncontained: bool) -> Result<()> {
+    if containment.level() != Level::No || uncontained {
+        return Ok(());
     }
-}
-
-/// Hears what the sandbox says, until its end.
-fn listen(stdout: File, first: oneshot::Sender<Containment>, last: &Last) {
-    let mut first = Some(first);
-    while let Ok(Some(line)) = sandbox::read_line(&stdout) {
-        match serde_json::from_slice(&line) {
-            Ok(Said::Contained(containment)) => {
-                if let Some(first) = first.take() {
-                    let _ = first.send(containment);
-                }
-            }
-            Ok(said) => *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(said),
-            Err(error) => tracing::debug!("the sandbox says what nobody understands: {error}"),
-        }
-    }
-}
-
-async fn send(keeper: &mut Child, bytes: &[u8]) -> Result<()> {
-    let stdin = keeper.stdin.as_ref().ok_or_else(|| Error::new("the sandbox has no stdin"))?;
-    let mut stdin = stdin.try_clone().context("cannot reach the sandbox")?;
-    let bytes = bytes.to_owned();
-    blocking(move || stdin.write_all(&bytes).context("cannot reach the sandbox")).await
+    let lacking = containment.lacking().join("; ");
+    let what = "a rehearsal runs code of the database's users, and this machine does not contain it";
+    Err(Error::new(format!("{what}: {lacking}")).with_hint(
+        "rehearse as root, or where user namespaces are allowed; --uncontained rehearses all the same",
+    ))
 }
 
 /// Tells the keeper that nobody needs the sandbox any more, and waits until all of it is gone.
@@ -445,37 +373,73 @@ impl Scratch {
 
     /// Returns when the server is gone although nobody stopped it, and says why.
     pub async fn ended(&mut self) -> Error {
-        ended(&mut self.keeper, &self.said).await.context("the scratch server ended")
+        self.why_ended().await.context("the scratch server ended")
+    }
+
+    async fn why_ended(&mut self) -> Error {
+        let keeper = self.keeper.get_mut().unwrap_or_else(PoisonError::into_inner);
+        match &self.held {
+            Some(held) => image::ended(keeper, &self.said, held.image.client).await,
+            None => ended(keeper, &self.said).await,
+        }
     }
 
     /// What it logged, as far as that is kept. Rows may be quoted there.
     pub fn log(&self) -> String {
-        self.keeper.stderr()
+        self.keeper.lock().unwrap_or_else(PoisonError::into_inner).stderr()
     }
 
     /// Why something failed on this server: the sandbox's own reason for ending it, where there is one.
     pub fn cause(&self, error: Error) -> Error {
+        // What was found in the set stays found, whatever ended the server.
+        if error.kind() == Kind::Differs {
+            return error;
+        }
         let said = self.said.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match said {
-            // What was found in the set stays found, whatever ended the server.
-            Some(Said::Failed(why, _)) if error.kind() != Kind::Differs => {
-                Error::new(why).context("the scratch server was ended")
+            Some(Said::Failed(why, hint)) => {
+                let ended = Error::new(why).context("the scratch server was ended");
+                match hint {
+                    Some(hint) => ended.with_hint(hint),
+                    None => ended,
+                }
             }
-            Some(Said::Failed(..)) => error,
-            Some(Said::Ended(..) | Said::Contained(_)) | None => error,
+            Some(Said::Ended(..) | Said::Contained(_)) | None => self.lost_container().unwrap_or(error),
+        }
+    }
+
+    /// What became of a server's container, where it is gone. Its client hears of that a moment later than a session does.
+    fn lost_container(&self) -> Option<Error> {
+        self.held.as_ref()?;
+        let socket = self.place.sockets().join(format!(".s.PGSQL.{PORT}"));
+        let begun = Instant::now();
+        loop {
+            // Whoever listens may be about to go, too: the end of a container reaches one process after the other.
+            let is_there = std::os::unix::net::UnixStream::connect(&socket).is_ok();
+            let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Ok(Some(status)) = keeper.status() {
+                return Some(image::lost(status, &keeper.stderr()).context("the scratch server was ended"));
+            }
+            drop(keeper);
+            if begun.elapsed() > if is_there { GOING_BOUND } else { LOST_BOUND } {
+                return None;
+            }
+            place::pause();
         }
     }
 
     /// Ends the server and removes its directory.
     pub async fn stop(mut self) -> Result<()> {
-        self.keeper.stdin = None;
-        let ended = match tokio::time::timeout(STOP_BOUND, self.keeper.wait()).await {
+        let bound = self.stop_bound();
+        let keeper = self.keeper.get_mut().unwrap_or_else(PoisonError::into_inner);
+        keeper.stdin = None;
+        let ended = match tokio::time::timeout(bound, keeper.wait()).await {
             // Its stderr is the server's log, which may quote rows.
             Ok(Ok(exit)) if !exit.status.success() => {
                 Err(Error::new(format!("its keeper {}", exit.describe())))
             }
             Ok(exit) => exit.map(|_| ()),
-            Err(_) => Err(Error::new(format!("its keeper does not end within {} s", STOP_BOUND.as_secs()))),
+            Err(_) => Err(Error::new(format!("its keeper does not end within {} s", bound.as_secs()))),
         };
         if let Err(error) = ended {
             tracing::debug!("{error}");
@@ -488,13 +452,18 @@ impl Scratch {
         blocking(move || self.place.take_away()).await
     }
 
+    /// How long whatever holds the server may take to end it.
+    fn stop_bound(&self) -> Duration {
+        if self.held.is_some() { CONTAINER_STOP_BOUND } else { STOP_BOUND }
+    }
+
     /// The first session that works.
     async fn ready(&mut self) -> Result<Session> {
         let connection = self.connection("postgres");
         let deadline = Instant::now() + START_BOUND;
         loop {
-            if self.keeper.has_ended()? {
-                return Err(ended(&mut self.keeper, &self.said).await);
+            if self.keeper.get_mut().unwrap_or_else(PoisonError::into_inner).has_ended()? {
+                return Err(self.why_ended().await);
             }
             match connect::connect(&connection, None, "opsd").await {
                 Ok(session) => return Ok(session),
@@ -502,7 +471,7 @@ impl Scratch {
                     return Err(error.context(format!(
                         "it does not answer after {} s; it said {:?}",
                         START_BOUND.as_secs(),
-                        self.keeper.stderr().trim()
+                        self.log().trim()
                     )));
                 }
                 Err(_) => tokio::time::sleep(POLL).await,
@@ -536,50 +505,19 @@ pub fn free_space(path: &Path) -> Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// What runs in the sandbox, with nothing of opsd's in its environment. Both set their umask to 077.
-fn programs(binaries: &ServerBinaries, place: &Place) -> Result<Vec<Program>> {
-    let text = |path: &Path| {
-        let text = path.to_str().map(str::to_owned);
-        text.ok_or_else(|| Error::usage(format!("{} is not UTF-8", path.display())))
-    };
-    let data = text(&place.data())?;
-    let mut environment = binaries.environment();
-    for (name, value) in [("HOME", data.clone()), ("TZ", "UTC".into()), (MARK, text(place.root())?)] {
-        environment.push((name.to_owned(), value));
-    }
-    let bin = binaries.real_bin_dir()?;
-    let program = |name: &str, arguments: Vec<String>| Program {
-        name: name.to_owned(),
-        path: bin.join(name),
-        arguments,
-        environment: environment.clone(),
-        directory: place.data(),
-    };
-    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-    let mut initdb = words(&["--pgdata", &data, "--username", SUPERUSER, "--auth", "reject", "--no-sync"]);
-    initdb.extend(words(&["--encoding", "UTF8", "--locale", "C"]));
-    if binaries.major >= 18 {
-        initdb.push("--no-data-checksums".to_owned());
-    }
-    let config = format!("config_file={}", text(&place.root().join("postgresql.conf"))?);
-    let postgres = words(&["-D", &data, "-c", &config]);
-    Ok(vec![program("initdb", initdb), program("postgres", postgres)])
-}
-
 impl Drop for Scratch {
     /// The keeper ends and removes everything; this waits for it. [`Scratch::stop`] does so without
     /// blocking the thread.
     fn drop(&mut self) {
-        self.keeper.stdin = None;
+        let bound = self.stop_bound();
+        let keeper = self.keeper.get_mut().unwrap_or_else(PoisonError::into_inner);
+        keeper.stdin = None;
         if let Some(Held { image, watch }) = self.held.take() {
             watch.abort();
             image::start_to_remove(&image, self.place.root());
         }
         let begun = Instant::now();
-        while self.place.is_there()
-            && begun.elapsed() < STOP_BOUND
-            && !self.keeper.has_ended().unwrap_or(true)
-        {
+        while self.place.is_there() && begun.elapsed() < bound && !keeper.has_ended().unwrap_or(true) {
             place::pause();
         }
     }

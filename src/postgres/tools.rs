@@ -374,15 +374,16 @@ pub const KEEPALIVES: &str =
     "keepalives_idle=60 keepalives_interval=10 keepalives_count=6 tcp_user_timeout=120000";
 
 /// The same server as its own container sees it: on the loopback address, which nobody else is on. The certificates
-/// that the configuration names are files of this host.
+/// that the configuration names are files of this host, and no certificate names that address: what is left of
+/// `verify-ca` and `verify-full` there is `require`. opsd's own session checks the certificate whatever the way.
 fn inside(connection: &Connection) -> Connection {
     let port = connection.hosts.first().map_or(5432, |(_, port)| *port);
     Connection {
         hosts: vec![("127.0.0.1".to_owned(), port)],
         route: Route::Direct,
         sslmode: match connection.sslmode {
-            SslMode::Disable => SslMode::Disable,
-            _ => SslMode::Prefer,
+            SslMode::VerifyCa | SslMode::VerifyFull => SslMode::Require,
+            mode => mode,
         },
         sslrootcert: None,
         sslcert: None,
@@ -672,6 +673,21 @@ mod tests {
         assert_eq!(env["LC_ALL"], "C");
         assert!(env["PGOPTIONS"].starts_with("-c work_mem=8MB -c statement_timeout=0"));
         assert!(!env.contains_key("LD_LIBRARY_PATH"));
+    }
+
+    /// What the configuration asks for is kept as far as it can be: there is no certificate there to check with.
+    #[test]
+    fn in_the_servers_container_encryption_is_asked_for_where_it_is_here() {
+        let mode = |asked: SslMode| {
+            let connection = Connection { sslmode: asked, ..connection() };
+            let tools = Tools { is_inside: true, ..behind(&["docker", "exec", "-i", "db"]) };
+            let command = tools.command("pg_dump", &connection, "app", "opsd").unwrap();
+            let value = command.as_std().get_envs().find(|(name, _)| *name == "PGSSLMODE").unwrap().1;
+            value.unwrap().to_str().unwrap().to_owned()
+        };
+        let kept = [SslMode::Disable, SslMode::Prefer, SslMode::Require].map(mode);
+        assert_eq!(kept, ["disable", "prefer", "require"]);
+        assert_eq!([SslMode::VerifyCa, SslMode::VerifyFull].map(mode), ["require", "require"]);
     }
 
     #[test]

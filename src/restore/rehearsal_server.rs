@@ -67,7 +67,7 @@ pub(super) async fn find(
         // The first says what somebody wanted, the second what else would do.
         (Err(error), Some(why)) => {
             let hint = format!(
-                "start the server's container, name the image in backup.{}.verify.image, or install: {}",
+                "name an image of this host in backup.{}.verify.image, or install: {}",
                 job.name,
                 error.hint().unwrap_or_default()
             );
@@ -82,15 +82,15 @@ pub(super) async fn find(
     Ok(Found { scratch, tools, place, warnings })
 }
 
-/// The image that a rehearsal is to run in: the one that is named, else the one of the container that the source is in.
+/// The image that a rehearsal is to run in: the one that is named, else the one of the container that the source is in,
+/// or was until somebody stopped it.
 async fn wanted_image(config: &Config, job: &BackupJob) -> Option<Result<(Client, String)>> {
     let server = config.postgres.get(&job.postgres).and_then(|server| server.container.as_ref());
     if let Some(name) = &job.verify.image {
         let client = container::client(server.and_then(|wanted| wanted.client));
         return Some(client.map(|client| (client, name.clone())));
     }
-    let found = container::find(server?).await;
-    Some(found.map(|container| (container.client, container.image)))
+    Some(container::image_of(server?).await)
 }
 
 async fn in_image(

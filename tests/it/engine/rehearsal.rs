@@ -1,13 +1,15 @@
 //! A rehearsal in a throw-away container: where the host has no server that fits, and however it ends.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::security::executable;
 use crate::support::engine::{Engine, engine};
 use crate::support::fixtures;
-use crate::support::opsd::{Opsd, finish_child, quoted, quoted_list};
+use crate::support::inside::database_that_runs;
+use crate::support::opsd::{Opsd, behind, finish, finish_child, quoted, quoted_list};
 use crate::support::postgres::{Server, default_server};
 use crate::support::processes::until;
 use crate::support::sets::{back_up, result};
@@ -24,7 +26,13 @@ fn site(engine: &Engine, verify: &[(&str, String)]) -> (&'static Server, Opsd, S
     let contents = [fixtures::ROLES, fixtures::CONSTRAINTS, fixtures::NAMES, fixtures::LARGE_OBJECTS];
     let database = fixtures::database_with(server, "image", &contents);
     fixtures::rows(server, &database, "big", 2_000);
-    let mut opsd = Opsd::new(server, &[&database]);
+    let opsd = site_of(engine, server, &database, verify);
+    (server, opsd, database)
+}
+
+/// The same with a database that is there.
+fn site_of(engine: &Engine, server: &'static Server, database: &str, verify: &[(&str, String)]) -> Opsd {
+    let mut opsd = Opsd::new(server, &[database]);
     opsd.verify.set("image", quoted(&engine.postgres_image(MAJOR)));
     for (key, value) in verify {
         opsd.verify.set(key, value.clone());
@@ -32,7 +40,15 @@ fn site(engine: &Engine, verify: &[(&str, String)]) -> (&'static Server, Opsd, S
     back_up(&opsd);
     opsd.postgres.unset("bin_dir");
     opsd.env("PATH", "/usr/local/bin:/usr/bin:/bin").env("DOCKER_HOST", engine.host());
-    (server, opsd, database)
+    opsd
+}
+
+/// Puts a client before Docker's own, a script that may change what it is asked for.
+fn with_client(opsd: &mut Opsd, script: &str) {
+    let directory = opsd.path("client");
+    std::fs::create_dir_all(&directory).unwrap();
+    executable(&directory.join("docker"), &format!("#!/bin/bash\n{script}\nexec /usr/bin/docker \"$@\"\n"));
+    opsd.env("PATH", format!("{}:/usr/local/bin:/usr/bin:/bin", directory.display()));
 }
 
 /// Containers of rehearsals of this site, whether they run or not.
@@ -157,11 +173,15 @@ fn the_next_rehearsal_removes_a_container_that_never_began() {
         engine.docker(&["create", "--label", "opsd.scratch=/nowhere/x", "--label", &here, &image]);
     let far = label.replace("gone", "far");
     let others = engine.docker(&["create", "--label", &far, "--label", "opsd.scratch_dir=1:2", &image]);
+    // They looked at an image, one for somebody who is long gone.
+    let looked = ["1", "99999999999"]
+        .map(|until| engine.docker(&["create", "--label", &format!("opsd.look={until}"), &image]));
     let mine = engine.docker(&["create", "--label", "somebody=else", &engine.postgres_image(MAJOR)]);
     assert_eq!(containers(engine, &opsd).len(), 2);
     opsd.ok(&["restore", "--verify"]);
     assert_eq!(containers(engine, &opsd).len(), 1);
-    engine.docker(&["rm", "-v", &mine, &elsewhere, &others]);
+    assert_eq!(engine.try_docker(&["inspect", &looked[0]]).code, Some(1));
+    engine.docker(&["rm", "-v", &mine, &elsewhere, &others, &looked[1]]);
     server.drop_database(&database);
 }
 
@@ -200,5 +220,150 @@ fn a_container_ends_with_its_client() {
     assert_eq!(run.code, Some(1), "{run}");
     until("the container is gone", || containers(engine, &opsd).is_empty());
     assert_eq!(left(&opsd), 0);
+    server.drop_database(&database);
+}
+
+/// An engine may hold less than it is asked for: without seccomp or control groups, or as its operator set it up.
+#[test]
+fn a_container_is_called_contained_as_far_as_the_kernel_says_so_in_it() {
+    let engine = engine();
+    let (server, mut opsd, database) = site(engine, &[]);
+    let script = |without: &str, with: &str| {
+        format!(
+            "if [ \"$1 $2\" = 'run --interactive' ]; then words=()
+                 for word in \"${{@:2}}\"; do case \"$word\" in {without}) ;; *) words+=(\"$word\") ;; esac; done
+                 set -- run {with} \"${{words[@]}}\"
+             fi"
+        )
+    };
+    let without = "--cap-drop=*|--security-opt=no-new*|--memory=*|--pids-limit=*|--read-only";
+    with_client(&mut opsd, &script(without, "--security-opt=seccomp=unconfined"));
+    let run = opsd.ok(&["restore", "--verify", "--json"]);
+    let contained = result(&run)["contained"].as_str().unwrap().to_owned();
+    assert!(contained.starts_with("partly: "), "{contained}");
+    for lacking in ["seccomp profile", "control group", "may get some", "can be written"] {
+        assert!(contained.contains(lacking), "{contained}");
+    }
+    // The container of this one reaches others.
+    with_client(&mut opsd, &script("--network=none", ""));
+    let run = opsd.run(&["restore", "--verify"]);
+    run.expect_failure(1, &["does not contain it: the network can be reached"]);
+    assert!(containers(engine, &opsd).is_empty());
+    assert_eq!(left(&opsd), 0);
+    server.drop_database(&database);
+}
+
+#[test]
+fn the_end_of_a_container_is_told_in_words_of_containers() {
+    let engine = engine();
+    let (server, mut opsd, database) =
+        site(engine, &[("assert", quoted_list(&["SELECT pg_sleep(600) IS NOT NULL"]))]);
+    let child = opsd.command(&["restore", "--verify"]).spawn().unwrap();
+    until("the assertion runs", || containers(engine, &opsd).iter().any(|id| runs_a_query(engine, id)));
+    engine.docker(&["rm", "--force", &containers(engine, &opsd)[0]]);
+    let run = finish_child(child, "restore --verify".into());
+    run.expect_failure(1, &["its container was killed: somebody removed it, or the memory was used up"]);
+    // Of what the engine says it is the first line, and not the client's advice.
+    with_client(
+        &mut opsd,
+        "if [ \"$1 $2\" = 'run --interactive' ]; then set -- run --volumes-from=nowhere \"${@:2}\"; fi",
+    );
+    let run = opsd.run(&["restore", "--verify"]);
+    let run = run.expect_failure(1, &["the container engine did not start the container", "nowhere"]);
+    assert!(!run.stderr.contains("--help"), "{run}");
+    // What belongs to opsd's user here belongs to somebody else there, as with an engine without root.
+    with_client(
+        &mut opsd,
+        "case \"$1\" in info) echo '[name=seccomp,profile=default name=userns]'; exit ;; esac
+         for word in \"$@\"; do case \"$word\" in
+             --label=opsd.scratch=*) chown -R 1234:1234 \"${word#--label=opsd.scratch=}/data\" ;;
+         esac; done",
+    );
+    let run = opsd.run(&["restore", "--verify"]);
+    run.expect_failure(1, &["ended with status 1", "ermission denied", "gives users other numbers"]);
+    assert!(containers(engine, &opsd).is_empty());
+    assert_eq!(left(&opsd), 0);
+    server.drop_database(&database);
+}
+
+/// The Engine keeps what it made and never started, and a client that is killed in between removes nothing.
+#[test]
+fn a_container_that_was_made_and_not_started_goes_with_ctrl_c() {
+    let engine = engine();
+    let (server, mut opsd, database) = site(engine, &[]);
+    let made = opsd.path("made");
+    for (does, kind) in [("!=", "that looks at the image"), ("=", "of the server")] {
+        with_client(
+            &mut opsd,
+            &format!(
+                "if [ \"$1\" = run ] && [ \"$2\" {does} --interactive ]; then
+                     /usr/bin/docker create \"${{@:2}}\" > {0}.new; mv {0}.new {0}; exec sleep 600
+                 fi",
+                made.display()
+            ),
+        );
+        let child = opsd.command(&["restore", "--verify", "--json"]).spawn().unwrap();
+        until(kind, || made.exists());
+        let id = std::fs::read_to_string(&made).unwrap();
+        std::fs::remove_file(&made).unwrap();
+        assert_eq!(engine.inspect(id.trim(), "{{.State.Status}}"), "created");
+        kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+        finish_child(child, "restore --verify".into()).expect_code(130);
+        until(kind, || engine.try_docker(&["inspect", id.trim()]).code == Some(1));
+        assert_eq!(left(&opsd), 0);
+    }
+    server.drop_database(&database);
+}
+
+/// What code of a set does to whatever may watch from inside.
+const STOP_THE_OTHERS: &str = "for p in /proc/[0-9]*; do n=${p#/proc/}
+     case $(readlink $p/exe) in */postgres) ;; *) [ $n = $$ ] || kill -STOP $n;; esac; done; ";
+
+#[test]
+fn code_that_stops_all_that_watches_it_does_not_fill_the_disk() {
+    let engine = engine();
+    let server = default_server();
+    let fill = "i=0; while :; do i=$((i + 1)); head -c 8000000 /dev/zero > fill.$i || sleep 1; done";
+    let database = database_that_runs(server, &format!("{STOP_THE_OTHERS} {fill}"));
+    let opsd = site_of(engine, server, &database, &[]);
+    let scratch = opsd.path("scratch");
+    std::fs::create_dir(&scratch).unwrap();
+    std::fs::set_permissions(&scratch, PermissionsExt::from_mode(0o755)).unwrap();
+    let script = format!(
+        "mount -t tmpfs -o size=600m,mode=755 tmpfs {0} || exit 99\n\"$@\"\ncode=$?\nls {0}\numount {0}\nexit $code",
+        scratch.display()
+    );
+    // Where the Engine sees the same disk.
+    let command = behind(&["sh", "-c", &script, "sh"], &opsd.command(&["restore", "--verify"]));
+    let run = finish(engine.among_its_mounts(&command));
+    let run = run.expect_failure(1, &["the disk of", "is nearly full", "on a larger disk"]);
+    assert!(!run.stdout.contains("opsd-scratch"), "{run}");
+    assert!(containers(engine, &opsd).is_empty());
+    server.drop_database(&database);
+}
+
+/// opsd in a container that has the Engine's socket, or as a service with `PrivateTmp=`.
+#[test]
+fn a_scratch_directory_that_the_engine_does_not_see_is_named_and_not_made_there() {
+    let engine = engine();
+    let (server, mut opsd, database) = site(engine, &[]);
+    let scratch = opsd.path("scratch");
+    std::fs::create_dir(&scratch).unwrap();
+    let script = format!("mount -t tmpfs -o mode=755 tmpfs {} && exec \"$@\"", scratch.display());
+    let wrapper = ["unshare", "--mount", "sh", "-c", &script, "sh"];
+    let run = finish(behind(&wrapper, &opsd.command(&["restore", "--verify"])));
+    run.expect_failure(1, &["source path does not exist", "a directory that the engine sees"]);
+    assert_eq!(left(&opsd), 0);
+
+    // Some distributions have pg_config in a package of its own.
+    let whole = engine.postgres_image(MAJOR);
+    let program = format!("/usr/lib/postgresql/{MAJOR}/bin/pg_config");
+    let made = engine.docker(&["create", "--entrypoint", "rm", &whole, &program]);
+    engine.docker(&["start", "--attach", &made]);
+    engine.docker(&["commit", &made, "without-pg-config"]);
+    engine.docker(&["rm", "-v", &made]);
+    opsd.verify.set("image", quoted("without-pg-config"));
+    let run = opsd.ok(&["restore", "--verify", "--json"]);
+    assert!(result(&run)["server_version"].as_str().unwrap().starts_with("18."), "{run}");
     server.drop_database(&database);
 }

@@ -6,12 +6,12 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::engine::{Engine, engine};
+use crate::support::engine::{Compose, Engine, engine};
 use crate::support::exporter::Exporter;
 use crate::support::opsd::{Opsd, Run, finish, quoted};
 use crate::support::postgres::{bin_dir, unique};
 use crate::support::processes::until;
-use crate::support::sets::complete;
+use crate::support::sets::{complete, result};
 
 /// No distribution that the tests run on has programs of this one.
 const MAJOR: u32 = 17;
@@ -120,6 +120,12 @@ fn way(run: &Run) -> String {
 
 #[test]
 fn a_service_of_compose_is_found_again_at_another_address() {
+    for compose in Compose::BOTH {
+        is_found_again(compose);
+    }
+}
+
+fn is_found_again(version: Compose) {
     let engine = engine();
     let project = unique("servers").replace('_', "-");
     let opsd = site(engine, "compose", &format!("{{ project = {}, service = \"db\" }}", quoted(&project)));
@@ -133,8 +139,8 @@ fn a_service_of_compose_is_found_again_at_another_address() {
     let directory = opsd.path("compose");
     std::fs::create_dir(&directory).unwrap();
     std::fs::write(directory.join("docker-compose.yml"), file).unwrap();
-    let compose = |args: &[&str]| engine.compose(&directory, &[&["-p", &project], args].concat());
-    let container = format!("{project}_db_1");
+    let compose = |args: &[&str]| engine.compose(version, &directory, &[&["-p", &project], args].concat());
+    let container = version.container(&project, "db");
     let address = || engine.inspect(&container, "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}");
 
     compose(&["up", "-d", "db"]);
@@ -144,9 +150,11 @@ fn a_service_of_compose_is_found_again_at_another_address() {
     let run = beside(engine, &opsd, &["backup", "--dry-run", "--json"]);
     assert_eq!(way(&run), format!("container {container}, at {before}:5432 (network {project}_back)"));
     assert!(run.json()["plans"][0]["pg_dump"].as_str().unwrap().ends_with(" of the container"), "{run}");
+    // A command that was started in a container of the service's kind is not the service.
+    compose(&["run", "-d", "--no-deps", "db", "sleep", "600"]);
     beside(engine, &opsd, &["backup"]);
 
-    compose(&["down"]);
+    compose(&["down", "--remove-orphans"]);
     // What comes first has the address from now on.
     compose(&["up", "-d", "first"]);
     compose(&["up", "-d", "db"]);
@@ -168,6 +176,13 @@ fn a_service_of_compose_is_found_again_at_another_address() {
     beside(engine, &opsd, &["backup"]);
     beside(engine, &opsd, &["restore", "db", "--to", "main", "--replace", "--yes"]);
     left_alone(engine, &container);
+
+    // A rehearsal needs the image of the service, and not its server.
+    compose(&["stop", "db"]);
+    opsd.env("PATH", opsd.path("programs").display().to_string());
+    let run = opsd.ok(&["restore", "--verify", "--json"]);
+    let found = result(&run);
+    assert_eq!((&found["verdict"], &found["contained"]), (&"proven".into(), &"full".into()), "{run}");
     compose(&["down", "-v"]);
 }
 
@@ -187,14 +202,45 @@ fn a_server_that_no_network_leads_to_is_reached_through_its_container() {
     assert_eq!(psql(engine, &name, "rescue", sum), psql(engine, &name, "site", sum));
     left_alone(engine, &name);
 
-    // A run that is killed leaves nobody behind, neither a relay nor a pg_dump.
-    let mut child = opsd.command(&["backup"]).spawn().unwrap();
-    until("a pg_dump runs", || strangers(engine, &name).iter().any(|line| line.contains("pg_dump")));
-    assert!(strangers(engine, &name).iter().any(|line| line.contains("dd ")));
-    child.kill().unwrap();
-    child.wait().unwrap();
+    // A run that is killed leaves nobody behind, neither a relay nor a pg_dump. An image without bash has nc.
+    for relay in ["dd ", "nc 127.0.0.1"] {
+        let mut child = opsd.command(&["backup"]).spawn().unwrap();
+        until("a pg_dump runs", || strangers(engine, &name).iter().any(|line| line.contains("pg_dump")));
+        assert!(strangers(engine, &name).iter().any(|line| line.contains(relay)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        left_alone(engine, &name);
+        engine.docker(&["exec", "-u", "0", &name, "rm", "-f", "/usr/bin/bash"]);
+    }
+    let before = complete(&opsd).len();
+    opsd.ok(&["backup"]);
+    assert_eq!(complete(&opsd).len(), before + 1);
     left_alone(engine, &name);
     engine.docker(&["rm", "-f", "-v", &name]);
+}
+
+/// Where opsd is on the Engine's host, and not on the container's network: a route of the host's own leads there.
+#[test]
+fn a_published_port_is_taken_where_no_address_of_the_containers_own_is() {
+    let engine = engine();
+    let name = unique("servers");
+    started(engine, &name, &["-p", "127.0.0.1:5440:5432"]);
+    let opsd = site(engine, "container", &quoted(&name));
+    let address = engine.inspect(&name, "{{.NetworkSettings.IPAddress}}");
+    let ip = |words: &str| {
+        let mut ip = Command::new("busybox");
+        ip.arg("ip").args(words.split(' '));
+        finish(engine.inside(&ip)).expect_code(0);
+    };
+    let plan = || way(&beside(engine, &opsd, &["backup", "--dry-run", "--json"]));
+    assert!(plan().contains(&format!("at {address}:5432 (network ")), "{}", plan());
+    ip("addr add 198.51.100.7/32 dev lo");
+    ip(&format!("route add {address}/32 dev docker0 src 198.51.100.7"));
+    assert_eq!(plan(), format!("container {name}, at 127.0.0.1:5440 (its published port)"));
+    beside(engine, &opsd, &["backup"]);
+    assert_eq!(complete(&opsd).len(), 1);
+    engine.docker(&["rm", "-f", "-v", &name]);
+    ip(&format!("route del {address}/32"));
 }
 
 #[test]

@@ -1,24 +1,28 @@
 //! opsd as a container beside the servers of a site, as `docs/docker.md` has it: its commands are run as they stand there,
 //! with the files of `examples/docker` and the shipped Dockerfile. What differs: the builder's image holds the binary of
-//! the tests, and `docker compose` is the Compose of old.
+//! the tests, and `docker compose` is the Compose of old the first time.
 
+use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rustix::process::{Pid, Signal, kill_process_group};
+
 use crate::security::executable;
-use crate::support::engine::{Engine, engine};
-use crate::support::opsd::{Run, finish, write_private};
+use crate::support::engine::{Compose, Engine, engine};
+use crate::support::opsd::{Run, finish, finish_child, write_private};
 use crate::support::processes::until;
 use crate::support::s3::{Keys, weed_binary};
 
 /// The major of the example.
 const MAJOR: u32 = 17;
 
-/// Says `docker compose` where only `docker-compose` is, and builds on an image that holds the tests' binary.
+/// Says `docker compose` where that is another program, and builds on an image that holds the tests' binary.
 const DOCKER: &str = r#"#!/bin/sh
 case "$1" in
-compose) shift; exec docker-compose "$@" ;;
+compose) shift; PATH=/usr/local/bin:/usr/bin:/bin; exec @COMPOSE@ "$@" ;;
 build) shift; cd @ROOT@; set -- build --build-arg RUST=rust:prebuilt "$@" ;;
 esac
 PATH=/usr/local/bin:/usr/bin:/bin exec docker "$@"
@@ -40,22 +44,24 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 /// A directory with the files of the example, and the bucket.
 struct Site {
     engine: &'static Engine,
+    compose: Compose,
     root: tempfile::TempDir,
     keys: Keys,
     _alone: MutexGuard<'static, ()>,
 }
 
 impl Site {
-    fn new() -> Site {
+    fn new(compose: Compose) -> Site {
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let engine = engine();
         let image = engine.postgres_image(MAJOR);
         engine.redis_image();
         engine.program_image("weed:test", "weed", &weed_binary());
         let root = tempfile::tempdir_in("/var/tmp").unwrap();
-        let site = Site { engine, keys: Keys::new("docker"), root, _alone: alone };
+        let site = Site { engine, compose, keys: Keys::new("docker"), root, _alone: alone };
         std::fs::create_dir(site.path("bin")).unwrap();
-        executable(&site.path("bin/docker"), &DOCKER.replace("@ROOT@", env!("CARGO_MANIFEST_DIR")));
+        let docker = DOCKER.replace("@ROOT@", env!("CARGO_MANIFEST_DIR"));
+        executable(&site.path("bin/docker"), &docker.replace("@COMPOSE@", &compose.words().join(" ")));
         // Whoever runs this is root, with or without sudo.
         executable(&site.path("bin/sudo"), "#!/bin/sh\nexec \"$@\"\n");
 
@@ -126,22 +132,33 @@ impl Site {
         self.typed(block.split("```").next().unwrap())
     }
 
+    /// What Compose calls the container of a service.
+    fn container(&self, service: &str) -> String {
+        self.compose.container("site", service)
+    }
+
     /// Runs a script there; all of it must succeed.
     fn typed(&self, script: &str) -> Run {
+        let run = finish(self.shell(script));
+        if run.code != Some(0) {
+            let services = ["db", "redis", "opsd"].map(|service| self.container(service));
+            for container in services.iter().map(String::as_str).chain(["store"]) {
+                let log = self.engine.try_docker(&["logs", "--tail", "20", container]);
+                eprintln!("{container}:\n{}{}", log.stdout, log.stderr);
+            }
+        }
+        run.expect_code(0)
+    }
+
+    /// A shell there, for those who start it themselves.
+    fn shell(&self, script: &str) -> Command {
         let mut shell = self.engine.client("/bin/bash", &["-euo", "pipefail", "-c", script]);
         shell
             .env("PATH", format!("{}:/usr/local/bin:/usr/bin:/bin", self.path("bin").display()))
             .env("AWS_ACCESS_KEY_ID", &self.keys.access_key)
             .env("AWS_SECRET_ACCESS_KEY", &self.keys.secret_key)
             .current_dir(self.path("site"));
-        let run = finish(shell);
-        if run.code != Some(0) {
-            for container in ["store", "site_db_1", "site_redis_1", "site_opsd_1"] {
-                let log = self.engine.try_docker(&["logs", "--tail", "20", container]);
-                eprintln!("{container}:\n{}{}", log.stdout, log.stderr);
-            }
-        }
-        run.expect_code(0)
+        shell
     }
 
     /// Puts what is right here in the place of a text that stands in a file once.
@@ -237,12 +254,17 @@ impl Drop for Site {
 
 #[test]
 fn a_site_in_compose_is_backed_up_rehearsed_watched_and_comes_back_on_the_worst_day() {
-    let site = Site::new();
+    for compose in Compose::BOTH {
+        comes_back(&Site::new(compose));
+    }
+}
+
+fn comes_back(site: &Site) {
     site.prepare();
     let up = "docker compose up -d db && docker network connect site_default store";
     site.typed(up);
     until("the server answers", || {
-        let ready = ["exec", "site_db_1", "pg_isready", "-h", "127.0.0.1"];
+        let ready = ["exec", &site.container("db"), "pg_isready", "-h", "127.0.0.1"];
         site.engine.try_docker(&ready).code == Some(0)
     });
     site.sql("CREATE ROLE rails LOGIN; CREATE TABLE accounts AS SELECT i AS id FROM generate_series(1, 1000) i; ALTER TABLE accounts OWNER TO rails");
@@ -251,11 +273,13 @@ fn a_site_in_compose_is_backed_up_rehearsed_watched_and_comes_back_on_the_worst_
     let run = site.typed("docker compose run --rm opsd backups list --json");
     assert!(run.stdout.contains("\"verdict\": \"proven\""), "{run}");
     until("the exporter is healthy", || {
-        site.engine.inspect("site_opsd_1", "{{.State.Health.Status}}") == "healthy"
+        site.engine.inspect(&site.container("opsd"), "{{.State.Health.Status}}") == "healthy"
     });
     for monitor in ["main", "cache", "backups"] {
         site.is_watched("site_default", monitor);
     }
+
+    ends_without_its_client(site);
 
     // The worst day: what is left is the identity, the Compose file, and its configuration.
     let (old_key, old_sum) = (site.public_key(), site.redis_sum());
@@ -287,9 +311,104 @@ fn a_site_in_compose_is_backed_up_rehearsed_watched_and_comes_back_on_the_worst_
     site.typed("docker network disconnect site_default store && docker compose down -v");
 }
 
+/// `docker compose exec` passes no signal on: what it started ends by itself, or by a Ctrl-C that a terminal takes there.
+fn ends_without_its_client(site: &Site) {
+    let opsd = site.container("opsd");
+    let top = || site.engine.docker(&["top", &opsd, "-o", "pid,args"]);
+    let runs = || top().contains("opsd backup");
+    let sets = || {
+        let list = site.engine.docker(&["exec", &opsd, "opsd", "backups", "list", "--json"]);
+        list.matches("\"id\"").count()
+    };
+    // Somebody's lock keeps a backup waiting.
+    let locked = "SELECT count(*) FROM pg_locks WHERE granted AND relation = 'accounts'::regclass
+                  AND mode = 'AccessExclusiveLock'";
+    let lock = || {
+        let sql = "BEGIN; LOCK TABLE accounts; SELECT pg_sleep(600)";
+        site.engine.docker(&[
+            "exec",
+            "-d",
+            &site.container("db"),
+            "psql",
+            "-U",
+            "postgres",
+            "-c",
+            sql,
+            "app",
+        ]);
+        until("the table is locked", || site.sql(locked) == "1");
+    };
+    let unlock = || {
+        site.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'BEGIN; LOCK%'");
+    };
+    let spawn = |script: &str| {
+        let mut client = site.shell(script);
+        client.process_group(0).stdin(Stdio::null());
+        client.spawn().unwrap()
+    };
+
+    let before = sets();
+    // Whoever is killed, and Ctrl-C where no terminal is in the container.
+    for (signal, expected) in [(Signal::KILL, before + 1), (Signal::INT, before + 2)] {
+        lock();
+        let mut client = spawn("exec docker compose exec -T opsd opsd backup");
+        until("the backup waits in the container", &runs);
+        kill_process_group(Pid::from_child(&client), signal).unwrap();
+        client.wait().unwrap();
+        assert!(runs());
+        unlock();
+        until("the backup ends by itself", || !runs());
+        assert_eq!(sets(), expected);
+    }
+    // Nobody reads any more what is written there.
+    let mut client = spawn(
+        "exec docker compose exec -T opsd sh -c 'cd; until [ -e go ]; do sleep 0.1; done; yes | head -c 9999999; touch on'",
+    );
+    until("the writer waits", || top().contains("until "));
+    kill_process_group(Pid::from_child(&client), Signal::KILL).unwrap();
+    client.wait().unwrap();
+    site.engine.docker(&["exec", &opsd, "sh", "-c", "cd; touch go"]);
+    until("nothing keeps the writer", || {
+        site.engine.try_docker(&["exec", &opsd, "sh", "-c", "cd; rm on"]).code == Some(0)
+    });
+
+    lock();
+    let mut terminal =
+        site.shell("exec script --quiet --return --command 'docker compose exec opsd opsd backup' /dev/null");
+    let mut client = terminal.env("TERM", "xterm").stdin(Stdio::piped()).spawn().unwrap();
+    until("the backup waits in the container", &runs);
+    client.stdin.as_mut().unwrap().write_all(b"\x03").unwrap();
+    finish_child(client, "docker compose exec".to_owned()).expect_code(130);
+    assert!(!runs());
+    // A container of its own is told.
+    let one = site.typed("docker compose run -d opsd backup | tail -n 1").stdout;
+    let one = one.trim();
+    until("the backup waits", || site.engine.docker(&["top", one]).contains("opsd backup"));
+    site.engine.docker(&["stop", "--time", "60", one]);
+    assert_eq!(site.engine.inspect(one, "{{.State.ExitCode}}"), "143");
+    site.engine.docker(&["rm", one]);
+    // Whatever hangs there ends with the service, and the next run is not kept by it.
+    let mut client = spawn("exec docker compose exec -T opsd opsd backup");
+    until("the backup waits in the container", &runs);
+    site.typed("docker compose stop --timeout 60 opsd");
+    client.wait().unwrap();
+    // By itself, and not by the SIGKILL that follows.
+    assert_eq!(site.engine.inspect(&opsd, "{{.State.ExitCode}}"), "0");
+    unlock();
+    site.typed("docker compose start opsd && docker compose exec -T opsd opsd backup");
+    assert_eq!(sets(), before + 3);
+    // opsd's own exit codes arrive: 2 is for what is wrong with the command line.
+    site.typed("code=0; docker compose exec -T opsd opsd backup no-such-job || code=$?; [ $code = 2 ]");
+
+    // The container's first process takes in what is left without a parent.
+    site.engine.docker(&["exec", &opsd, "sh", "-c", "sleep 0.3 &"]);
+    let stat = ["exec", &opsd, "sh", "-c", "cat /proc/[0-9]*/stat 2> /dev/null; true"];
+    until("nothing is left of it", || !site.engine.docker(&stat).contains(") Z "));
+}
+
 #[test]
 fn a_site_in_a_swarm_is_backed_up_rehearsed_and_watched() {
-    let site = Site::new();
+    let site = Site::new(Compose::V2);
     let engine = site.engine;
     site.prepare();
     engine.docker(&["swarm", "init", "--advertise-addr", "127.0.0.1"]);

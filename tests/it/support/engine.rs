@@ -18,6 +18,39 @@ use rustix::process::geteuid;
 use super::opsd::{Run, behind, finish};
 use super::postgres::{bin_dir, run_with_input, servers_directory};
 
+/// Compose: the program of old, and the plugin of Docker's client that took its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compose {
+    V1,
+    V2,
+}
+
+impl Compose {
+    /// Both of them.
+    pub const BOTH: [Compose; 2] = [Compose::V1, Compose::V2];
+
+    /// What it calls the container of a service.
+    pub fn container(self, project: &str, service: &str) -> String {
+        match self {
+            Compose::V1 => format!("{project}_{service}_1"),
+            Compose::V2 => format!("{project}-{service}-1"),
+        }
+    }
+
+    /// The words that it is started with.
+    pub fn words(self) -> &'static [&'static str] {
+        match self {
+            Compose::V1 => &["docker-compose"],
+            Compose::V2 => &["docker", "compose"],
+        }
+    }
+}
+
+/// Where Docker's client finds version 2.
+fn docker_config() -> PathBuf {
+    servers_directory().join("compose")
+}
+
 /// How long the Engine may take to start.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -63,6 +96,8 @@ impl Engine {
             let found = Command::new("which").arg(program).output().expect("run which");
             assert!(found.status.success(), "{program} is missing: run scripts/setup --engine");
         }
+        let plugin = docker_config().join("cli-plugins/docker-compose");
+        assert!(plugin.is_file(), "{} is missing: run scripts/setup --engine", plugin.display());
         let base = std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
         let directory =
             tempfile::Builder::new().prefix("opsd-it-engine-").tempdir_in(base).expect("a directory").keep();
@@ -104,16 +139,13 @@ impl Engine {
         finish(self.client("docker", args))
     }
 
-    /// Runs `docker-compose args…` (version 1) in a directory; it must succeed.
-    pub fn compose<S: AsRef<OsStr>>(&self, directory: &Path, args: &[S]) -> Run {
-        self.try_compose(directory, args).expect_code(0)
-    }
-
-    /// The same for what may fail.
-    pub fn try_compose<S: AsRef<OsStr>>(&self, directory: &Path, args: &[S]) -> Run {
-        let mut command = self.client("docker-compose", args);
+    /// Runs Compose with these arguments in a directory; it must succeed.
+    pub fn compose<S: AsRef<OsStr>>(&self, compose: Compose, directory: &Path, args: &[S]) -> Run {
+        let words = compose.words().iter().map(OsStr::new).chain(args.iter().map(AsRef::as_ref));
+        let words: Vec<&OsStr> = words.collect();
+        let mut command = self.client(words[0].to_str().expect("UTF-8"), &words[1..]);
         command.current_dir(directory);
-        finish(command)
+        finish(command).expect_code(0)
     }
 
     /// A program that talks to this Engine, with little else in its environment.
@@ -126,6 +158,7 @@ impl Engine {
             .env("HOME", &self.directory)
             .env("LC_ALL", "C.UTF-8")
             .env("DOCKER_HOST", self.host())
+            .env("DOCKER_CONFIG", docker_config())
             // Only the builder of old knows images that are in no registry at every version.
             .env("DOCKER_BUILDKIT", "0")
             .stdin(Stdio::null())
@@ -138,6 +171,14 @@ impl Engine {
     pub fn inside(&self, command: &Command) -> Command {
         let process = self.keeper.id().to_string();
         behind(&["nsenter", "--target", &process, "--net"], command)
+    }
+
+    /// The same command where the Engine's mounts and processes are.
+    pub fn among_its_mounts(&self, command: &Command) -> Command {
+        let unshare = self.keeper.id();
+        let children = std::fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"));
+        let first = children.expect("children");
+        behind(&["nsenter", "--target", first.trim(), "--mount", "--pid"], command)
     }
 
     /// An image that behaves as the official `postgres` image does; its name.
