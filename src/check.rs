@@ -53,6 +53,8 @@ pub struct Report {
     pub figures: Vec<Figure>,
     /// Pieces that are not judged, because the role may not read them.
     pub forbidden: Vec<&'static str>,
+    /// Pieces that are not judged, because the server does not have them.
+    pub not_offered: Vec<&'static str>,
 }
 
 /// A figure beside its thresholds.
@@ -85,7 +87,7 @@ pub fn thresholds(config: &config::Monitor) -> Vec<&Threshold> {
 pub fn judge(config: &config::Monitor, view: &View, now: SystemTime) -> Report {
     let mut findings = Vec::new();
     let mut figures = Vec::new();
-    let mut forbidden = Vec::new();
+    let (mut forbidden, mut not_offered) = (Vec::new(), Vec::new());
     match &view.last {
         None => findings.push((Verdict::Unknown, "nothing was collected yet".to_owned())),
         Some(last) => match (&last.failure, &view.snapshot) {
@@ -101,8 +103,9 @@ pub fn judge(config: &config::Monitor, view: &View, now: SystemTime) -> Report {
     if let Some(snapshot) = &view.snapshot {
         for concern in &snapshot.concerns {
             match &concern.failure {
-                // What the role was not given is a decision.
+                // What the role was not given, or the server does not have, is a decision.
                 Some(failure) if failure.reason == Reason::Permission => forbidden.push(concern.name),
+                Some(failure) if failure.reason == Reason::NotOffered => not_offered.push(concern.name),
                 Some(failure) => findings.push((Verdict::Unknown, format!("no {}, {failure}", concern.name))),
                 None => {}
             }
@@ -119,7 +122,7 @@ pub fn judge(config: &config::Monitor, view: &View, now: SystemTime) -> Report {
     }
     findings.sort_by_key(|(verdict, _)| std::cmp::Reverse(*verdict));
     let verdict = findings.first().map_or(Verdict::Ok, |(verdict, _)| *verdict);
-    Report { verdict, findings, figures, forbidden }
+    Report { verdict, findings, figures, forbidden, not_offered }
 }
 
 fn concerns(threshold: &Threshold, sample: &Sample) -> bool {
@@ -229,6 +232,9 @@ pub fn plugin_line(reports: &[(&str, &Report)]) -> String {
     }
     for (name, report) in reports.iter().filter(|(_, report)| !report.forbidden.is_empty()) {
         said.push(format!("{name} may not read {}", report.forbidden.join(", ")));
+    }
+    for (name, report) in reports.iter().filter(|(_, report)| !report.not_offered.is_empty()) {
+        said.push(format!("{name} is not offered {}", report.not_offered.join(", ")));
     }
     let mut line = format!("OPSD {} - {}", verdict.as_str().to_uppercase(), said.join("; "));
     // A line break or a bar of an error's would end the text.

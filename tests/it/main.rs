@@ -58,6 +58,7 @@ mod machine;
 mod majors;
 mod minimal_role;
 mod monitor_backups;
+mod monitor_networks;
 mod monitor_postgres;
 mod monitor_probes;
 mod monitor_queues;
