@@ -53,6 +53,8 @@ pub struct Report {
     pub figures: Vec<Figure>,
     /// Pieces that are not judged, because the role may not read them.
     pub forbidden: Vec<&'static str>,
+    /// Pieces that are not judged, because the server does not have them.
+    pub not_offered: Vec<&'static str>,
 }
 
 /// Something that is not ok.
@@ -108,7 +110,7 @@ pub fn thresholds(config: &config::Monitor) -> Vec<&Threshold> {
 pub fn judge(config: &config::Monitor, view: &View, now: SystemTime) -> Report {
     let mut findings = Vec::new();
     let mut figures = Vec::new();
-    let mut forbidden = Vec::new();
+    let (mut forbidden, mut not_offered) = (Vec::new(), Vec::new());
     match &view.last {
         None => findings.push(Finding::new(Verdict::Unknown, "nothing was collected yet")),
         Some(last) => match (&last.failure, &view.snapshot) {
@@ -124,8 +126,9 @@ pub fn judge(config: &config::Monitor, view: &View, now: SystemTime) -> Report {
     if let Some(snapshot) = &view.snapshot {
         for concern in &snapshot.concerns {
             match &concern.failure {
-                // What the role was not given is a decision.
+                // What the role was not given, or the server does not have, is a decision.
                 Some(failure) if failure.reason == Reason::Permission => forbidden.push(concern.name),
+                Some(failure) if failure.reason == Reason::NotOffered => not_offered.push(concern.name),
                 Some(failure) => {
                     let what = format!("no {}", concern.name);
                     findings.push(Finding::failed(Verdict::Unknown, &what, failure));
@@ -148,7 +151,7 @@ pub fn judge(config: &config::Monitor, view: &View, now: SystemTime) -> Report {
     }
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.verdict));
     let verdict = findings.first().map_or(Verdict::Ok, |finding| finding.verdict);
-    Report { verdict, findings, figures, forbidden }
+    Report { verdict, findings, figures, forbidden, not_offered }
 }
 
 fn concerns(threshold: &Threshold, sample: &Sample) -> bool {
@@ -258,6 +261,9 @@ pub fn plugin_line(reports: &[(&str, &Report)]) -> String {
     }
     for (name, report) in reports.iter().filter(|(_, report)| !report.forbidden.is_empty()) {
         said.push(format!("{name} may not read {}", report.forbidden.join(", ")));
+    }
+    for (name, report) in reports.iter().filter(|(_, report)| !report.not_offered.is_empty()) {
+        said.push(format!("{name} is not offered {}", report.not_offered.join(", ")));
     }
     let mut line = format!("OPSD {} - {}", verdict.as_str().to_uppercase(), said.join("; "));
     // A line break or a bar of an error's would end the text.

@@ -12,9 +12,9 @@
 //! - [`store`]: bytes under keys; [`container`]: where one is;
 //! - [`buffer_pool`], [`config`], [`pem`], [`process`], [`progress`], [`shutdown`]: what the rest stands on;
 //! - [`metrics`]: the catalogue of what is measured, which the configuration's thresholds name, too;
-//!   [`regular_file`]: files that were named to be read;
+//!   [`regular_file`]: files that were named to be read; [`trust`]: whether a server's certificates hold;
 //! - [`beneath`] (paths that no link leads out of), [`database`] (what one is, apart from what is in it),
-//!   [`error`] and [`printable`] below all.
+//!   [`error`], [`printable`] and [`tcp`] (names with several addresses) below all.
 //!
 //! `tests/architecture.rs` holds the code to this list. `ARCHITECTURE.md` says why.
 
@@ -42,3 +42,5 @@ pub mod sandbox;
 pub mod set;
 pub mod shutdown;
 pub mod store;
+pub mod tcp;
+pub mod trust;

@@ -113,6 +113,8 @@ pub enum Reason {
     Authentication,
     /// The role may not.
     Permission,
+    /// The server does not have it: a command that was removed, figures that are switched off.
+    NotOffered,
     /// The server has no connection left.
     TooManyConnections,
     /// The server is starting or stopping.
@@ -129,12 +131,13 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Reason; 11] = [
+    pub const ALL: [Reason; 12] = [
         Reason::Timeout,
         Reason::Unreachable,
         Reason::Tls,
         Reason::Authentication,
         Reason::Permission,
+        Reason::NotOffered,
         Reason::TooManyConnections,
         Reason::NotReady,
         Reason::Locked,
@@ -151,6 +154,7 @@ impl Reason {
             Reason::Tls => "tls",
             Reason::Authentication => "authentication",
             Reason::Permission => "permission",
+            Reason::NotOffered => "not_offered",
             Reason::TooManyConnections => "too_many_connections",
             Reason::NotReady => "not_ready",
             Reason::Locked => "locked",
@@ -189,9 +193,9 @@ pub fn open(config: &Config, names: &[String]) -> Result<Vec<Target>> {
                 Box::new(postgres::open(monitor, server, databases, excluded, &board))
             }
             MonitorKind::Backups(options) => Box::new(backups::open(name, config, options)),
-            MonitorKind::Http(http) => Box::new(http::open(name, http)),
-            MonitorKind::Tcp(tcp) => Box::new(tcp::open(name, tcp)),
-            MonitorKind::Tls(tls) => Box::new(tls::open(name, tls)),
+            MonitorKind::Http(http) => Box::new(http::open(name, http, monitor.timeout)),
+            MonitorKind::Tcp(tcp) => Box::new(tcp::open(name, tcp, monitor.timeout)),
+            MonitorKind::Tls(tls) => Box::new(tls::open(name, tls, monitor.timeout)),
             MonitorKind::Host(options) => Box::new(host::open(name, config, options)),
             MonitorKind::Mqtt(mqtt) => Box::new(mqtt::open(name, mqtt, monitor.timeout)),
             MonitorKind::Redis { server } => {

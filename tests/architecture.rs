@@ -18,8 +18,8 @@ const TIERS: &[&[&str]] = &[
     &["set", "postgres", "rules"],
     &["container", "store"],
     &["buffer_pool", "config", "pem", "process", "progress", "sandbox", "shutdown"],
-    &["metrics", "regular_file"],
-    &["beneath", "database", "error", "printable"],
+    &["metrics", "regular_file", "trust"],
+    &["beneath", "database", "error", "printable", "tcp"],
 ];
 
 /// Lines of a file without its tests. Past this, look for the seam.

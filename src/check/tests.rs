@@ -103,7 +103,11 @@ async fn what_could_not_be_read_is_unknown_and_what_is_down_is_critical() {
     let down = report(monitor(Vec::new()), Err(hinted)).await;
     let said = "OPSD CRITICAL - db: down, unreachable: nobody (hint: start it)";
     assert_eq!(plugin_line(&[("db", &down)]), said);
-    for (reason, verdict) in [(Reason::Locked, Verdict::Unknown), (Reason::Permission, Verdict::Ok)] {
+    for (reason, verdict) in [
+        (Reason::Locked, Verdict::Unknown),
+        (Reason::Permission, Verdict::Ok),
+        (Reason::NotOffered, Verdict::Ok),
+    ] {
         let concerns = vec![Concern { name: "slots", failure: Some(failure(reason)) }];
         let report = report(monitor(Vec::new()), Ok(Collected { samples: Vec::new(), concerns })).await;
         assert_eq!(report.verdict, verdict, "{reason:?}");

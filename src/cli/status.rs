@@ -57,6 +57,10 @@ fn line(one: &Judged, width: usize) -> String {
     if !forbidden.is_empty() {
         text.push_str(&output::wrapped("           not permitted: ", &forbidden.join(", ")));
     }
+    let not_offered = &one.report.not_offered;
+    if !not_offered.is_empty() {
+        text.push_str(&output::wrapped("           not offered: ", &not_offered.join(", ")));
+    }
     text
 }
 

@@ -116,6 +116,8 @@ async fn connection(
         async move { Ok::<_, Infallible>(respond(&exporter, &request)) }
     });
     let connection = http1::Builder::new()
+        // A client that has shut down its side waits for the answer nevertheless.
+        .half_close(true)
         .timer(TokioTimer::new())
         .header_read_timeout(header_timeout)
         .max_buf_size(HEAD_BYTES)

@@ -12,9 +12,9 @@ super::rows! {
     HTTP_FIRST_BYTE = Gauge Seconds "opsd_http_first_byte_seconds" []
         "Time from the beginning, connecting and redirects included, until the head of the last answer.";
     HTTP_DURATION = Gauge Seconds "opsd_http_duration_seconds" []
-        "Time from the beginning until the end of the body.";
+        "Time from the beginning until the end of the body, or until it was no longer waited for: three quarters of the timeout.";
     HTTP_BODY = Gauge Bytes "opsd_http_body_bytes" []
-        "Bytes of the body; at the most as many as are read.";
+        "Bytes of the body as it was sent (compressed, where it was); at the most as many as are read.";
     HTTP_REDIRECTS = Gauge None "opsd_http_redirects" []
         "Redirects that were followed.";
     HTTP_COMPONENT_UP = Gauge None "opsd_http_component_up" ["component"]
@@ -26,14 +26,14 @@ super::rows! {
     TLS_HANDSHAKE = Gauge Seconds "opsd_tls_handshake_seconds" []
         "Time to connect and to shake hands.";
     TLS_VERIFICATION_STATE = Gauge None "opsd_tls_verification_state" ["state"]
-        of ["verified", "expired", "not_yet_valid", "unknown_issuer", "wrong_name", "invalid"]
-        "Whether the server's certificates hold: verified, expired, not_yet_valid, unknown_issuer, wrong_name or invalid.";
+        of ["verified", "expired", "not_yet_valid", "unknown_issuer", "wrong_name", "version_1", "invalid"]
+        "Whether the server's certificates hold: verified, expired, not_yet_valid, unknown_issuer, wrong_name, version_1 (X.509 v1, which cannot name a server) or invalid.";
     TLS_PROTOCOL = Info None "opsd_tls_protocol" ["version"]
         "Which version of TLS was agreed upon.";
     TLS_CERTIFICATE_EXPIRY_TIMESTAMP = Gauge Deadline "opsd_tls_certificate_expiry_timestamp_seconds" ["source", "position", "subject"]
         "When a certificate expires; source is handshake or a file, position 0 the server's own, subject its common name.";
     TLS_EXPIRY_TIMESTAMP = Gauge Deadline "opsd_tls_expiry_timestamp_seconds" ["source"]
-        "When the first certificate of a chain or a file expires.";
+        "When what is verified of a chain or a file ends, the trusted authority included; where nothing is, when the first certificate expires.";
     TLS_FILE_UP = Gauge None "opsd_tls_file_up" ["source"]
         "Whether the certificates in a file can be read.";
 

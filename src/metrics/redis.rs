@@ -32,6 +32,8 @@ super::rows! {
         "Reads that found their key.";
     REDIS_KEYSPACE_MISSES = Counter None "opsd_redis_keyspace_misses" []
         "Reads that did not.";
+    REDIS_CACHE = Gauge None "opsd_redis_cache" []
+        "Whether the server is judged as a cache: its policy evicts, or the configuration says `cache = true`.";
     REDIS_HIT_RATIO = Gauge Ratio "opsd_redis_hit_ratio" []
         "Hits against reads since the collection before; absent below 100 reads, which say nothing.";
     REDIS_EVICTED_KEYS = Counter None "opsd_redis_evicted_keys" []

@@ -1,20 +1,23 @@
 //! An HTTP server: status, body, times, and the components of its health page.
 //!
 //! Each collection is one GET over a new connection, so that what it takes is what a visitor would
-//! wait. Proxies of the environment are not used. The body is read up to a bound and never repeated
-//! anywhere; nor is the query of the URL, which may hold a token.
+//! wait. Proxies of the environment are not used. The body is read up to a bound, of bytes and of time, and never
+//! repeated anywhere; nor is the query of the URL, which may hold a token.
 //! Deliberately absent: methods other than GET, cookies, HTTP/2, and every certificate but by `tls`.
 
+mod body;
 mod health;
 mod redirect;
 
 use std::error::Error as _;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use reqwest::header::{ACCEPT_ENCODING, HeaderValue};
 use serde_json::Value;
 
+use body::{Body, Flaw};
 use redirect::Hops;
 
 use super::{Collected, Concern, Failure, Monitor, Reason, trust};
@@ -23,8 +26,9 @@ use crate::config::monitoring::{Auth, Bound, Http};
 use crate::error::{Error, Result};
 use crate::metrics::{self, Metric, Sample};
 
-/// A health page is a few kilobytes; what follows is not read.
-const BODY_MAX: usize = 1 << 20;
+/// A body that has not ended after this part of a collection's time is judged by what has come of it: some never
+/// end.
+const BODY_PART: (u32, u32) = (3, 4);
 
 /// When an answer is bad unless the configuration says otherwise.
 pub static THRESHOLDS: &[Threshold] = &[
@@ -43,11 +47,12 @@ const fn must(metric: &'static Metric) -> Threshold {
 pub struct Target {
     name: String,
     http: Http,
+    timeout: Duration,
 }
 
 /// A monitor that has asked nothing yet.
-pub fn open(name: &str, http: &Http) -> Target {
-    Target { name: name.to_owned(), http: http.clone() }
+pub fn open(name: &str, http: &Http, timeout: Duration) -> Target {
+    Target { name: name.to_owned(), http: http.clone(), timeout }
 }
 
 #[async_trait]
@@ -71,19 +76,28 @@ impl Monitor for Target {
             }
         }
         let started = Instant::now();
-        let mut response = request.send().await.map_err(|error| self.failure(error))?;
+        let mut response = request.send().await.map_err(|error| self.failure(error, &hops))?;
         let first_byte = started.elapsed().as_secs_f64();
-        let mut body = Vec::new();
-        let mut is_whole = true;
-        while let Some(chunk) = response.chunk().await.map_err(|error| self.failure(error))? {
-            let room = BODY_MAX - body.len();
-            body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        let bound = self.timeout * BODY_PART.0 / BODY_PART.1;
+        let (mut bytes, mut flaw) = (Vec::new(), None);
+        loop {
+            let left = bound.saturating_sub(started.elapsed());
+            let Ok(chunk) = tokio::time::timeout(left, response.chunk()).await else {
+                flaw = Some(Flaw::Endless(bound));
+                break;
+            };
+            let Some(chunk) = chunk.map_err(|error| self.failure(error, &hops))? else { break };
+            let room = body::MAX - bytes.len();
+            bytes.extend_from_slice(&chunk[..chunk.len().min(room)]);
             if chunk.len() > room {
-                is_whole = false;
+                flaw = Some(Flaw::TooLong);
                 break;
             }
         }
         let duration = started.elapsed().as_secs_f64();
+        let size = bytes.len();
+        let encoding = response.headers().get(reqwest::header::CONTENT_ENCODING);
+        let body = body::read(bytes, encoding.map(|encoding| encoding.as_bytes()), flaw);
         let status = response.status().as_u16();
         let expected = self.http.expect_status.contains(&status);
         let mut samples = vec![
@@ -91,16 +105,16 @@ impl Monitor for Target {
             Sample::plain(&metrics::HTTP_STATUS_EXPECTED, truth(expected)),
             Sample::plain(&metrics::HTTP_FIRST_BYTE, first_byte),
             Sample::plain(&metrics::HTTP_DURATION, duration),
-            Sample::plain(&metrics::HTTP_BODY, body.len() as f64),
+            Sample::plain(&metrics::HTTP_BODY, size as f64),
             Sample::plain(&metrics::HTTP_REDIRECTS, hops.followed() as f64),
         ];
         if let Some(text) = &self.http.expect_body {
-            let holds = memchr::memmem::find(&body, text.as_bytes()).is_some();
+            let holds = memchr::memmem::find(&body.text, text.as_bytes()).is_some();
             samples.push(Sample::plain(&metrics::HTTP_BODY_EXPECTED, truth(holds)));
         }
         let mut concerns = Vec::new();
         if self.http.components.is_some() || !self.http.expect_json.is_empty() {
-            let failure = self.json(&body, is_whole, &mut samples).err();
+            let failure = self.json(&body, &mut samples).err();
             concerns.push(Concern { name: "json", failure });
         }
         Ok(Collected { samples, concerns })
@@ -114,6 +128,8 @@ impl Target {
             .redirect(hops.policy(self.http.max_redirects))
             .dns_resolver(Arc::new(hops.clone()))
             .no_proxy()
+            .connect_timeout(self.connect_bound())
+            .default_headers([(ACCEPT_ENCODING, HeaderValue::from_static("gzip"))].into_iter().collect())
             .referer(false)
             .pool_max_idle_per_host(0)
             .user_agent(concat!("opsd/", env!("CARGO_PKG_VERSION")))
@@ -121,7 +137,12 @@ impl Target {
             .map_err(|error| Error::new(error.without_url()).context("cannot set up HTTP"))
     }
 
-    fn failure(&self, error: reqwest::Error) -> Failure {
+    /// For all addresses of a name, which hyper tries as RFC 8305 has it.
+    fn connect_bound(&self) -> Duration {
+        self.timeout * 2 / 3
+    }
+
+    fn failure(&self, error: reqwest::Error, hops: &Hops) -> Failure {
         // A redirect's URL may hold a token, too.
         let error = error.without_url();
         let mut text = String::new();
@@ -131,6 +152,15 @@ impl Target {
             cause = inner.source();
         }
         let text = if text.is_empty() { error.to_string() } else { text };
+        let text = match error.is_connect() && error.is_timeout() {
+            true => {
+                let tried =
+                    hops.addresses().iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
+                let from = if tried.is_empty() { String::new() } else { format!(" from {tried}") };
+                format!("no answer within {:.1} s{from}", self.connect_bound().as_secs_f64())
+            }
+            false => text,
+        };
         let reason = match () {
             () if is_tls(&error) => Reason::Tls,
             () if error.is_timeout() => Reason::Timeout,
@@ -143,15 +173,18 @@ impl Target {
 
     /// What the body says as JSON. What must stand there and does not is a figure; a body that is no
     /// JSON has none of it.
-    fn json(&self, body: &[u8], is_whole: bool, samples: &mut Vec<Sample>) -> Result<(), Failure> {
-        let document: Option<Value> = if is_whole { serde_json::from_slice(body).ok() } else { None };
+    fn json(&self, body: &Body, samples: &mut Vec<Sample>) -> Result<(), Failure> {
+        let document: Option<Value> = match body.flaw {
+            None => serde_json::from_slice(&body.text).ok(),
+            Some(_) => None,
+        };
         for (pointer, wanted) in &self.http.expect_json {
             let found = document.as_ref().and_then(|document| document.pointer(pointer));
             let is_so = found.is_some_and(|found| health::text(found) == *wanted);
             samples.push(Sample::new(&metrics::HTTP_JSON_EXPECTED, [pointer], truth(is_so)));
         }
         let Some(document) = document else {
-            let why = if is_whole { "the body is no JSON" } else { "the body is longer than 1 MiB" };
+            let why = body.flaw.map_or_else(|| "the body is no JSON".to_owned(), |flaw| flaw.to_string());
             return Err(Failure::new(
                 Reason::Protocol,
                 Error::new(why).context(format!("GET {}", self.http.shown)),

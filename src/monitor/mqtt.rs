@@ -120,7 +120,7 @@ impl Target {
     }
 
     async fn connect(&self) -> Result<Connection, Failure> {
-        let stream = tcp::connect(&self.mqtt.address).await?;
+        let stream = tcp::connect(&self.mqtt.address, self.timeout).await?;
         // A round trip is no measure of Nagle's algorithm.
         stream.set_nodelay(true).map_err(|error| self.failure(Reason::Unreachable, error))?;
         let wire: Box<dyn Wire> = if self.mqtt.tls {
@@ -144,7 +144,8 @@ impl Target {
         };
         let password = self.mqtt.password.as_ref().map(|source| source.read());
         let password = password.transpose().map_err(|error| self.failure(Reason::Internal, error))?;
-        let id = format!("opsd-{:08x}", rand::random::<u32>());
+        let id = self.mqtt.client_id.clone();
+        let id = id.unwrap_or_else(|| format!("opsd-{:08x}", rand::random::<u32>()));
         let user = self.mqtt.user.as_deref();
         self.send(&mut connection, &packet::connect(&id, user, password.as_ref())).await?;
         match self.receive(&mut connection).await? {
@@ -152,7 +153,10 @@ impl Target {
             Packet::Connected(code) => {
                 let (reason, why) = match code {
                     4 => (Reason::Authentication, "user or password is wrong"),
-                    5 => (Reason::Authentication, "the client is not authorised"),
+                    5 => {
+                        (Reason::Authentication, "the client is not authorised, or not under this client_id")
+                    }
+                    2 => (Reason::Refused, "the broker does not admit a client of this name: set client_id"),
                     3 => (Reason::NotReady, "the broker is not available"),
                     1 => (Reason::Protocol, "the broker does not speak MQTT 3.1.1"),
                     _ => (Reason::Refused, "the broker refused the connection"),
@@ -235,9 +239,17 @@ impl Target {
         if self.mqtt.sys {
             let figures = figures(&connection.said);
             let failure = figures.is_empty().then(|| {
-                let error = Error::new("the broker tells nothing of itself")
-                    .with_hint("may this user read $SYS/#? sys = false leaves it out");
-                self.failure(Reason::Permission, error)
+                if connection.refused.0 {
+                    let error = Error::new("the broker refuses its own figures to this user")
+                        .with_hint("let the user read $SYS/#, or leave them out by sys = false");
+                    return self.failure(Reason::Permission, error);
+                }
+                // Mosquitto's acl_file takes every subscription, and keeps back what it does not allow.
+                let why = "the broker takes the subscription and tells nothing of itself: $SYS is switched off \
+                           there, or kept from this user without a word";
+                let error = Error::new(why)
+                    .with_hint("see sys_interval and the ACL of the broker; sys = false leaves it out");
+                self.failure(Reason::NotOffered, error)
             });
             concerns.push(Concern { name: "sys", failure });
             samples.extend(figures);

@@ -15,7 +15,7 @@ mod list;
 mod sidekiq;
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
@@ -33,6 +33,7 @@ use list::Marks;
 pub struct Target {
     name: String,
     server: Redis,
+    timeout: Duration,
     queue: Queue,
     /// Absent while a collection has it, and after one that failed or was dropped.
     link: Option<Link>,
@@ -133,6 +134,7 @@ pub fn open(monitor: &config::Monitor, server: &Redis, queue: &Queue) -> Target 
     Target {
         name: monitor.name.clone(),
         server: server.clone(),
+        timeout: monitor.timeout,
         queue: queue.clone(),
         link: None,
         marks: Marks::new(),
@@ -150,7 +152,7 @@ impl Monitor for Target {
     async fn collect(&mut self) -> Result<Collected, Failure> {
         let mut link = match self.link.take() {
             Some(link) => link,
-            None => Link::connect(&self.server).await?,
+            None => Link::connect(&self.server, self.timeout).await?,
         };
         let mut found = Found::default();
         let (queues, marks) = (&self.queue.queues, &mut self.marks);
@@ -278,6 +280,9 @@ pub fn headline(samples: &[Sample]) -> String {
     let kind =
         of(&metrics::QUEUE_SOURCE).filter_map(|sample| sample.label("kind")).next().unwrap_or("queues");
     let count = of(&metrics::QUEUE_WAITING).count();
+    if count == 0 {
+        return format!("{kind}: how many wait is not known");
+    }
     let queues = if count == 1 { "queue" } else { "queues" };
     let mut text = format!("{kind}: {} waiting in {count} {queues}", sum(&metrics::QUEUE_WAITING));
     let unread = sum(&metrics::QUEUE_UNREAD);
@@ -304,6 +309,14 @@ mod tests {
             .filter(|sample| sample.label("state").is_none())
             .map(|sample| (sample.metric.name, sample.value))
             .collect()
+    }
+
+    #[test]
+    fn what_was_not_read_is_no_number_of_jobs() {
+        let source = Sample::new(&metrics::QUEUE_SOURCE, ["celery", "h:1"], 1.0);
+        assert_eq!(headline(std::slice::from_ref(&source)), "celery: how many wait is not known");
+        let queue = Sample::new(&metrics::QUEUE_WAITING, ["q"], 0.0);
+        assert_eq!(headline(&[source, queue]), "celery: 0 waiting in 1 queue");
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod bounded;
 mod info;
 pub(super) mod link;
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use ::redis::Value;
 use async_trait::async_trait;
@@ -27,6 +27,7 @@ use link::{Link, Reply};
 pub struct Target {
     name: String,
     server: Redis,
+    timeout: Duration,
     /// Absent while a collection has it, and after one that failed or was dropped.
     link: Option<Link>,
     reads: Option<Reads>,
@@ -34,7 +35,13 @@ pub struct Target {
 
 /// A monitor that is not connected yet.
 pub fn open(monitor: &config::Monitor, server: &Redis) -> Target {
-    Target { name: monitor.name.clone(), server: server.clone(), link: None, reads: None }
+    Target {
+        name: monitor.name.clone(),
+        server: server.clone(),
+        timeout: monitor.timeout,
+        link: None,
+        reads: None,
+    }
 }
 
 #[async_trait]
@@ -46,7 +53,7 @@ impl Monitor for Target {
     async fn collect(&mut self) -> Result<Collected, Failure> {
         let mut link = match self.link.take() {
             Some(link) => link,
-            None => Link::connect(&self.server).await?,
+            None => Link::connect(&self.server, self.timeout).await?,
         };
         let mut commands = vec![::redis::cmd("INFO"), ::redis::cmd("SLOWLOG"), ::redis::cmd("SLOWLOG")];
         commands[1].arg("LEN");
@@ -70,8 +77,13 @@ impl Monitor for Target {
             }
             Err(failure) => Some(failure),
         };
+        let is_cache = self.server.cache.or_else(|| info.evicts());
+        samples.extend(
+            is_cache.map(|is_cache| Sample::plain(&metrics::REDIS_CACHE, f64::from(u8::from(is_cache)))),
+        );
         self.link = Some(link);
-        Ok(Collected { samples, concerns: vec![Concern { name: "slowlog", failure }] })
+        let role = Concern { name: "role", failure: info.strange_role().map(not_offered) };
+        Ok(Collected { samples, concerns: vec![Concern { name: "slowlog", failure }, role] })
     }
 }
 
@@ -93,6 +105,10 @@ fn slowlog(length: Reply, last: Reply) -> Result<Vec<Sample>, Failure> {
 /// This host's clock.
 pub(super) fn now() -> f64 {
     metrics::timestamp(SystemTime::now())
+}
+
+fn not_offered(message: String) -> Failure {
+    Failure::new(Reason::NotOffered, Error::new(message))
 }
 
 /// An answer that is not what was asked for.

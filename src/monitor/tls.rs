@@ -7,7 +7,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -22,6 +22,7 @@ use crate::config::monitoring::{Bound, Tls};
 use crate::error::{Error, Result};
 use crate::metrics::{self, Metric, Sample, states};
 use crate::pem;
+use crate::trust::{Authorities, Verifier, is_authority, is_version_1};
 
 const DAY: f64 = 86_400.0;
 
@@ -36,6 +37,7 @@ pub static THRESHOLDS: &[Threshold] = &[
     bad("not_yet_valid"),
     bad("unknown_issuer"),
     bad("wrong_name"),
+    bad("version_1"),
     bad("invalid"),
     Threshold::of(&metrics::TLS_FILE_UP, None, Some(Bound::Below(0.5))),
 ];
@@ -49,19 +51,20 @@ const fn bad(state: &'static str) -> Threshold {
     }
 }
 
-/// A file, and what stands in it.
-type Read = (String, Result<Vec<CertificateDer<'static>>>);
+/// A file, and when what stands in it expires.
+type Read = (String, Result<Vec<Sample>>);
 
 /// A monitor of certificates.
 pub struct Target {
     name: String,
     tls: Tls,
+    timeout: Duration,
     reading: Option<JoinHandle<Vec<Read>>>,
 }
 
 /// A monitor that has seen nothing yet.
-pub fn open(name: &str, tls: &Tls) -> Target {
-    Target { name: name.to_owned(), tls: tls.clone(), reading: None }
+pub fn open(name: &str, tls: &Tls, timeout: Duration) -> Target {
+    Target { name: name.to_owned(), tls: tls.clone(), timeout, reading: None }
 }
 
 #[async_trait]
@@ -103,16 +106,23 @@ impl Target {
             let error = Error::new("a file has not been read since the last time; its disk hangs");
             return Err(Failure::new(Reason::Timeout, error));
         }
-        let files = self.tls.files.clone();
+        let (files, ca_file) = (self.tls.files.clone(), self.tls.ca_file.clone());
         let reading = self.reading.insert(tokio::task::spawn_blocking(move || {
-            let read = |file: PathBuf| (file.display().to_string(), pem::certificates(&file, "certificates"));
+            // Without them, every certificate of a file counts.
+            let authorities = trust::authorities(ca_file.as_deref()).ok();
+            let read = |file: PathBuf| {
+                let source = file.display().to_string();
+                let found = pem::certificates(&file, "certificates");
+                let found = found.and_then(|found| of_file(&source, &found, authorities.as_ref()));
+                (source, found)
+            };
             files.into_iter().map(read).collect()
         }));
         let read = reading.await.map_err(|e| Failure::new(Reason::Internal, Error::new(e)));
         self.reading = None;
         let mut broken = Ok(());
         for (source, found) in read? {
-            match found.and_then(|found| of_chain(&source, &found)) {
+            match found {
                 Ok(found) => {
                     samples.push(Sample::new(&metrics::TLS_FILE_UP, [&source], 1.0));
                     samples.extend(found);
@@ -130,7 +140,7 @@ impl Target {
         let Some(address) = &self.tls.address else { return Ok(Vec::new()) };
         let internal = |error: Error| Failure::new(Reason::Internal, error);
         let inner = trust::verifier(self.tls.ca_file.as_deref()).map_err(internal)?;
-        let witness = Arc::new(Witness { inner, seen: Mutex::default() });
+        let witness = Arc::new(Witness { inner: inner.clone(), seen: Mutex::default() });
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -143,7 +153,7 @@ impl Target {
         let name = self.tls.server_name.as_deref().unwrap_or(&address.host).to_owned();
         let name = ServerName::try_from(name).map_err(|e| internal(Error::new(e)))?;
         let started = Instant::now();
-        let stream = tcp::connect(address).await?;
+        let stream = tcp::connect(address, self.timeout).await?;
         let shaken = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
         let took = started.elapsed().as_secs_f64();
         let seen = witness.seen.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -165,21 +175,42 @@ impl Target {
         }
         if let Some((chain, state)) = seen {
             samples.extend(states(&metrics::TLS_VERIFICATION_STATE, &[], state));
-            let found = of_chain("handshake", &chain);
+            let found = of_chain("handshake", &chain, Some(inner.authorities()), |_| false);
             samples.extend(found.map_err(|error| Failure::new(Reason::Protocol, error))?);
         }
         Ok(samples)
     }
 }
 
-/// Expiry of each certificate, and of the first to expire.
-fn of_chain(source: &str, chain: &[CertificateDer<'_>]) -> Result<Vec<Sample>> {
+/// Those of a file, in which other certificates than the first may be somebody's own, too.
+fn of_file(
+    source: &str,
+    chain: &[CertificateDer<'_>],
+    authorities: Option<&Authorities>,
+) -> Result<Vec<Sample>> {
+    of_chain(source, chain, authorities, |certificate| !is_authority(certificate))
+}
+
+/// Expiry of each certificate, and of what is verified of them: where the first one is, what ends that, and of the
+/// others those that count by themselves. Where nothing is, the first to expire.
+fn of_chain(
+    source: &str,
+    chain: &[CertificateDer<'_>],
+    authorities: Option<&Authorities>,
+    counts: impl Fn(&CertificateDer<'_>) -> bool,
+) -> Result<Vec<Sample>> {
+    let verified = chain
+        .split_first()
+        .zip(authorities)
+        .and_then(|((own, others), authorities)| authorities.valid_until(own, others, UnixTime::now()));
     let mut samples = Vec::new();
-    let mut first = f64::INFINITY;
+    let mut first = verified.map_or(f64::INFINITY, |until| until.as_secs_f64());
     for (position, certificate) in chain.iter().enumerate() {
         let shown = trust::shown(certificate)?;
         let expiry = shown.not_after.as_secs_f64();
-        first = first.min(expiry);
+        if verified.is_none() || counts(certificate) {
+            first = first.min(expiry);
+        }
         let labels = [source, &position.to_string(), &shown.subject];
         samples.push(Sample::new(&metrics::TLS_CERTIFICATE_EXPIRY_TIMESTAMP, labels, expiry));
     }
@@ -190,7 +221,7 @@ fn of_chain(source: &str, chain: &[CertificateDer<'_>]) -> Result<Vec<Sample>> {
 /// Looks at the certificates, remembers what is thought of them, and lets the handshake go on.
 #[derive(Debug)]
 struct Witness {
-    inner: Arc<rustls::client::WebPkiServerVerifier>,
+    inner: Arc<Verifier>,
     seen: Mutex<Option<(Vec<CertificateDer<'static>>, &'static str)>>,
 }
 
@@ -236,6 +267,9 @@ impl ServerCertVerifier for Witness {
 
 fn state(error: &rustls::Error) -> &'static str {
     use CertificateError as C;
+    if is_version_1(error) {
+        return "version_1";
+    }
     let rustls::Error::InvalidCertificate(certificate) = error else { return "invalid" };
     match certificate {
         C::Expired | C::ExpiredContext { .. } => "expired",

@@ -4,27 +4,27 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::client::WebPkiServerVerifier;
+use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
-use rustls::{ClientConfig, RootCertStore};
 use x509_cert::der::Decode;
 
 use crate::error::{Error, Result};
 use crate::pem;
+use crate::trust::{Authorities, Check, Verifier};
 
-/// A verifier that trusts the authorities in a file, or the system's.
-pub fn verifier(ca_file: Option<&Path>) -> Result<Arc<WebPkiServerVerifier>> {
-    let mut roots = RootCertStore::empty();
+/// The judge of an address' certificates, who trusts the authorities in a file, or the system's.
+pub fn verifier(ca_file: Option<&Path>) -> Result<Arc<Verifier>> {
+    Ok(Arc::new(Verifier::new(Check::ChainAndName, authorities(ca_file)?)))
+}
+
+/// The authorities in a file, or the system's.
+pub fn authorities(ca_file: Option<&Path>) -> Result<Authorities> {
     let found = match ca_file {
         Some(path) => pem::trusted_certificates(path, "certificates")?,
         None => pem::system_certificates("ca_file")?,
     };
-    roots.add_parsable_certificates(found);
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().map_err(|error| {
-        Error::new(error)
-            .context("cannot set up TLS")
-            .with_hint("install the ca-certificates package, or set ca_file")
+    Authorities::new(found).map_err(|error| {
+        error.context("cannot set up TLS").with_hint("install the ca-certificates package, or set ca_file")
     })
 }
 
@@ -34,7 +34,8 @@ pub fn client(ca_file: Option<&Path>, own: Option<&(PathBuf, PathBuf)>) -> Resul
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| Error::new(e).context("cannot set up TLS"))?
-        .with_webpki_verifier(verifier(ca_file)?);
+        .dangerous()
+        .with_custom_certificate_verifier(verifier(ca_file)?);
     let Some((cert, key)) = own else { return Ok(builder.with_no_client_auth()) };
     let chain = pem::trusted_certificates(cert, "client certificate")?;
     builder

@@ -245,7 +245,10 @@ impl Target<'_> {
     async fn attempt(&self, config: &tokio_postgres::Config, mode: Tls) -> Result<Opened, Attempt> {
         let mut config = config.clone();
         config.ssl_mode(mode);
-        let stream = dial::dial(self.host, self.port, &self.connection.route).await.map_err(Attempt::Dial)?;
+        let stream =
+            dial::dial(self.host, self.port, &self.connection.route, self.connection.connect_timeout)
+                .await
+                .map_err(Attempt::Dial)?;
         let rule = Rule::new(self.connection, self.host);
         if mode == Tls::Disable {
             let stream = Inspected::new(Bounded::plain(stream), rule, false);

@@ -11,12 +11,13 @@ use tokio_util::either::Either;
 use super::relay::{self, Relay};
 use super::settings::{KEEPALIVE_COUNT, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL};
 use crate::config::Route;
+use crate::tcp;
 
 /// A connection of any kind.
 pub(super) type Stream = Either<TcpStream, Either<UnixStream, Relay>>;
 
-/// Connects.
-pub(super) async fn dial(host: &str, port: u16, route: &Route) -> io::Result<Stream> {
+/// Connects; `whole` is the time for the whole way to a session.
+pub(super) async fn dial(host: &str, port: u16, route: &Route, whole: Duration) -> io::Result<Stream> {
     match route {
         Route::Direct => {}
         Route::At(address) => return over_tcp(TcpStream::connect(address).await?),
@@ -27,7 +28,7 @@ pub(super) async fn dial(host: &str, port: u16, route: &Route) -> io::Result<Str
         let socket = UnixStream::connect(Path::new(host).join(format!(".s.PGSQL.{port}"))).await?;
         return Ok(Either::Right(Either::Left(socket)));
     }
-    over_tcp(TcpStream::connect((host, port)).await?)
+    over_tcp(tcp::connect(host, port, whole).await?)
 }
 
 fn over_tcp(stream: TcpStream) -> io::Result<Stream> {

@@ -29,7 +29,7 @@ fn a_scrape_shows_a_server_and_the_exporter_itself() {
     ] {
         assert_eq!(scrape.of(metric, &["site=\"test\""]).len(), 1, "{metric}\n{}", scrape.text);
     }
-    assert_eq!(scrape.of("opsd_monitor_failures_total", &[]).len(), 11);
+    assert_eq!(scrape.of("opsd_monitor_failures_total", &[]).len(), 12);
     assert_eq!(scrape.one("opsd_monitor_series_dropped_total", &[]), Some(0.0));
     let collected = scrape.one("opsd_monitor_collected_timestamp_seconds", &[]).unwrap();
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();

@@ -59,6 +59,7 @@ mod majors;
 mod minimal_role;
 mod monitor_backups;
 mod monitor_cascades;
+mod monitor_networks;
 mod monitor_pieces;
 mod monitor_postgres;
 mod monitor_probes;

@@ -342,6 +342,7 @@ fn a_million_jobs_cost_as_many_commands_as_one() {
         "client|list",
         "client|setname",
         "exec",
+        "exists",
         "get",
         "hexists",
         "hget",

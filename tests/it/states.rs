@@ -89,6 +89,7 @@ const MADE: &[(&str, &str, &str, &str)] = &[
     ("opsd_tls_verification_state", "not_yet_valid", PROBES, TLS),
     ("opsd_tls_verification_state", "unknown_issuer", PROBES, TLS),
     ("opsd_tls_verification_state", "wrong_name", PROBES, TLS),
+    ("opsd_tls_verification_state", "version_1", "tests/it/monitor_networks.rs", CERTIFICATES),
     ("opsd_tls_verification_state", "invalid", PROBES, TLS),
 ];
 const BACKUPS: &str = "tests/it/monitor_backups.rs";
@@ -99,6 +100,7 @@ const STANDBYS: &str = "tests/it/monitor_standbys.rs";
 const VERDICT: &str = "src/monitor/postgres/verdict.rs";
 const QUEUES: &str = "tests/it/monitor_queues.rs";
 const PROBES: &str = "tests/it/monitor_probes.rs";
+const CERTIFICATES: &str = "certificates_as_people_make_them_are_judged_alike_by_every_protocol";
 const TLS: &str = "tls_sees_the_whole_chain_whatever_is_wrong_with_it";
 
 /// Rows whose states are somebody else's words.

@@ -120,6 +120,7 @@ fn mqtt(mqtt: &Mqtt) -> Value {
     let password = mqtt.password.as_ref();
     table([
         ("url", json!(format!("{scheme}://{}", mqtt.address))),
+        ("client_id", json!(mqtt.client_id)),
         ("user", json!(mqtt.user)),
         ("password", value(password)),
         ("password_file", file(password)),

@@ -123,6 +123,7 @@ fn redis(server: &Redis) -> Vec<(&'static str, Value)> {
     if let Some((cert, key)) = &server.client {
         entries.extend([("cert_file", json!(cert)), ("key_file", json!(key))]);
     }
+    entries.extend(server.cache.map(|is_cache| ("cache", json!(is_cache))));
     entries
 }
 

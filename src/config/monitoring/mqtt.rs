@@ -13,6 +13,8 @@ pub struct Mqtt {
     pub address: Tcp,
     /// Whether the connection is encrypted.
     pub tls: bool,
+    /// What the client is called; absent means another name each time.
+    pub client_id: Option<String>,
     /// User name.
     pub user: Option<String>,
     /// Its password.
@@ -39,6 +41,7 @@ pub(super) fn mqtt(walk: &mut Walk<'_>, monitor: &Section<'_>) -> Option<Mqtt> {
         &section,
         &[
             "url",
+            "client_id",
             "user",
             "password",
             "password_file",
@@ -76,6 +79,11 @@ pub(super) fn mqtt(walk: &mut Walk<'_>, monitor: &Section<'_>) -> Option<Mqtt> {
             walk.mistake(&text.place, "is no topic that one can publish to", "as in \"opsd/probe\"");
         }
         topic = text.value;
+    }
+    let client_id = walk.filled(&section, "client_id");
+    if let Some(text) = client_id.as_ref().filter(|text| text.value.len() > 1000 || text.value.contains('\0'))
+    {
+        walk.mistake(&text.place, "is no name of a client", "as in \"opsd-site-1\"");
     }
     let round_trip = walk.boolean(&section, "round_trip").unwrap_or(true);
     let sys = walk.boolean(&section, "sys").unwrap_or(true);
@@ -118,6 +126,7 @@ pub(super) fn mqtt(walk: &mut Walk<'_>, monitor: &Section<'_>) -> Option<Mqtt> {
     Some(Mqtt {
         address: address?,
         tls,
+        client_id: client_id.map(|text| text.value),
         user,
         password,
         ca_file,

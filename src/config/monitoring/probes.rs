@@ -266,11 +266,9 @@ pub(super) fn tls(walk: &mut Walk<'_>, monitor: &Section<'_>) -> Option<Tls> {
         if !section.has("files") {
             walk.missing(&section, "address", "address = \"HOST:PORT\", or files = [\"/path/of/a.pem\"]");
         }
-        for key in ["server_name", "ca_file"] {
-            if section.has(key) {
-                let place = walk.place(&section, key);
-                walk.mistake(&place, "has no meaning without an address", "add address, or remove it");
-            }
+        if section.has("server_name") {
+            let place = walk.place(&section, "server_name");
+            walk.mistake(&place, "has no meaning without an address", "add address, or remove it");
         }
     }
     let address = address(walk, &section, "address");

@@ -27,6 +27,8 @@ pub struct Redis {
     pub ca_file: Option<PathBuf>,
     /// Client certificate and its key.
     pub client: Option<(PathBuf, PathBuf)>,
+    /// Whether it is a cache, whose misses matter; absent means that its policy tells.
+    pub cache: Option<bool>,
 }
 
 /// Where a Redis server is.
@@ -59,8 +61,9 @@ impl std::fmt::Display for RedisAddress {
 pub(in crate::config) fn redis(walk: &mut Walk<'_>, section: &Section<'_>, name: &str) -> Option<Redis> {
     const FORMS: &str =
         "as in redis://HOST:6379/0, rediss://USER:${PASSWORD}@HOST:6380/0 or unix:///run/redis.sock";
-    walk.only(section, &["url", "user", "password_file", "ca_file", "cert_file", "key_file"]);
+    walk.only(section, &["url", "user", "password_file", "ca_file", "cert_file", "key_file", "cache"]);
     let password_file = walk.secret_file(section, "password_file");
+    let cache = walk.boolean(section, "cache");
     let Some(mut url) = walk.filled(section, "url") else {
         if !section.has("url") {
             walk.missing(section, "url", FORMS);
@@ -126,6 +129,7 @@ pub(in crate::config) fn redis(walk: &mut Walk<'_>, section: &Section<'_>, name:
         password,
         ca_file,
         client,
+        cache,
     })
 }
 

@@ -7,8 +7,8 @@
 //! time gains nothing.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::redirect::Policy;
@@ -31,6 +31,8 @@ pub(super) struct Hops {
     followed: Arc<AtomicUsize>,
     /// Whether the target itself is inside, with all of its addresses.
     is_inside: Arc<AtomicBool>,
+    /// What the last name stands for.
+    addresses: Arc<Mutex<Vec<IpAddr>>>,
 }
 
 impl Hops {
@@ -41,6 +43,11 @@ impl Hops {
             hops.is_inside.store(is_inside(address), Ordering::Relaxed);
         }
         hops
+    }
+
+    /// The addresses that were tried last, where a name was looked up.
+    pub(super) fn addresses(&self) -> Vec<IpAddr> {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How many redirects were followed.
@@ -80,6 +87,8 @@ impl Hops {
     }
 
     fn judge(&self, addresses: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, String> {
+        *self.addresses.lock().unwrap_or_else(PoisonError::into_inner) =
+            addresses.iter().map(SocketAddr::ip).collect();
         if self.followed() == 0 {
             // Which of them is asked is not known here, and whoever owns the name chose all of them.
             let inside = !addresses.is_empty() && addresses.iter().all(|address| is_inside(address.ip()));

@@ -6,20 +6,28 @@
 //! neither when it was sent nor who will read it. So there is the time since the head has been the
 //! same, and, as the most that can be known of workers, the clients that wait for lists of the
 //! database.
+//!
+//! An empty queue has no key, and so has one under another prefix. What kombu leaves of each exchange that was ever
+//! declared, `_kombu.binding.*`, tells them apart.
 
 use redis::Value;
 
-use super::super::Failure;
 use super::super::redis::link::{Link, Reply};
+use super::super::{Failure, Reason};
 use super::list::{self, Marks, integer};
 use super::{Arrivals, Consumers, Found, Reading, clients};
 use crate::config::monitoring::End;
+use crate::error::Error;
 use crate::metrics;
 
 /// Priorities that a message may have; workers round down to those that are configured.
 const PRIORITIES: std::ops::RangeInclusive<u8> = 0..=9;
 /// What a worker's connection that waits does.
 const WAITS: &[&str] = &["brpop"];
+
+/// What kombu binds queues to: the default exchange, and those that every worker declares for itself. A queue's own
+/// exchange has its name unless somebody gave it another.
+const EXCHANGES: [&str; 4] = ["celery", "celery.pidbox", "reply.celery.pidbox", "celeryev"];
 
 /// Where things are.
 pub(super) struct Keys<'a> {
@@ -67,14 +75,37 @@ pub(super) async fn collect(
     unacknowledged.arg(format!("{}unacked", keys.prefix));
     commands.push(unacknowledged);
     commands.extend(list::set_commands(&format!("{}unacked_index", keys.prefix)));
+    let mut declared = redis::cmd("EXISTS");
+    for exchange in queues.iter().map(String::as_str).chain(EXCHANGES) {
+        declared.arg(format!("{}_kombu.binding.{exchange}", keys.prefix));
+    }
+    commands.push(declared);
     let mut replies = link.ask(commands).await?.into_iter();
+    let mut readings = Vec::new();
     for queue in queues {
         let lists: Vec<_> =
             lists(keys, queue).map(|key| list::read(&key, End::Right, &mut replies, marks)).collect();
         let lists = lists.into_iter().collect::<Result<Vec<_>, _>>();
-        found.queue(queue, lists.map(|lists| reading(queue, lists, consumers)));
+        readings.push(lists.map(|lists| reading(queue, lists, consumers)));
     }
     let failure = unacknowledged_tasks(&mut replies, found).err();
+    // Whoever may not ask is not told.
+    let nobody = matches!(replies.next(), Some(Ok(Value::Int(0))));
+    let is_empty = |reading: &Result<Reading, Failure>| reading.as_ref().is_ok_and(|r| r.waiting == 0.0);
+    if nobody && readings.iter().all(is_empty) {
+        let error = Error::new(format!(
+            "no Celery has declared a queue in database {} with the prefix {:?}",
+            keys.database, keys.prefix
+        ))
+        .with_hint(
+            "compare prefix with global_keyprefix of the transport's options, and the database of the URL",
+        );
+        found.note("queues", Some(Failure::new(Reason::Refused, error)));
+    } else {
+        for (queue, reading) in queues.iter().zip(readings) {
+            found.queue(queue, reading);
+        }
+    }
     found.note("unacknowledged", failure);
     Ok(())
 }

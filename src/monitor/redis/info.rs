@@ -41,6 +41,29 @@ impl<'a> Info<'a> {
         self.text(field)?.parse().ok().filter(|number: &f64| number.is_finite())
     }
 
+    /// Whether keys are removed when memory is full, which is what caches are for; none where the server does not
+    /// tell.
+    pub fn evicts(&self) -> Option<bool> {
+        self.text("maxmemory_policy").map(|policy| policy != "noeviction")
+    }
+
+    /// What is said of itself by a server that is neither a primary nor a replica.
+    pub fn strange_role(&self) -> Option<String> {
+        let known = "a primary's and a replica's figures are not judged";
+        match self.text("role") {
+            Some("master" | "slave") => None,
+            Some(role) => {
+                let role: String = role.chars().take(30).collect();
+                Some(format!("the server's role {role:?} is not known; {known}"))
+            }
+            None => {
+                let mode = self.text("server_mode").or(self.text("redis_mode")).unwrap_or("unknown");
+                let mode: String = mode.chars().take(30).collect();
+                Some(format!("the server tells no role, and is in mode {mode:?}; {known}"))
+            }
+        }
+    }
+
     fn flag(&self, field: &str) -> Option<bool> {
         self.number(field).map(|number| number != 0.0)
     }
@@ -297,6 +320,15 @@ mod tests {
     #[test]
     fn no_answer_is_none() {
         assert!(Info::parse("").is_none() && Info::parse("HTTP/1.1 400 Bad Request\nx: y").is_none());
+    }
+
+    /// As KeyDB says it of two primaries that copy each other.
+    #[test]
+    fn a_role_that_is_not_known_is_named() {
+        let role = |text: &str| Info::parse(&format!("redis_version:6.3.4\n{text}")).unwrap().strange_role();
+        assert!(role("role:active-replica\n").unwrap().contains("role \"active-replica\" is not known"));
+        assert!(role("redis_mode:sentinel\n").unwrap().contains("no role, and is in mode \"sentinel\""));
+        assert_eq!((role("role:master\n"), role("role:slave\n")), (None, None));
     }
 
     proptest! {

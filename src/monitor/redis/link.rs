@@ -5,7 +5,9 @@
 //! answered one by one, so that one that is refused takes only itself down. Nothing here writes.
 //! Dropping a link closes its connection, and with it whatever was under way.
 
+use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Cmd, Pipeline, RedisConnectionInfo, RedisError, Value};
@@ -19,6 +21,8 @@ use super::super::{Failure, Reason, trust};
 use super::bounded::{Bounded, Refused};
 use crate::config::{Redis, RedisAddress};
 use crate::error::{Context, Error, Result};
+use crate::tcp;
+use crate::trust::is_version_1;
 
 /// What the connection is called in `CLIENT LIST`.
 const CLIENT_NAME: &str = "opsd-monitor";
@@ -44,7 +48,7 @@ impl Drop for Link {
 impl Link {
     /// Connects, authenticates and selects the database. The password's file is read each time, so
     /// that a new password needs no restart.
-    pub async fn connect(server: &Redis) -> Result<Link, Failure> {
+    pub async fn connect(server: &Redis, timeout: Duration) -> Result<Link, Failure> {
         let on = || format!("cannot connect to {}", server.address);
         let mut link = match &server.address {
             RedisAddress::Unix(path) => {
@@ -52,8 +56,9 @@ impl Link {
                 Link::over(stream.with_context(on).map_err(unreachable)?).await?
             }
             RedisAddress::Tcp { host, port, tls } => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await;
-                let stream = stream.with_context(on).map_err(unreachable)?;
+                let stream = tcp::connect(host, *port, timeout).await;
+                let stream = stream
+                    .map_err(|error| super::super::tcp::unreachable(error, &server.address.to_string()))?;
                 let _ = stream.set_nodelay(true);
                 if *tls {
                     Link::over(secure(server, host, stream).await?).await?
@@ -177,15 +182,34 @@ fn refused(code: &str, details: &str) -> Failure {
             (Reason::Authentication, Some("the server has no password for this user: leave it out"))
         }
         "NOPERM" => (Reason::Permission, Some("ACL SETUSER gives the right to run it")),
+        "ERR" if details.starts_with("unknown command") || details.starts_with("unknown subcommand") => {
+            (Reason::NotOffered, Some("the server has it removed or renamed; what it tells is left out"))
+        }
         "LOADING" | "MASTERDOWN" | "BUSY" | "CLUSTERDOWN" => (Reason::NotReady, None),
+        "MOVED" | "ASK" | "CROSSSLOT" => {
+            (Reason::Refused, Some("name the member that has the key as a [redis.NAME] of its own"))
+        }
         "ERR" if details.contains("max number of clients") => (Reason::TooManyConnections, None),
         "DENIED" => (Reason::Refused, Some("protected mode: the server wants a password or a bind address")),
         _ => (Reason::Refused, None),
     };
-    let details = match code {
-        "WRONGPASS" | "NOAUTH" | "LOADING" | "MASTERDOWN" | "BUSY" | "WRONGTYPE" | "NOPERM" => details,
-        "ERR" if reason != Reason::Refused => details,
-        _ => "",
+    if reason == Reason::NotOffered {
+        // Further on the text quotes what was sent.
+        let name = details.split(['\'', '`', '"', '|']).nth(1).unwrap_or_default();
+        let name: String = name.chars().filter(char::is_ascii_alphanumeric).take(30).collect();
+        let error = Error::new(format!("{} is not offered by the server", name.to_ascii_uppercase()));
+        return Failure::new(reason, hint.into_iter().fold(error, Error::with_hint));
+    }
+    let details: Cow<'_, str> = match code {
+        // `MOVED 12182 10.0.0.1:6379`, which holds nothing of ours.
+        "MOVED" | "ASK" => {
+            let at = details.rsplit(' ').next().unwrap_or_default();
+            format!("(the key is at {at}): it is a member of a cluster, and clusters are not followed").into()
+        }
+        "CROSSSLOT" => "(several keys): it is a member of a cluster, and clusters are not followed".into(),
+        "WRONGPASS" | "NOAUTH" | "LOADING" | "MASTERDOWN" | "BUSY" | "WRONGTYPE" | "NOPERM" => details.into(),
+        "ERR" if reason != Reason::Refused => details.into(),
+        _ => "".into(),
     };
     let text = format!("the server answered {code} {details}");
     let error = Error::new(text.trim_end());
@@ -233,7 +257,14 @@ async fn secure(
         .map_err(|_| tls(Error::new(format!("{host} is no name that a certificate can bear"))))?;
     let connector = TlsConnector::from(Arc::new(config));
     let stream = connector.connect(name, stream).await;
-    stream.with_context(|| format!("no TLS with {host}")).map_err(|error| {
-        tls(error.with_hint("set ca_file to the certificate of the authority that signed the server's"))
+    stream.map_err(|error| {
+        let is_known = error.get_ref().and_then(|why| why.downcast_ref()).is_some_and(is_version_1);
+        let error = Error::from(error).context(format!("no TLS with {host}"));
+        tls(match is_known {
+            true => error,
+            false => {
+                error.with_hint("set ca_file to the certificate of the authority that signed the server's")
+            }
+        })
     })
 }

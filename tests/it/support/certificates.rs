@@ -67,6 +67,21 @@ impl Authority {
     }
 }
 
+impl Authority {
+    /// The same authority, name and key, as another one signed it.
+    pub fn cross_signed(&self, by: &Authority, not_after: u64) -> Pair {
+        let key = KeyPair::from_pem(&self.pair.key.serialize_pem()).expect("a key");
+        let issuer = Issuer::from_params(&by.params, &by.pair.key);
+        let mut params = self.params.clone();
+        params.not_after = params.not_before
+            + Duration::from_secs(
+                not_after.checked_add_signed(-params.not_before.unix_timestamp()).expect("a time"),
+            );
+        let certificate = params.signed_by(&key, &issuer).expect("signed");
+        Pair { certificate, key }
+    }
+}
+
 impl Pair {
     /// Writes the certificate, with those that follow it in its chain, and the key.
     pub fn write(&self, certificate: &Path, key: &Path, chain: &[&Pair]) {

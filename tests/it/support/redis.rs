@@ -90,6 +90,11 @@ pub struct Redis {
 impl Redis {
     /// Starts one; `args` come after the usual ones.
     pub fn start(software: Software, args: &[&str]) -> Redis {
+        Redis::start_with(software, &[], args)
+    }
+
+    /// The same with `first` before the usual arguments, where the server takes its file.
+    pub fn start_with(software: Software, first: &[&str], args: &[&str]) -> Redis {
         let program = servers_directory().join(match software {
             Software::Redis => "redis/redis-server",
             Software::Redis62 => "redis62/redis-server",
@@ -110,7 +115,8 @@ impl Redis {
             ("--daemonize", "no".to_owned()),
         ];
         let usual = usual.into_iter().flat_map(|(key, value)| [key.to_owned(), value]);
-        let args: Vec<String> = usual.chain(args.iter().map(|arg| (*arg).to_owned())).collect();
+        let owned = |args: &[&str]| args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>();
+        let args: Vec<String> = owned(first).into_iter().chain(usual).chain(owned(args)).collect();
         let kept = Kept::start(program.as_os_str(), &args, &[], directory.path(), "server.log");
         let redis = Redis { kept: Some(kept), directory, port, password: String::new() };
         until("the server answers", || {
