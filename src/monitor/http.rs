@@ -79,10 +79,20 @@ impl Monitor for Target {
         let mut response = request.send().await.map_err(|error| self.failure(error, &hops))?;
         let first_byte = started.elapsed().as_secs_f64();
         let bound = self.timeout * BODY_PART.0 / BODY_PART.1;
+        let promised = response.content_length();
         let (mut bytes, mut flaw) = (Vec::new(), None);
         loop {
             let left = bound.saturating_sub(started.elapsed());
             let Ok(chunk) = tokio::time::timeout(left, response.chunk()).await else {
+                // A body that told its length is not one that goes on and on.
+                if let Some(promised) = promised {
+                    let error = Error::new(format!(
+                        "{} of {promised} bytes of the body came within {} s",
+                        bytes.len(),
+                        bound.as_secs_f64()
+                    ));
+                    return Err(Failure::new(Reason::Timeout, error));
+                }
                 flaw = Some(Flaw::Endless(bound));
                 break;
             };

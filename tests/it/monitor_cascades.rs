@@ -159,7 +159,8 @@ fn in_a_cascade_of_one_name_each_pair_has_its_own_verdict() {
 /// What `pg_basebackup` and `pg_receivewal` open reads WAL and replays none.
 #[test]
 fn the_stream_of_a_base_backup_is_no_standby() {
-    let primary = postgres::default_server();
+    // Its own: a base backup whose client is gone keeps DROP DATABASE waiting there.
+    let primary = &Server::start(postgres::default_major(), &Options::default());
     let directory = primary.subdirectory(&postgres::unique("copy"));
     let mut copy = primary.client("pg_basebackup");
     copy.args(["--no-slot", "-X", "stream", "-c", "fast", "--max-rate=32", "-U", SUPERUSER, "-D"]);

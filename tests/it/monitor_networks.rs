@@ -207,6 +207,8 @@ async fn an_expired_cross_sign_beside_a_valid_chain_does_not_matter() {
     let server = root.sign(&["localhost"], "server", in_days(60));
     let short = Authority::new("Short Root", in_days(3));
     let under = short.sign(&["localhost"], "under", in_days(60));
+    let gone = Authority::new("Gone Root", in_days(-1));
+    let under_gone = gone.sign(&["localhost"], "under", in_days(60));
     let mut opsd = site("");
     let write = |pair: &Pair, name: &str, chain: &[&Pair]| {
         let file = opsd.path(&format!("{name}.pem"));
@@ -216,14 +218,16 @@ async fn an_expired_cross_sign_beside_a_valid_chain_does_not_matter() {
     let (ca, file) = (write(&root.pair, "ca", &[]), write(&server, "server", &[&cross]));
     let second = server_for_itself(&root, in_days(2));
     let two = write(&server, "two", &[&cross, &second]);
-    let short = write(&short.pair, "short", &[]);
+    let (short, gone) = (write(&short.pair, "short", &[]), write(&gone.pair, "gone", &[]));
     let port = tls_server(&[&server, &cross]).await;
     let soon = tls_server(&[&under]).await;
+    let over = tls_server(&[&under_gone]).await;
     opsd.more = format!(
         "[monitor.net]\ntls = {{ address = \"localhost:{port}\", ca_file = {ca:?} }}\n\
          [monitor.file]\ntls = {{ files = [{file:?}], ca_file = {ca:?} }}\n\
          [monitor.two]\ntls = {{ files = [{two:?}], ca_file = {ca:?} }}\n\
-         [monitor.soon]\ntls = {{ address = \"localhost:{soon}\", ca_file = {short:?} }}\n"
+         [monitor.soon]\ntls = {{ address = \"localhost:{soon}\", ca_file = {short:?} }}\n\
+         [monitor.over]\ntls = {{ address = \"localhost:{over}\", ca_file = {gone:?} }}\n"
     );
     let scrape = collected(&opsd);
     let days = |metric: &str, labels: &[&str]| {
@@ -234,10 +238,13 @@ async fn an_expired_cross_sign_beside_a_valid_chain_does_not_matter() {
     let each = "opsd_tls_certificate_expiry_timestamp_seconds";
     assert_eq!(days(each, &["monitor=\"net\"", "position=\"1\""]), -2.0, "it is shown all the same");
     // The one that is not shown by the server ends the chain as well.
-    assert_eq!(["net", "file", "two", "soon"].map(first), [60.0, 60.0, 2.0, 3.0], "{}", scrape.text);
+    let found = ["net", "file", "two", "soon", "over"].map(first);
+    assert_eq!(found, [60.0, 60.0, 2.0, 3.0, -1.0], "{}", scrape.text);
     check(&opsd, "net", 0, &["OPSD OK"]);
     check(&opsd, "file", 0, &["OPSD OK"]);
     check(&opsd, "two", 2, &["tls_expiry_timestamp_seconds"]);
+    // An authority that is over does not end the alarm.
+    check(&opsd, "over", 2, &["tls_expiry_timestamp_seconds"]);
 }
 
 fn server_for_itself(authority: &Authority, not_after: u64) -> Pair {

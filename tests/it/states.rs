@@ -72,7 +72,18 @@ const MADE: &[(&str, &str, &str, &str)] = &[
         VERDICT,
         "of_two_with_one_name_neither_hears_of_the_other",
     ),
+    (
+        "opsd_postgres_replication_state",
+        "delayed",
+        VERDICT,
+        "a_standby_that_is_late_on_purpose_is_not_behind",
+    ),
     ("opsd_postgres_replication_state", "unknown", VERDICT, "what_the_pieces_do_not_tell_is_unknown"),
+    ("opsd_postgres_logical_slot_state", "active", CASCADES, LOGICAL),
+    ("opsd_postgres_logical_slot_state", "inactive", CASCADES, LOGICAL),
+    ("opsd_postgres_subscription_state", "running", CASCADES, LOGICAL),
+    ("opsd_postgres_subscription_state", "not_running", CASCADES, LOGICAL),
+    ("opsd_postgres_subscription_state", "disabled", CASCADES, LOGICAL),
     ("opsd_queue_emptying_state", "empty", QUEUES, "sidekiq_from_the_first_job_to_a_killed_worker"),
     ("opsd_queue_emptying_state", "never", QUEUES, "sidekiq_from_the_first_job_to_a_killed_worker"),
     ("opsd_queue_emptying_state", "emptying", QUEUES, "lists_sorted_sets_and_streams"),
@@ -96,6 +107,8 @@ const BACKUPS: &str = "tests/it/monitor_backups.rs";
 const ALL_OF_BACKUPS: &str = "rehearsals_and_sets_come_to_whatever_the_catalogue_names";
 const POSTGRES: &str = "tests/it/monitor_postgres.rs";
 const PAIR: &str = "a_pair_of_servers_is_judged_from_both_ends";
+const CASCADES: &str = "tests/it/monitor_cascades.rs";
+const LOGICAL: &str = "a_logical_slot_and_a_subscription_that_stand_still_are_seen_at_both_ends";
 const STANDBYS: &str = "tests/it/monitor_standbys.rs";
 const VERDICT: &str = "src/monitor/postgres/verdict.rs";
 const QUEUES: &str = "tests/it/monitor_queues.rs";

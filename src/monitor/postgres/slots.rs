@@ -23,14 +23,16 @@ fn sql(facts: &Facts) -> Option<Sql> {
     Some(sql)
 }
 
-fn read(_: &Facts, rows: &[Row], found: &mut Found) -> Result<()> {
+fn read(facts: &Facts, rows: &[Row], found: &mut Found) -> Result<()> {
     for row in rows {
         let (slot, kind, database) = (&*text(row, "slot")?, text(row, "type")?, text(row, "database")?);
         found.add(&metrics::POSTGRES_SLOT, [slot, &kind, &database], Some(1.0));
         let active: Option<bool> = get(row, "active")?;
         found.add(&metrics::POSTGRES_SLOT_ACTIVE, [slot], active.map(truth));
-        // A temporary one goes with its session.
-        if kind == "logical" && !get(row, "temporary")?.unwrap_or(false) {
+        // A temporary one goes with its session, and one that copies a table of a subscription with the copy. On a standby
+        // nobody reads what waits there for a promotion.
+        let goes = get(row, "temporary")?.unwrap_or(false) || is_of_a_copy(slot);
+        if kind == "logical" && !goes && (!facts.in_recovery || active == Some(true)) {
             let state = if active == Some(true) { "active" } else { "inactive" };
             let labels = [slot, &*database];
             found.samples.extend(metrics::states(&metrics::POSTGRES_LOGICAL_SLOT_STATE, &labels, state));
@@ -43,4 +45,10 @@ fn read(_: &Facts, rows: &[Row], found: &mut Found) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether a slot is one that a subscription makes to copy a table (`pg_16394_sync_16384_7…`,
+/// `ReplicationSlotNameForTablesync` in PostgreSQL's source). Nobody reads it while the copy runs.
+fn is_of_a_copy(slot: &str) -> bool {
+    slot.starts_with("pg_") && slot.contains("_sync_")
 }

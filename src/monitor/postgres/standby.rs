@@ -3,6 +3,9 @@
 use super::{Concern, Need, Scope, get, text, truth, verdict};
 use crate::metrics;
 
+/// Seconds beyond its delay after which a standby is no longer late on purpose.
+const SLACK: f64 = 60.0;
+
 /// A receiver gives up after `wal_receiver_timeout`; where that is off, its default.
 const SQL: &str = "
     SELECT coalesce(r.slot_name::text, nullif(current_setting('primary_slot_name'), ''),
@@ -23,6 +26,7 @@ const SQL: &str = "
            pg_wal_lsn_diff(pg_last_wal_receive_lsn(), '0/0')::float8 AS received,
            pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::float8 AS replayed,
            extract(epoch FROM pg_last_xact_replay_timestamp())::float8 AS committed,
+           extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8 AS age,
            pg_is_wal_replay_paused() AS paused
       FROM (SELECT) AS always LEFT JOIN pg_stat_wal_receiver r ON true";
 
@@ -58,7 +62,7 @@ pub(super) const CONCERN: Concern = Concern {
                 paused,
                 moved: None,
                 since: get(row, "since")?.map(|since: f64| since - facts.ahead),
-                delayed: delay > Some(0.0),
+                delayed: is_on_purpose(delay, get(row, "age")?),
                 before: None,
                 replays: false,
             };
@@ -67,3 +71,22 @@ pub(super) const CONCERN: Concern = Concern {
         Ok(())
     },
 };
+
+/// Whether a standby that has rows left to replay waits for its `recovery_min_apply_delay`: then the last transaction
+/// that it replayed is no older than that.
+fn is_on_purpose(delay: Option<f64>, age: Option<f64>) -> bool {
+    delay.is_some_and(|delay| delay > 0.0 && age.is_none_or(|age| age <= delay + SLACK))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_standby_is_late_on_purpose_as_far_as_the_purpose_goes() {
+        assert!(is_on_purpose(Some(5.0), Some(4.0)) && is_on_purpose(Some(5.0), None));
+        assert!(is_on_purpose(Some(5.0), Some(5.0 + SLACK)));
+        assert!(!is_on_purpose(Some(5.0), Some(3_600.0)), "hours behind a delay of seconds");
+        assert!(!is_on_purpose(Some(0.0), Some(0.0)) && !is_on_purpose(None, Some(0.0)));
+    }
+}
