@@ -74,6 +74,15 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
         let mut far = refresh::asking_others(target, &entries).await?;
         far.retain(|id| !without.contains(id));
         without.extend(&far);
+        let mut later = |is_wanted: &dyn Fn(&Entry) -> bool| -> HashSet<i32> {
+            let wanted = entries.iter().filter(|e| is_wanted(e)).map(|e| e.dump_id);
+            wanted.filter(|id| without.insert(*id)).collect()
+        };
+        // A guard against changes must not meet the restore that brings it.
+        let guards = later(&is_guard);
+        // What reads an extension's tables wants their rows, which come afterwards.
+        let extra = stream(EXTENSION_TABLES);
+        let late = later(&|e| extra.is_some() && e.desc == "MATERIALIZED VIEW DATA");
         let restored = run_stream(origin, database, full, target, arguments, without, true).await?;
         loaded.schema = restored.entries;
         loaded.warnings.extend(restored.warnings);
@@ -84,20 +93,28 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
         let (lost, failed): (Vec<_>, Vec<_>) = restored.failed.into_iter().partition(is_of_rows);
         loaded.lost = lost.iter().map(|c| lacking(of_rows(c), &failed)).collect();
         loaded.failed = failed;
-        let entries = std::mem::take(&mut loaded.schema);
-        let archive = later_in_memory(&entries)?;
-        if !far.is_empty() {
-            loaded.finish(refresh::fill(target, &archive, &entries, far, arguments).await?);
-        }
-        retry(target, &archive, &entries, arguments, &mut loaded).await?;
-        loaded.schema = entries;
-        if let Some(extra) = stream(EXTENSION_TABLES) {
+        if let Some(extra) = extra {
             let may_bundle = !loaded.warnings.iter().any(|warning| warning == HARMLESS_TIMEOUT);
             if let Some(without) = unwanted(origin, extra, target).await? {
                 let (_, said) = load_stream(origin, database, extra, target, may_bundle, without).await?;
                 loaded.add_warnings(said);
             }
         }
+        let entries = std::mem::take(&mut loaded.schema);
+        let archive = later_in_memory(&entries)?;
+        if !late.is_empty() {
+            let part = Part::Entries(&late);
+            loaded.finish(run_after_rows(target, &archive, &entries, part, target.jobs, arguments).await?);
+        }
+        if !far.is_empty() {
+            loaded.finish(refresh::fill(target, &archive, &entries, far, arguments).await?);
+        }
+        retry(target, &archive, &entries, arguments, &mut loaded).await?;
+        if !guards.is_empty() {
+            let part = Part::Entries(&guards);
+            loaded.finish(run_after_rows(target, &archive, &entries, part, 1, arguments).await?);
+        }
+        loaded.schema = entries;
         loaded.seconds.push(("data", begun.elapsed().as_secs_f64()));
         return Ok(loaded);
     }
@@ -157,7 +174,7 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
         entries.iter().filter(|e| is_wanted(e)).map(|e| e.dump_id).filter(|id| left.remove(id)).collect()
     };
     // A guard against changes must not meet the restore that brings it: up to 16 nothing turns it off.
-    let guards = take(&mut left, &|e| e.desc == "EVENT TRIGGER" || e.tag.starts_with("EVENT TRIGGER "));
+    let guards = take(&mut left, &is_guard);
     // A server that never answers keeps nothing else waiting.
     let asking = refresh::asking_others(target, &entries).await?;
     let far = take(&mut left, &|e| asking.contains(&e.dump_id));
@@ -194,6 +211,11 @@ pub async fn load(origin: &Origin, database: &Database, target: &Target) -> Resu
     loaded.schema = Arc::unwrap_or_clone(entries);
     loaded.seconds.push(("post-data", clock.elapsed().as_secs_f64()));
     Ok(loaded)
+}
+
+/// Whether an entry is an event trigger, or about one.
+fn is_guard(entry: &Entry) -> bool {
+    entry.desc == "EVENT TRIGGER" || entry.tag.starts_with("EVENT TRIGGER ")
 }
 
 /// Whether an entry, or what it is about, wants the rows of all tables before it.

@@ -241,7 +241,10 @@ impl Run<'_> {
             }
         };
         let result = self.rehearse_on(&scratch, &tools, &globals).await;
-        let result = result.map_err(|error| complaints::of_rehearsal(scratch.cause(error)));
+        let result = match result {
+            Ok(complete) => Ok(complete),
+            Err(error) => Err(complaints::of_rehearsal(scratch.cause(error).await)),
+        };
         if result.is_err() {
             self.lap(UNFINISHED);
             let log = complaints::log_lines(&scratch.log());

@@ -254,7 +254,9 @@ const NAME_TIME: &str = "%Y%m%dT%H%M%S%.6fZ";
 /// Whether it is a name as [`name`] makes them.
 pub fn is_written_name(relative: &str) -> bool {
     let time = relative.strip_prefix("verified-").and_then(|rest| rest.strip_suffix(".json"));
-    time.is_some_and(|time| chrono::NaiveDateTime::parse_from_str(time, NAME_TIME).is_ok())
+    let time = time.and_then(|time| chrono::NaiveDateTime::parse_from_str(time, NAME_TIME).ok());
+    // The parser also takes fewer digits.
+    time.is_some_and(|time| name(time.and_utc()) == relative)
 }
 
 /// Whether a key relative to a set's folder is a record's.
@@ -365,7 +367,10 @@ pub(crate) mod tests {
         assert_eq!(name, "verified-20261121T040200.500000Z.json");
         assert!(is_name(&name) && is_written_name(&name));
         assert!(at("2026-11-21T04:02:00Z") < name && name < at("2026-11-21T04:02:00.500001Z"));
-        assert!(!is_written_name("verified-x.json"));
+        for other in ["verified-x.json", "verified-20261121T040200Z.json", "verified-20261121T040200.5Z.json"]
+        {
+            assert!(!is_written_name(other), "{other}");
+        }
         assert!(!is_name("verified-20261121T040200.500000Z.json.minisig"));
         assert!(!is_name("verified-x/schema.json"), "a database's folder is no record");
     }

@@ -111,6 +111,7 @@ fn documents_have_these_keys_and_values_that_others_count() {
             "hints",
             "id",
             "job",
+            "place",
             "scope",
             "seconds",
             "server_version",

@@ -97,8 +97,8 @@ async fn exactly_the_orphans_go() {
         ("test/db/20261105T030000Z-bbbb/manifest.json.minisig", old),
         ("test/db/20261105T030000Z-bbbb/heartbeat.json", old),
         // Half removed by a prune that was killed.
-        ("test/gone/20261101T030000Z-cccc/verified-20261102T030000Z.json", old),
-        ("test/gone/20261101T030000Z-cccc/verified-20261102T030000Z.json.minisig", old),
+        ("test/gone/20261101T030000Z-cccc/verified-20261102T030000.000000Z.json", old),
+        ("test/gone/20261101T030000Z-cccc/verified-20261102T030000.000000Z.json.minisig", old),
         // A failed run that is not the newest; the newest one's data.
         ("test/db/20261106T030000Z-dddd/failed.json", old),
         ("test/db/20261106T030000Z-dddd/app/full.pgdump.zst.age", old),

@@ -18,17 +18,19 @@ use crate::set::manifest::Header;
 /// Parts of a stream that exist at the same time: one is filled while two are on their way. This is what
 /// a stream costs in memory; whoever fills waits until one comes back.
 const PARTS: usize = 3;
-/// Parts of a stream that are held beyond those while none comes back. Rows are then read at 320 KiB/s
+/// Bytes of a stream's parts that are held beyond those while none comes back. Rows are then read at 320 KiB/s
 /// (`backup::streams`), and a store that stands still is waited for some 240 s (`store::s3::retry`, with its last attempt):
-/// that is 75 MiB of rows that cannot be compressed, in parts of 8 MiB. A writer that waited before would keep the
-/// server's session in a write.
-const HELD: usize = 10;
+/// that is 75 MiB of rows that cannot be compressed. A writer that waited before would keep the server's session in a
+/// write.
+const HELD: usize = 80 << 20;
+/// Most parts that these are: as many as S3's smallest make.
+const MOST_HELD: usize = 16;
 /// How long to wait for a part's memory. An attempt that was given up, on a connection that nobody closes,
 /// keeps its part; then there is one more.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Pieces that wait for the upload. Memory is bounded by the parts; a writer that has one left must not wait for
 /// an upload that is being begun or committed, or that stands still.
-pub(super) const QUEUE: usize = PARTS + HELD + 1;
+pub(super) const QUEUE: usize = PARTS + MOST_HELD + 1;
 /// How often to look whether anybody still wants parts.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -75,6 +77,10 @@ impl PartBuffers {
         has_room(&state)
     }
 
+    fn most_held(&self) -> usize {
+        HELD.div_ceil(self.0.size.max(1)).clamp(1, MOST_HELD)
+    }
+
     /// A buffer beyond those that go round, unless there are as many of these already.
     fn take_extra(&self, most: usize) -> Option<Buffer> {
         let mut state = self.state();
@@ -90,7 +96,7 @@ impl PartBuffers {
     fn take(&self, may_wait: impl Fn(Duration) -> bool) -> Buffer {
         let begun = Instant::now();
         while !self.has_room(LOOK) {
-            if let Some(extra) = self.take_extra(HELD) {
+            if let Some(extra) = self.take_extra(self.most_held()) {
                 return extra;
             }
             if !may_wait(begun.elapsed()) {
@@ -259,13 +265,14 @@ mod tests {
     fn memory_that_does_not_come_back_is_not_waited_for_without_end() {
         let pool = BufferPool::new(10);
         let buffers = PartBuffers::new(10, pool.clone(), 0);
-        let mut kept: Vec<Buffer> = (0..PARTS + HELD).map(|_| buffers.take(|_| panic!("it waits"))).collect();
+        let mut kept: Vec<Buffer> =
+            (0..PARTS + MOST_HELD).map(|_| buffers.take(|_| panic!("it waits"))).collect();
         assert!(!buffers.has_room(Duration::ZERO));
         assert_eq!(buffers.take(|waited| waited < LOOK * 2).capacity(), 10);
         assert_eq!(buffers.take(|_| false).capacity(), 10, "the upload has failed");
         let mut part = || Part { buffer: kept.pop(), buffers: Arc::downgrade(&buffers.0) };
         let late = part();
-        (0..HELD).for_each(|_| drop(part()));
+        (0..MOST_HELD).for_each(|_| drop(part()));
         assert!(
             !buffers.has_room(Duration::ZERO),
             "the first that come back are those beyond the ones that go round"

@@ -71,7 +71,7 @@ async fn prune_deletes_the_manifest_first_then_its_signature() {
     let prefix = format!("example/db/{old}/");
     assert_eq!(removal.keys[0], format!("{prefix}manifest.json"));
     assert_eq!(removal.keys[1], format!("{prefix}manifest.json.minisig"));
-    assert!(removal.keys.contains(&format!("{prefix}verified-20261101T050000Z.json.minisig")));
+    assert!(removal.keys.contains(&format!("{prefix}verified-20261101T050000.000000Z.json.minisig")));
     assert_eq!(removal.keys.len(), 9);
     assert!(removal.foreign.is_empty());
 }

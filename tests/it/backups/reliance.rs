@@ -110,7 +110,7 @@ async fn junk_records_hide_no_older_one() {
     let bad = repository.set("2026-11-02T03:00:00Z").await;
     repository.verify_saying(&bad, "2026-11-02T05:00:00Z", Verdict::Differs, &[LOST]).await;
     for minute in 0..40 {
-        let name = format!("{SITE}/{JOB}/{bad}/verified-20261103T05{minute:02}00Z.json");
+        let name = format!("{SITE}/{JOB}/{bad}/verified-20261103T05{minute:02}00.000000Z.json");
         repository.put(&name, "{}").await;
         repository.put(&format!("{name}.minisig"), "untrusted comment: x\nx\n").await;
     }
@@ -120,8 +120,11 @@ async fn junk_records_hide_no_older_one() {
 
     // So many that they are not all read: then nobody knows what the others say.
     for number in 0..400 {
-        let name =
-            format!("{SITE}/{JOB}/{bad}/verified-20261104T05{:02}{:02}Z.json", number / 60, number % 60);
+        let name = format!(
+            "{SITE}/{JOB}/{bad}/verified-20261104T05{:02}{:02}.000000Z.json",
+            number / 60,
+            number % 60
+        );
         repository.put(&name, "{}").await;
         repository.put(&format!("{name}.minisig"), "untrusted comment: x\nx\n").await;
     }
