@@ -390,7 +390,7 @@ impl Scratch {
     }
 
     /// Why something failed on this server: the sandbox's own reason for ending it, where there is one.
-    pub fn cause(&self, error: Error) -> Error {
+    pub async fn cause(&self, error: Error) -> Error {
         // What was found in the set stays found, whatever ended the server.
         if error.kind() == Kind::Differs {
             return error;
@@ -404,27 +404,32 @@ impl Scratch {
                     None => ended,
                 }
             }
-            Some(Said::Ended(..) | Said::Contained(_)) | None => self.lost_container().unwrap_or(error),
+            Some(Said::Ended(..) | Said::Contained(_)) | None => self.lost_container().await.unwrap_or(error),
         }
     }
 
     /// What became of a server's container, where it is gone. Its client hears of that a moment later than a session does.
-    fn lost_container(&self) -> Option<Error> {
+    /// Nothing is repeated of what it logged: statements stand there, and code of the set may have written it.
+    async fn lost_container(&self) -> Option<Error> {
         self.held.as_ref()?;
         let socket = self.place.sockets().join(format!(".s.PGSQL.{PORT}"));
         let begun = Instant::now();
         loop {
-            // Whoever listens may be about to go, too: the end of a container reaches one process after the other.
-            let is_there = std::os::unix::net::UnixStream::connect(&socket).is_ok();
-            let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Ok(Some(status)) = keeper.status() {
-                return Some(image::lost(status, &keeper.stderr()).context("the scratch server was ended"));
+            // Whoever listens may be about to go, too: the end of a container reaches one process after the other. It may
+            // also be code of the set, which never accepts.
+            let asked = tokio::time::timeout(POLL, tokio::net::UnixStream::connect(&socket)).await;
+            let is_there = match asked {
+                Ok(Err(error)) => error.kind() == std::io::ErrorKind::WouldBlock,
+                Ok(Ok(_)) | Err(_) => true,
+            };
+            let status = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).status();
+            if let Ok(Some(status)) = status {
+                return Some(image::lost(status, "").context("the scratch server was ended"));
             }
-            drop(keeper);
             if begun.elapsed() > if is_there { GOING_BOUND } else { LOST_BOUND } {
                 return None;
             }
-            place::pause();
+            tokio::time::sleep(POLL).await;
         }
     }
 

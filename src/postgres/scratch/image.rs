@@ -168,7 +168,7 @@ fn complaint(stderr: &str) -> Option<String> {
     let of_server =
         |line: &&str| [" FATAL:  ", " PANIC:  ", "initdb: error"].iter().any(|word| line.contains(word));
     let rest = || lines().find(|line| !line.contains(" LOG:  "));
-    let found = lines().find(begins).or_else(|| lines().filter(of_server).next_back()).or_else(rest);
+    let found = lines().find(begins).or_else(|| lines().rfind(of_server)).or_else(rest);
     found.map(|line| printable::bounded(line, COMPLAINT_MAX).into_owned())
 }
 
@@ -394,6 +394,14 @@ pub async fn sweep(client: Client, scratch_dir: &Path) -> Result<()> {
             .ok()
             .map(|said| said.trim_end().to_owned())
     };
+    // Another rehearsal may remove the same one; one that stays keeps no other from being removed.
+    let remove_left = async |id: &str| {
+        if let Err(error) = ask(&["rm", "--force", "--volumes", id]).await
+            && label(id, LABEL).await.is_some()
+        {
+            tracing::warn!("cannot remove container {id}, which an earlier rehearsal left: {error}");
+        }
+    };
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     let looks = format!("label={LOOK_LABEL}");
     let ids = ask(&["ps", "--all", "--no-trunc", "--filter", &looks, "--format", "{{.ID}}"]).await?;
@@ -403,7 +411,7 @@ pub async fn sweep(client: Client, scratch_dir: &Path) -> Result<()> {
             .and_then(|until| until.parse().ok())
             .is_some_and(|until: u64| until < now)
         {
-            ask(&["rm", "--force", "--volumes", id]).await?;
+            remove_left(id).await;
         }
     }
     // Nothing was ever started in a directory that is not there.
@@ -417,7 +425,7 @@ pub async fn sweep(client: Client, scratch_dir: &Path) -> Result<()> {
         let directory = PathBuf::from(directory);
         // What cannot be seen may be somebody else's.
         if directory.parent() == Some(&scratch_dir) && matches!(directory.try_exists(), Ok(false)) {
-            ask(&["rm", "--force", "--volumes", id]).await?;
+            remove_left(id).await;
         }
     }
     Ok(())
