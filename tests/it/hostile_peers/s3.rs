@@ -150,7 +150,7 @@ fn a_head_without_end_is_refused() {
 fn an_object_without_end_is_refused() {
     let opsd = site(move |stream, head| {
         if head.contains("list-type=2") {
-            let keys = ["manifest.json", "manifest.json.minisig", "verified-20261121T040000Z.json"];
+            let keys = ["manifest.json", "manifest.json.minisig", "verified-20261121T040000.000000Z.json"];
             let contents = keys
                 .map(|key| format!("<Contents><Key>p/test/db/{ID}/{key}</Key><Size>500</Size></Contents>"));
             let body = format!("<ListBucketResult>{}</ListBucketResult>", contents.concat());
