@@ -9,6 +9,7 @@ use crate::support::postgres::{
     Options, SUPERUSER, Server, bin_dir, default_major, default_server, expect_success, for_some_majors,
     unique,
 };
+use crate::support::processes::until;
 use crate::support::sets::back_up;
 
 /// Tables that refer to each other across schemas, with all that makes a table one.
@@ -238,6 +239,8 @@ fn a_database_is_replaced_once_its_name_was_typed() {
         assert!(run.stdout.contains("that is not its name"), "{run}");
     }
     assert_eq!(rows(), "10");
+    let sessions = format!("SELECT count(*) FROM pg_stat_activity WHERE datname = '{database}'");
+    until("nobody is connected", || server.psql("postgres", &sessions) == "0");
     let run = at_a_terminal(&opsd, &replace, &format!("{database}\n")).expect_code(0);
     let said = run.stdout.replace("\r\n", "\n");
     for expected in [

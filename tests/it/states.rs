@@ -66,12 +66,7 @@ const MADE: &[(&str, &str, &str, &str)] = &[
         STANDBYS,
         "a_standby_that_reads_the_archive_is_replaying_until_it_streams",
     ),
-    (
-        "opsd_postgres_replication_state",
-        "caught_up",
-        VERDICT,
-        "of_two_with_one_name_neither_hears_of_the_other",
-    ),
+    ("opsd_postgres_replication_state", "caught_up", VERDICT, "a_healthy_pair"),
     (
         "opsd_postgres_replication_state",
         "delayed",
