@@ -6,7 +6,7 @@
 //! | `verify-ca` | the chain |
 //! | `verify-full` | the chain, and the host name |
 //!
-//! How it is checked is [`trust`](crate::trust)'s. A certificate without a subjectAltName never names a host
+//! How it is checked is [`crate::trust`]'s. A certificate without a subjectAltName never names a host
 //! there; libpq still falls back to the common name. Deliberately absent: encrypted client keys.
 
 use std::path::Path;
